@@ -1,0 +1,112 @@
+"""Which module each stage trains, which it freezes, and where their weights come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sfa_dist.checkpoint import write_weights
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
+from sfa_dist.models.weights import load_exactly, load_image_vit, load_stage1_into_tail, load_trunk, read_state
+from sfa_dist.recipe import ModelBlock, Stage2, StageBlock
+
+
+@dataclass
+class Parts:
+    """What the engine gets, and what runs frozen in front of it (None where everything is trained)."""
+
+    trainable: nn.Module
+    frozen: FrozenTrunk | None
+
+    def parameters(self) -> tuple[int, int]:
+        """(trainable, frozen) parameter counts."""
+        frozen = sum(p.numel() for p in self.frozen.parameters()) if self.frozen else 0
+        return sum(p.numel() for p in self.trainable.parameters()), frozen
+
+
+def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
+    """The whole ViViT, trainable; the trunk from an image checkpoint where one is given."""
+    with torch.device("meta"):
+        model = ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
+    build(model)
+    if image_checkpoint is not None:
+        load_image_vit(model.trunk, image_checkpoint)
+    return Parts(model, None)
+
+
+def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str) -> Parts:
+    """Frozen trunk and trainable tail, both from stage 1's weights (None: random, for measurements).
+
+    `classes` identifies the class list of the data; the head is kept when it is that of stage 1.
+    """
+    with torch.device("meta"):
+        trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
+    # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
+    build(trunk)
+    state = read_state(stage1) if stage1 else None
+    if state is not None:
+        load_trunk(trunk, state, str(stage1))
+    frozen = freeze(trunk, stage, pooled=not tail.takes_tokens)
+    build(tail)
+    if state is not None and stage1 is not None:
+        keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
+        load_stage1_into_tail(tail, state, keep_head, str(stage1))
+    return Parts(tail, frozen)
+
+
+def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
+    """The trunk as stage 2 runs it: in the engine's precision, in chunks."""
+    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+    return FrozenTrunk(trunk, stage.chunk_frames, pooled, stage.data.mean, stage.data.std, dtype)
+
+
+def save_final(path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """A stage's final weights in fp32. Of a frozen trunk only the hash is kept (metadata `trunk_sha256`)."""
+    prefix = "tail." if parts.frozen else ""
+    extra = {"trunk_sha256": parts.frozen.sha256()} if parts.frozen else {}
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in {**metadata, **extra}.items()}
+    write_weights(path, {prefix + name: tensor for name, tensor in parameters.items()}, text)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weights file; empty for a file that carries none. Raises CheckpointError when it is missing."""
+    if not path.is_file():
+        raise CheckpointError(f"no weights file {path}")
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) -> Parts:
+    """A finished stage's model for evaluation, in the engine's precision.
+
+    For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else RecipeError).
+    """
+    if not isinstance(stage, Stage2):
+        parts = assemble_end_to_end(stage, None)
+        load_exactly(parts.trainable, read_state(weights), str(weights))
+    else:
+        parts = assemble_stage2(stage, trunk_weights, classes="")
+        tail_state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+        load_exactly(parts.trainable, tail_state, str(weights))
+        expected = read_metadata(weights).get("trunk_sha256")
+        if parts.frozen is not None and parts.frozen.sha256() != expected:
+            raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
+    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+    parts.trainable.to(dtype).eval().requires_grad_(False)
+    return parts
+
+
+def classes_id(names: list[str] | None, model: ModelBlock) -> str:
+    """What identifies a class list in weights metadata: the names in order, or only their number where there are no names."""
+    return json.dumps(names) if names else json.dumps(model.classes)

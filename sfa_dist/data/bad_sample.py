@@ -1,0 +1,11 @@
+"""The one exception that means: this sample cannot be used, the run can go on."""
+
+from __future__ import annotations
+
+
+class BadSample(Exception):  # noqa: N818 -- it is a verdict on a sample, counted against a budget, not a failure of the run
+    """A sample that cannot be read, decoded or labelled. `reason` is one line for the log and the bad-sample count."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

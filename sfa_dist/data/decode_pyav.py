@@ -1,0 +1,168 @@
+"""Decoding with PyAV, the backend that works wherever its wheel does: FFmpeg comes inside.
+
+The packets are listed once, which gives the time stamps of all frames; then only the spans from the key frame before
+each wanted frame are decoded.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import version as package_version
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.filter import Graph
+
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode import FrameNumbers, check_frame_size
+
+_DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
+Pixels = npt.NDArray[np.uint8]
+
+
+def version() -> str:
+    """The backend's version, for env.json."""
+    return f"PyAV {package_version('av')}"
+
+
+class PyAVVideo:
+    """A `Video` on PyAV. It holds only the bytes and the time stamps; files are open only inside a call."""
+
+    def __init__(self, data: bytes) -> None:
+        if not data:
+            raise BadSample("empty file")
+        self._data = data
+        self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
+        times: list[int] = []
+        end = 0
+        with _opened(data) as (container, stream):
+            context = stream.codec_context
+            check_frame_size(context.height, context.width)
+            for packet in container.demux(stream):
+                time = packet.pts if packet.pts is not None else packet.dts
+                if packet.size == 0 or packet.is_discard or time is None:  # discard: cut away by an edit list
+                    continue
+                times.append(time)
+                end = max(end, time + (packet.duration or 0))
+                if packet.is_keyframe:
+                    # Some containers seek by pts, others by dts: the smaller of the two lands on this one or before.
+                    seek_to = time if packet.dts is None else min(time, packet.dts)
+                    self._key_frames.append((time, seek_to))
+            self._size = (context.height, context.width)
+            time_base = stream.time_base or 0
+        self._times = sorted(times)
+        self._key_frames.sort()
+        self.num_frames = len(times)
+        if not times:
+            raise BadSample("no frame can be decoded")
+        seconds = float((end - min(times)) * time_base)
+        self.fps = len(times) / seconds if seconds > 0 else 0.0
+
+    @property
+    def height(self) -> int:
+        """Upright height in pixels."""
+        return self._size[1] if self._quarter_turns % 2 else self._size[0]
+
+    @property
+    def width(self) -> int:
+        """Upright width in pixels."""
+        return self._size[0] if self._quarter_turns % 2 else self._size[1]
+
+    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+        """See `Video.frames_at`."""
+        wanted = [self._times[index] for index in indices]
+        frames: dict[int, Pixels] = {}
+        for seek_to, span in self._spans(sorted(set(wanted))):
+            frames |= self._decode_span(seek_to, span)
+        missing = [time for time in wanted if time not in frames]
+        if missing:
+            raise BadSample(f"frame {self._times.index(missing[0])} of {self.num_frames} cannot be decoded")
+        return torch.from_numpy(np.stack([frames[time] for time in wanted]))
+
+    @cached_property
+    def _quarter_turns(self) -> int:
+        """Counter-clockwise quarter turns that make a frame upright. Only a decoded frame tells."""
+        with _opened(self._data) as (container, stream):
+            for frame in container.decode(stream):
+                return _quarter_turns(frame)
+        raise BadSample("no frame can be decoded")
+
+    def _spans(self, times: list[int]) -> Iterator[tuple[int | None, list[int]]]:
+        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file."""
+        groups: dict[int, list[int]] = {}
+        for time in times:
+            group = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
+            groups.setdefault(group, []).append(time)
+        for group, span in groups.items():
+            yield (self._key_frames[group][1] if group > 0 else None), span
+
+    def _decode_span(self, seek_to: int | None, times: list[int]) -> dict[int, Pixels]:
+        """Frames (H, W, 3) at the given times, decoding from the seek point to the last of them."""
+        wanted = set(times)
+        found: dict[int, Pixels] = {}
+        with _opened(self._data) as (container, stream):
+            if seek_to is not None:
+                container.seek(seek_to, stream=stream, backward=True, any_frame=False)
+            to_rgb = _RgbConverter(stream)
+            for frame in container.decode(stream):
+                time = frame.pts if frame.pts is not None else frame.dts
+                if time in wanted and time not in found:
+                    found[time] = to_rgb(frame)
+                if len(found) == len(wanted):
+                    break
+        return found
+
+
+class _RgbConverter:
+    """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
+    video in another way than FFmpeg and torchcodec do."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        self._stream = stream
+        self._graph: Graph | None = None
+        self._layout: tuple[int, int, str] = (0, 0, "")
+
+    def __call__(self, frame: av.VideoFrame) -> Pixels:
+        check_frame_size(frame.height, frame.width)
+        layout = (frame.width, frame.height, frame.format.name)
+        if self._graph is None or layout != self._layout:
+            self._graph, self._layout = self._build(frame), layout
+        self._graph.push(frame)
+        pixels = self._graph.pull().to_ndarray()
+        return np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        graph = Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=self._stream.time_base
+        )
+        scale, rgb, sink = graph.add("scale"), graph.add("format", "rgb24"), graph.add("buffersink")
+        source.link_to(scale)
+        scale.link_to(rgb)
+        rgb.link_to(sink)
+        graph.configure()
+        return graph
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    return round(frame.rotation / 90) % 4
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
+    try:
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
+                raise BadSample("no video stream")
+            stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
+            yield container, stream
+    except _DECODE_ERRORS as error:
+        raise BadSample(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error

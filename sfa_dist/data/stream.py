@@ -1,0 +1,268 @@
+"""From the index to batches. The stages, in order:
+
+    1 index    every sample's place, checksum and label          shard_index.SampleIndex
+    2 plan     which samples this rank holds at this step        sample_plan.SamplePlan
+    3 read     by offset, checked by crc32                       reader.read_clip_bytes
+    4 decode   an opened video                                   decode.Decoder
+    5 sample   which frames make the clip                        clip_sampling
+    6 augment  resize, crop, colour                              augment
+    7 batch    dict of tensors, below                            this file
+
+Each stage is a pure function of (sample, epoch, seed), so any number of loader workers gives the same batches, and a
+run is resumed by starting at another item.
+
+A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
+neighbours; `labels` int64 (B,); `weights` float32 (B,); `ids` int64 (B,), -1 for padding; `views` int;
+`bad` list of (shard/key, reason). Padding and bad samples have weight 0, label 0 and black pixels: a bad sample is
+never replaced by another one, which would then be seen twice.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sfa_dist.data.augment import eval_transform, train_transform
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.decode import Decoder, Video, choose_decoder
+from sfa_dist.data.randomness import permutation, sample_rng
+from sfa_dist.data.reader import read_clip_bytes
+from sfa_dist.data.sample_plan import Ids, SamplePlan
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.errors import DataError
+from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
+
+Batch = dict[str, Any]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are cut: `frames` frames of `crop` x `crop` pixels; `seed` is the run's, for augmentation."""
+
+    data: DataBlock
+    frames: int
+    crop: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainViews:
+    """One random view of each sample."""
+
+    clip: ClipSettings
+    augment: AugmentBlock
+    views: int = 1
+
+    def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
+        """uint8 (1, 3, T, S, S)."""
+        settings = self.clip
+        seed, stride = settings.seed, settings.data.stride
+        offset = random_offset(sample_rng(seed, epoch, sample, "clip"), video.num_frames, settings.frames, stride)
+        numbers = frame_indices(video.num_frames, settings.frames, stride, offset)
+        frames = video.frames_at(_ordered(numbers, settings, epoch, sample))
+        rng = sample_rng(seed, epoch, sample, "augment")
+        return train_transform(frames, settings.data.resize, settings.crop, self.augment, rng).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class TestViews:
+    """temporal x spatial views of each sample, the spatial ones of one temporal view side by side."""
+
+    clip: ClipSettings
+    temporal: int
+    spatial: int
+
+    @property
+    def views(self) -> int:
+        """Views of one sample."""
+        return self.temporal * self.spatial
+
+    def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
+        """uint8 (views, 3, T, S, S)."""
+        settings = self.clip
+        stride, frames = settings.data.stride, settings.frames
+        offsets = view_offsets(video.num_frames, frames, stride, self.temporal)
+        numbers = [frame_indices(video.num_frames, frames, stride, offset) for offset in offsets]
+        ordered = [_ordered(each, settings, epoch, sample) for each in numbers]
+        clips = video.frames_at(np.concatenate(ordered)).split(frames)  # windows overlap: one call decodes each once
+        resize, crop = settings.data.resize, settings.crop
+        return torch.stack(
+            [eval_transform(c, resize, crop, view, self.spatial) for c in clips for view in range(self.spatial)]
+        )
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation."""
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        plan: SamplePlan,
+        views: TrainViews | TestViews,
+        decoder: Decoder,
+        *,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        micro: int,
+    ) -> None:
+        self.index, self.plan, self.views, self.decoder = index, plan, views, decoder
+        self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
+        self.accumulation = plan.accumulation(world_size, micro)
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.accumulation
+
+    def __getitem__(self, item: int) -> Batch:
+        step, part = divmod(item, self.accumulation)
+        return self._batch(self.plan.micro_batch_ids(self.epoch, step, self.rank, self.world_size, self.micro, part))
+
+    def _batch(self, ids: Ids) -> Batch:
+        settings = self.views.clip
+        shape = (len(ids), self.views.views, 3, settings.frames, settings.crop, settings.crop)
+        clips = torch.zeros(shape, dtype=torch.uint8)
+        labels, weights = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float32)
+        bad: list[tuple[str, str]] = []
+        for row, sample in enumerate(ids.tolist()):
+            if sample < 0:
+                continue
+            try:
+                clips[row] = self._clips(sample)
+            except BadSample as error:
+                bad.append((self.index.name(sample), error.reason))
+                continue
+            labels[row], weights[row] = int(self.index.label[sample]), 1.0
+        return {
+            "clips": clips.flatten(0, 1),
+            "labels": labels,
+            "weights": weights,
+            "ids": torch.from_numpy(ids.copy()),
+            "views": self.views.views,
+            "bad": bad,
+        }
+
+    def _clips(self, sample: int) -> torch.Tensor:
+        """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
+        if sample in self.index.errors or self.index.label[sample] < 0:
+            raise BadSample(self.index.errors.get(sample, "no single label"))
+        video = self.decoder.open(read_clip_bytes(self.index, sample))
+        return self.views(video, self.epoch, sample)
+
+
+def train_plan(index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int) -> SamplePlan:
+    """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
+    return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards)
+
+
+def eval_plan(index: SampleIndex, micro: int, world_size: int) -> SamplePlan:
+    """Each sample once, in order. All ranks have equally many batches, some padded, so collectives stay in step."""
+    return SamplePlan(index.shard_sizes, 0, micro * world_size, 1, shuffle=False)
+
+
+def train_loader(
+    index: SampleIndex,
+    data: DataBlock,
+    augment: AugmentBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    crop: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    decoder: Decoder | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> DataLoader[Batch]:
+    """Micro-batches of one rank and epoch, from the start of optimizer step `start_step` to the end of the epoch.
+
+    `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
+    Batches as in the head of this file, with B = batch.micro and V = 1.
+    """
+    plan = train_plan(index, data, batch, seed)
+    views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
+    chosen = decoder or choose_decoder(data.decoder)
+    batches = MicroBatches(index, plan, views, chosen, epoch=epoch, rank=rank, world_size=world_size, micro=batch.micro)
+    items = range(start_step * batches.accumulation, len(batches))
+    return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
+
+
+def eval_loader(
+    index: SampleIndex,
+    data: DataBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    crop: int,
+    seed: int = 0,
+    temporal_views: int = 1,
+    spatial_views: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    decoder: Decoder | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> DataLoader[Batch]:
+    """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
+    V = temporal_views * spatial_views. `seed` matters only for data.frame_order: shuffled."""
+    micro = batch.eval_micro or batch.micro
+    plan = eval_plan(index, micro, world_size)
+    views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
+    chosen = decoder or choose_decoder(data.decoder)
+    batches = MicroBatches(index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro)
+    return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
+
+
+def check_labels(index: SampleIndex, classes: int) -> None:
+    """Raises DataError if a label does not fit a model with `classes` classes: on a GPU that is a nameless crash."""
+    largest = int(np.argmax(index.label))
+    if index.label[largest] >= classes:
+        raise DataError(
+            f"label {index.label[largest]} of {index.name(largest)} does not fit model.classes = {classes}: labels "
+            f"are 0 to {classes - 1}. Correct model.classes or pack the shards with the right class list"
+        )
+
+
+def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> Ids:
+    """The frame numbers of a clip in time, or in the sample's own random order for data.frame_order: shuffled."""
+    if settings.data.frame_order == "time":
+        return numbers
+    return numbers[permutation(sample_rng(settings.seed, epoch, sample, "order"), len(numbers))]
+
+
+def _loader(
+    batches: MicroBatches, items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
+) -> DataLoader[Batch]:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        prefetch_factor=prefetch_factor if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: making an iterator draws a number, which must not shift the model's
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """Signals go to the whole process group, but stopping is the trainer's decision: a worker that dies of one would
+    take the rank with it before its state is saved. One thread each: the workers are the parallelism."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)

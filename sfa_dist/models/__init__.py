@@ -1,0 +1,1 @@
+"""Plain `nn.Module`s: nothing here knows about ranks, engines or the environment."""

@@ -1,0 +1,49 @@
+"""The adapter between spatial and temporal encoder: "a two layer MLP" (SFA, section 3.2, equation 2).
+
+It starts as the identity, so that stage 2 begins at stage 1's function: residual, last layer zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfa_dist.models.vit import Pooling
+
+Placement = Literal["pooled", "tokens"]
+
+
+class Adapter(nn.Module):
+    """x + W2 gelu(W1 x), with `hidden` = width of W1 as a multiple of D.
+
+    `pooled` works on the vector of each tubelet step. `tokens` works on every token of the spatial encoder and adds the
+    mean of what it finds to the pooled vector, so that it can weigh regions of the image; without a residual
+    that mean is all that goes on. (An MLP on the cls token alone would be the pooled adapter again.)
+    """
+
+    def __init__(self, width: int, hidden: float, residual: bool, placement: Placement, pooling: Pooling) -> None:
+        super().__init__()
+        self.residual, self.placement, self.pooling = residual, placement, pooling
+        inner = max(1, round(width * hidden))
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled (B, F, D) or tokens (B, F, L, D) -> (B, F, D)."""
+        change = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        if self.placement == "tokens":
+            change = change.mean(dim=-2)
+            x = x[..., 0, :] if self.pooling == "cls" else x.mean(dim=-2)
+        return x + change if self.residual else change
+
+    def init_weights(self) -> None:
+        """Xavier; the last layer is zero where a residual makes that the identity."""
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+        if self.residual:
+            nn.init.zeros_(self.fc2.weight)
+        else:
+            nn.init.xavier_uniform_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)

@@ -1,0 +1,149 @@
+"""The pre-LN transformer encoder that both encoders of ViViT are made of.
+
+Follows ViViT's official code (scenic, projects/vivit/model.py): learned positions that include the cls token, no
+norm before the first block, a final LayerNorm, tanh-GELU, LayerNorm eps 1e-6, and a drop-path that drops
+a whole clip (the same for all its frames) and does not rescale what it keeps.
+
+Shape legend: R rows (sequences), N tokens of a row without cls, L = N + 1 with cls, D width, h heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pooling = Literal["cls", "gap"]
+LAYER_NORM_EPS = 1e-6
+
+
+def drop_branch(branch: Tensor, rate: float, rows_per_clip: int) -> Tensor:
+    """Zeroes a residual branch (R, L, D) for a random share `rate` of the clips; a clip is `rows_per_clip` rows.
+
+    Kept branches are not divided by 1 - rate (scenic, `stochastic_droplayer`).
+    """
+    clips = branch.shape[0] // rows_per_clip
+    keep = torch.rand(clips, 1, 1, device=branch.device) >= rate
+    return branch * keep.repeat_interleave(rows_per_clip, dim=0).to(branch.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases, (R, L, D) -> (R, L, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, h, L, D/h)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(rows, length, width))
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, linear, (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One pre-LN transformer block. LayerNorm keeps its statistics in fp32 whatever the input's dtype is."""
+
+    def __init__(self, width: int, heads: int, mlp: int, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, mlp)
+
+    def forward(self, x: Tensor, rows_per_clip: int) -> Tensor:
+        x = x + self._maybe_drop(self.attn(self.norm1(x)), rows_per_clip)
+        return x + self._maybe_drop(self.mlp(self.norm2(x)), rows_per_clip)
+
+    def _maybe_drop(self, branch: Tensor, rows_per_clip: int) -> Tensor:
+        if self.training and self.drop_path > 0:
+            return drop_branch(branch, self.drop_path, rows_per_clip)
+        return branch
+
+
+class Encoder(nn.Module):
+    """cls token, positions, `depth` blocks and the final norm. `drop_path` grows linearly to its value at the last block."""
+
+    def __init__(
+        self, width: int, depth: int, heads: int, mlp: int, tokens: int, pooling: Pooling = "cls", drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.pooling = pooling
+        if pooling == "cls":
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens + (pooling == "cls"), width))
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, mlp, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, rows_per_clip: int = 1) -> Tensor:
+        """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling."""
+        if self.pooling == "cls":
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        x = x + self.pos_embed
+        for block in self.blocks:
+            x = block(x, rows_per_clip)
+        return self.norm(x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(..., L, D) -> (..., D): the cls token, or the mean over all tokens."""
+        return tokens[..., 0, :] if self.pooling == "cls" else tokens.mean(dim=-2)
+
+
+@torch.no_grad()
+def init_encoder(encoder: Encoder) -> None:
+    """The official initialisation (vivit.md 1.2): xavier for each D -> D matrix, positions N(0, 0.02), cls zeros."""
+    if encoder.pooling == "cls":
+        encoder.cls_token.zero_()
+    encoder.pos_embed.normal_(std=0.02)
+    for module in encoder.modules():
+        if isinstance(module, Attention):
+            for third in module.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(third)
+            nn.init.xavier_uniform_(module.proj.weight)
+            module.qkv.bias.zero_()
+            module.proj.bias.zero_()
+        elif isinstance(module, Mlp):
+            init_mlp(module)
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+
+
+@torch.no_grad()
+def init_mlp(mlp: Mlp) -> None:
+    """Xavier matrices and biases N(0, 1e-6), as flax's MlpBlock."""
+    for linear in (mlp.fc1, mlp.fc2):
+        nn.init.xavier_uniform_(linear.weight)
+        linear.bias.normal_(std=1e-6)
+
+
+@torch.no_grad()
+def init_lecun_normal(weight: Tensor, fan_in: int) -> None:
+    """Truncated normal with variance 1 / fan_in, flax's default for convolutions.
+
+    0.8796 is the standard deviation of a unit normal cut at two deviations.
+    """
+    std = math.sqrt(1.0 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,0 +1,208 @@
+"""ViViT, factorised encoder, cut into trunk and tail.
+
+    clip (B, C, T, H, W) uint8
+      -> normalise -> tubelet embedding -> spatial encoder            Trunk:  what stage 2 freezes
+      -> pooled (B, F, D), or tokens (B, F, L, D)
+      -> adapter -> temporal encoder -> head -> logits (B, classes)   Tail:   what stage 2 trains
+
+Stage 1 trains `ViViT` (trunk and tail); stage 2 hands `Tail` alone to the engine.
+
+Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, N patches, L tokens, D width.
+Source: "ViViT" (arXiv 2103.15691), model 2; scenic projects/vivit/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfa_dist.models.adapter import Adapter
+from sfa_dist.models.vit import Encoder, init_encoder, init_lecun_normal
+from sfa_dist.recipe import AdapterBlock, ModelBlock
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Width D, spatial depth, heads, MLP width and patch side (pixels) of a size."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    patch: int
+
+
+SIZES = {
+    "tiny": Dims(96, 4, 4, 384, 8),
+    "B": Dims(768, 12, 12, 3072, 16),
+    "L": Dims(1024, 24, 16, 4096, 16),
+    "H": Dims(1280, 32, 16, 5120, 14),
+    "g": Dims(1408, 40, 16, 6144, 14),
+}
+
+
+def dims_of(model: ModelBlock) -> Dims:
+    """The five dimensions of a recipe's model: those of its size, each overridden where the recipe says so."""
+    base = SIZES[model.size]
+    return Dims(
+        width=model.width or base.width,
+        depth=model.depth or base.depth,
+        heads=model.heads or base.heads,
+        mlp=model.mlp or base.mlp,
+        patch=model.patch or base.patch,
+    )
+
+
+def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """uint8 pixels (R, C, ...) -> (x / 255 - mean) / std in `dtype`; the arithmetic is fp32, channel by channel."""
+    x = clips.float()
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        x[:, channel].mul_(1.0 / (255.0 * s)).sub_(m / s)
+    return x.to(dtype)
+
+
+class TubeletEmbed(nn.Module):
+    """Non-overlapping t x p x p tubelets to tokens. `weight` has the layout of a Conv3d, (D, C, t, p, p).
+
+    Kernel equals stride, so it is one matrix product over unfolded patches, which is faster than a 3D convolution.
+    """
+
+    def __init__(self, width: int, tubelet: int, patch: int) -> None:
+        super().__init__()
+        self.tubelet, self.patch = tubelet, patch
+        self.weight = nn.Parameter(torch.empty(width, 3, tubelet, patch, patch))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, t, H, W) -> (R, N, D)."""
+        rows, channels, tubelet, height, width = x.shape
+        p = self.patch
+        patches = x.view(rows, channels, tubelet, height // p, p, width // p, p)
+        patches = patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(rows, (height // p) * (width // p), -1)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class Trunk(nn.Module):
+    """Tubelet embedding and spatial encoder; frames do not see each other here."""
+
+    def __init__(self, model: ModelBlock) -> None:
+        super().__init__()
+        dims = dims_of(model)
+        if model.image_size % dims.patch:
+            raise ValueError(f"model.image_size {model.image_size} is not a multiple of the patch {dims.patch}")
+        self.tubelet = model.tubelet
+        self.width = dims.width
+        self.embed = TubeletEmbed(dims.width, model.tubelet, dims.patch)
+        tokens = (model.image_size // dims.patch) ** 2
+        self.encoder = Encoder(
+            dims.width, dims.depth, dims.heads, dims.mlp, tokens, model.pooling, drop_path=model.drop_path
+        )
+
+    @property
+    def tokens(self) -> int:
+        """L, the tokens of one tubelet step that the encoder puts out."""
+        return self.encoder.pos_embed.shape[1]
+
+    def rows(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B * F, C, t, H, W), one row a tubelet step."""
+        clips = clips.unflatten(2, (-1, self.tubelet))
+        return clips.permute(0, 2, 1, 3, 4, 5).flatten(0, 1)
+
+    def forward_rows(self, rows: Tensor, rows_per_clip: int = 1, pooled: bool = True) -> Tensor:
+        """Normalised rows (R, C, t, H, W) -> (R, D), or tokens (R, L, D)."""
+        tokens = self.encoder(self.embed(rows), rows_per_clip)
+        return self.encoder.pool(tokens) if pooled else tokens
+
+    def init_weights(self) -> None:
+        """Random initialisation (scenic's)."""
+        init_lecun_normal(self.embed.weight, fan_in=self.embed.weight[0].numel())
+        nn.init.zeros_(self.embed.bias)
+        init_encoder(self.encoder)
+
+
+class Tail(nn.Module):
+    """Adapter (optional), temporal encoder and head. With temporal depth 0 the mean over time takes the encoder's place."""
+
+    def __init__(self, model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> None:
+        super().__init__()
+        dims = dims_of(model)
+        self.adapter = (
+            Adapter(dims.width, adapter.hidden, adapter.residual, adapter.placement, model.pooling) if adapter else None
+        )
+        steps = frames // model.tubelet
+        self.temporal = (
+            Encoder(
+                dims.width, model.temporal_depth, dims.heads, dims.mlp, steps, model.pooling, drop_path=model.drop_path
+            )
+            if model.temporal_depth
+            else None
+        )
+        self.head = nn.Linear(dims.width, model.classes)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the trunk must hand over all tokens (B, F, L, D) instead of pooled vectors (B, F, D)."""
+        return self.adapter is not None and self.adapter.placement == "tokens"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pooled (B, F, D) or tokens (B, F, L, D) in any float dtype -> logits (B, classes) in fp32."""
+        x = features.to(self.head.bias.dtype)
+        if self.adapter is not None:
+            x = self.adapter(x)
+        x = x.mean(dim=1) if self.temporal is None else self.temporal.pool(self.temporal(x))
+        return self.head(x).float()
+
+    def init_weights(self) -> None:
+        """Random temporal encoder, zero head, identity adapter."""
+        if self.adapter is not None:
+            self.adapter.init_weights()
+        if self.temporal is not None:
+            init_encoder(self.temporal)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+class ViViT(nn.Module):
+    """Trunk and tail end to end: what stage 1 trains."""
+
+    def __init__(
+        self,
+        model: ModelBlock,
+        frames: int,
+        adapter: AdapterBlock | None = None,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.trunk = Trunk(model)
+        self.tail = Tail(model, frames, adapter)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """uint8 clips (B, C, T, H, W) -> logits (B, classes) in fp32."""
+        batch, steps = clips.shape[0], clips.shape[2] // self.trunk.tubelet
+        rows = normalise(self.trunk.rows(clips), self.mean, self.std, self.trunk.embed.bias.dtype)
+        features = self.trunk.forward_rows(rows, rows_per_clip=steps, pooled=not self.tail.takes_tokens)
+        return self.tail(features.unflatten(0, (batch, steps)))
+
+    def init_weights(self) -> None:
+        """Random weights for both parts, from torch's global generator."""
+        self.trunk.init_weights()
+        self.tail.init_weights()
+
+
+def build(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+    """Gives a module that was built on the meta device its storage and its random weights.
+
+    Memory is filled with NaN first, so that a weight that no initialisation touches shows in the first loss.
+    """
+    module.to_empty(device=device)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor.fill_(float("nan"))
+    module.init_weights()  # type: ignore[operator]
+    return module

@@ -1,0 +1,1 @@
+"""Ranks, engines and signals. Only `runtime` reads the environment, and only `zero` imports deepspeed."""

@@ -1,0 +1,184 @@
+"""This process among the others: rank, device and the small collectives that control a run.
+
+One entry serves `python`, `torchrun`, `deepspeed` and `srun python`: the first two
+variables that agree win, torchrun's (which the deepspeed launcher sets too) before Slurm's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sfa_dist.errors import CheckpointError, LostRankError, SfaError, UsageError
+from sfa_dist.parallel.environment import set_default
+
+T = TypeVar("T")
+
+RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process."""
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process in a started process group."""
+
+    launch: Launch
+    device: torch.device
+    host: str
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.launch.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """True on the rank that logs and writes what all ranks share."""
+        return self.launch.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Element-wise sums over all ranks, in fp64 and the same on each."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order of ranks, on each rank."""
+        out: list[Any] = [None] * self.world_size
+        dist.all_gather_object(out, value)
+        return out
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a CheckpointError."""
+        value: Any = None
+        fault: SfaError | None = None
+        if self.is_main:
+            try:
+                value = work()
+            except SfaError as error:
+                fault = error
+            except OSError as error:
+                fault = CheckpointError(f"rank 0 on {self.host}: {error}")
+        value, fault = self.broadcast((value, fault))
+        if fault is not None:
+            fault.told_by_another_rank = not self.is_main
+            raise fault
+        return value
+
+    def barrier(self) -> None:
+        """Returns when all ranks are here (on the CPU, so that no device work is waited for)."""
+        self.sum(0.0)
+
+    def synchronize(self) -> None:
+        """Waits for the device, so that a clock read next to it tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_gib(self) -> float:
+        """Peak of allocated device memory; on a CPU the peak resident set of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def reset_peak_memory(self) -> None:
+        """Starts a new peak on a GPU; a process's resident peak cannot be reset."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch:
+    """Rank and world size from torchrun's and deepspeed's variables, then from srun's, else a single process.
+
+    Raises UsageError when a launcher's variables are there in part.
+    """
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        missing = [key for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if key not in environ]
+        if missing:
+            raise UsageError(f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun")
+        local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+        return Launch(launcher, int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ["LOCAL_RANK"]), local_world)
+    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id.
+    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
+        if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
+            raise UsageError("srun started several tasks, but MASTER_ADDR or MASTER_PORT is not set; source slurm/_common.sh")
+        per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        return Launch(
+            "srun",
+            int(environ["SLURM_PROCID"]),
+            int(environ["SLURM_NTASKS"]),
+            int(environ["SLURM_LOCALID"]),
+            int(per_node.split("(")[0].split(",")[0]),
+        )
+    return Launch("python", 0, 1, 0, 1)
+
+
+def start(environ: Mapping[str, str]) -> Runtime:
+    """Joins the process group: gloo for CPU tensors, NCCL for CUDA ones where there is a card.
+
+    Raises UsageError for a wrong launch, LostRankError when the others do not come within ten minutes.
+    """
+    launch = read_launch(environ)
+    if torch.cuda.is_available():
+        if launch.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"local rank {launch.local_rank} has no GPU of its own: {socket.gethostname()} has {torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    try:
+        if launch.world_size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}",
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=RENDEZVOUS_TIMEOUT,
+            )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise LostRankError(
+            f"rank {launch.rank} of {launch.world_size} on {socket.gethostname()} could not join the others at "
+            f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
+        ) from error
+    set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
+    return Runtime(launch, device, socket.gethostname())
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,334 @@
+"""The typed schema of a recipe: one YAML file that describes one run completely.
+
+A recipe is read strictly: an unknown key, a wrong type, a duplicate key or a YAML tag is an error with file, line
+and a suggestion (`recipe_yaml.py` reads the text, `recipe_source.py` puts the files and overrides together, this file
+types them, `recipe_errors.py` words what is wrong). No torch here: it runs on a login node.
+
+The blocks in `STAGE_BLOCKS` may stand at the top level, where they are the defaults of every stage, and inside
+a stage, where they hold for that stage alone. After loading, each stage carries its blocks complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.recipe_errors import describe_errors
+from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
+from sfa_dist.recipe_yaml import Node, format_tree, plain
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+STAGE_BLOCKS = ("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed")
+STAGE_NAMES = ("image", "stage1", "stage2")
+
+
+class Block(BaseModel):
+    """Base of all blocks: immutable, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def complain(field: str, message: str) -> PydanticCustomError:
+    """An error of a whole block that is reported at the line of one of its fields."""
+    return PydanticCustomError("recipe", "{message}", {"field": field, "message": message})
+
+
+class ModelBlock(Block):
+    """The factorised encoder. `size` gives the five dimensions below it; each may be overridden."""
+
+    size: Literal["tiny", "B", "L", "H", "g"]
+    classes: Annotated[int, Field(ge=2)]
+    temporal_depth: NonNegative = 4
+    image_size: Positive = 224
+    tubelet: Positive = 2
+    pooling: Literal["cls", "gap"] = "cls"
+    drop_path: Fraction = 0.0
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    mlp: Positive | None = None
+    patch: Positive | None = None
+
+
+class AdapterBlock(Block):
+    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
+
+    hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
+    residual: bool = True
+    placement: Literal["pooled", "tokens"] = "pooled"
+
+
+class DataBlock(Block):
+    """Where the shards are and how a clip is cut from a video.
+
+    `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`).
+    `stride` is the distance in video frames between two frames of a clip; 0 repeats one frame (a static clip).
+    `resize` is the short side in pixels before cropping to `model.image_size`.
+    """
+
+    train: list[str] = []
+    val: list[str] = []
+    test: list[str] = []
+    stride: NonNegative = 2
+    resize: Positive = 256
+    frame_order: Literal["time", "shuffled"] = "time"
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
+    decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
+    workers: NonNegative = 4
+    shuffle_shards: Positive = 64
+    max_bad_fraction: Fraction = 0.01
+
+
+class AugmentBlock(Block):
+    """Training augmentation of the official Kinetics recipe. Each parameter is drawn once for all frames of a clip."""
+
+    scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
+    flip: Fraction = 0.5
+    color: Fraction = 0.8
+    gray: Fraction = 0.1
+
+
+class BatchBlock(Block):
+    """`size` is the global batch in clips; `micro` is what one rank holds at a time. Ranks give the accumulation."""
+
+    size: Positive = 64
+    micro: Positive = 1
+    eval_micro: Positive | None = None
+
+
+class OptimizerBlock(Block):
+    """SGD with momentum (the paper's) or AdamW. `clip_norm` 0 clips nothing."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Finite
+    momentum: Fraction = 0.9
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Finite = 1e-8
+    weight_decay: Finite = 0.0
+    clip_norm: Finite = 1.0
+    label_smoothing: Fraction = 0.0
+
+
+class ScheduleBlock(Block):
+    """Linear warm-up, then cosine to zero. `max_steps` ends the stage early without changing the curve."""
+
+    epochs: Positive
+    warmup_epochs: Finite = 2.5
+    max_steps: Positive | None = None
+
+
+class EngineBlock(Block):
+    """What shards and steps the trainable module."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+    zero: Annotated[int, Field(ge=0, le=3)] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class CheckpointBlock(Block):
+    """A checkpoint is written every `every_steps` steps and at the end of each epoch (null: only there).
+
+    The newest `keep` stay.
+    """
+
+    every_steps: Positive | None = None
+    keep: Annotated[int, Field(ge=1)] = 2
+
+
+class StageBlock(Block):
+    """One training stage with all its blocks. `frames` is the clip's length in frames."""
+
+    frames: Positive
+    model: ModelBlock
+    data: DataBlock
+    augment: AugmentBlock = AugmentBlock()
+    batch: BatchBlock = BatchBlock()
+    optimizer: OptimizerBlock
+    schedule: ScheduleBlock
+    engine: EngineBlock = EngineBlock()
+    checkpoint: CheckpointBlock = CheckpointBlock()
+    deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("takes no .inf and no .nan") from None
+        return value
+
+    @model_validator(mode="after")
+    def _frames_fill_tubelets(self) -> StageBlock:
+        if self.frames % self.model.tubelet:
+            raise complain("frames", f"{self.frames} is not a multiple of model.tubelet ({self.model.tubelet})")
+        return self
+
+
+class ImageStage(StageBlock):
+    """Trains an image checkpoint on static clips, where no public one fits."""
+
+
+class Stage1(StageBlock):
+    """Few frames, everything trained.
+
+    `image_checkpoint` initialises the spatial encoder: `timm:<name>`, a file, or `stage:image`; null starts at random.
+    `weights` takes the weights of a finished stage 1 instead of training one.
+    """
+
+    frames: Positive = 8
+    image_checkpoint: str | None = None
+    weights: str | None = None
+
+
+class Stage2(StageBlock):
+    """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
+
+    `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
+    anew. `chunk_frames` is how many frames of one clip the trunk takes at a time.
+    """
+
+    adapter: AdapterBlock | None = AdapterBlock()
+    head: Literal["auto", "zero"] = "auto"
+    chunk_frames: Positive = 8
+
+    @model_validator(mode="after")
+    def _chunk_fills_tubelets(self) -> Stage2:
+        if self.chunk_frames % self.model.tubelet:
+            raise complain(
+                "chunk_frames", f"{self.chunk_frames} is not a multiple of model.tubelet ({self.model.tubelet})"
+            )
+        return self
+
+
+class TestBlock(Block):
+    """The final test. Scores are averaged over temporal x spatial views.
+
+    `shuffled_frames` adds a control run in which the frames of each clip are in random order: how much of the score
+    does not need time.
+    """
+
+    temporal_views: Positive = 1
+    spatial_views: Literal[1, 3] = 1
+    shuffled_frames: bool = False
+
+
+class LogBlock(Block):
+    """`every` is in optimizer steps. `wandb: auto` is online with a key and offline without."""
+
+    every: Positive = 10
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb_project: str = "sfa_dist"
+
+
+class Recipe(Block):
+    """A whole run. At least one of the stages is there; they run in the order image, stage1, stage2, test."""
+
+    name: str
+    seed: NonNegative = 0
+    image: ImageStage | None = None
+    stage1: Stage1 | None = None
+    stage2: Stage2 | None = None
+    test: TestBlock = TestBlock()
+    log: LogBlock = LogBlock()
+
+    @model_validator(mode="after")
+    def _stages_follow(self) -> Recipe:
+        if not any((self.image, self.stage1, self.stage2)):
+            raise ValueError("a recipe needs at least one of image, stage1, stage2")
+        if self.stage2 and not self.stage1:
+            raise complain(
+                "stage2", "starts from stage1: give a stage1 block (its `weights` may name finished weights)"
+            )
+        if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
+            raise complain("stage1", "image_checkpoint is stage:image, but there is no image block")
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and, for each leaf's dotted key, where it came from: `file:line`, `--set key=value` or `default`."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = {}) -> LoadedRecipe:
+    """Reads a recipe with its bases, `key.path=value` overrides (last wins) and `${VAR}`s taken from `environ`.
+
+    Raises RecipeError, one line per mistake, each with the place where the value stands.
+    """
+    path = Path(path)
+    root = _spread_defaults(read_source(path, overrides, environ))
+    try:
+        recipe = Recipe.model_validate({"name": path.stem, **plain(root)})
+    except ValidationError as error:
+        raise RecipeError(describe_errors(error, root, Recipe, STAGE_BLOCKS)) from None
+    return LoadedRecipe(recipe, _origins(recipe.model_dump(), root, ()))
+
+
+def _spread_defaults(root: Node) -> Node:
+    """Moves the top level's stage blocks under each stage that is there; the stage's own values win.
+
+    Raises RecipeError for an override that no stage takes, because each has its own value: a silent no-op otherwise.
+    """
+    top: dict[str, Node] = dict(root.value) if isinstance(root.value, dict) else {}
+    defaults = {name: top.pop(name) for name in STAGE_BLOCKS if name in top}
+    stages = {name: top[name].value for name in STAGE_NAMES if name in top}
+    for name, own in stages.items():
+        if isinstance(own, dict):
+            spread = {key: merge(value, own[key]) if key in own else value for key, value in defaults.items()}
+            top[name] = replace(top[name], value={**own, **spread})
+    whole = drop_marks(replace(root, value=top))
+    taken = {leaf.place for leaf in leaves(whole)}
+    for leaf in (leaf for block in defaults.values() for leaf in leaves(block)):
+        if leaf.place.startswith("--set ") and leaf.place not in taken and any(stages.values()):
+            raise RecipeError(f"{leaf.place}: has no effect, each stage sets its own: write <stage>.{leaf.key}=...")
+    return whole
+
+
+def _origins(tree: dict[str, Any], root: Node, path: tuple[str, ...]) -> dict[str, str]:
+    origins: dict[str, str] = {}
+    for key, value in tree.items():
+        here = (*path, key)
+        if isinstance(value, dict) and value:
+            origins |= _origins(value, root, here)
+        else:
+            node, depth = find(root, here)
+            origins[".".join(here)] = node.place if depth == len(here) else "default"
+    return origins
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that loads back to an equal Recipe."""
+    return format_tree(escape_variables(recipe.model_dump()))
+
+
+def print_recipe(loaded: LoadedRecipe) -> str:
+    """`dump_recipe` with `# origin` behind each leaf."""
+    return format_tree(escape_variables(loaded.recipe.model_dump()), comment=lambda key: loaded.origins[key])
+
+
+def recipe_hash(part: Block | Mapping[str, Any]) -> str:
+    """sha256 of a recipe, a block, or a mapping of blocks and plain values, in canonical JSON."""
+    text = json.dumps(part, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_as_plain)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _as_plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    raise TypeError(f"{type(value).__name__} has no canonical JSON")

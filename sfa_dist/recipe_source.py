@@ -1,0 +1,220 @@
+"""The sources of a recipe, put together: its file, the files under `_base_`, `--set` overrides and `${VAR}`s.
+
+Everything stays a tree of `Node`s, so each value carries the place it came from through all of it. This module knows
+no schema: `recipe.py` types the tree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.recipe_yaml import Node, parse, plain
+
+MAX_BYTES = 1 << 20
+BASE = "_base_"
+DELETE = "_delete_"
+
+# `$${` is a literal `${`; a `${` that opens neither form is refused instead of passed on.
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^${}]*))?\}|\$\{")
+
+
+def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]) -> Node:
+    """The whole tree of a recipe: bases merged, overrides set, variables filled in.
+
+    `_delete_` marks are still in it, because stage defaults obey them too: `drop_marks` takes them out.
+    Raises RecipeError with the place, for all that is wrong before types are known.
+    """
+    root = _read_file(path, environ, chain=())
+    for override in overrides:
+        root = _override(root, override)
+    return _expand(root, environ)
+
+
+# ---------------------------------------------------------------------------------------------------- merging
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` on top of `base`: blocks are merged key by key, everything else (lists too) is replaced.
+
+    A block with `_delete_: true` drops what the base had there. The mark stays, for the bases still to come.
+    """
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    mark = over.value.get(DELETE)
+    if mark is not None and mark.value is True:
+        return over
+    merged = dict(base.value)
+    for key, child in over.value.items():
+        merged[key] = merge(merged[key], child) if key in merged else child
+    return replace(over, value=merged)
+
+
+def drop_marks(node: Node) -> Node:
+    """The tree without `_delete_`. Raises RecipeError where one is not a boolean."""
+    if not isinstance(node.value, dict):
+        return node
+    mark = node.value.get(DELETE)
+    if mark is not None and not isinstance(mark.value, bool):
+        raise RecipeError(f"{mark.place}: {mark.key}: expected true or false, got {plain(mark)!r}")
+    return replace(node, value={key: drop_marks(child) for key, child in node.value.items() if key != DELETE})
+
+
+def leaves(node: Node) -> list[Node]:
+    """All values below a node that are not blocks."""
+    if not isinstance(node.value, dict):
+        return [node]
+    return [leaf for child in node.value.values() for leaf in leaves(child)]
+
+
+def find(node: Node, path: Sequence[Any]) -> tuple[Node, int]:
+    """The deepest node on `path` (keys and list indices), and how many steps of the path lead to it."""
+    for step, key in enumerate(path):
+        children: Mapping[Any, Node] = {}
+        if isinstance(node.value, dict):
+            children = node.value
+        elif isinstance(node.value, list):
+            children = dict(enumerate(node.value))
+        if key not in children:
+            return node, step
+        node = children[key]
+    return node, len(path)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _read_file(path: Path, environ: Mapping[str, str], chain: tuple[Path, ...], asked_at: str = "") -> Node:
+    """One file on top of its bases. `chain` holds the files that led here, `asked_at` the place of the `_base_`."""
+    if path.resolve() in [earlier.resolve() for earlier in chain]:
+        names = " -> ".join(str(file) for file in (*chain, path))
+        raise RecipeError(f"{asked_at}: {BASE} goes round in a circle: {names}")
+    root = parse(_read_text(path, asked_at), place=lambda line: f"{path}:{line}")
+    if root.value is None:
+        root = Node({}, str(path))
+    if not isinstance(root.value, dict):
+        raise RecipeError(f"{root.place}: a recipe is a block of `key: value` lines")
+    own = replace(root, place=str(path), value={key: child for key, child in root.value.items() if key != BASE})
+    merged = Node({}, str(path))
+    for base in _bases(root.value.get(BASE), environ):
+        base_path = Path(os.path.normpath(path.parent / str(base.value)))
+        merged = merge(merged, _read_file(base_path, environ, (*chain, path), asked_at=base.place))
+    return merge(merged, own)
+
+
+def _bases(entry: Node | None, environ: Mapping[str, str]) -> list[Node]:
+    if entry is None:
+        return []
+    names = entry.value if isinstance(entry.value, list) else [entry]
+    for name in names:
+        if not isinstance(name.value, str):
+            raise RecipeError(f"{name.place}: {BASE}: expected a path or a list of paths, got {plain(name)!r}")
+    return [_expand(name, environ) for name in names]
+
+
+def _read_text(path: Path, asked_at: str) -> str:
+    where = f"{asked_at}: {BASE}: " if asked_at else ""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{where}{path}: no such recipe{_neighbours(path)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise RecipeError(f"{where}{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{path}:1: larger than 1 MiB: this is no recipe")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        names = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml"))
+    except OSError:
+        return f"; there is no folder {path.parent}"
+    near = difflib.get_close_matches(path.name, names, n=3)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; {path.parent} holds {', '.join(names[:10]) or 'no recipes'}"
+
+
+# ---------------------------------------------------------------------------------------------------- overrides
+
+
+def _override(root: Node, text: str) -> Node:
+    """Sets one `key.path=value`. Raises RecipeError where it cannot be read or its path leads through a value."""
+    place = f"--set {text}"
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{place}: expected key.path=value")
+    leaf = parse(value, place=lambda line: place, key=".".join(keys), flow_only=True)
+    return _assign(root, keys, leaf)
+
+
+def _assign(node: Node, keys: list[str], leaf: Node) -> Node:
+    if not keys:
+        return merge(node, leaf)
+    if not isinstance(node.value, dict):
+        raise RecipeError(f"{leaf.place}: '{node.key}' is {_short(node)} ({node.place}), not a block")
+    name = keys[0]
+    key = f"{node.key}.{name}" if node.key else name
+    child = node.value.get(name) or Node({}, leaf.place, key)
+    return replace(node, value={**node.value, name: _assign(child, keys[1:], leaf)})
+
+
+def _short(node: Node) -> str:
+    if node.value is None:
+        return "null"
+    return "a list" if isinstance(node.value, list) else repr(node.value)
+
+
+# ---------------------------------------------------------------------------------------------------- variables
+
+
+def _expand(node: Node, environ: Mapping[str, str]) -> Node:
+    """Fills in `${VAR}` and `${VAR:-default}` in all text below. Raises RecipeError for an undefined variable."""
+    if isinstance(node.value, dict):
+        return replace(node, value={key: _expand(child, environ) for key, child in node.value.items()})
+    if isinstance(node.value, list):
+        return replace(node, value=[_expand(child, environ) for child in node.value])
+    if not isinstance(node.value, str):
+        return node
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if match[0] == "$${":
+            return "${"
+        if name is None:
+            raise RecipeError(
+                f"{node.place}: {node.key}: '${{' opens no variable: write ${{NAME}}, ${{NAME:-default}}, "
+                "or $${ for the two characters"
+            )
+        if default is not None:
+            return environ.get(name) or default
+        if name not in environ:
+            raise RecipeError(
+                f"{node.place}: {node.key}: the environment variable {name} is not set; "
+                f"set it or write ${{{name}:-default}}"
+            )
+        return environ[name]
+
+    return replace(node, value=_VARIABLE.sub(fill, node.value))
+
+
+def escape_variables(value: Any) -> Any:
+    """The inverse of filling in: text that is read back as it is."""
+    if isinstance(value, dict):
+        return {key: escape_variables(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [escape_variables(child) for child in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value

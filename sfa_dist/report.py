@@ -1,0 +1,168 @@
+"""The report of a run: what was trained, what came out, how it went. Reads the run directory only."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d0d7de; }
+table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; }
+th { font-weight: 600; border-bottom: 1px solid #d0d7de; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+.headline { font-size: 1.1rem; } img { max-width: 100%; } pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
+.muted { color: #59636e; }
+"""
+STAGE_COLUMNS = (
+    ("steps", "steps", "{:,}"),
+    ("seconds", "seconds", "{:,.0f}"),
+    ("gpu_seconds", "rank-seconds", "{:,.0f}"),
+    ("peak_memory_gib", "peak memory (GiB)", "{:.2f}"),
+    ("trainable_parameters", "trainable", "{:,}"),
+    ("frozen_parameters", "frozen", "{:,}"),
+    ("optimizer_bytes_per_rank", "optimizer bytes per rank", "{:,}"),
+    ("bad_samples", "bad clips", "{:,}"),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json and recipe.yaml; returns the page."""
+    records = read_log(run_dir / "log.jsonl")
+    result = _read_json(run_dir / "result.json")
+    env = _read_json(run_dir / "env.json")
+    recipe = (run_dir / "recipe.yaml").read_text() if (run_dir / "recipe.yaml").is_file() else ""
+    figures = draw_figures(records, run_dir / "figures")
+    (run_dir / "report.md").write_text(_markdown(run_dir.name, records, result, env, figures))
+    page = run_dir / "report.html"
+    page.write_text(_html(run_dir.name, records, result, env, figures, recipe))
+    return page
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; the last line of a killed run may be cut and is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def latest_by_step(records: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
+    """Records of a kind by stage, in order of steps; a step that was run again after a resume counts once, the last time."""
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in records:
+        if record.get("kind") == kind and "frame_order" not in record:
+            stages.setdefault(record["stage"], {})[record["step"]] = record
+    return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in stages.items()}
+
+
+def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Loss and validation accuracy over the steps of each stage."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(exist_ok=True)
+    figures = []
+    wanted = (("train", "loss", "training loss"), ("eval", "acc1", "validation top-1"))
+    for kind, key, label in wanted:
+        stages = {name: rows for name, rows in latest_by_step(records, kind).items() if name != "test"}
+        if not stages:
+            continue
+        figure, axes = pyplot.subplots(1, len(stages), figsize=(4.2 * len(stages), 3), squeeze=False)
+        for axis, (name, rows) in zip(axes[0], stages.items(), strict=True):
+            points = [(row["step"], row[key]) for row in rows if isinstance(row[key], int | float)]
+            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 40 else None, markersize=3, linewidth=1.4)
+            axis.set(title=name, xlabel="optimizer step", ylabel=label)
+            axis.grid(alpha=0.3)
+            if key == "acc1":
+                axis.set_ylim(0, 1)
+        figure.tight_layout()
+        path = folder / f"{kind}_{key}.png"
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+        figures.append(path)
+    return figures
+
+
+def _headline(result: dict[str, Any]) -> str:
+    if not result:
+        return "No test result yet."
+    text = f"top-1 {result['acc1']:.2%}, top-5 {result['acc5']:.2%} on {result['samples']:,} clips ({result['views']} view(s))"
+    if "acc1_shuffled_frames" in result:
+        text += f"; top-1 {result['acc1_shuffled_frames']:.2%} when the frames of each clip are in random order"
+    return text + f". Training took {result['total_seconds']:,.0f} s."
+
+
+def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, stage in result.get("stages", {}).items():
+        rows.append([name, *(form.format(stage[key]) for key, _, form in STAGE_COLUMNS)])
+    return rows
+
+
+def _facts(records: list[dict[str, Any]], env: dict[str, Any]) -> list[tuple[str, str]]:
+    ranks = env.get("ranks", [])
+    devices = sorted({rank["device"] for rank in ranks})
+    versions = ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items() if version)
+    events = [record for record in records if record.get("kind") == "event"]
+    counts = {name: sum(e["event"] == name for e in events) for name in ("resume", "preempted", "fallback", "bad_sample")}
+    return [
+        ("commit", str(env.get("commit") or f"version {env.get('sfa_dist')}")),
+        ("ranks", f"{len(ranks)} on {len({rank['host'] for rank in ranks})} host(s), {', '.join(devices)}"),
+        ("launcher, decoder", f"{env.get('launcher')}, {env.get('decoder')}"),
+        ("versions", versions),
+        ("events", ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"),
+    ]
+
+
+def _markdown(
+    name: str, records: list[dict[str, Any]], result: dict[str, Any], env: dict[str, Any], figures: list[Path]
+) -> str:
+    lines = [f"# {name}", "", _headline(result), ""]
+    if result:
+        heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
+    lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
+    lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
+    return "\n".join(lines) + "\n"
+
+
+def _html(
+    name: str,
+    records: list[dict[str, Any]],
+    result: dict[str, Any],
+    env: dict[str, Any],
+    figures: list[Path],
+    recipe: str,
+) -> str:
+    parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="headline">{html.escape(_headline(result))}</p>']
+    if result:
+        heads = "".join(f'<th class="number">{title}</th>' for _, title, _ in STAGE_COLUMNS)
+        rows = "".join(
+            f"<tr><td>{html.escape(row[0])}</td>" + "".join(f'<td class="number">{cell}</td>' for cell in row[1:]) + "</tr>"
+            for row in _stage_rows(result)
+        )
+        parts.append(f"<h2>Stages</h2><table><tr><th>stage</th>{heads}</tr>{rows}</table>")
+    parts.append("<h2>How it went</h2>")
+    for figure in figures:
+        data = base64.b64encode(figure.read_bytes()).decode()
+        parts.append(f'<p><img alt="{figure.stem}" src="data:image/png;base64,{data}"></p>')
+    facts = "".join(f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in _facts(records, env))
+    parts.append(f"<h2>Where and with what</h2><table>{facts}</table>")
+    if recipe:
+        parts.append(f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>")
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>' + (
+        "".join(parts) + "</html>\n"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

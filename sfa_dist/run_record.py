@@ -1,0 +1,156 @@
+"""What a run writes down about itself: what each stage was made from, on what machines, and what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import sfa_dist
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
+
+# What may differ between a run and its continuation: where and how it is computed, not what.
+EXECUTION_KEYS = (
+    "engine",
+    "checkpoint",
+    "deepspeed",
+    "batch.micro",
+    "batch.eval_micro",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.decoder",
+    "data.max_bad_fraction",
+    "schedule.max_steps",
+    "chunk_frames",
+    "weights",
+    "image_checkpoint",
+)
+RECORDED_PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "torchcodec", "safetensors", "numpy")
+
+
+def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sha256: str) -> dict[str, Any]:
+    """What a stage's result depends on, flat: recipe keys by dotted name, the clips' hash, the starting weights' hash."""
+    flat = {
+        key: value
+        for key, value in flatten(stage.model_dump(mode="json")).items()
+        if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
+    }
+    return {**flat, "seed": recipe.seed, "train clips (sha256)": index_sha256, "starting weights (sha256)": source_sha256}
+
+
+def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
+    different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
+    if different:
+        shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
+        raise RecipeError(
+            f"the run directory holds {name} of another recipe ({shown}); use another --run-dir, or remove its {name} folder"
+        )
+
+
+def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to one with dotted keys; lists stay values."""
+    out: dict[str, Any] = {}
+    for key, value in block.items():
+        if isinstance(value, dict) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def read_done(directory: Path) -> dict[str, Any] | None:
+    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read."""
+    file = directory / "done.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); remove it to run the stage again") from error
+
+
+def collect_results(run_dir: Path) -> dict[str, Any]:
+    """The stages' own results and the totals of result.json."""
+    stages = {name: done["result"] for name in STAGE_NAMES if (done := read_done(run_dir / name)) is not None}
+    last = list(stages.values())[-1] if stages else {}
+    totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    # Known only where the end-to-end baseline ran beside it.
+    return {"stages": stages, "total_seconds": seconds, **totals, "cost_ratio": None}
+
+
+def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
+    """env.json: versions, commit, hosts and devices. Collective."""
+    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
+    places = runtime.gather({"host": runtime.host, "device": device})
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "sfa_dist": sfa_dist.__version__,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "decoder": decoder,
+        "launcher": runtime.launch.launcher,
+        "world_size": runtime.world_size,
+        "ranks": places,
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # Not a git checkout, or no git: the version stands beside it.
+    return out.stdout.strip()
+
+
+def setup_table(
+    name: str,
+    stage: StageBlock,
+    parameters: tuple[int, int],
+    clips: tuple[int, int],
+    steps: tuple[int, int],
+    world_size: int,
+    optimizer_bytes: int,
+) -> Table:
+    """The start-up table. `clips` are (train, val), `steps` (per epoch, accumulation)."""
+    trainable, frozen = parameters
+    table = Table(title=f"stage {name}", show_header=False)
+    accumulated = steps[1] * world_size * stage.batch.micro
+    padded = "" if accumulated == stage.batch.size else f", {accumulated - stage.batch.size} slots of each step stay empty"
+    rows = [
+        ("parameters", f"{trainable + frozen:,} = {trainable:,} trainable + {frozen:,} frozen"),
+        ("optimizer state", f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, ZeRO-{stage.engine.zero})"),
+        ("precision", stage.engine.precision),
+        ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),
+        ("steps", f"{steps[0]:,} per epoch x {stage.schedule.epochs} epochs"),
+        ("global batch", f"{stage.batch.size} = {world_size} ranks x {stage.batch.micro} x {steps[1]} accumulated{padded}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def index_size(index: SampleIndex | None) -> int:
+    """Samples of an index, 0 where there is none."""
+    return 0 if index is None else len(index)

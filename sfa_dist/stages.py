@@ -1,0 +1,203 @@
+"""The stages of a run: image -> stage1 -> stage2 -> test -> report.
+
+A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its newest intact
+checkpoint. A run directory that holds a stage of another recipe is refused, field by field.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfa_dist import checkpoint as ckpt
+from sfa_dist.assemble import Parts, load_for_test, save_final
+from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.stream import check_labels, eval_loader
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
+from sfa_dist.report import write_report
+from sfa_dist.run_record import collect_results, environment_record, read_done, refuse_other_inputs, stage_inputs
+from sfa_dist.stage_setup import Run, Setup, open_split, prepare
+from sfa_dist.tracking import Tracker
+from sfa_dist.trainer import evaluate
+
+
+def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
+    """Joins the other ranks and runs the recipe's stages in `run_dir`.
+
+    Raises SfaError: the exit codes of contract.md.
+    """
+    runtime = parallel_runtime.start(environment())
+    tracker = Tracker(None, loaded.recipe.log, {}, {})
+    try:
+        runtime.on_main(lambda: _refuse_if_used(run_dir) if resume == "never" else None)
+        if runtime.is_main and not dry_run:
+            tracker = Tracker(run_dir, loaded.recipe.log, loaded.recipe.model_dump(mode="json"), environment())
+        elif runtime.is_main:
+            tracker = Tracker.console_only(loaded.recipe.log)
+        stop = StopFlag()
+        stop.install()
+        run = Run(loaded.recipe, run_dir, runtime, tracker, stop, resume, dry_run)
+        _record_run(run)
+        run_stages(run, only)
+    finally:
+        tracker.close()
+        parallel_runtime.stop()
+
+
+def _refuse_if_used(run_dir: Path) -> None:
+    if (run_dir / "recipe.yaml").exists():
+        raise RecipeError(f"--resume never, but {run_dir} holds a run; use another --run-dir or --resume auto")
+
+
+def _record_run(run: Run) -> None:
+    """recipe.yaml and env.json of the run directory, and the first lines of the console."""
+    decoders = {stage.data.decoder for stage in _stages(run.recipe).values()}
+    chosen = " ".join(f"{name} {version}" for name, version, _ in map(choose_decoder, sorted(decoders)))
+    record = environment_record(run.runtime, chosen)
+    run.tracker.say(
+        f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
+        f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
+    )
+    if not run.dry_run:
+
+        run.runtime.on_main(lambda: ckpt.write_json(run.directory / "env.json", record))
+
+
+def _stages(recipe: Recipe) -> dict[str, StageBlock]:
+    return {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
+
+
+def run_stages(run: Run, only: str | None) -> None:
+    """All stages of the recipe in order, or one of them."""
+    stages = _stages(run.recipe)
+    if only in STAGE_NAMES and only not in stages:
+        raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
+    for name, stage in stages.items():
+        if only in (None, name):
+            train(run, name, stage)
+            gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
+    if only in (None, "test"):
+        test(run, *list(stages.items())[-1])
+    if only in (None, "report") and not run.dry_run:
+        page = run.runtime.on_main(lambda: write_report(run.directory))
+        run.tracker.say(f"report: {page}")
+
+
+def train(run: Run, name: str, stage: StageBlock) -> None:
+    """One training stage, from wherever it stands to its final weights."""
+    if isinstance(stage, Stage1) and stage.weights:
+        if not Path(stage.weights).is_file():
+            raise CheckpointError(f"stage1.weights: no file {stage.weights}")
+        run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
+        return
+    index = open_split(run.runtime, stage.data.train, f"{name}.data.train")
+    inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
+    done = read_done(run.directory / name)
+    if done is not None and not run.dry_run:
+        refuse_other_inputs(name, done["inputs"], inputs)
+        run.tracker.say(f"{name}: done before, skipped")
+        return
+    setup = prepare(run, name, stage, index, inputs)
+    if run.dry_run:
+        run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
+        return
+    # Only now: a recipe that the run directory refuses must not replace the one it holds.
+    run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+    step = setup.trainer.progress.step
+    run.tracker.event("resume" if step else "start", stage=name, step=step)
+    setup.trainer.fit()
+    _finish(run, name, stage, setup, inputs)
+
+
+def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[str, Any]) -> None:
+    """Final weights, then `done.json`: in this order, so that a stage that counts as done has its weights."""
+    trainer = setup.trainer
+    parameters = trainer.engine.full_parameters()
+    _, frozen = setup.parts.parameters()
+    result = {
+        "steps": trainer.progress.step,
+        "seconds": trainer.progress.seconds,
+        "gpu_seconds": trainer.progress.seconds * run.runtime.world_size,
+        "peak_memory_gib": max(run.runtime.gather(run.runtime.peak_memory_gib())),
+        "trainable_parameters": sum(p.numel() for p in parameters.values()),
+        "frozen_parameters": frozen,
+        "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
+        "samples_seen": trainer.progress.samples_seen,
+        "bad_samples": trainer.progress.bad_samples,
+        "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
+        "val": trainer.last_eval,
+    }
+    metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
+
+    def write() -> None:
+        save_final(run.directory / name / "weights.safetensors", setup.parts, parameters, metadata)
+        ckpt.write_json(run.directory / name / "done.json", {"inputs": inputs, "result": result})
+
+    run.runtime.on_main(write)
+    run.tracker.event("done", stage=name, step=trainer.progress.step, seconds=trainer.progress.seconds)
+    run.tracker.say(f"{name}: done, {trainer.progress.step} steps in {trainer.progress.seconds:.0f} s")
+
+
+def test(run: Run, name: str, stage: StageBlock) -> None:
+    """Evaluates the last stage's weights over the recipe's views and writes result.json."""
+    patterns = stage.data.test or stage.data.val
+    if not patterns:
+        run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
+        return
+    index = open_split(run.runtime, patterns, f"{name}.data.test")
+    check_labels(index, stage.model.classes)
+    if run.dry_run:
+        return
+    parts = load_for_test(stage, run.weights(name), run.weights("stage1") if name == "stage2" else None)
+    for module in filter(None, (parts.trainable, parts.frozen)):
+        module.to(run.runtime.device)
+    result = _score(run, stage, parts, index, stage.data.frame_order)
+    views = run.recipe.test.temporal_views * run.recipe.test.spatial_views
+    run.tracker.record("eval", stage="test", step=0, views=views, **result)
+    if run.recipe.test.shuffled_frames:
+        control = _score(run, stage, parts, index, "shuffled")
+        run.tracker.record("eval", stage="test", step=0, views=views, frame_order="shuffled", **control)
+        result["acc1_shuffled_frames"] = control["acc1"]
+    summary = {**result, "views": views, "frames": stage.frames, **collect_results(run.directory)}
+    run.runtime.on_main(lambda: ckpt.write_json(run.directory / "result.json", summary))
+    _say_result(run, summary)
+
+
+def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order: str) -> dict[str, Any]:
+    batches = eval_loader(
+        index,
+        data=stage.data.model_copy(update={"frame_order": order}),
+        batch=stage.batch,
+        frames=stage.frames,
+        crop=stage.model.image_size,
+        seed=run.recipe.seed,
+        rank=run.runtime.rank,
+        world_size=run.runtime.world_size,
+        temporal_views=run.recipe.test.temporal_views,
+        spatial_views=run.recipe.test.spatial_views,
+        pin_memory=run.runtime.device.type == "cuda",
+    )
+
+    @torch.no_grad()
+    def predict(batch: dict[str, Any]) -> Tensor:
+        clips = batch["clips"].to(run.runtime.device, non_blocking=True)
+        return parts.trainable(clips if parts.frozen is None else parts.frozen(clips))
+
+    return evaluate(predict, batches, run.runtime)
+
+
+def _say_result(run: Run, summary: dict[str, Any]) -> None:
+    text = f"test: acc1 {summary['acc1']:.4f}, acc5 {summary['acc5']:.4f} on {summary['samples']} clips, {summary['views']} view(s)"
+    if "acc1_shuffled_frames" in summary:
+        text += f"; acc1 {summary['acc1_shuffled_frames']:.4f} with the frames of each clip in random order"
+    run.tracker.say(text)
+    run.tracker.say(f"result: {run.directory / 'result.json'} ({summary['total_seconds']:.0f} s of training)")

@@ -1,0 +1,1 @@
+"""The commands beside training: thin over the rest of the package."""

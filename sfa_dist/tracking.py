@@ -1,0 +1,134 @@
+"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks, and wandb may fail without anyone noticing but the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from sfa_dist.recipe import LogBlock
+
+# contract.md: wandb's groups for the kinds and keys of log.jsonl.
+PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
+
+
+class Tracker:
+    """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
+
+    def __init__(self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self._jsonl: TextIO | None = None
+        self._wandb: Any = None
+        self._consoles: list[Console] = []
+        if run_dir is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._jsonl = (run_dir / "log.jsonl").open("a", buffering=1)
+            self._text = (run_dir / "console.log").open("a", buffering=1)
+            # The file's console is wide enough for any line, the terminal's wraps as it likes.
+            self._consoles = [Console(soft_wrap=True), Console(file=self._text, width=160, soft_wrap=True)]
+            self._start_wandb(run_dir, log, config, environ)
+
+    @classmethod
+    def console_only(cls, log: LogBlock) -> Tracker:
+        """A tracker that speaks to the terminal and writes nothing: a dry run leaves no trace."""
+        tracker = cls(None, log, {}, {})
+        tracker._consoles = [Console(soft_wrap=True)]
+        return tracker
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person is watching: progress bars only then."""
+        return bool(self._consoles) and self._consoles[0].is_terminal
+
+    @property
+    def console(self) -> Console:
+        """The terminal, for a progress bar."""
+        return self._consoles[0]
+
+    def say(self, text: str | Table) -> None:
+        """To console and console.log."""
+        for console in self._consoles:
+            console.print(text, highlight=False, markup=False)
+
+    def record(self, kind: str, **values: Any) -> None:
+        """One line of log.jsonl, and the same to wandb."""
+        if self._jsonl is None:
+            return
+        line = {"kind": kind, **{key: _plain(value) for key, value in values.items()}}
+        self._jsonl.write(json.dumps(line) + "\n")
+        if self._wandb is not None and kind in ("train", "eval"):
+            self._send(kind, line)
+
+    def event(self, event: str, **values: Any) -> None:
+        """A line of kind `event`."""
+        self.record("event", event=event, **values)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if self._wandb is not None:
+            self._guard(lambda: self._wandb.finish())
+        if self._jsonl is not None:
+            self._jsonl.close()
+            self._text.close()
+            self._jsonl, self._consoles = None, []
+
+    def _start_wandb(
+        self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> None:
+        if log.wandb == "off" or environ.get("WANDB_MODE") == "disabled":
+            return
+        mode = log.wandb
+        if mode == "auto":
+            has_key = "WANDB_API_KEY" in environ or (Path(environ.get("HOME", "/")) / ".netrc").is_file()
+            mode = environ.get("WANDB_MODE") or ("online" if has_key else "offline")  # type: ignore[assignment]
+
+        def begin() -> None:
+            import wandb
+
+            id_file = run_dir / "wandb" / "run_id"
+            run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+            id_file.parent.mkdir(exist_ok=True)
+            id_file.write_text(run_id)
+            self._wandb = wandb.init(
+                project=log.wandb_project,
+                name=run_dir.name,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                mode=mode,
+                dir=str(run_dir),
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+
+        self._guard(begin)
+
+    def _send(self, kind: str, line: Mapping[str, Any]) -> None:
+        stage = line.get("stage")
+        group = {"train": "train", "eval": "test" if stage == "test" else "val"}[kind]
+        out: dict[str, Any] = {"stage": stage}
+        for key, value in line.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                out[f"{'perf' if key in PERFORMANCE_KEYS else group}/{key}"] = value
+        # Steps start anew in each stage, and wandb's own step may not: the step travels as a value.
+        self._guard(lambda: self._wandb.log(out))
+
+    def _guard(self, action: Any) -> None:
+        """wandb alone may fail without ending the run: it says so once and is left out from then on."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 (whatever wandb raises)
+            self._wandb = None
+            self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
+            print(f"wandb is off for this run: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: it becomes the string it is read as elsewhere."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,116 @@
+"""Trains a recipe: argv -> Recipe -> stages -> exit code. The only wiring; runs as a script from a clean clone.
+
+    deepspeed sfa_dist/train.py --recipe recipes/h_96f.yaml
+    torchrun --nproc-per-node 8 sfa_dist/train.py --recipe recipes/h_96f.yaml
+    srun python sfa_dist/train.py --recipe recipes/g_48f.yaml
+    python sfa_dist/train.py --recipe recipes/demo.yaml --set stage2.schedule.epochs=2
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
+    # shadow others; put the repository root in its place.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+from sfa_dist.errors import Preempted, SfaError, UsageError
+from sfa_dist.parallel.environment import environment
+
+EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint or disk;
+75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the contract's exit code for a wrong command line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message} (see --help)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a training run."""
+    parser.add_argument("--recipe", required=True, type=Path, help="the YAML that describes the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. stage2.optimizer.lr=0.05"
+    )
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<recipe name>")
+    parser.add_argument("--resume", default="auto", help="auto (go on where the run directory stands), never, or a checkpoint")
+    parser.add_argument("--stage", choices=("image", "stage1", "stage2", "test", "report"), help="only this stage")
+    parser.add_argument("--print-recipe", action="store_true", help="print the resolved recipe with each value's origin")
+    parser.add_argument("--dry-run", action="store_true", help="build and check everything, run no step")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the parsed command. Raises SfaError for what a user can act on."""
+    # Torch is imported only after the recipe is read: a typo answers at once, also on a login node.
+    from sfa_dist.recipe import load_recipe, print_recipe
+
+    loaded = load_recipe(arguments.recipe, arguments.set, environment())
+    if arguments.print_recipe:
+        print(print_recipe(loaded), end="")
+        return
+    from sfa_dist.stages import run_recipe
+
+    run_recipe(
+        loaded,
+        run_dir=arguments.run_dir or Path("runs") / loaded.recipe.name,
+        resume=arguments.resume,
+        only=arguments.stage,
+        dry_run=arguments.dry_run,
+    )
+
+
+def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentParser) -> int:
+    """Parses and runs; every failure is one line on stderr and the contract's exit code."""
+    debug = "--debug" in (sys.argv if arguments_of is None else arguments_of)
+    try:
+        parsed = parser.parse_args(arguments_of)
+        return int(parsed.run(parsed) or 0)
+    except SfaError as error:
+        if debug:
+            traceback.print_exc()
+        if not error.told_by_another_rank:
+            prefix = "stopped" if isinstance(error, Preempted) else "error"
+            print(f"{prefix}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
+        print(f"error: internal: {type(error).__name__}: {error}{_keep_traceback(debug)}", file=sys.stderr)
+        return 70
+    except KeyboardInterrupt:
+        print("stopped: interrupted before the state could be saved; the last checkpoint is intact", file=sys.stderr)
+        return 70
+
+
+def _keep_traceback(debug: bool) -> str:
+    """Prints the traceback (--debug), or puts it into a file of this process and says where."""
+    if debug:
+        traceback.print_exc()
+        return ""
+    file = Path(tempfile.gettempdir()) / f"sfa_dist-{os.getpid()}.log"
+    file.write_text(traceback.format_exc())
+    return f" (traceback in {file}, or run with --debug)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = Parser(
+        prog="train.py", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+    return exit_code_of(argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

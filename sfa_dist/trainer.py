@@ -1,0 +1,295 @@
+"""The training loop of one stage. It knows the Engine protocol and never a library behind it.
+
+    batch -> (frozen trunk) -> engine -> loss -> backward -> step -> log, checkpoint, evaluation
+
+Stage 1 and the image stage have no frozen trunk: everything is in the engine. Step s of a stage is the same set
+of clips whatever the number of ranks, and everything random is drawn from (seed, stage, step), so a resumed run repeats nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfa_dist.checkpoint import save_checkpoint
+from sfa_dist.errors import DataError, LostRankError, Preempted
+from sfa_dist.metrics import ClassificationSums, weighted_loss_sum
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.plan.flops import peak_tflops, step_flops
+from sfa_dist.recipe import StageBlock
+from sfa_dist.schedule import learning_rate
+from sfa_dist.tracking import Tracker
+
+Batch = dict[str, Any]
+NON_FINITE_LIMIT = 5
+DATA_BOUND_SHARE = 0.3
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: all of it goes into the checkpoint's state.json."""
+
+    step: int = 0
+    samples_seen: int = 0
+    bad_samples: int = 0
+    evaluated_epochs: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    non_finite_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share of a test."""
+
+    steps_per_epoch: int
+    accumulation: int
+    train: Callable[[int, int], Iterable[Batch]]
+    evaluate: Callable[[], Iterable[Batch]] | None
+
+
+@dataclass
+class Trainer:
+    """One stage's run: `fit()` trains to the end of the schedule, or to a stop request, whichever comes first."""
+
+    name: str
+    stage: StageBlock
+    seed: int
+    engine: Engine
+    frozen: FrozenTrunk | None
+    streams: Streams
+    runtime: Runtime
+    tracker: Tracker
+    stop: StopFlag
+    directory: Path
+    state_extra: dict[str, Any]
+    log_every: int
+    progress: Progress = field(default_factory=Progress)
+    last_eval: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole schedule, or fewer where the recipe's `max_steps` says so."""
+        full = self.stage.schedule.epochs * self.streams.steps_per_epoch
+        return min(full, self.stage.schedule.max_steps or full)
+
+    def fit(self) -> None:
+        """Trains from `progress` to the last step. Raises Preempted (state saved) on a stop request."""
+        while True:
+            epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
+            at_epoch_end = first == 0 or self.progress.step >= self.total_steps
+            if at_epoch_end and self.progress.step and self.progress.evaluated_epochs < math.ceil(
+                self.progress.step / self.streams.steps_per_epoch
+            ):
+                self._end_epoch()
+            if self.progress.step >= self.total_steps:
+                return
+            self._run_epoch(epoch, first)
+
+    def _run_epoch(self, epoch: int, first: int) -> None:
+        micro_batches = iter(self.streams.train(epoch, first))
+        last = min(self.streams.steps_per_epoch, self.total_steps - epoch * self.streams.steps_per_epoch)
+        window = _Window()
+        for _ in range(first, last):
+            started = time.perf_counter()
+            batches = list(islice(micro_batches, self.streams.accumulation))
+            data_time = time.perf_counter() - started
+            stopping, record = self.train_step(batches, epoch)
+            self.runtime.synchronize()
+            step_time = time.perf_counter() - started
+            self.progress.seconds += step_time
+            self.progress.data_seconds += data_time
+            window.add(step_time, data_time, record["clips"])
+            if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
+                self._log(record, window)
+                window = _Window()
+            if stopping:
+                self.save()
+                self.tracker.event("preempted", stage=self.name, step=self.progress.step)
+                raise Preempted(
+                    f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}; "
+                    "state is saved, run the same command again to go on"
+                )
+            every = self.stage.checkpoint.every_steps
+            if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
+                self.save()
+
+    def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
+        """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what to log)."""
+        bad = [entry for batch in batches for entry in batch["bad"]]
+        clips = sum(float(batch["weights"].sum()) for batch in batches)
+        total, total_bad, stop = self.runtime.sum(clips, len(bad), bool(self.stop))
+        lr = learning_rate(
+            self.progress.step,
+            base=self.stage.optimizer.lr,
+            total_steps=self.stage.schedule.epochs * self.streams.steps_per_epoch,
+            warmup_steps=int(self.stage.schedule.warmup_epochs * self.streams.steps_per_epoch),
+        )
+        loss_sum, norm = self._update(batches, lr, total) if total else (torch.zeros(()), 0.0)
+        self.progress.step += 1
+        self.progress.samples_seen += int(total)
+        self.progress.bad_samples += int(total_bad)
+        if total_bad:
+            self._note_bad(bad)
+        self._check_finite(norm)
+        return stop > 0, {"epoch": epoch, "lr": lr, "grad_norm": norm, "loss_sum": loss_sum, "clips": total}
+
+    def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
+        # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
+        scale = self.runtime.world_size * len(batches) / total
+        loss_sum = torch.zeros((), device=self.runtime.device)
+        for index, batch in enumerate(batches):
+            torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, index, self.runtime.rank))
+            labels, weights = self._to_device(batch["labels"]), self._to_device(batch["weights"])
+            logits = self.engine.forward(self._features(batch))
+            loss = weighted_loss_sum(logits, labels, weights, self.stage.optimizer.label_smoothing)
+            self.engine.backward(loss * scale, last=index == len(batches) - 1)
+            loss_sum += loss.detach()
+        return loss_sum, self.engine.step(lr)
+
+    def _features(self, batch: Batch) -> Tensor:
+        clips = self._to_device(batch["clips"])
+        return clips if self.frozen is None else self.frozen(clips)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.runtime.device, non_blocking=True)
+
+    def _end_epoch(self) -> None:
+        self.progress.evaluated_epochs = math.ceil(self.progress.step / self.streams.steps_per_epoch)
+        if self.streams.evaluate is not None:
+            result = evaluate(lambda batch: self.engine.evaluate(self._features(batch)), self.streams.evaluate(), self.runtime)
+            self.last_eval = result
+            self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
+            self.tracker.say(
+                f"Eval {self.name} [{self.progress.evaluated_epochs}/{self.stage.schedule.epochs}] "
+                f"acc1: {result['acc1']:.4f} acc5: {result['acc5']:.4f} loss: {result['loss']:.4f} clips: {result['samples']}"
+            )
+        self.save()
+
+    def save(self) -> None:
+        """A checkpoint of the present step. Raises CheckpointError on every rank when one cannot write."""
+        state = {"stage": self.name, "progress": vars(self.progress), **self.state_extra}
+        path = save_checkpoint(
+            self.directory / "checkpoints", self.progress.step, self.engine, state, self.runtime, self.stage.checkpoint.keep
+        )
+        self.tracker.event("checkpoint", stage=self.name, step=self.progress.step, path=str(path))
+
+    def _note_bad(self, mine: list[tuple[str, str]]) -> None:
+        """Names the bad clips of all ranks; over the budget it is a DataError."""
+        for entries in self.runtime.gather(mine):
+            for key, reason in entries:
+                self.tracker.event("bad_sample", stage=self.name, step=self.progress.step, key=key, reason=reason)
+                self.tracker.say(f"bad clip {key}: {reason} (weight 0)")
+        share = self.stage.data.max_bad_fraction
+        seen = self.progress.samples_seen + self.progress.bad_samples
+        # A share of a handful of clips says nothing: the budget counts from the first hundred on.
+        if self.progress.bad_samples > share * max(seen, 100):
+            raise DataError(
+                f"stage {self.name}, step {self.progress.step}: {self.progress.bad_samples} of {seen} clips are bad, over "
+                f"data.max_bad_fraction {share}; the bad_sample events in log.jsonl name them"
+            )
+
+    def _check_finite(self, norm: float) -> None:
+        if math.isfinite(norm):
+            self.progress.non_finite_steps = 0
+            return
+        self.progress.non_finite_steps += 1
+        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm)
+        if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
+            raise LostRankError(
+                f"stage {self.name}: gradients were not finite in {NON_FINITE_LIMIT} steps in a row, the last at step "
+                f"{self.progress.step}; lower optimizer.lr or use engine.precision fp32, and resume from the last checkpoint"
+            )
+
+    def _log(self, record: dict[str, Any], window: _Window) -> None:
+        loss = self.runtime.sum(float(record["loss_sum"]))[0] / max(record["clips"], 1.0)
+        rate = window.clips / window.seconds
+        values = {
+            "stage": self.name,
+            "step": self.progress.step,
+            "epoch": record["epoch"],
+            "samples_seen": self.progress.samples_seen,
+            "loss": loss,
+            "lr": record["lr"],
+            "grad_norm": record["grad_norm"],
+            "step_time": window.seconds / window.steps,
+            "data_time": window.data_seconds / window.steps,
+            "samples_per_second": rate,
+            "memory_gib": self.runtime.peak_memory_gib(),
+            "mfu": self._mfu(rate),
+            "bad_samples": self.progress.bad_samples,
+        }
+        self.tracker.record("train", **values)
+        remaining = (self.total_steps - self.progress.step) * values["step_time"]
+        self.tracker.say(
+            f"Train {self.name} [{record['epoch'] + 1}/{self.stage.schedule.epochs}][{self.progress.step}/{self.total_steps}] "
+            f"loss: {loss:.4f} lr: {record['lr']:.3e} grad_norm: {record['grad_norm']:.3f} time: {values['step_time']:.3f} "
+            f"data_time: {values['data_time']:.3f} clips/s: {rate:.1f} memory: {values['memory_gib']:.2f} GiB eta: {_clock(remaining)}"
+        )
+        share = window.data_seconds / window.seconds
+        if share > DATA_BOUND_SHARE:
+            self.tracker.say(
+                f"data-bound: the loader takes {share:.0%} of a step; raise data.workers (and cpus-per-task under Slurm)"
+            )
+
+    def _mfu(self, rate: float) -> float | None:
+        if self.runtime.device.type != "cuda":
+            return None
+        peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
+        if peak is None:
+            return None
+        flops = step_flops(self.stage.model, self.stage.frames, trunk_frozen=self.frozen is not None)
+        return rate * flops / (peak * 1e12 * self.runtime.world_size)
+
+
+def evaluate(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], runtime: Runtime) -> dict[str, Any]:
+    """Top-1, top-5 and loss over all ranks' batches; `predict` gives logits (clips * views, classes).
+
+    Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
+    """
+    sums = ClassificationSums()
+    for batch in batches:
+        logits = predict(batch)
+        logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
+        sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+    return ClassificationSums(runtime.sum(*sums.sums)).result()
+
+
+@dataclass
+class _Window:
+    """Sums between two log lines."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    clips: float = 0.0
+
+    def add(self, seconds: float, data_seconds: float, clips: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.data_seconds += data_seconds
+        self.clips += clips
+
+
+def mix_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts, the same in every process and Python."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,46 @@
+"""Real ranks for tests: a function run in several processes over gloo, its values brought back."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.runtime import Runtime
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`work(runtime, *arguments)` on each of `world_size` processes; their return values in order of ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(world_size, free_port(), folder, work, arguments), nprocs=world_size)
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    environ = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    runtime: Runtime = parallel_runtime.start(environ)
+    value = work(runtime, *arguments)
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(value))
+    parallel_runtime.stop()

@@ -1,0 +1,231 @@
+"""The Slurm scripts, run with stand-ins for Slurm's commands: environment, exit codes, requeue."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("vivit_*.sh"))
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+
+each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+
+# srun notes how it was called and ends with $FAKE_EXIT. Otherwise it stays until a USR1: with FAKE_EXIT=wait it saves
+# for a moment then, with FAKE_EXIT=unready it is not ready for the signal and dies of it.
+SRUN = """\
+printf '%s\\n' "$@" > "$LOG/srun.args"
+env > "$LOG/srun.env"
+[ "$FAKE_EXIT" = wait ] && trap 'sleep 0.2; exit 75' USR1
+case $FAKE_EXIT in [0-9]*) exit "$FAKE_EXIT" ;; esac
+echo $$ > "$LOG/srun.pid.tmp" && mv "$LOG/srun.pid.tmp" "$LOG/srun.pid"
+while :; do sleep 0.02; done
+"""
+SCONTROL = """\
+echo "$@" >> "$LOG/scontrol"
+case "$*" in
+    "show hostnames node[7-8]") printf 'node7\\nnode8\\n' ;;
+    "-o show job 123456") echo "JobId=123456 JobState=${FAKE_STATE:-RUNNING} Reason=None" ;;
+    requeue*) exit "${FAKE_REQUEUE:-0}" ;;
+    *) exit 1 ;;
+esac
+"""
+SCANCEL = """\
+echo "$@" >> "$LOG/scancel"
+kill -USR1 "$(cat "$LOG/srun.pid")"
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A folder of stand-ins and what they noted."""
+
+    root: Path
+    log: Path
+    env: Mapping[str, str]
+
+    def noted(self, name: str) -> list[str]:
+        path = self.log / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def handed_over(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self.noted("srun.env") if "=" in line)
+
+    def start(self, script: Path, *args: str, **env: str) -> subprocess.Popen[str]:
+        copy = self.root / "spool" / "slurm_script"  # as sbatch does it
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(script, copy)
+        full = {**self.env, **env}
+        return subprocess.Popen(["bash", str(copy), *args], env=full, cwd=self.root, stderr=subprocess.PIPE, text=True)
+
+    def run(self, script: Path, *args: str, **env: str) -> tuple[int, str]:
+        process = self.start(script, *args, **env)
+        _, stderr = process.communicate(timeout=15)
+        return process.returncode, stderr
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    binaries, log = tmp_path / "bin", tmp_path / "log"
+    binaries.mkdir()
+    log.mkdir()
+    for name, body in {"srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+        (binaries / name).write_text(f"#!/bin/bash\n{body}")
+        (binaries / name).chmod(0o755)
+    env = {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "LOG": str(log),
+        "FAKE_EXIT": "0",
+        "SFA_CLUSTER_ENV": str(tmp_path / "cluster.env"),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NAME": "test",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_CPUS_PER_TASK": "12",
+    }
+    (tmp_path / "cluster.env").write_text("")
+    return Cluster(tmp_path, log, env)
+
+
+# ------------------------------------------------------------------------------------------------ as text
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*.sh")), ids=lambda script: script.stem)
+def test_scripts_are_clean(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if SHELLCHECK is None:
+        pytest.skip("no shellcheck")
+    subprocess.run([SHELLCHECK, str(script)], check=True, cwd=ROOT)
+
+
+@each
+def test_scripts_ask_for_what_a_preempted_job_needs(script: Path) -> None:
+    lines = script.read_text().splitlines()
+    options = dict(
+        re.fullmatch(r"#SBATCH --([\w-]+)(?:=(.*))?", line).groups() for line in lines if "#SBATCH --" in line
+    )  # type: ignore[union-attr]
+    assert options["job-name"] == script.stem
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert options["output"] == "%x-%j.out"
+    assert options["open-mode"] == "append"
+    assert options["signal"] == "B:USR1@120"
+    assert {"nodes", "cpus-per-task", "time", "requeue"} <= set(options)
+    assert not {"account", "partition", "qos"} & set(options), "sites differ"
+
+
+@each
+def test_scripts_name_a_recipe_of_their_name_and_call_srun_once(script: Path) -> None:
+    calls = [line for line in script.read_text().splitlines() if re.search(r"\bsrun\b", line) and line[0] != "#"]
+    assert len(calls) == 1
+    recipe = f"recipes/{script.stem.removeprefix('vivit_')}.yaml"
+    assert calls[0].endswith(f'srun --kill-on-bad-exit=1 python sfa_dist/train.py --recipe {recipe} "$@"')
+    assert (ROOT / recipe).is_file()
+
+
+# ------------------------------------------------------------------------------------------------ in a job
+
+
+@each
+def test_the_environment_of_the_step(script: Path, cluster: Cluster) -> None:
+    code, _ = cluster.run(script, "--set", "seed=1 2", RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", MASTER_PORT="1")
+    assert code == 0
+    assert cluster.noted("srun.args")[-2:] == ["--set", "seed=1 2"]
+    env = cluster.handed_over()
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("node7", "23456")
+    assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("12", "12")
+    assert env["PWD"] == str(ROOT)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(env), "a login shell's rank would be every task's"
+
+
+def test_site_settings_and_venv(cluster: Cluster) -> None:
+    venv = cluster.root / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text("export VIRTUAL_ENV=$UNSET_IS_ALLOWED/here\n")
+    site = f"export SFA_VENV={venv} SFA_PORT_BASE=30000 NCCL_SOCKET_IFNAME=ib0\n"
+    (cluster.root / "cluster.env").write_text(site)
+    assert cluster.run(SCRIPTS[0])[0] == 0
+    env = cluster.handed_over()
+    assert (env["VIRTUAL_ENV"], env["MASTER_PORT"], env["NCCL_SOCKET_IFNAME"]) == ("/here", "33456", "ib0")
+    code, error = cluster.run(SCRIPTS[0], SFA_VENV="/nowhere", SFA_CLUSTER_ENV="/dev/null/none")
+    assert (code, "SFA_CLUSTER_ENV" in error) == (64, True)
+
+
+@pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 137, 138])
+def test_exit_codes_are_passed_on_without_requeue(cluster: Cluster, code: int) -> None:
+    assert cluster.run(SCRIPTS[0], FAKE_EXIT=str(code))[0] == code
+    assert "requeue 123456" not in cluster.noted("scontrol")
+
+
+def test_75_is_requeued_up_to_the_limit(cluster: Cluster) -> None:
+    assert cluster.run(SCRIPTS[0], FAKE_EXIT="75", SLURM_RESTART_COUNT="2", SFA_MAX_REQUEUES="3")[0] == 75
+    assert cluster.noted("scontrol").count("requeue 123456") == 1
+    code, error = cluster.run(SCRIPTS[0], FAKE_EXIT="75", SLURM_RESTART_COUNT="3", SFA_MAX_REQUEUES="3")
+    assert (code, "requeued 3 times already" in error) == (75, True)
+    code, error = cluster.run(SCRIPTS[0], FAKE_EXIT="75", SLURM_RESTART_COUNT="50")
+    assert (code, "requeued 50 times already" in error) == (75, True)
+    assert cluster.noted("scontrol").count("requeue 123456") == 1
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: Cluster) -> None:
+    code, error = cluster.run(SCRIPTS[0], FAKE_EXIT="75", FAKE_STATE="COMPLETING")
+    assert (code, "not requeued" in error) == (75, True)
+    assert "requeue 123456" not in cluster.noted("scontrol")
+
+
+def test_a_refused_requeue_says_what_to_do(cluster: Cluster) -> None:
+    code, error = cluster.run(SCRIPTS[0], FAKE_EXIT="75", FAKE_REQUEUE="1")
+    assert (code, "submit the same script again" in error) == (75, True)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(("step", "code"), [("wait", 75), ("unready", 138)])
+def test_a_stop_is_forwarded_and_the_job_requeued_after_the_save(
+    cluster: Cluster, stop: signal.Signals, step: str, code: int
+) -> None:
+    process = cluster.start(SCRIPTS[0], FAKE_EXIT=step)
+    wait_for(cluster.log / "srun.pid")
+    process.send_signal(stop)
+    process.communicate(timeout=10)
+    assert process.returncode == code
+    assert cluster.noted("scancel") == ["--signal=USR1 123456"]
+    assert cluster.noted("scontrol")[-1] == "requeue 123456"
+
+
+def test_a_stop_before_the_step_starts_none(cluster: Cluster) -> None:
+    started = cluster.root / "started"
+    (cluster.root / "cluster.env").write_text(f"touch {started}; while [[ ! -e {started}.go ]]; do sleep 0.02; done\n")
+    process = cluster.start(SCRIPTS[0])
+    wait_for(started)
+    process.send_signal(signal.SIGUSR1)
+    Path(f"{started}.go").touch()
+    process.communicate(timeout=10)
+    assert (process.returncode, cluster.noted("srun.args")) == (75, [])
+    assert cluster.noted("scontrol")[-1] == "requeue 123456"
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_wrong_places_are_named(cluster: Cluster) -> None:
+    code, error = cluster.run(SCRIPTS[0], SLURM_SUBMIT_DIR=str(cluster.root))
+    assert (code, f"{cluster.root} is not the repository" in error) == (64, True)
+    assert cluster.run(SCRIPTS[0], SLURM_SUBMIT_DIR=str(cluster.root), SFA_ROOT=str(ROOT))[0] == 0
+    for form in (["--recipe", "recipes/none.yaml"], ["--recipe=recipes/none.yaml"]):
+        code, error = cluster.run(SCRIPTS[0], *form)
+        assert (code, "no recipe recipes/none.yaml" in error) == (78, True)
+    code, error = cluster.run(SCRIPTS[0], SLURM_JOB_ID="")
+    assert (code, "sbatch" in error) == (64, True)
