@@ -160,7 +160,9 @@ def _piece_table(readers: Iterable[Any]) -> dict[tuple[str, str], list[tuple[int
     return table
 
 
-def _fill(fragment: Fragment, moment: str, pieces: dict[tuple[str, str], list[tuple[int, Any, str]]], path: Path) -> None:
+def _fill(
+    fragment: Fragment, moment: str, pieces: dict[tuple[str, str], list[tuple[int, Any, str]]], path: Path
+) -> None:
     """Copies the overlap of each saved piece with this fragment; together they must cover it."""
     covered, end = 0, fragment.start + fragment.numel
     for start, reader, key in pieces.get((fragment.name, moment), []):
@@ -231,7 +233,7 @@ def _together(runtime: Runtime, work: Any, what: str) -> None:
         fault = f"rank {runtime.rank} on {runtime.host} could not {_explain(error, what, Path(what.split(' ', 1)[1]))}"
     faults = [f for f in runtime.gather(fault) if f is not None]
     if faults:
-        raise CheckpointError(f"{faults[0]}; older checkpoints are untouched")
+        raise runtime.for_all(CheckpointError(f"{faults[0]}; older checkpoints are untouched"))
 
 
 def _explain(error: BaseException, what: str, path: Path) -> str:

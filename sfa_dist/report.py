@@ -112,7 +112,9 @@ def _facts(records: list[dict[str, Any]], env: dict[str, Any]) -> list[tuple[str
     devices = sorted({rank["device"] for rank in ranks})
     versions = ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items() if version)
     events = [record for record in records if record.get("kind") == "event"]
-    counts = {name: sum(e["event"] == name for e in events) for name in ("resume", "preempted", "fallback", "bad_sample")}
+    counts = {
+        name: sum(e["event"] == name for e in events) for name in ("resume", "preempted", "fallback", "bad_sample")
+    }
     return [
         ("commit", str(env.get("commit") or f"version {env.get('sfa_dist')}")),
         ("ranks", f"{len(ranks)} on {len({rank['host'] for rank in ranks})} host(s), {', '.join(devices)}"),
@@ -147,7 +149,9 @@ def _html(
     if result:
         heads = "".join(f'<th class="number">{title}</th>' for _, title, _ in STAGE_COLUMNS)
         rows = "".join(
-            f"<tr><td>{html.escape(row[0])}</td>" + "".join(f'<td class="number">{cell}</td>' for cell in row[1:]) + "</tr>"
+            f"<tr><td>{html.escape(row[0])}</td>"
+            + "".join(f'<td class="number">{cell}</td>' for cell in row[1:])
+            + "</tr>"
             for row in _stage_rows(result)
         )
         parts.append(f"<h2>Stages</h2><table><tr><th>stage</th>{heads}</tr>{rows}</table>")
@@ -158,9 +162,12 @@ def _html(
     facts = "".join(f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in _facts(records, env))
     parts.append(f"<h2>Where and with what</h2><table>{facts}</table>")
     if recipe:
-        parts.append(f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>")
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>' + (
-        "".join(parts) + "</html>\n"
+        parts.append(
+            f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>"
+        )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
+        + ("".join(parts) + "</html>\n")
     )
 
 

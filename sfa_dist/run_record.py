@@ -36,7 +36,17 @@ EXECUTION_KEYS = (
     "weights",
     "image_checkpoint",
 )
-RECORDED_PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "torchcodec", "safetensors", "numpy")
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "timm",
+    "webdataset",
+    "av",
+    "torchcodec",
+    "safetensors",
+    "numpy",
+)
 
 
 def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sha256: str) -> dict[str, Any]:
@@ -46,7 +56,12 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         for key, value in flatten(stage.model_dump(mode="json")).items()
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
     }
-    return {**flat, "seed": recipe.seed, "train clips (sha256)": index_sha256, "starting weights (sha256)": source_sha256}
+    return {
+        **flat,
+        "seed": recipe.seed,
+        "train clips (sha256)": index_sha256,
+        "starting weights (sha256)": source_sha256,
+    }
 
 
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -93,7 +108,9 @@ def collect_results(run_dir: Path) -> dict[str, Any]:
 
 def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
     """env.json: versions, commit, hosts and devices. Collective."""
-    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
+    device = (
+        torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
+    )
     places = runtime.gather({"host": runtime.host, "device": device})
     versions = {}
     for package in RECORDED_PACKAGES:
@@ -117,7 +134,10 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
         out = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None  # Not a git checkout, or no git: the version stands beside it.
@@ -137,14 +157,22 @@ def setup_table(
     trainable, frozen = parameters
     table = Table(title=f"stage {name}", show_header=False)
     accumulated = steps[1] * world_size * stage.batch.micro
-    padded = "" if accumulated == stage.batch.size else f", {accumulated - stage.batch.size} slots of each step stay empty"
+    padded = (
+        "" if accumulated == stage.batch.size else f", {accumulated - stage.batch.size} slots of each step stay empty"
+    )
     rows = [
         ("parameters", f"{trainable + frozen:,} = {trainable:,} trainable + {frozen:,} frozen"),
-        ("optimizer state", f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, ZeRO-{stage.engine.zero})"),
+        (
+            "optimizer state",
+            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, ZeRO-{stage.engine.zero})",
+        ),
         ("precision", stage.engine.precision),
         ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),
         ("steps", f"{steps[0]:,} per epoch x {stage.schedule.epochs} epochs"),
-        ("global batch", f"{stage.batch.size} = {world_size} ranks x {stage.batch.micro} x {steps[1]} accumulated{padded}"),
+        (
+            "global batch",
+            f"{stage.batch.size} = {world_size} ranks x {stage.batch.micro} x {steps[1]} accumulated{padded}",
+        ),
     ]
     for row in rows:
         table.add_row(*row)

@@ -118,7 +118,9 @@ def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
     made_here = source is not None and not source.startswith("timm:") and Path(source).is_relative_to(run.directory)
     if source is not None and made_here and not Path(source).is_file():
         if not run.dry_run:
-            raise CheckpointError(f"there is no {source} yet: train the stage before, or give its weights (stage1.weights)")
+            raise CheckpointError(
+                f"there is no {source} yet: train the stage before, or give its weights (stage1.weights)"
+            )
         source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
     if isinstance(stage, Stage2):
         return assemble_stage2(stage, Path(source) if source else None, classes)

@@ -68,7 +68,6 @@ def _record_run(run: Run) -> None:
         f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
     )
     if not run.dry_run:
-
         run.runtime.on_main(lambda: ckpt.write_json(run.directory / "env.json", record))
 
 

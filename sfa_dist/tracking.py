@@ -21,7 +21,9 @@ PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib"
 class Tracker:
     """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
 
-    def __init__(self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> None:
         self._jsonl: TextIO | None = None
         self._wandb: Any = None
         self._consoles: list[Console] = []
@@ -77,9 +79,7 @@ class Tracker:
             self._text.close()
             self._jsonl, self._consoles = None, []
 
-    def _start_wandb(
-        self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
-    ) -> None:
+    def _start_wandb(self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         if log.wandb == "off" or environ.get("WANDB_MODE") == "disabled":
             return
         mode = log.wandb

@@ -90,8 +90,10 @@ class Trainer:
         while True:
             epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
             at_epoch_end = first == 0 or self.progress.step >= self.total_steps
-            if at_epoch_end and self.progress.step and self.progress.evaluated_epochs < math.ceil(
-                self.progress.step / self.streams.steps_per_epoch
+            if (
+                at_epoch_end
+                and self.progress.step
+                and self.progress.evaluated_epochs < math.ceil(self.progress.step / self.streams.steps_per_epoch)
             ):
                 self._end_epoch()
             if self.progress.step >= self.total_steps:
@@ -118,10 +120,8 @@ class Trainer:
             if stopping:
                 self.save()
                 self.tracker.event("preempted", stage=self.name, step=self.progress.step)
-                raise Preempted(
-                    f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}; "
-                    "state is saved, run the same command again to go on"
-                )
+                stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
+                raise self.runtime.for_all(Preempted(f"{stopped}; state is saved, run the same command again to go on"))
             every = self.stage.checkpoint.every_steps
             if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
                 self.save()
@@ -168,8 +168,11 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         self.progress.evaluated_epochs = math.ceil(self.progress.step / self.streams.steps_per_epoch)
+        self._say_if_data_bound()
         if self.streams.evaluate is not None:
-            result = evaluate(lambda batch: self.engine.evaluate(self._features(batch)), self.streams.evaluate(), self.runtime)
+            result = evaluate(
+                lambda batch: self.engine.evaluate(self._features(batch)), self.streams.evaluate(), self.runtime
+            )
             self.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             self.tracker.say(
@@ -178,11 +181,24 @@ class Trainer:
             )
         self.save()
 
+    def _say_if_data_bound(self) -> None:
+        share = self.progress.data_seconds / max(self.progress.seconds, 1e-9)
+        if share > DATA_BOUND_SHARE:
+            self.tracker.say(
+                f"data-bound: the loader takes {share:.0%} of a step; raise data.workers "
+                f"(now {self.stage.data.workers}; cpus-per-task under Slurm), or re-encode the clips smaller"
+            )
+
     def save(self) -> None:
         """A checkpoint of the present step. Raises CheckpointError on every rank when one cannot write."""
         state = {"stage": self.name, "progress": vars(self.progress), **self.state_extra}
         path = save_checkpoint(
-            self.directory / "checkpoints", self.progress.step, self.engine, state, self.runtime, self.stage.checkpoint.keep
+            self.directory / "checkpoints",
+            self.progress.step,
+            self.engine,
+            state,
+            self.runtime,
+            self.stage.checkpoint.keep,
         )
         self.tracker.event("checkpoint", stage=self.name, step=self.progress.step, path=str(path))
 
@@ -196,10 +212,9 @@ class Trainer:
         seen = self.progress.samples_seen + self.progress.bad_samples
         # A share of a handful of clips says nothing: the budget counts from the first hundred on.
         if self.progress.bad_samples > share * max(seen, 100):
-            raise DataError(
-                f"stage {self.name}, step {self.progress.step}: {self.progress.bad_samples} of {seen} clips are bad, over "
-                f"data.max_bad_fraction {share}; the bad_sample events in log.jsonl name them"
-            )
+            where = f"stage {self.name}, step {self.progress.step}"
+            over = f"{self.progress.bad_samples} of {seen} clips are bad, over data.max_bad_fraction {share}"
+            raise self.runtime.for_all(DataError(f"{where}: {over}; the bad_sample events in log.jsonl name them"))
 
     def _check_finite(self, norm: float) -> None:
         if math.isfinite(norm):
@@ -208,10 +223,9 @@ class Trainer:
         self.progress.non_finite_steps += 1
         self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm)
         if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
-            raise LostRankError(
-                f"stage {self.name}: gradients were not finite in {NON_FINITE_LIMIT} steps in a row, the last at step "
-                f"{self.progress.step}; lower optimizer.lr or use engine.precision fp32, and resume from the last checkpoint"
-            )
+            where = f"stage {self.name}, step {self.progress.step}: gradients were not finite {NON_FINITE_LIMIT} steps in a row"
+            advice = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
+            raise self.runtime.for_all(LostRankError(f"{where}; {advice}"))
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
         loss = self.runtime.sum(float(record["loss_sum"]))[0] / max(record["clips"], 1.0)
@@ -238,11 +252,6 @@ class Trainer:
             f"loss: {loss:.4f} lr: {record['lr']:.3e} grad_norm: {record['grad_norm']:.3f} time: {values['step_time']:.3f} "
             f"data_time: {values['data_time']:.3f} clips/s: {rate:.1f} memory: {values['memory_gib']:.2f} GiB eta: {_clock(remaining)}"
         )
-        share = window.data_seconds / window.seconds
-        if share > DATA_BOUND_SHARE:
-            self.tracker.say(
-                f"data-bound: the loader takes {share:.0%} of a step; raise data.workers (and cpus-per-task under Slurm)"
-            )
 
     def _mfu(self, rate: float) -> float | None:
         if self.runtime.device.type != "cuda":

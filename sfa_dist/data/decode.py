@@ -65,7 +65,7 @@ def choose_decoder(wanted: Literal["auto", "torchcodec", "pyav"] = "auto") -> De
         reason = str(error).strip().split("\n")[0]
         raise RecipeError(
             f"data.decoder: torchcodec cannot be used ({reason}). Install it with `pip install torchcodec` and FFmpeg "
-            "4 to 8 with `apt-get install ffmpeg` or `conda install ffmpeg`, or set data.decoder to auto or pyav"
+            "with `apt-get install ffmpeg` or `conda install ffmpeg`, or set data.decoder to auto or pyav"
         ) from error
 
 

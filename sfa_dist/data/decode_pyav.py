@@ -83,6 +83,8 @@ class PyAVVideo:
         missing = [time for time in wanted if time not in frames]
         if missing:
             raise BadSample(f"frame {self._times.index(missing[0])} of {self.num_frames} cannot be decoded")
+        if len({pixels.shape for pixels in frames.values()}) > 1:
+            raise BadSample("the size of the frames changes inside the video")
         return torch.from_numpy(np.stack([frames[time] for time in wanted]))
 
     @cached_property
@@ -162,6 +164,8 @@ def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BadSample("no video stream")
+            if stream.codec_context is None:
+                raise BadSample("unknown codec")
             stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
             yield container, stream
     except _DECODE_ERRORS as error:

@@ -7,10 +7,16 @@ from importlib.metadata import version as package_version
 
 import numpy as np
 import torch
+import torchcodec
 from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import FrameNumbers, check_frame_size
+
+# It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
+_FFMPEG = getattr(torchcodec, "ffmpeg_major_version", "")
+if _FFMPEG is None:
+    raise ImportError("FFmpeg's shared libraries were not found")
 
 # What torchcodec raises for a bad file: RuntimeError from FFmpeg, ValueError without a video stream, IndexError and
 # TypeError where the header promises what the content does not have.
@@ -19,7 +25,7 @@ _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
 
 def version() -> str:
     """The backend's version, for env.json."""
-    return f"torchcodec {package_version('torchcodec')}"
+    return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}"
 
 
 class TorchcodecVideo:

@@ -104,9 +104,12 @@ def build_index(paths: Sequence[Path], workers: int = 1) -> dict[Path, ShardEntr
     return entries
 
 
-def verify_index(paths: Sequence[Path]) -> list[str]:
+def verify_index(paths: Sequence[Path], workers: int = 1) -> list[str]:
     """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
-    return [problem for path in paths for problem in _problems(path)]
+    known = {folder: read_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        found = pool.map(lambda path: _problems(path, known[path.parent].get(path.name)), paths)
+        return [problem for problems in found for problem in problems]
 
 
 def read_index(folder: Path) -> dict[str, ShardEntry]:
@@ -173,11 +176,10 @@ def _write_index(folder: Path, entries: dict[str, ShardEntry]) -> None:
         warnings.warn(text, stacklevel=2)
 
 
-def _problems(path: Path) -> list[str]:
+def _problems(path: Path, known: ShardEntry | None) -> list[str]:
+    if known is None:
+        return [f"shard {path}: not in {INDEX_NAME}, run `sfa index {path}`"]
     try:
-        known = read_index(path.parent).get(path.name)
-        if known is None:
-            return [f"shard {path}: not in {INDEX_NAME}, run `sfa index {path}`"]
         found = walk_shard(path)
     except DataError as error:
         return [str(error)]

@@ -86,7 +86,14 @@ class Encoder(nn.Module):
     """cls token, positions, `depth` blocks and the final norm. `drop_path` grows linearly to its value at the last block."""
 
     def __init__(
-        self, width: int, depth: int, heads: int, mlp: int, tokens: int, pooling: Pooling = "cls", drop_path: float = 0.0
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        tokens: int,
+        pooling: Pooling = "cls",
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.pooling = pooling

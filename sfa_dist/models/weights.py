@@ -32,7 +32,9 @@ def load_image_vit(trunk: Trunk, source: str) -> None:
     file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own stages.
     Raises CheckpointError when the weights cannot be read, RecipeError when they are of another architecture.
     """
-    state = _timm_state(source.removeprefix(TIMM_PREFIX)) if source.startswith(TIMM_PREFIX) else read_state(Path(source))
+    state = (
+        _timm_state(source.removeprefix(TIMM_PREFIX)) if source.startswith(TIMM_PREFIX) else read_state(Path(source))
+    )
     if any(key.startswith("trunk.") for key in state):
         own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     else:
@@ -73,7 +75,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"cannot read weights file {path}: {_first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and is not loaded; convert it to .safetensors") from error
+        raise CheckpointError(
+            f"{path} holds more than tensors and is not loaded; convert it to .safetensors"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -124,7 +128,9 @@ def resize_grid_positions(positions: Tensor, tokens: int, with_cls: bool) -> Ten
     cls, grid = (positions[:, :1], positions[:, 1:]) if has_cls else (positions[:, :0], positions)
     side, wanted = _side(grid.shape[1]), _side(tokens - with_cls)
     if side is None or wanted is None:
-        raise RecipeError(f"position table of {positions.shape[1]} entries does not fit a square grid of {tokens} tokens")
+        raise RecipeError(
+            f"position table of {positions.shape[1]} entries does not fit a square grid of {tokens} tokens"
+        )
     if side != wanted:
         image = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
         image = F.interpolate(image, size=(wanted, wanted), mode="bilinear", align_corners=True)

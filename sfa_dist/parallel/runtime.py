@@ -19,6 +19,7 @@ from sfa_dist.errors import CheckpointError, LostRankError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
 
 T = TypeVar("T")
+E = TypeVar("E", bound=SfaError)
 
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -88,9 +89,13 @@ class Runtime:
                 fault = CheckpointError(f"rank 0 on {self.host}: {error}")
         value, fault = self.broadcast((value, fault))
         if fault is not None:
-            fault.told_by_another_rank = not self.is_main
-            raise fault
+            raise self.for_all(fault)
         return value
+
+    def for_all(self, error: E) -> E:
+        """An error that every rank raises: marked so that rank 0 alone prints it."""
+        error.told_by_another_rank = not self.is_main
+        return error
 
     def barrier(self) -> None:
         """Returns when all ranks are here (on the CPU, so that no device work is waited for)."""
@@ -123,14 +128,20 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     if "RANK" in environ or "WORLD_SIZE" in environ:
         missing = [key for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if key not in environ]
         if missing:
-            raise UsageError(f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun")
+            raise UsageError(
+                f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun"
+            )
         local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-        return Launch(launcher, int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ["LOCAL_RANK"]), local_world)
+        return Launch(
+            launcher, int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ["LOCAL_RANK"]), local_world
+        )
     # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id.
     if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
         if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
-            raise UsageError("srun started several tasks, but MASTER_ADDR or MASTER_PORT is not set; source slurm/_common.sh")
+            raise UsageError(
+                "srun started several tasks, but MASTER_ADDR or MASTER_PORT is not set; source slurm/_common.sh"
+            )
         per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
         return Launch(
             "srun",

@@ -43,7 +43,9 @@ class ZeroEngine:
         self.device = device
         self.module = module.to(device)
         # DeepSpeed makes its masters from the parameters after rounding them to bf16; put the exact values back.
-        exact = {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
+        exact = (
+            {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
+        )
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=self.module,
@@ -158,7 +160,9 @@ def _make_optimizer(module: nn.Module, stage: StageBlock, device: torch.device) 
     Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
     """
     o = stage.optimizer
-    matrices = [p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))]
+    matrices = [
+        p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))
+    ]
     chosen = set(map(id, matrices))
     groups: list[dict[str, Any]] = [{"params": list(module.parameters()), "weight_decay": 0.0}]
     if o.weight_decay > 0:

@@ -12,7 +12,9 @@ from sfa_dist.tools import index, pack, report
 
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each sets `run`, which takes the parsed arguments and returns an exit code."""
-    parser = train.Parser(prog="sfa", description="Two-stage SFA training of video transformers.", epilog=train.EXIT_CODES)
+    parser = train.Parser(
+        prog="sfa", description="Two-stage SFA training of video transformers.", epilog=train.EXIT_CODES
+    )
     parser.add_argument("--version", action="version", version=f"sfa_dist {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=train.Parser)
     training = commands.add_parser(

@@ -83,7 +83,7 @@ def motion_clips(count: int, train: bool, seed: int) -> Iterator[tuple[str, Pixe
     for number in range(count):
         which = rng.integers(len(images))
         direction = names[number % len(names)]
-        speed = int(rng.integers(1, 3))
+        speed = int(rng.integers(2, 4))
         dy, dx = DIRECTIONS[direction]
         label = f"{classes[which] % GROUPS}or{classes[which] % GROUPS + GROUPS}_{direction}"
         yield label, render(images[which], (dy * speed, dx * speed), FRAMES, rng)

@@ -17,7 +17,10 @@ from sfa_dist.recipe import Stage2
 
 MODEL = {"size": "tiny", "classes": 5, "temporal_depth": 1, "width": 24, "heads": 3, "mlp": 33, "image_size": 16}
 CASES = [
-    (zero, precision, optimizer) for zero in range(4) for precision in ("fp32", "bf16") for optimizer in ("sgd", "adamw")
+    (zero, precision, optimizer)
+    for zero in range(4)
+    for precision in ("fp32", "bf16")
+    for optimizer in ("sgd", "adamw")
 ]
 STEPS = 4
 BATCH = 8
@@ -49,7 +52,8 @@ def make_tail(stage: Stage2) -> Tail:
 def global_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(BATCH, 3, 24, generator=generator), torch.randint(0, 5, (BATCH,), generator=generator)) for _ in range(STEPS)
+        (torch.randn(BATCH, 3, 24, generator=generator), torch.randint(0, 5, (BATCH,), generator=generator))
+        for _ in range(STEPS)
     ]
 
 
@@ -139,7 +143,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 class TestEachStage:
     def test_equals_one_plain_process(self, two_ranks: list[dict[Any, Any]], case: tuple[int, str, str]) -> None:
         tolerance = 1e-4 if case[1] == "fp32" else 4e-2
-        for (loss, norm), (expected_loss, expected_norm) in zip(two_ranks[0][case]["losses"], reference(case[2]), strict=True):
+        for (loss, norm), (expected_loss, expected_norm) in zip(
+            two_ranks[0][case]["losses"], reference(case[2]), strict=True
+        ):
             assert loss == pytest.approx(expected_loss, rel=tolerance)
             assert norm == pytest.approx(expected_norm, rel=2 * tolerance)
 

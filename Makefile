@@ -1,0 +1,27 @@
+# make demo | test | lint: each sets up .venv from constraints.txt when it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test lint clean
+
+$(STAMP): constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfa_dist needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo,torchcodec]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m sfa_dist.tools.demo_data --out data/demo
+	$(BIN)/deepspeed --num_accelerators 2 sfa_dist/train.py --recipe recipes/demo.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,109 @@
+"""Augmentation: shapes, known pixels, and randomness that belongs to the sample."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+
+from sfa_dist.data.augment import Color, adjust_color, eval_transform, resized, train_transform
+from sfa_dist.data.randomness import below, permutation, sample_rng
+from sfa_dist.recipe import AugmentBlock
+
+NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
+EVERYTHING = AugmentBlock(flip=0.5, color=1.0, gray=0.5)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", [(4, 40, 60), (4, 60, 40), (1, 24, 24), (2, 7, 9), (2, 32, 33)])
+@pytest.mark.parametrize(("resize", "crop"), [(32, 24), (24, 24), (16, 24)])
+def test_shapes(shape, resize, crop):
+    clip = noise(*shape, 3)
+    for number in range(5):
+        out = train_transform(clip, resize, crop, EVERYTHING, sample_rng(0, 0, number, "augment"))
+        assert (out.shape, out.dtype, out.is_contiguous()) == ((3, shape[0], crop, crop), torch.uint8, True)
+    for views in (1, 3):
+        for view in range(views):
+            out = eval_transform(clip, resize, crop, view, views)
+            assert (out.shape, out.dtype, out.is_contiguous()) == ((3, shape[0], crop, crop), torch.uint8, True)
+
+
+def test_nothing_to_do_changes_no_pixel():
+    clip = noise(3, 24, 24, 3)
+    expected = clip.permute(3, 0, 1, 2)
+    assert torch.equal(train_transform(clip, 24, 24, NOTHING, sample_rng(0, 0, 0, "augment")), expected)
+    assert torch.equal(eval_transform(clip, 24, 24), expected)
+    assert resized(clip, 24, 24).data_ptr() == clip.data_ptr()
+
+
+def test_views_are_left_centre_right_or_top_centre_bottom():
+    wide = torch.arange(40, dtype=torch.uint8).view(1, 1, 40, 1).expand(1, 20, 40, 3)
+    assert [int(eval_transform(wide, 20, 20, view, 3)[0, 0, 0, 0]) for view in range(3)] == [0, 10, 20]
+    assert int(eval_transform(wide, 20, 20)[0, 0, 0, 0]) == 10
+    tall = wide.transpose(1, 2)
+    assert [int(eval_transform(tall, 20, 20, view, 3)[0, 0, 0, 0]) for view in range(3)] == [0, 10, 20]
+
+
+def test_flip_mirrors_all_frames():
+    clip = noise(3, 24, 24, 3)
+    flipped = train_transform(clip, 24, 24, NOTHING.model_copy(update={"flip": 1.0}), sample_rng(0, 0, 0, "augment"))
+    assert torch.equal(flipped, clip.permute(3, 0, 1, 2).flip(-1))
+
+
+def test_gray_is_the_weighted_sum():
+    pixel = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert adjust_color(pixel, None, True).flatten().tolist() == [round(200 * 0.2989 + 100 * 0.587 + 50 * 0.114)] * 3
+
+
+def test_each_colour_operation_on_known_pixels():
+    pixels = torch.tensor([[200, 100, 40], [40, 100, 200]], dtype=torch.uint8).T.reshape(1, 3, 1, 2)
+    same = Color(brightness=0.0, saturation=1.0, contrast=1.0, hue=0.0)
+    assert (adjust_color(pixels, same, False).int() - pixels.int()).abs().max() <= 1
+
+    def adjusted(**change: float) -> list[list[int]]:
+        return adjust_color(pixels, Color(**{**vars(same), **change}), False)[0, :, 0].T.tolist()
+
+    assert adjusted(brightness=0.1)[0] == [226, 126, 66]  # + 25.5, half rounded up or to even
+    # about the mean of each channel of the frame: red and blue 120, green 100
+    assert adjusted(contrast=0.5) == [[160, 100, 80], [80, 100, 160]]
+    hue, saturation, value = colorsys.rgb_to_hsv(200 / 255, 100 / 255, 40 / 255)
+    for change, hsv in (
+        ({"saturation": 0.6}, (hue, saturation * 0.6, value)),
+        ({"saturation": 1.4}, (hue, min(1, saturation * 1.4), value)),
+        ({"hue": 0.15}, ((hue + 0.15) % 1, saturation, value)),
+    ):
+        expected = [channel * 255 for channel in colorsys.hsv_to_rgb(*hsv)]
+        np.testing.assert_allclose(adjusted(**change)[0], expected, atol=0.51)
+
+
+def test_parameters_are_the_same_for_all_frames():
+    clip = noise(1, 30, 40, 3).expand(20, 30, 40, 3)
+    out = train_transform(clip, 24, 20, EVERYTHING, sample_rng(0, 0, 1, "augment"))
+    assert (out == out[:, :1]).all()
+
+
+def test_pixels_depend_on_seed_epoch_sample_and_nothing_else():
+    clip = noise(2, 30, 40, 3)
+
+    def view(*key: int) -> bytes:
+        return train_transform(clip, 24, 20, EVERYTHING, sample_rng(*key, "augment")).numpy().tobytes()
+
+    np.random.seed(1)
+    torch.manual_seed(1)
+    first = view(0, 0, 0)
+    torch.rand(5)
+    assert view(0, 0, 0) == first
+    assert len({view(*key) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
+    assert sample_rng(0, 0, 0, "clip").random() != sample_rng(0, 0, 0, "augment").random()
+
+
+def test_random_numbers_are_pinned():
+    """Another library version must not change the pixels of a run that goes on."""
+    rng = sample_rng(0, 1, 2, "augment")
+    assert (rng.random(), below(rng, 1000)) == (0.20760552803269872, 526)
+    assert sorted(permutation(rng, 9).tolist()) == list(range(9))

@@ -1,0 +1,158 @@
+"""Both decoders give exactly the frames asked for, and a named reason for files that hold none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_samples import audio_bytes, encode, frame_level, video_bytes
+
+from sfa_dist.data import decode
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode import Decoder, choose_decoder
+from sfa_dist.errors import RecipeError
+
+
+def usable() -> list[Decoder]:
+    try:
+        return [choose_decoder("pyav"), choose_decoder("torchcodec")]
+    except RecipeError:  # torchcodec without FFmpeg's libraries
+        return [choose_decoder("pyav")]
+
+
+DECODERS = usable()
+each_decoder = pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.name)
+both = pytest.mark.skipif(len(DECODERS) < 2, reason="torchcodec does not load here")
+
+
+def numbers_of(frames: torch.Tensor) -> list[int]:
+    """Which frames they are, by their grey level."""
+    levels = frames.float().mean(dim=(1, 2, 3)).numpy()
+    return [int(np.argmin(np.abs(level - np.array([frame_level(n) for n in range(20)])))) for level in levels]
+
+
+@each_decoder
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mov", "avi"])
+def test_exact_frames_in_any_order(decoder, container):
+    video = decoder.open(video_bytes(19, 34, 50, container))
+    assert (video.num_frames, video.height, video.width) == (19, 34, 50)
+    assert video.fps == pytest.approx(10, rel=0.06)
+    for wanted in ([*range(19)], [18], [5, 5, 0, 17, 3, 5], [12, 11], [0, 0]):
+        frames = video.frames_at(np.array(wanted))
+        assert (frames.dtype, frames.shape) == (torch.uint8, (len(wanted), 34, 50, 3))
+        assert numbers_of(frames) == wanted
+
+
+@both
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_decoders_agree_on_pixels(container):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (34, 50, 3), dtype=np.uint8) for _ in range(6)]
+    first, second = (decoder.open(encode(noise, container)).frames_at([4, 0, 5]) for decoder in DECODERS)
+    assert torch.equal(first, second)
+
+
+BROKEN = {
+    "empty": b"",
+    "html": b"<html>not here</html>" * 100,
+    "zeros": bytes(4096),
+    "no moov": video_bytes()[:700],
+    "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:9,\n/etc/passwd\n",
+    "concat": b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+}
+
+
+@each_decoder
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_files_are_bad_samples(decoder, what):
+    with pytest.raises(BadSample) as caught:
+        decoder.open(BROKEN[what]).frames_at([0])
+    assert caught.value.reason
+    assert "\n" not in caught.value.reason
+
+
+@each_decoder
+def test_sound_alone_is_a_bad_sample(decoder):
+    with pytest.raises(BadSample, match="no video stream"):
+        decoder.open(audio_bytes())
+
+
+@each_decoder
+def test_damage_inside_is_found_when_its_frames_are_decoded(decoder):
+    data = bytearray(video_bytes(19, 64, 64))
+    start = data.index(b"mdat")
+    data[start + 1000 : start + 1400] = b"\xff" * 400
+    video = decoder.open(bytes(data))
+    with pytest.raises(BadSample):
+        video.frames_at(range(19))
+
+
+@each_decoder
+def test_random_damage_is_a_bad_sample_or_nothing(decoder):
+    """Whatever the bytes are, no other exception comes out: that would end the run."""
+    rng = np.random.default_rng(0)
+    files = [video_bytes(12, 48, 64, container) for container in ("mp4", "matroska", "avi")]
+    verdicts = []
+    for number in range(90):
+        data = bytearray(files[number % 3])
+        for place in rng.integers(0, len(data), rng.integers(1, 40)):
+            data[place] = rng.integers(256)
+        try:
+            video = decoder.open(bytes(data))
+            video.frames_at([0, video.num_frames - 1])
+            verdicts.append(True)
+        except BadSample:
+            verdicts.append(False)
+    assert 5 < sum(verdicts) < 85
+
+
+@each_decoder
+def test_too_large_frames_are_refused_before_decoding(decoder, monkeypatch):
+    data = video_bytes(2)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 32 * 31)
+    with pytest.raises(BadSample, match="limit"):
+        decoder.open(data)
+
+
+@each_decoder
+def test_very_long_shapes_are_refused(decoder):
+    with pytest.raises(BadSample, match="aspect"):
+        decoder.open(video_bytes(2, 16, 16 * 40))
+
+
+def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
+    def absent() -> Decoder:
+        raise RuntimeError("Could not load libtorchcodec\nmore lines")
+
+    monkeypatch.setattr(decode, "_torchcodec", absent)
+    assert choose_decoder("auto").name == "pyav"
+    with pytest.raises(RecipeError, match=r"torchcodec cannot be used.*pip install torchcodec"):
+        choose_decoder("torchcodec")
+
+
+REAL = os.environ.get("SFA_REAL_DATA")
+REASONS = {"torchcodec_audio_only.mp3": "no video stream", "decord_corrupted.mp4": "cannot be decoded"}
+
+
+@both
+@pytest.mark.skipif(not REAL, reason="SFA_REAL_DATA is not set")
+def test_decoders_agree_on_real_odd_files():
+    """Same frames, size, rate and pixels on each; the two broken files are bad samples for both."""
+    for path in sorted(Path(str(REAL), "odd_videos").iterdir()):
+        answers = []
+        for decoder in DECODERS:
+            try:
+                video = decoder.open(path.read_bytes())
+                numbers = np.unique(np.linspace(0, video.num_frames - 1, 7).astype(int))
+                facts = (video.num_frames, round(video.fps, 3), video.height, video.width)
+                answers.append((facts, video.frames_at(numbers)))
+            except BadSample as error:
+                answers.append(error)
+        if path.name in REASONS:
+            assert all(REASONS[path.name] in answer.reason for answer in answers), path.name
+        else:
+            assert answers[0][0] == answers[1][0], path.name
+            assert torch.equal(answers[0][1], answers[1][1]), path.name

@@ -1,0 +1,107 @@
+"""The order of samples: exactly once, the same for any number of ranks, and fast at any scale."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.randomness import sample_rng
+from sfa_dist.data.sample_plan import SamplePlan, splitmix64
+
+sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
+
+
+def rank_ids(plan: SamplePlan, epoch: int, step: int, world: int, micro: int) -> np.ndarray:
+    parts = [
+        plan.micro_batch_ids(epoch, step, rank, world, micro, part)
+        for part in range(plan.accumulation(world, micro))
+        for rank in range(world)
+    ]
+    return np.concatenate(parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes, st.integers(1, 20), st.integers(1, 5), st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.booleans()
+)
+def test_each_sample_once_and_same_batches_on_any_ranks(sizes, batch, window, world, micro, epoch, shuffle):
+    plan = SamplePlan(tuple(sizes), 7, batch, window, shuffle)
+    seen = []
+    for step in range(plan.steps_per_epoch):
+        batch_ids = plan.batch_ids(epoch, step)
+        assert batch_ids.shape == (batch,)
+        held = rank_ids(plan, epoch, step, world, micro)
+        # the slots of all ranks, laid end to end, are the global batch: the same set and even the same order
+        np.testing.assert_array_equal(held[:batch], batch_ids)
+        assert (held[batch:] == -1).all()
+        seen.append(batch_ids[batch_ids >= 0])
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(sum(sizes)))
+    assert (plan.ids_at(epoch, np.array([-1, sum(sizes)])) == -1).all()
+
+
+def test_epochs_and_seeds_differ_and_plain_order_does_not():
+    first = [SamplePlan((50, 50), seed, 100, 1).batch_ids(epoch, 0) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({ids.tobytes() for ids in first}) == 4
+    np.testing.assert_array_equal(SamplePlan((5, 5), 3, 4, 1, shuffle=False).batch_ids(1, 2), [8, 9, -1, -1])
+
+
+def test_reads_stay_inside_a_window():
+    plan = SamplePlan((10,) * 20, 0, 1, 4)
+    ids = plan.ids_at(0, np.arange(200))
+    assert all(len(np.unique(ids[start : start + 40] // 10)) == 4 for start in range(0, 200, 40))
+
+
+def test_order_is_pinned():
+    """A run must be resumable by later versions: this order may change only together with PLAN_VERSION."""
+    assert int(splitmix64(np.array([0x9E3779B97F4A7C15], np.uint64))[0]) == 0xE220A8397B1DCDAF  # reference value
+    assert SamplePlan((3, 4, 5), 0, 12, 2).batch_ids(0, 0).tolist() == [8, 7, 9, 6, 5, 10, 4, 3, 11, 0, 1, 2]
+
+
+def test_single_sample_and_small_sets():
+    plan = SamplePlan((1,), 0, 64, 64)
+    assert plan.steps_per_epoch == 1
+    assert plan.micro_batch_ids(0, 0, 0, 4, 2, 0).tolist() == [0, -1]
+    assert plan.micro_batch_ids(0, 0, 3, 4, 2, 0).tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="at least one sample"):
+        SamplePlan((0, 0), 0, 4, 4)
+
+
+def test_ten_million_samples_on_4096_ranks_is_fast():
+    start = time.monotonic()
+    plan = SamplePlan((1000,) * 10_000, 0, 8192, 64)
+    steps = np.linspace(0, plan.steps_per_epoch - 1, 5).astype(int)
+    for rank in (0, 1, 2047, 4095):
+        for step in steps:
+            plan.micro_batch_ids(3, int(step), rank, 4096, 2, 0)
+    step = [plan.micro_batch_ids(3, 100, rank, 4096, 2, 0) for rank in range(4096)]
+    np.testing.assert_array_equal(np.concatenate(step), plan.batch_ids(3, 100))
+    assert time.monotonic() - start < 5
+
+
+def test_short_videos_loop_and_long_ones_do_not():
+    assert frame_indices(5, 8, 1, 0).tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert frame_indices(5, 4, 2, 3).tolist() == [3, 0, 2, 4]  # as tiling 0..4 and taking 3, 5, 7, 9 of it
+    assert frame_indices(100, 4, 2, 10).tolist() == [10, 12, 14, 16]
+    assert frame_indices(9, 4, 0, 6).tolist() == [6, 6, 6, 6]
+    tiled = np.tile(np.arange(7), 10)
+    np.testing.assert_array_equal(frame_indices(7, 16, 3, 5), tiled[5 : 5 + 48 : 3])
+
+
+def test_views_are_spread_over_the_video():
+    assert view_offsets(100, 32, 2, 1) == [18]
+    assert view_offsets(100, 32, 2, 4) == [0, 12, 24, 36]
+    assert view_offsets(10, 32, 2, 3) == [0, 0, 0]
+    assert view_offsets(9, 8, 0, 1) == [4]  # the middle frame
+    assert view_offsets(9, 8, 0, 2) == [0, 8]
+
+
+@pytest.mark.parametrize(("length", "stride", "last"), [(100, 2, 85), (10, 2, 9), (10, 0, 9), (15, 2, 0), (14, 2, 13)])
+def test_random_offset_keeps_the_clip_inside_where_it_can(length, stride, last):
+    offsets = {random_offset(sample_rng(0, 0, n, "clip"), length, 8, stride) for n in range(2000)}
+    assert min(offsets) == 0
+    assert max(offsets) == last
