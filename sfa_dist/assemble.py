@@ -90,7 +90,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) -> Parts:
     """A finished stage's model for evaluation, in the engine's precision.
 
-    For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else RecipeError).
+    For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else
+    RecipeError).
     """
     if not isinstance(stage, Stage2):
         parts = assemble_end_to_end(stage, None)
@@ -108,5 +109,6 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) 
 
 
 def classes_id(names: list[str] | None, model: ModelBlock) -> str:
-    """What identifies a class list in weights metadata: the names in order, or only their number where there are no names."""
+    """What identifies a class list in weights metadata: the names in order, or only their number where there are no
+    names."""
     return json.dumps(names) if names else json.dumps(model.classes)

@@ -121,7 +121,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_engine(path: Path, engine: Engine, step: int) -> None:
-    """Moments of the pieces that this rank owns, from whatever pieces they were saved in. Masters come by `read_parameters`
+    """Moments of the pieces that this rank owns, from whatever pieces they were saved in. Masters come by
+    `read_parameters`
     before the engine is made."""
     engine.make_optimizer_state(step)
     with_readers = _open_all(sorted(path.glob("optimizer-*.safetensors")))
@@ -154,7 +155,7 @@ def _open_all(files: Iterable[Path]) -> Iterator[Any]:
 def _piece_table(readers: Iterable[Any]) -> dict[tuple[str, str], list[tuple[int, Any, str]]]:
     table: dict[tuple[str, str], list[tuple[int, Any, str]]] = {}
     for reader in readers:
-        for key in reader.keys():
+        for key in reader.keys():  # noqa: SIM118 (no dictionary)
             name, start, moment = key.rsplit("/", 2)
             table.setdefault((name, moment), []).append((int(start), reader, key))
     return table

@@ -38,7 +38,7 @@ class CheckpointError(SfaError):
     exit_code = 74
 
 
-class Preempted(SfaError):
+class PreemptedError(SfaError):
     """The run was asked to stop and has saved its state: run the same command again to go on."""
 
     exit_code = 75

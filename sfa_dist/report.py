@@ -10,10 +10,14 @@ from typing import Any
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d0d7de; }
-table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; }
-th { font-weight: 600; border-bottom: 1px solid #d0d7de; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.headline { font-size: 1.1rem; } img { max-width: 100%; } pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid
+#d0d7de; }
+table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .25rem .8rem .25rem 0; text-align: left;
+vertical-align: top; }
+th { font-weight: 600; border-bottom: 1px solid #d0d7de; } td.number, th.number { text-align: right;
+font-variant-numeric: tabular-nums; }
+.headline { font-size: 1.1rem; } img { max-width: 100%; } pre { background: #f6f8fa; padding: .8rem; overflow-x:
+auto; font-size: 13px; }
 .muted { color: #59636e; }
 """
 STAGE_COLUMNS = (
@@ -29,7 +33,8 @@ STAGE_COLUMNS = (
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json and recipe.yaml; returns the page."""
+    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json and recipe.yaml; returns
+    the page."""
     records = read_log(run_dir / "log.jsonl")
     result = _read_json(run_dir / "result.json")
     env = _read_json(run_dir / "env.json")
@@ -53,7 +58,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def latest_by_step(records: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
-    """Records of a kind by stage, in order of steps; a step that was run again after a resume counts once, the last time."""
+    """Records of a kind by stage, in order of steps; a step that was run again after a resume counts once, the last
+    time."""
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
         if record.get("kind") == kind and "frame_order" not in record:
@@ -94,7 +100,8 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
 def _headline(result: dict[str, Any]) -> str:
     if not result:
         return "No test result yet."
-    text = f"top-1 {result['acc1']:.2%}, top-5 {result['acc5']:.2%} on {result['samples']:,} clips ({result['views']} view(s))"
+    scores = f"top-1 {result['acc1']:.2%}, top-5 {result['acc5']:.2%}"
+    text = f"{scores} on {result['samples']:,} clips ({result['views']} view(s))"
     if "acc1_shuffled_frames" in result:
         text += f"; top-1 {result['acc1_shuffled_frames']:.2%} when the frames of each clip are in random order"
     return text + f". Training took {result['total_seconds']:,.0f} s."

@@ -50,7 +50,8 @@ RECORDED_PACKAGES = (
 
 
 def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sha256: str) -> dict[str, Any]:
-    """What a stage's result depends on, flat: recipe keys by dotted name, the clips' hash, the starting weights' hash."""
+    """What a stage's result depends on, flat: recipe keys by dotted name, the clips' hash, the starting weights'
+    hash."""
     flat = {
         key: value
         for key, value in flatten(stage.model_dump(mode="json")).items()
@@ -70,7 +71,8 @@ def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, A
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
         raise RecipeError(
-            f"the run directory holds {name} of another recipe ({shown}); use another --run-dir, or remove its {name} folder"
+            f"the run directory holds {name} of another recipe ({shown}); "
+            f"use another --run-dir, or remove its {name} folder"
         )
 
 
@@ -112,7 +114,7 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
         torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
     )
     places = runtime.gather({"host": runtime.host, "device": device})
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in RECORDED_PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -10,7 +10,8 @@ import math
 
 
 def learning_rate(step: int, *, base: float, total_steps: int, warmup_steps: int) -> float:
-    """Learning rate of optimizer step `step` (0-based): linear from 0 to `base`, then a half cosine to 0 at `total_steps`."""
+    """Learning rate of optimizer step `step` (0-based): linear from 0 to `base`, then a half cosine to 0 at
+    `total_steps`."""
     warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     decay_steps = max(1, total_steps - warmup_steps)
     progress = min(1.0, max(0, step - warmup_steps) / decay_steps)

@@ -136,7 +136,8 @@ def _agreed_trunk(runtime: Runtime, name: str, parts: Parts) -> str | None:
 
 
 def find_checkpoint(run: Run, name: str) -> Path | None:
-    """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact one."""
+    """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
+    one."""
     if run.resume not in ("auto", "never"):
         path = Path(run.resume)
         if not (path / "MANIFEST.json").is_file():

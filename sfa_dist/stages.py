@@ -1,6 +1,7 @@
 """The stages of a run: image -> stage1 -> stage2 -> test -> report.
 
-A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its newest intact
+A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its
+newest intact
 checkpoint. A run directory that holds a stage of another recipe is refused, field by field.
 """
 
@@ -61,7 +62,12 @@ def _refuse_if_used(run_dir: Path) -> None:
 def _record_run(run: Run) -> None:
     """recipe.yaml and env.json of the run directory, and the first lines of the console."""
     decoders = {stage.data.decoder for stage in _stages(run.recipe).values()}
-    chosen = " ".join(f"{name} {version}" for name, version, _ in map(choose_decoder, sorted(decoders)))
+    chosen = ", ".join(f"{decoder.name} {decoder.version}" for decoder in map(choose_decoder, sorted(decoders)))
+    everywhere = run.runtime.gather(f"{run.runtime.host}: {chosen}")
+    if len({text.split(": ", 1)[1] for text in everywhere}) > 1:
+        raise run.runtime.for_all(
+            RecipeError(f"the ranks would decode differently ({'; '.join(sorted(set(everywhere)))}); set data.decoder")
+        )
     record = environment_record(run.runtime, chosen)
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
@@ -195,7 +201,8 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
 
 
 def _say_result(run: Run, summary: dict[str, Any]) -> None:
-    text = f"test: acc1 {summary['acc1']:.4f}, acc5 {summary['acc5']:.4f} on {summary['samples']} clips, {summary['views']} view(s)"
+    scores = f"acc1 {summary['acc1']:.4f}, acc5 {summary['acc5']:.4f}"
+    text = f"test: {scores} on {summary['samples']} clips, {summary['views']} view(s)"
     if "acc1_shuffled_frames" in summary:
         text += f"; acc1 {summary['acc1_shuffled_frames']:.4f} with the frames of each clip in random order"
     run.tracker.say(text)

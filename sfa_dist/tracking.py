@@ -1,9 +1,11 @@
-"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks, and wandb may fail without anyone noticing but the log."""
+"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks, and wandb may fail without anyone noticing but the
+log."""
 
 from __future__ import annotations
 
 import json
 import math
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,16 +84,16 @@ class Tracker:
     def _start_wandb(self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         if log.wandb == "off" or environ.get("WANDB_MODE") == "disabled":
             return
-        mode = log.wandb
+        mode: Any = log.wandb
         if mode == "auto":
             has_key = "WANDB_API_KEY" in environ or (Path(environ.get("HOME", "/")) / ".netrc").is_file()
-            mode = environ.get("WANDB_MODE") or ("online" if has_key else "offline")  # type: ignore[assignment]
+            mode = environ.get("WANDB_MODE") or ("online" if has_key else "offline")
 
         def begin() -> None:
             import wandb
 
             id_file = run_dir / "wandb" / "run_id"
-            run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+            run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
             id_file.parent.mkdir(exist_ok=True)
             id_file.write_text(run_id)
             self._wandb = wandb.init(
@@ -125,6 +127,35 @@ class Tracker:
             self._wandb = None
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
             print(f"wandb is off for this run: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
+    """The console line of some training steps, in the order that video people know from mmengine."""
+    parts = {
+        "loss": f"{values['loss']:.4f}",
+        "lr": f"{values['lr']:.3e}",
+        "grad_norm": f"{values['grad_norm']:.3f}",
+        "time": f"{values['step_time']:.3f}",
+        "data_time": f"{values['data_time']:.3f}",
+        "clips/s": f"{values['samples_per_second']:.1f}",
+        "memory": f"{values['memory_gib']:.2f} GiB",
+        "eta": clock(remaining),
+    }
+    return f"Train {place} " + " ".join(f"{key}: {value}" for key, value in parts.items())
+
+
+def eval_line(place: str, result: Mapping[str, Any]) -> str:
+    """The console line of an evaluation."""
+    scores = " ".join(f"{key}: {result[key]:.4f}" for key in ("acc1", "acc5", "loss"))
+    return f"Eval {place} {scores} clips: {result['samples']}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `2 d 03:04:05` or `3:04:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _plain(value: Any) -> Any:

@@ -22,10 +22,11 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from sfa_dist.errors import Preempted, SfaError, UsageError
+from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.parallel.environment import environment
 
-EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint or disk;
+EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
+or disk;
 75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
 
 
@@ -85,7 +86,7 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         if debug:
             traceback.print_exc()
         if not error.told_by_another_rank:
-            prefix = "stopped" if isinstance(error, Preempted) else "error"
+            prefix = "stopped" if isinstance(error, PreemptedError) else "error"
             print(f"{prefix}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)

@@ -3,7 +3,8 @@
     batch -> (frozen trunk) -> engine -> loss -> backward -> step -> log, checkpoint, evaluation
 
 Stage 1 and the image stage have no frozen trunk: everything is in the engine. Step s of a stage is the same set
-of clips whatever the number of ranks, and everything random is drawn from (seed, stage, step), so a resumed run repeats nothing.
+of clips whatever the number of ranks, and everything random is drawn from (seed, stage, step), so a resumed run
+repeats nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist.checkpoint import save_checkpoint
-from sfa_dist.errors import DataError, LostRankError, Preempted
+from sfa_dist.errors import DataError, LostRankError, PreemptedError
 from sfa_dist.metrics import ClassificationSums, weighted_loss_sum
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.parallel.engine import Engine
@@ -30,7 +31,7 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.plan.flops import peak_tflops, step_flops
 from sfa_dist.recipe import StageBlock
 from sfa_dist.schedule import learning_rate
-from sfa_dist.tracking import Tracker
+from sfa_dist.tracking import Tracker, eval_line, train_line
 
 Batch = dict[str, Any]
 NON_FINITE_LIMIT = 5
@@ -52,7 +53,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Streams:
-    """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share of a test."""
+    """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share
+    of a test."""
 
     steps_per_epoch: int
     accumulation: int
@@ -86,7 +88,7 @@ class Trainer:
         return min(full, self.stage.schedule.max_steps or full)
 
     def fit(self) -> None:
-        """Trains from `progress` to the last step. Raises Preempted (state saved) on a stop request."""
+        """Trains from `progress` to the last step. Raises PreemptedError (state saved) on a stop request."""
         while True:
             epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
             at_epoch_end = first == 0 or self.progress.step >= self.total_steps
@@ -121,13 +123,16 @@ class Trainer:
                 self.save()
                 self.tracker.event("preempted", stage=self.name, step=self.progress.step)
                 stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-                raise self.runtime.for_all(Preempted(f"{stopped}; state is saved, run the same command again to go on"))
+                raise self.runtime.for_all(
+                    PreemptedError(f"{stopped}; state is saved, run the same command again to go on")
+                )
             every = self.stage.checkpoint.every_steps
             if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
                 self.save()
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
-        """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what to log)."""
+        """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
+        to log)."""
         bad = [entry for batch in batches for entry in batch["bad"]]
         clips = sum(float(batch["weights"].sum()) for batch in batches)
         total, total_bad, stop = self.runtime.sum(clips, len(bad), bool(self.stop))
@@ -175,10 +180,8 @@ class Trainer:
             )
             self.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
-            self.tracker.say(
-                f"Eval {self.name} [{self.progress.evaluated_epochs}/{self.stage.schedule.epochs}] "
-                f"acc1: {result['acc1']:.4f} acc5: {result['acc5']:.4f} loss: {result['loss']:.4f} clips: {result['samples']}"
-            )
+            epoch = f"{self.progress.evaluated_epochs}/{self.stage.schedule.epochs}"
+            self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
         self.save()
 
     def _say_if_data_bound(self) -> None:
@@ -223,9 +226,10 @@ class Trainer:
         self.progress.non_finite_steps += 1
         self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm)
         if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
-            where = f"stage {self.name}, step {self.progress.step}: gradients were not finite {NON_FINITE_LIMIT} steps in a row"
+            where = f"stage {self.name}, step {self.progress.step}"
+            what = f"gradients were not finite {NON_FINITE_LIMIT} steps in a row"
             advice = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
-            raise self.runtime.for_all(LostRankError(f"{where}; {advice}"))
+            raise self.runtime.for_all(LostRankError(f"{where}: {what}; {advice}"))
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
         loss = self.runtime.sum(float(record["loss_sum"]))[0] / max(record["clips"], 1.0)
@@ -246,12 +250,9 @@ class Trainer:
             "bad_samples": self.progress.bad_samples,
         }
         self.tracker.record("train", **values)
-        remaining = (self.total_steps - self.progress.step) * values["step_time"]
-        self.tracker.say(
-            f"Train {self.name} [{record['epoch'] + 1}/{self.stage.schedule.epochs}][{self.progress.step}/{self.total_steps}] "
-            f"loss: {loss:.4f} lr: {record['lr']:.3e} grad_norm: {record['grad_norm']:.3f} time: {values['step_time']:.3f} "
-            f"data_time: {values['data_time']:.3f} clips/s: {rate:.1f} memory: {values['memory_gib']:.2f} GiB eta: {_clock(remaining)}"
-        )
+        epochs = f"{record['epoch'] + 1}/{self.stage.schedule.epochs}"
+        place = f"{self.name} [{epochs}][{self.progress.step}/{self.total_steps}]"
+        self.tracker.say(train_line(place, values, (self.total_steps - self.progress.step) * values["step_time"]))
 
     def _mfu(self, rate: float) -> float | None:
         if self.runtime.device.type != "cuda":
@@ -295,10 +296,3 @@ class _Window:
 def mix_seed(*parts: int | str) -> int:
     """A 63-bit seed from the parts, the same in every process and Python."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"

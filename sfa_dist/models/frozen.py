@@ -18,7 +18,8 @@ from sfa_dist.models.vivit import Trunk, normalise
 class FrozenTrunk(nn.Module):
     """Runs `trunk` over uint8 clips in chunks of `chunk_frames` frames.
 
-    Peak memory is that of one chunk plus the output, (B, F, D) or (B, F, L, D), so it does not grow with the frames of a clip
+    Peak memory is that of one chunk plus the output, (B, F, D) or (B, F, L, D), so it does not grow with the frames
+    of a clip
     beyond what the tail needs to see.
     """
 

@@ -83,7 +83,8 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """cls token, positions, `depth` blocks and the final norm. `drop_path` grows linearly to its value at the last block."""
+    """cls token, positions, `depth` blocks and the final norm. `drop_path` grows linearly to its value at the last
+    block."""
 
     def __init__(
         self,

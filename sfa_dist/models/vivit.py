@@ -125,7 +125,8 @@ class Trunk(nn.Module):
 
 
 class Tail(nn.Module):
-    """Adapter (optional), temporal encoder and head. With temporal depth 0 the mean over time takes the encoder's place."""
+    """Adapter (optional), temporal encoder and head. With temporal depth 0 the mean over time takes the encoder's
+    place."""
 
     def __init__(self, model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> None:
         super().__init__()

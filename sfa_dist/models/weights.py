@@ -28,7 +28,8 @@ State = Mapping[str, Tensor]
 def load_image_vit(trunk: Trunk, source: str) -> None:
     """Initialises a trunk from an image ViT.
 
-    `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a local
+    `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
+    local
     file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own stages.
     Raises CheckpointError when the weights cannot be read, RecipeError when they are of another architecture.
     """
@@ -55,8 +56,8 @@ def _timm_state(spec: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"from {file}" if file else "from its hub"
         raise CheckpointError(
-            f"image checkpoint: timm could not load {name} {where} ({_first_line(error)}); on a machine without network "
-            f"download it elsewhere and give `timm:{name}@FILE`"
+            f"image checkpoint: timm could not load {name} {where} ({_first_line(error)}); on a machine without "
+            f"network download it elsewhere and give `timm:{name}@FILE`"
         ) from error
     return dict(model.state_dict())
 
@@ -89,7 +90,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
     """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid.
 
-    The official code leaves the cls token at zero ("not in target"); here it is loaded, which its position entry expects.
+    The official code leaves the cls token at zero ("not in target"); here it is loaded, which its position entry
+    expects.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -178,7 +180,8 @@ def load_trunk(trunk: Trunk, stage1: State, source: str) -> None:
 
 
 def load_exactly(module: nn.Module, state: State, source: str) -> None:
-    """`load_state_dict` that accepts neither missing, nor unexpected, nor wrongly shaped tensors (RecipeError names them)."""
+    """`load_state_dict` that accepts neither missing, nor unexpected, nor wrongly shaped tensors (RecipeError names
+    them)."""
     own = module.state_dict()
     faults = [f"missing {key}" for key in own if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in own]

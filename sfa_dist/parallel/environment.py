@@ -1,4 +1,5 @@
-"""The process environment. The only file that touches it; others take it as an argument. No torch: a login node imports this."""
+"""The process environment. The only file that touches it; others take it as an argument. No torch: a login node
+imports this."""
 
 from __future__ import annotations
 

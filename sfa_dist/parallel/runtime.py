@@ -77,7 +77,8 @@ class Runtime:
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a CheckpointError."""
+        """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a
+        CheckpointError."""
         value: Any = None
         fault: SfaError | None = None
         if self.is_main:
@@ -161,9 +162,8 @@ def start(environ: Mapping[str, str]) -> Runtime:
     launch = read_launch(environ)
     if torch.cuda.is_available():
         if launch.local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"local rank {launch.local_rank} has no GPU of its own: {socket.gethostname()} has {torch.cuda.device_count()}"
-            )
+            has = f"{socket.gethostname()} has {torch.cuda.device_count()}"
+            raise UsageError(f"local rank {launch.local_rank} has no GPU of its own: {has}; start fewer ranks per node")
         device = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"

@@ -1,6 +1,7 @@
 """Stop requests: a signal sets a flag, and the loop reads it at a step's boundary.
 
-A handler does nothing but set the flag: saving inside one would deadlock collectives. SIGINT, SIGTERM and SIGUSR1 ask for a stop
+A handler does nothing but set the flag: saving inside one would deadlock collectives. SIGINT, SIGTERM and SIGUSR1
+ask for a stop
 after the step in progress; a second SIGINT ends the process at once, for a user who does not want to wait.
 """
 

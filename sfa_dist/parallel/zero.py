@@ -1,7 +1,8 @@
 """The DeepSpeed engine: ZeRO 0 to 3. The only importer of deepspeed.
 
 ZeRO 1, 2, 3 hold bf16 (or fp32) parameters and sharded fp32 masters. ZeRO 0 in bf16 holds fp32 parameters under torch's
-autocast: DeepSpeed's own replicated bf16 optimizer drifts from the other stages (measured: 5 % of the loss after three AdamW
+autocast: DeepSpeed's own replicated bf16 optimizer drifts from the other stages (measured: 5 % of the loss after
+three AdamW
 steps of a toy model, where stages 1 to 3 agree with fp32 to 0.5 %).
 """
 
@@ -99,7 +100,8 @@ class ZeroEngine:
                 yield Fragment(name, start, numel, tensors)
 
     def _locate(self, parameter: nn.Parameter) -> tuple[int, nn.Parameter, int, int] | None:
-        """Where this rank's piece of a parameter stands: (start in the parameter, flat master, offset in it, length)."""
+        """Where this rank's piece of a parameter stands: (start in the parameter, flat master, offset in it,
+        length)."""
         zero: Any = self._engine.optimizer
         if self.stage_number == 0:
             return 0, parameter, 0, parameter.numel()
@@ -125,7 +127,8 @@ class ZeroEngine:
             self._optimizer.state[flat] = state
 
     def _masters(self) -> list[nn.Parameter]:
-        """The tensors that the optimizer steps. ZeRO-3 lends them to it one at a time, so its own list tells only the last."""
+        """The tensors that the optimizer steps. ZeRO-3 lends them to it one at a time, so its own list tells only
+        the last."""
         if self.stage_number == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self._optimizer.param_groups for flat in group["params"]]
@@ -155,7 +158,8 @@ def _has_moments(stage: StageBlock) -> bool:
 
 
 def _make_optimizer(module: nn.Module, stage: StageBlock, device: torch.device) -> torch.optim.Optimizer:
-    """torch's own optimizers, whose state DeepSpeed shards; its CPU and fused ones would need a compiler on the machine.
+    """torch's own optimizers, whose state DeepSpeed shards; its CPU and fused ones would need a compiler on the
+    machine.
 
     Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
     """

@@ -36,9 +36,8 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
     for path, native in _leaves(stage.deepspeed):
         known, value = _lookup(derived, path)
         if known and value != native:
-            raise RecipeError(
-                f"deepspeed.{'.'.join(path)} is {native!r}, but the recipe's own keys make it {value!r}; remove the native key"
-            )
+            key = ".".join(("deepspeed", *path))
+            raise RecipeError(f"{key} is {native!r}, but the recipe's own keys make it {value!r}; remove {key}")
     defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1}
     if bf16 and sharded and accumulation > 1:
         # Adding many bf16 micro-batch gradients in bf16 would lose the small ones.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe import ModelBlock
 
-# Sustained dense bf16 matrix peak in TFLOP/s by the name that the driver gives a card (vendors' data sheets, no sparsity).
+# Sustained dense bf16 matrix peak in TFLOP/s by the name that the driver gives a card (vendors' data sheets, no
+# sparsity).
 CARD_PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -37,7 +38,8 @@ def forward_macs(model: ModelBlock, frames: int) -> tuple[int, int]:
 
 
 def step_flops(model: ModelBlock, frames: int, trunk_frozen: bool) -> float:
-    """Floating-point operations of one training clip: 2 a MAC; backward costs two forwards, and a frozen trunk has none."""
+    """Floating-point operations of one training clip: 2 a MAC; backward costs two forwards, and a frozen trunk has
+    none."""
     trunk, temporal = forward_macs(model, frames)
     return 2.0 * (trunk * (1 if trunk_frozen else 3) + temporal * 3)
 

@@ -2,9 +2,12 @@
 
     python -m sfa_dist.tools.demo_data --out data/demo
 
-The label needs both which digit it is and how it moves: (digit mod 5) x direction, 20 classes. Single frames tell the digit and not
-the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at random places) trains an
-image checkpoint that is good at appearance and has seen no motion. Digits 0 to 1299 of the 1,797 are for training, the rest for test.
+The label needs both which digit it is and how it moves: (digit mod 5) x direction, 20 classes. Single frames tell
+the digit and not
+the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at random places)
+trains an
+image checkpoint that is good at appearance and has seen no motion. Digits 0 to 1299 of the 1,797 are for training,
+the rest for test.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ def background(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def render(digit: NDArray[np.float32], step: tuple[int, int], frames: int, rng: np.random.Generator) -> Pixels:
-    """A digit that moves `step` pixels a frame over a background, around the edges, with noise: (frames, FRAME, FRAME, 3)."""
+    """A digit that moves `step` pixels a frame over a background, around the edges, with noise: (frames, FRAME,
+    FRAME, 3)."""
     scene = background(rng)
     canvas = np.zeros((FRAME, FRAME), np.float32)
     canvas[:DIGIT, :DIGIT] = digit

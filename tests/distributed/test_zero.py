@@ -1,4 +1,5 @@
-"""The DeepSpeed engine on real ranks: every ZeRO stage computes what one plain process computes, and owns what it says."""
+"""The DeepSpeed engine on real ranks: every ZeRO stage computes what one plain process computes, and owns what it
+says."""
 
 from __future__ import annotations
 

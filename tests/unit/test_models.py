@@ -1,4 +1,5 @@
-"""The factorised encoder against the facts: sizes to the parameter, initialisation, shapes, what each piece computes."""
+"""The factorised encoder against the facts: sizes to the parameter, initialisation, shapes, what each piece
+computes."""
 
 from __future__ import annotations
 
