@@ -62,7 +62,7 @@ def _refuse_if_used(run_dir: Path) -> None:
 def _record_run(run: Run) -> None:
     """recipe.yaml and env.json of the run directory, and the first lines of the console."""
     decoders = {stage.data.decoder for stage in _stages(run.recipe).values()}
-    chosen = ", ".join(f"{decoder.name} {decoder.version}" for decoder in map(choose_decoder, sorted(decoders)))
+    chosen = ", ".join(decoder.version for decoder in map(choose_decoder, sorted(decoders)))
     everywhere = run.runtime.gather(f"{run.runtime.host}: {chosen}")
     if len({text.split(": ", 1)[1] for text in everywhere}) > 1:
         raise run.runtime.for_all(

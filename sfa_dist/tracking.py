@@ -7,11 +7,13 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from sfa_dist.recipe import LogBlock
@@ -44,15 +46,15 @@ class Tracker:
         tracker._consoles = [Console(soft_wrap=True)]
         return tracker
 
-    @property
-    def interactive(self) -> bool:
-        """Whether a person is watching: progress bars only then."""
-        return bool(self._consoles) and self._consoles[0].is_terminal
-
-    @property
-    def console(self) -> Console:
-        """The terminal, for a progress bar."""
-        return self._consoles[0]
+    @contextmanager
+    def progress(self, title: str, done: int, total: int) -> Iterator[Callable[[], None]]:
+        """A bar on a terminal, nothing in a log file; calling what it gives moves the bar by one."""
+        if not self._consoles or not self._consoles[0].is_terminal:
+            yield lambda: None
+            return
+        with Progress(console=self._consoles[0], transient=True) as bar:
+            task = bar.add_task(title, total=total, completed=done)
+            yield lambda: bar.advance(task)
 
     def say(self, text: str | Table) -> None:
         """To console and console.log."""

@@ -106,29 +106,31 @@ class Trainer:
         micro_batches = iter(self.streams.train(epoch, first))
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch * self.streams.steps_per_epoch)
         window = _Window()
-        for _ in range(first, last):
-            started = time.perf_counter()
-            batches = list(islice(micro_batches, self.streams.accumulation))
-            data_time = time.perf_counter() - started
-            stopping, record = self.train_step(batches, epoch)
-            self.runtime.synchronize()
-            step_time = time.perf_counter() - started
-            self.progress.seconds += step_time
-            self.progress.data_seconds += data_time
-            window.add(step_time, data_time, record["clips"])
-            if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
-                self._log(record, window)
-                window = _Window()
-            if stopping:
-                self.save()
-                self.tracker.event("preempted", stage=self.name, step=self.progress.step)
-                stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-                raise self.runtime.for_all(
-                    PreemptedError(f"{stopped}; state is saved, run the same command again to go on")
-                )
-            every = self.stage.checkpoint.every_steps
-            if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
-                self.save()
+        with self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance:
+            for _ in range(first, last):
+                started = time.perf_counter()
+                batches = list(islice(micro_batches, self.streams.accumulation))
+                data_time = time.perf_counter() - started
+                stopping, record = self.train_step(batches, epoch)
+                self.runtime.synchronize()
+                window.add(time.perf_counter() - started, data_time, record["clips"])
+                self.progress.seconds += window.last_seconds
+                self.progress.data_seconds += data_time
+                if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
+                    self._log(record, window)
+                    window = _Window()
+                if stopping:
+                    self._stop()
+                every = self.stage.checkpoint.every_steps
+                if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
+                    self.save()
+                advance()
+
+    def _stop(self) -> None:
+        self.save()
+        self.tracker.event("preempted", stage=self.name, step=self.progress.step)
+        stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
+        raise self.runtime.for_all(PreemptedError(f"{stopped}; state is saved, run the same command again to go on"))
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
         """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
@@ -285,9 +287,11 @@ class _Window:
     seconds: float = 0.0
     data_seconds: float = 0.0
     clips: float = 0.0
+    last_seconds: float = 0.0
 
     def add(self, seconds: float, data_seconds: float, clips: float) -> None:
         self.steps += 1
+        self.last_seconds = seconds
         self.seconds += seconds
         self.data_seconds += data_seconds
         self.clips += clips

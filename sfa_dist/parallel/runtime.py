@@ -22,6 +22,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=SfaError)
 
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
@@ -127,31 +128,39 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     Raises UsageError when a launcher's variables are there in part.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
-        missing = [key for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if key not in environ]
+        missing = [key for key in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT") if key not in environ]
         if missing:
             raise UsageError(
                 f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun"
             )
         local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-        return Launch(
-            launcher, int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ["LOCAL_RANK"]), local_world
-        )
-    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id.
-    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
-        if "MASTER_ADDR" not in environ or "MASTER_PORT" not in environ:
+        return Launch(launcher, *_place(environ, RANK_VARIABLES), local_world)
+    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id. The job may have more tasks
+    # than the step.
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and environ.get(tasks, "1") != "1":
+        missing = [key for key in ("SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT") if key not in environ]
+        if missing:
             raise UsageError(
-                "srun started several tasks, but MASTER_ADDR or MASTER_PORT is not set; source slurm/_common.sh"
+                f"srun started several tasks, but {', '.join(missing)} is not set; source slurm/_common.sh"
             )
-        per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
-        return Launch(
-            "srun",
-            int(environ["SLURM_PROCID"]),
-            int(environ["SLURM_NTASKS"]),
-            int(environ["SLURM_LOCALID"]),
-            int(per_node.split("(")[0].split(",")[0]),
-        )
+        per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_NTASKS_PER_NODE", "1")
+        local_world = int(per_node.split("(")[0].split(",")[0])
+        return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
     return Launch("python", 0, 1, 0, 1)
+
+
+def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
+    """(rank, world size, local rank) from the variables of these names. Raises UsageError where they are no place."""
+    shown = ", ".join(f"{key}={environ[key]!r}" for key in keys)
+    try:
+        rank, world_size, local_rank = (int(environ[key]) for key in keys)
+    except ValueError as error:
+        raise UsageError(f"the launcher's variables are no numbers: {shown}") from error
+    if not 0 <= local_rank <= rank < world_size:
+        raise UsageError(f"the launcher's variables do not fit together: {shown}")
+    return rank, world_size, local_rank
 
 
 def start(environ: Mapping[str, str]) -> Runtime:

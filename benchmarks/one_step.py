@@ -1,0 +1,89 @@
+"""Real optimizer steps of a recipe's stage 2 with random weights: peak memory and time, on whatever machine this is.
+
+    python benchmarks/one_step.py --recipe recipes/g_48f.yaml
+    torchrun --nproc-per-node 2 benchmarks/one_step.py --recipe recipes/h_96f.yaml --steps 3 --shards 'data/mine/*.tar'
+
+Without --shards it packs one generated 256-frame video. On a CPU the memory is the peak resident set of the process, with the
+libraries in it; on a GPU it is the peak of allocated device memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sfa_dist.data.pack import pack
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.recipe import load_recipe
+from sfa_dist.stage_setup import Run, open_split, prepare
+from sfa_dist.tools.demo_data import write_video
+from sfa_dist.tracking import Tracker
+
+
+def make_shard(folder: Path) -> str:
+    """One packed video of 256 frames, 340 x 256 pixels."""
+    base = np.random.default_rng(0).integers(0, 256, (256, 340, 3), dtype=np.uint8)
+    (folder / "clips" / "a").mkdir(parents=True)
+    write_video(folder / "clips" / "a" / "0.mp4", np.stack([np.roll(base, 2 * t, axis=1) for t in range(256)]))
+    pack(folder / "clips", folder / "shards")
+    return str(folder / "shards" / "*.tar")
+
+
+def main() -> None:
+    """Runs the steps and prints one line of JSON and one of words."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--shards", help="shards to read; default: one generated video")
+    parser.add_argument("--steps", type=int, default=1)
+    arguments = parser.parse_args()
+    runtime = parallel_runtime.start(environment())
+    with tempfile.TemporaryDirectory() as folder:
+        shards = arguments.shards or (make_shard(Path(folder)) if runtime.is_main else "")
+        shards = runtime.broadcast(shards)
+        world = runtime.world_size
+        # One clip per rank and step: the paper's local batch of 1 (section 4.7).
+        small = [f"stage2.data.train=['{shards}']", "stage2.data.workers=0", "stage2.data.val=[]"]
+        small += [f"stage2.batch={{size: {world}, micro: 1}}"]
+        recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
+        assert recipe.stage2 is not None, "the recipe has no stage2"
+        run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), "auto", dry_run=True)
+        index = open_split(runtime, recipe.stage2.data.train, "stage2.data.train")
+        trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
+        built = runtime.peak_memory_gib()
+        seconds = []
+        for step in range(arguments.steps):
+            batches = list(islice(trainer.streams.train(step, 0), trainer.streams.accumulation))
+            started = time.perf_counter()
+            _, record = trainer.train_step(batches, epoch=step)
+            runtime.synchronize()
+            seconds.append(time.perf_counter() - started)
+    result = {
+        "recipe": recipe.name,
+        "frames": recipe.stage2.frames,
+        "ranks": world,
+        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else platform.processor() or "cpu",
+        "peak_memory_gib": round(max(runtime.gather(runtime.peak_memory_gib())), 2),
+        "peak_memory_gib_when_built": round(built, 2),
+        "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
+        "step_seconds": [round(s, 2) for s in seconds],
+        "loss": float(record["loss_sum"]) / record["clips"] * world,
+        "grad_norm": record["grad_norm"],
+    }
+    if runtime.is_main:
+        print(json.dumps(result))
+    parallel_runtime.stop()
+
+
+if __name__ == "__main__":
+    main()

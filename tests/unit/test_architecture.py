@@ -1,0 +1,195 @@
+"""Which module may know which: held on the syntax tree, so that no import has to run."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "sfa_dist"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+# Imports go from a later layer to an earlier one, or stay inside one; the number is the layer.
+LAYERS = (
+    ("errors", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
+    ("models", "data", "parallel", "schedule"),
+    ("checkpoint", "metrics", "plan"),
+    ("tracking", "assemble", "run_record", "trainer", "stage_setup", "stages", "report"),
+    ("train", "tools"),
+)
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+APART = {"models", "data", "parallel"}
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / PACKAGE)))
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def part_of(file: Path) -> str:
+    """`models/vit.py` -> models, `trainer.py` -> trainer."""
+    return file.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it, with full names."""
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            # `from torch import distributed` imports torch.distributed as much as `import torch.distributed` does.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(file: Path, module: str) -> list[str]:
+    return [name for name in imports(file) if name == module or name.startswith(module + ".")]
+
+
+def own_imports(file: Path) -> Iterator[str]:
+    """The parts of the package (models, trainer, ...) that a file imports."""
+    for name in imports_of(file, PACKAGE):
+        first = name.split(".")[1] if "." in name else "__init__"
+        if first in LAYER_OF:  # The others are values of sfa_dist/__init__.py, such as __version__.
+            yield first
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    """(dotted name, node) of every call by name."""
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {part_of(file) for file in FILES} - {"__init__"} == set(LAYER_OF)
+
+
+@each_file
+def test_imports_run_one_way(file: Path) -> None:
+    if (part := part_of(file)) == "__init__":
+        assert list(imports(file)) == []
+        return
+    for imported in own_imports(file):
+        assert LAYER_OF[imported] <= LAYER_OF[part], f"{part} imports {imported}"
+        if part in APART and imported in APART:
+            assert imported == part, f"{part} imports {imported}"
+
+
+def test_modules_of_one_layer_do_not_import_in_a_circle() -> None:
+    wanted: dict[str, set[str]] = {}
+    for file in FILES:
+        if part_of(file) != "__init__":
+            wanted.setdefault(part_of(file), set()).update(set(own_imports(file)) - {part_of(file)})
+    while wanted:
+        free = [part for part, needs in wanted.items() if not needs & wanted.keys()]
+        assert free, f"these import each other: {wanted}"
+        for part in free:
+            del wanted[part]
+
+
+def test_models_know_nothing_of_ranks() -> None:
+    for file in (ROOT / PACKAGE / "models").glob("*.py"):
+        assert not imports_of(file, "torch.distributed")
+        assert "distributed" not in {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+
+
+def test_one_file_imports_deepspeed() -> None:
+    assert [part.name for part in FILES if imports_of(part, "deepspeed")] == ["zero.py"]
+
+
+def test_one_file_touches_the_environment() -> None:
+    names = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+
+    def touches(file: Path) -> bool:
+        used = {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+        return bool(used & names) or any(name.startswith("os.") and name[3:] in names for name in imports(file))
+
+    assert [str(file.relative_to(ROOT)) for file in FILES if touches(file)] == ["sfa_dist/parallel/environment.py"]
+
+
+@each_file
+def test_nothing_is_loaded_by_pickle(file: Path) -> None:
+    """Invariant 7. `pickle` is imported once, for the name of an error that torch.load raises."""
+    assert set(imports_of(file, "pickle")) <= {"pickle"}
+    for forbidden in ("cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
+        assert not imports_of(file, forbidden)
+    for name, call in calls(file):
+        where = f"{file.name}:{call.lineno}: {name}"
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        assert not re.fullmatch(r"pickle\.\w+|.*\.Unpickler", name), where
+        assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"), where
+        if name == "torch.load":
+            assert ast.unparse(keywords["weights_only"]) == "True", where
+        if "allow_pickle" in keywords:
+            assert ast.unparse(keywords["allow_pickle"]) == "False", where
+        if "weights_only" in keywords:
+            assert ast.unparse(keywords["weights_only"]) == "True", where
+
+
+@each_file
+def test_webdataset_only_writes(file: Path) -> None:
+    """Its decoders unpickle members by their suffix; our own reader goes by offsets and an allow-list."""
+    assert set(imports_of(file, "webdataset")) <= {"webdataset.TarWriter"}
+
+
+def dependencies() -> set[str]:
+    """Import names of what setup.cfg lists, and of what comes with python."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    projects = {re.split(r"[<>=!~\[ ]", line)[0].lower() for text in listed for line in text.split("\n") if line}
+    modules = {
+        name
+        for name, owners in importlib.metadata.packages_distributions().items()
+        for owner in owners
+        if owner.lower().replace("_", "-") in {project.replace("_", "-") for project in projects}
+    }
+    assert {"torch", "yaml", "av", "sklearn"} <= modules
+    return modules | projects
+
+
+def test_no_module_bears_the_name_of_another_library() -> None:
+    """train.py runs as a script: whatever lies beside it could shadow a library of the same name."""
+    taken = set(sys.stdlib_module_names) | dependencies()
+    names = {file.stem for file in FILES} | {file.parent.name for file in FILES}
+    assert names & taken == set()
+
+
+def test_train_puts_the_root_in_place_of_its_folder_before_all_else() -> None:
+    body = tree_of(ROOT / PACKAGE / "train.py").body
+    first_own = next(
+        i for i, node in enumerate(body) if PACKAGE in ast.unparse(node) and isinstance(node, ast.ImportFrom)
+    )
+    before = [ast.unparse(node) for node in body[:first_own]]
+    assert any("sys.path[0] = " in text for text in before)
+
+
+@each_file
+def test_everything_public_says_what_it_is(file: Path) -> None:
+    tree = tree_of(file)
+    assert ast.get_docstring(tree), "the module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"line {node.lineno}: {node.name}"
+
+
+def test_a_recipe_is_read_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from sfa_dist import train\n"
+        "assert train.main(['--recipe', 'recipes/demo.yaml', '--print-recipe']) == 0\n"
+        "heavy = {'torch', 'deepspeed', 'timm', 'numpy', 'av', 'wandb', 'rich', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,111 @@
+"""Which rank a process is: read from torchrun, deepspeed, srun, or nothing; never guessed from a part."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfa_dist.errors import UsageError
+from sfa_dist.parallel.runtime import Launch, read_launch
+
+RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+TORCHRUN = {
+    "RANK": "9",
+    "WORLD_SIZE": "16",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "8",
+    "TORCHELASTIC_RUN_ID": "none",
+    **RENDEZVOUS,
+}
+DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_SIZE": "4", **RENDEZVOUS}
+SRUN = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    **RENDEZVOUS,
+}
+BATCH_SCRIPT = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+ALONE = Launch("python", 0, 1, 0, 1)
+
+
+def without(environ: dict[str, str], *names: str) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if key not in names}
+
+
+def refusal(environ: dict[str, str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        read_launch(environ)
+    assert caught.value.exit_code == 64
+    return str(caught.value)
+
+
+def test_torchrun() -> None:
+    assert read_launch(TORCHRUN) == Launch("torchrun", 9, 16, 1, 8)
+
+
+def test_deepspeed() -> None:
+    assert read_launch(DEEPSPEED) == Launch("deepspeed", 3, 4, 3, 4)
+
+
+def test_srun() -> None:
+    assert read_launch(SRUN) == Launch("srun", 5, 8, 1, 4)
+
+
+def test_srun_counts_the_steps_tasks_and_not_the_jobs() -> None:
+    """`srun --ntasks 2` in an allocation of 8: SLURM_NTASKS may still say 8, and six ranks would never come."""
+    assert read_launch({**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}).world_size == 2
+    assert read_launch(without(SRUN, "SLURM_NTASKS")).world_size == 8
+    assert read_launch(without(SRUN, "SLURM_STEP_NUM_TASKS")).world_size == 8
+
+
+@pytest.mark.parametrize(("per_node", "expected"), [("4(x2)", 4), ("8", 8), ("4,2", 4), ("3(x2),1", 3)])
+def test_srun_tasks_per_node(per_node: str, expected: int) -> None:
+    assert read_launch({**SRUN, "SLURM_STEP_TASKS_PER_NODE": per_node}).local_world_size == expected
+
+
+def test_torchrun_inside_srun_is_torchruns() -> None:
+    assert read_launch({**SRUN, **TORCHRUN}) == Launch("torchrun", 9, 16, 1, 8)
+
+
+def test_python_is_one_process() -> None:
+    assert read_launch({}) == ALONE
+    assert read_launch(RENDEZVOUS) == ALONE
+
+
+def test_python_in_a_batch_script_is_one_process() -> None:
+    """sbatch sets SLURM_NTASKS for the script too, where no other rank will come."""
+    assert read_launch(BATCH_SCRIPT) == ALONE
+    assert read_launch({**BATCH_SCRIPT, **RENDEZVOUS}) == ALONE
+
+
+def test_srun_of_one_task_is_one_process() -> None:
+    one = {**SRUN, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert read_launch(without(one, *RENDEZVOUS)) == ALONE
+
+
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+@pytest.mark.parametrize("environ", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
+def test_a_launcher_that_says_half_is_refused(environ: dict[str, str], missing: str) -> None:
+    assert missing in refusal(without(environ, missing))
+
+
+@pytest.mark.parametrize("missing", ["SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT"])
+def test_srun_that_says_half_is_refused(missing: str) -> None:
+    assert missing in refusal(without(SRUN, missing))
+
+
+def test_srun_without_a_rendezvous_says_where_to_get_one() -> None:
+    assert "slurm/_common.sh" in refusal(without(SRUN, *RENDEZVOUS))
+
+
+@pytest.mark.parametrize("key", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_rank_that_is_no_number_is_refused(key: str) -> None:
+    assert key in refusal({**TORCHRUN, key: "one"})
+    assert key in refusal({**TORCHRUN, key: ""})
+
+
+def test_a_rank_outside_the_world_is_refused() -> None:
+    assert "RANK" in refusal({**TORCHRUN, "RANK": "16"})
