@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,7 +31,8 @@ from sfa_dist.parallel.engine import Engine, Fragment
 from sfa_dist.parallel.runtime import Runtime
 
 FORMAT = 1
-STEP_NAME = re.compile(r"^step-(\d{8})$")
+STEP_NAME = re.compile(r"^step-\d{8}(\.old)?$")
+MAIN_FILES = ("model.safetensors", "state.json")
 
 
 def save_checkpoint(root: Path, step: int, engine: Engine, state: dict[str, Any], runtime: Runtime, keep: int) -> Path:
@@ -39,11 +40,12 @@ def save_checkpoint(root: Path, step: int, engine: Engine, state: dict[str, Any]
 
     Raises CheckpointError on every rank when any rank could not write; what was there before stays.
     """
-    final, temporary = root / f"step-{step:08d}", root / f"step-{step:08d}.tmp"
+    final, temporary, replaced = (root / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp", ".old"))
     parameters = engine.full_parameters()
 
     def prepare() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for remains in root.glob("step-*.tmp"):
+            shutil.rmtree(remains)
         temporary.mkdir(parents=True)
 
     def write_own() -> None:
@@ -53,21 +55,25 @@ def save_checkpoint(root: Path, step: int, engine: Engine, state: dict[str, Any]
             for key, tensor in f.tensors.items()
             if key != "master"
         }
-        write_tensors(temporary / f"optimizer-{runtime.rank:05d}-of-{runtime.world_size:05d}.safetensors", moments)
+        write_tensors(temporary / _optimizer_file(runtime.rank, runtime.world_size), moments)
         if runtime.is_main:
             write_tensors(temporary / "model.safetensors", parameters)
             write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
 
     def commit() -> None:
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        names = [_optimizer_file(rank, runtime.world_size) for rank in range(runtime.world_size)]
+        files = {name: _describe(temporary / name) for name in (*MAIN_FILES, *names)}
         write_json(temporary / "MANIFEST.json", {"format": FORMAT, "files": files})
         _sync_directory(temporary)
-        if final.exists():  # A run that was resumed from before this step writes it again.
-            shutil.rmtree(final)
+        if final.exists():  # Written again, at an epoch's end or after a resume: one of the two is there at any time.
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         temporary.rename(final)
         _sync_directory(root)
-        for old in list_checkpoints(root)[:-keep]:
-            shutil.rmtree(old)
+        # Later steps are of a course that was left by going back: they must neither be resumed nor push out others.
+        stay = [path for path in list_checkpoints(root) if path.name <= final.name][-keep:]
+        for path in set(list_checkpoints(root)) - set(stay):
+            shutil.rmtree(path)
 
     _together(runtime, prepare if runtime.is_main else None, f"prepare {temporary}")
     _together(runtime, write_own, f"write {temporary}")
@@ -76,10 +82,11 @@ def save_checkpoint(root: Path, step: int, engine: Engine, state: dict[str, Any]
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Committed checkpoints, oldest first."""
+    """Committed checkpoints, intact or not, oldest first; what one replaced (`.old`, until it is removed) before it."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if STEP_NAME.match(path.name) and (path / "MANIFEST.json").is_file())
+    found = (path for path in root.iterdir() if STEP_NAME.match(path.name))
+    return sorted(found, key=lambda path: (path.stem, path.suffix == ""))
 
 
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
@@ -102,12 +109,14 @@ def verify(path: Path) -> str | None:
     """None when each file has the size and sha256 of the manifest, else what is wrong."""
     try:
         files = json.loads((path / "MANIFEST.json").read_text())["files"]
+        if not files.keys() >= set(MAIN_FILES):
+            return f"{path.name}: MANIFEST.json names too few files"
         for name, expected in files.items():
             if not (path / name).is_file():
                 return f"{path.name}: {name} is missing"
             if _describe(path / name) != expected:
                 return f"{path.name}: {name} does not match its sha256"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path.name}: MANIFEST.json cannot be read ({error})"
     return None
 
@@ -115,8 +124,8 @@ def verify(path: Path) -> str | None:
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint. Raises CheckpointError when it cannot be read."""
     try:
-        return json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"cannot read {path}/state.json: {error}") from error
 
 
@@ -178,10 +187,25 @@ def _fill(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, flushed to disk."""
+    """A safetensors file, flushed to disk. Equal tensors and metadata give equal bytes."""
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata)
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
+        if metadata:
+            _sort_metadata(file)
+        file.flush()
         os.fsync(file.fileno())
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """safetensors writes metadata in a random order; a file's hash is what the next stage knows it by."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > length:
+        raise AssertionError("the same header in another order has grown")
+    file.seek(8)
+    file.write(text.ljust(length))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -204,6 +228,10 @@ def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_explain(error, f"write {path}", path)) from error
+
+
+def _optimizer_file(rank: int, world_size: int) -> str:
+    return f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def _describe(path: Path) -> dict[str, Any]:

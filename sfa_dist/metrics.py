@@ -14,8 +14,8 @@ def weighted_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor, label_smo
 
     Padding and bad clips have weight 0; the caller divides by the global batch's sum of weights.
     """
-    # Logits of what is no clip may be anything. They go before the loss: masking the loss instead would keep a NaN out of
-    # the sum, but let it through backward as 0 x NaN.
+    # Logits of what is no clip may be anything. They are masked before the loss: a mask behind it would keep a NaN out
+    # of the sum, but backward would let it through as 0 x NaN.
     logits = torch.where((weights > 0)[:, None], logits, 0.0)
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     return (losses * weights).sum()

@@ -131,11 +131,22 @@ class ScheduleBlock(Block):
 
 
 class EngineBlock(Block):
-    """What shards and steps the trainable module."""
+    """What shards and steps the trainable module.
 
-    name: Literal["deepspeed"] = "deepspeed"
+    `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
+    `cpu_offload` keeps master weights and moments in the host's memory and steps there.
+    """
+
+    name: Literal["deepspeed", "fsdp"] = "deepspeed"
     zero: Annotated[int, Field(ge=0, le=3)] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
+    cpu_offload: bool = False
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> EngineBlock:
+        if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
+            raise complain("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
+        return self
 
 
 class CheckpointBlock(Block):
@@ -175,6 +186,12 @@ class StageBlock(Block):
     def _frames_fill_tubelets(self) -> StageBlock:
         if self.frames % self.model.tubelet:
             raise complain("frames", f"{self.frames} is not a multiple of model.tubelet ({self.model.tubelet})")
+        return self
+
+    @model_validator(mode="after")
+    def _native_block_has_its_engine(self) -> StageBlock:
+        if self.deepspeed and self.engine.name != "deepspeed":
+            raise complain("deepspeed", f"has no effect: engine.name is {self.engine.name}; remove the block")
         return self
 
 

@@ -49,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log.jsonl; the last line of a killed run may be cut and is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -97,6 +97,11 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
     return figures
 
 
+def bad_clips(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Each bad clip (`shard/key`) once, with the reason."""
+    return {r["key"]: r["reason"] for r in records if r.get("kind") == "event" and r.get("event") == "bad_sample"}
+
+
 def _headline(result: dict[str, Any]) -> str:
     if not result:
         return "No test result yet."
@@ -141,6 +146,7 @@ def _markdown(
         lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
     lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
     lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
+    lines += [f"- bad clip {key}: {reason}" for key, reason in bad_clips(records).items()]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
+from sfa_dist.recipe import STAGE_NAMES, EngineBlock, Recipe, StageBlock
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
 EXECUTION_KEYS = (
@@ -166,7 +166,7 @@ def setup_table(
         ("parameters", f"{trainable + frozen:,} = {trainable:,} trainable + {frozen:,} frozen"),
         (
             "optimizer state",
-            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, ZeRO-{stage.engine.zero})",
+            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, {engine_title(stage.engine)})",
         ),
         ("precision", stage.engine.precision),
         ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),
@@ -179,6 +179,12 @@ def setup_table(
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def engine_title(engine: EngineBlock) -> str:
+    """How an engine is called where people read it."""
+    sharding = "FSDP2" if engine.name == "fsdp" else f"ZeRO-{engine.zero}"
+    return sharding + (", offloaded to the CPU" if engine.cpu_offload else "")
 
 
 def index_size(index: SampleIndex | None) -> int:

@@ -15,10 +15,9 @@ from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, RecipeError
 from sfa_dist.models.weights import load_exactly
-from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.parallel.zero import ZeroEngine
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
@@ -36,8 +35,8 @@ class Run:
     runtime: Runtime
     tracker: Tracker
     stop: StopFlag
-    resume: str
     dry_run: bool
+    resume_from: tuple[str, Path] | None = None  # A stage, and the checkpoint that it has to go on from.
 
     def weights(self, stage: str) -> Path:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
@@ -83,7 +82,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         refuse_other_inputs(name, state["inputs"], inputs)
         load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
     trunk_sha256 = _agreed_trunk(run.runtime, name, parts)
-    engine: Engine = ZeroEngine(parts.trainable, stage, streams.accumulation, run.runtime.device)
+    engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
         if state["trunk_sha256"] != trunk_sha256:
@@ -138,20 +137,26 @@ def _agreed_trunk(runtime: Runtime, name: str, parts: Parts) -> str | None:
 def find_checkpoint(run: Run, name: str) -> Path | None:
     """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
     one."""
-    if run.resume not in ("auto", "never"):
-        path = Path(run.resume)
-        if not (path / "MANIFEST.json").is_file():
-            raise CheckpointError(f"--resume {path}: no checkpoint there (a step-XXXXXXXX folder with a MANIFEST.json)")
-        if ckpt.read_state(path)["stage"] == name:
-            fault = run.runtime.on_main(lambda: ckpt.verify(path))
-            if fault:
-                raise CheckpointError(f"--resume {path}: {fault}")
-            return path
+    if run.resume_from is not None and run.resume_from[0] == name:
+        return run.resume_from[1]
     found, faults = run.runtime.on_main(lambda: ckpt.newest_valid(run.directory / name / "checkpoints"))
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
         run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")
     return found
+
+
+def given_checkpoint(path: Path) -> tuple[str, Path]:
+    """(stage, path) of `--resume PATH`. Raises CheckpointError where there is no intact checkpoint.
+
+    Looked at once, before the first stage: the stage that goes on from it may remove it when it has newer ones.
+    """
+    if not (path / "MANIFEST.json").is_file():
+        raise CheckpointError(f"--resume {path}: no checkpoint there (a step-XXXXXXXX folder with a MANIFEST.json)")
+    fault = ckpt.verify(path)
+    if fault:
+        raise CheckpointError(f"--resume {path}: {fault}")
+    return str(ckpt.read_state(path).get("stage")), path
 
 
 def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None) -> Streams:
@@ -168,13 +173,18 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
         "pin_memory": run.runtime.device.type == "cuda",
     }
     return Streams(
-        steps_per_epoch=-(-len(train_index) // stage.batch.size),
+        steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
         train=lambda epoch, first: train_loader(
             train_index, augment=stage.augment, epoch=epoch, start_step=first, **common
         ),
         evaluate=None if val_index is None else lambda: eval_loader(val_index, **common),
     )
+
+
+def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
+    """Optimizer steps in which each clip is seen once."""
+    return -(-len(train_index) // stage.batch.size)
 
 
 def open_split(runtime: Runtime, patterns: list[str], where: str) -> SampleIndex:

@@ -26,9 +26,9 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_record import collect_results, environment_record, read_done, refuse_other_inputs, stage_inputs
-from sfa_dist.stage_setup import Run, Setup, open_split, prepare
+from sfa_dist.stage_setup import Run, Setup, given_checkpoint, open_split, prepare, steps_per_epoch
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import evaluate
+from sfa_dist.trainer import evaluate, planned_steps
 
 
 def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
@@ -39,14 +39,14 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
     runtime = parallel_runtime.start(environment())
     tracker = Tracker(None, loaded.recipe.log, {}, {})
     try:
-        runtime.on_main(lambda: _refuse_if_used(run_dir) if resume == "never" else None)
+        resume_from = runtime.on_main(lambda: _resume_from(resume, run_dir, loaded.recipe))
         if runtime.is_main and not dry_run:
             tracker = Tracker(run_dir, loaded.recipe.log, loaded.recipe.model_dump(mode="json"), environment())
         elif runtime.is_main:
             tracker = Tracker.console_only(loaded.recipe.log)
         stop = StopFlag()
         stop.install()
-        run = Run(loaded.recipe, run_dir, runtime, tracker, stop, resume, dry_run)
+        run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from)
         _record_run(run)
         run_stages(run, only)
     finally:
@@ -54,9 +54,18 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
         parallel_runtime.stop()
 
 
-def _refuse_if_used(run_dir: Path) -> None:
-    if (run_dir / "recipe.yaml").exists():
+def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
+    """What `--resume` asks for: (stage, checkpoint), or None for wherever the run directory stands."""
+    if resume == "never" and (run_dir / "recipe.yaml").exists():
         raise RecipeError(f"--resume never, but {run_dir} holds a run; use another --run-dir or --resume auto")
+    if resume in ("auto", "never"):
+        return None
+    stage, path = given_checkpoint(Path(resume))
+    if stage not in _stages(recipe):
+        raise RecipeError(f"--resume {path} is of stage {stage}, which the recipe does not have")
+    if (run_dir / stage / "done.json").exists():
+        raise RecipeError(f"--resume {path}: {stage} is done in {run_dir}; remove its done.json to train it from there")
+    return stage, path
 
 
 def _record_run(run: Run) -> None:
@@ -109,8 +118,9 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     done = read_done(run.directory / name)
     if done is not None and not run.dry_run:
         refuse_other_inputs(name, done["inputs"], inputs)
-        run.tracker.say(f"{name}: done before, skipped")
-        return
+        if done["result"]["steps"] >= planned_steps(stage, steps_per_epoch(stage, index)):
+            run.tracker.say(f"{name}: done before, skipped")
+            return
     setup = prepare(run, name, stage, index, inputs)
     if run.dry_run:
         run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
@@ -118,6 +128,11 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     # Only now: a recipe that the run directory refuses must not replace the one it holds.
     run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
     step = setup.trainer.progress.step
+    if done is not None and not step:
+        raise CheckpointError(
+            f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from; "
+            f"remove {run.directory / name} to train it anew"
+        )
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
     _finish(run, name, stage, setup, inputs)
@@ -139,7 +154,7 @@ def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[s
         "samples_seen": trainer.progress.samples_seen,
         "bad_samples": trainer.progress.bad_samples,
         "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
-        "val": trainer.last_eval,
+        "val": trainer.progress.last_eval,
     }
     metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
 

@@ -33,8 +33,8 @@ class Tracker:
         self._consoles: list[Console] = []
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._jsonl = (run_dir / "log.jsonl").open("a", buffering=1)
-            self._text = (run_dir / "console.log").open("a", buffering=1)
+            self._jsonl = _open_lines(run_dir / "log.jsonl")
+            self._text = _open_lines(run_dir / "console.log")
             # The file's console is wide enough for any line, the terminal's wraps as it likes.
             self._consoles = [Console(soft_wrap=True), Console(file=self._text, width=160, soft_wrap=True)]
             self._start_wandb(run_dir, log, config, environ)
@@ -165,3 +165,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _open_lines(path: Path) -> TextIO:
+    """A file to append lines to. A line that a kill or a full disk cut is ended first: it would take the next with
+    it."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return path.open("a", buffering=1)

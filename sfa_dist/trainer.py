@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -45,10 +46,14 @@ class Progress:
     step: int = 0
     samples_seen: int = 0
     bad_samples: int = 0
-    evaluated_epochs: int = 0
+    evaluated_step: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
     non_finite_steps: int = 0
+    last_eval: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, str] = field(
+        default_factory=dict
+    )  # Bad clips so far: `shard/key` -> reason, the same on all ranks.
 
 
 @dataclass(frozen=True)
@@ -79,24 +84,18 @@ class Trainer:
     state_extra: dict[str, Any]
     log_every: int
     progress: Progress = field(default_factory=Progress)
-    last_eval: dict[str, Any] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole schedule, or fewer where the recipe's `max_steps` says so."""
-        full = self.stage.schedule.epochs * self.streams.steps_per_epoch
-        return min(full, self.stage.schedule.max_steps or full)
+        """Optimizer steps of the stage."""
+        return planned_steps(self.stage, self.streams.steps_per_epoch)
 
     def fit(self) -> None:
         """Trains from `progress` to the last step. Raises PreemptedError (state saved) on a stop request."""
         while True:
             epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
             at_epoch_end = first == 0 or self.progress.step >= self.total_steps
-            if (
-                at_epoch_end
-                and self.progress.step
-                and self.progress.evaluated_epochs < math.ceil(self.progress.step / self.streams.steps_per_epoch)
-            ):
+            if at_epoch_end and self.progress.evaluated_step < self.progress.step:
                 self._end_epoch()
             if self.progress.step >= self.total_steps:
                 return
@@ -104,7 +103,8 @@ class Trainer:
 
     def _run_epoch(self, epoch: int, first: int) -> None:
         micro_batches = iter(self.streams.train(epoch, first))
-        last = min(self.streams.steps_per_epoch, self.total_steps - epoch * self.streams.steps_per_epoch)
+        epoch_start = epoch * self.streams.steps_per_epoch
+        last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
         window = _Window()
         with self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance:
             for _ in range(first, last):
@@ -122,8 +122,8 @@ class Trainer:
                 if stopping:
                     self._stop()
                 every = self.stage.checkpoint.every_steps
-                if every and self.progress.step % every == 0 and self.progress.step < self.total_steps:
-                    self.save()
+                if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
+                    self.save()  # The end of the epoch saves once for itself, after its evaluation.
                 advance()
 
     def _stop(self) -> None:
@@ -174,15 +174,15 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self.progress.evaluated_epochs = math.ceil(self.progress.step / self.streams.steps_per_epoch)
+        self.progress.evaluated_step = self.progress.step
         self._say_if_data_bound()
         if self.streams.evaluate is not None:
             result = evaluate(
                 lambda batch: self.engine.evaluate(self._features(batch)), self.streams.evaluate(), self.runtime
             )
-            self.last_eval = result
+            self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
-            epoch = f"{self.progress.evaluated_epochs}/{self.stage.schedule.epochs}"
+            epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
         self.save()
 
@@ -211,6 +211,7 @@ class Trainer:
         """Names the bad clips of all ranks; over the budget it is a DataError."""
         for entries in self.runtime.gather(mine):
             for key, reason in entries:
+                self.progress.ledger[key] = reason
                 self.tracker.event("bad_sample", stage=self.name, step=self.progress.step, key=key, reason=reason)
                 self.tracker.say(f"bad clip {key}: {reason} (weight 0)")
         share = self.stage.data.max_bad_fraction
@@ -219,7 +220,11 @@ class Trainer:
         if self.progress.bad_samples > share * max(seen, 100):
             where = f"stage {self.name}, step {self.progress.step}"
             over = f"{self.progress.bad_samples} of {seen} clips are bad, over data.max_bad_fraction {share}"
-            raise self.runtime.for_all(DataError(f"{where}: {over}; the bad_sample events in log.jsonl name them"))
+            shards = Counter(key.split("/", 1)[0] for key in self.progress.ledger).most_common(3)
+            worst = ", ".join(f"{shard} ({count})" for shard, count in shards)
+            raise self.runtime.for_all(
+                DataError(f"{where}: {over}; most in {worst}; log.jsonl names each (bad_sample)")
+            )
 
     def _check_finite(self, norm: float) -> None:
         if math.isfinite(norm):
@@ -264,6 +269,12 @@ class Trainer:
             return None
         flops = step_flops(self.stage.model, self.stage.frames, trunk_frozen=self.frozen is not None)
         return rate * flops / (peak * 1e12 * self.runtime.world_size)
+
+
+def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
+    """Optimizer steps of a stage: its whole schedule, or fewer where the recipe's `max_steps` says so."""
+    full = stage.schedule.epochs * steps_per_epoch
+    return min(full, stage.schedule.max_steps or full)
 
 
 def evaluate(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], runtime: Runtime) -> dict[str, Any]:

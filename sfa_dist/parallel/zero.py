@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engine import Fragment
 from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state, set_lr
 from sfa_dist.parallel.zero_config import check_known_keys, derive_config
 from sfa_dist.recipe import StageBlock
-
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 class ZeroEngine:
@@ -31,18 +30,16 @@ class ZeroEngine:
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
-        frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-        if frozen:
-            raise ValueError(f"the engine takes trainable parameters only, but got frozen {frozen[:3]}")
         config = derive_config(stage, dist.get_world_size(), accumulation)
         deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero
         self.replicated = self.stage_number == 0
-        self.moments = MOMENTS[stage.optimizer.name] if _has_moments(stage) else ()
+        self.moments = moments_of(stage.optimizer)
         self.clip_norm = stage.optimizer.clip_norm
         self.device = device
         self.module = module.to(device)
+        fused = device.type == "cuda" or stage.engine.cpu_offload
         # DeepSpeed makes its masters from the parameters after rounding them to bf16; put the exact values back.
         exact = (
             {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
@@ -50,7 +47,7 @@ class ZeroEngine:
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=self.module,
-                optimizer=_make_optimizer(self.module, stage, device),
+                optimizer=make_optimizer(dict(self._named()), stage.optimizer, fused),
                 config=config,
                 dist_init_required=False,
             )
@@ -79,8 +76,7 @@ class ZeroEngine:
             self._engine.step()  # Only counts the micro-batch.
 
     def step(self, lr: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self._optimizer, lr)
         norm = self._gradient_norm() if self.stage_number == 0 else None
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
@@ -119,12 +115,7 @@ class ZeroEngine:
         return here.start, flat, there.start, here.numel
 
     def make_optimizer_state(self, step: int) -> None:
-        fused = self._optimizer.defaults.get("fused")
-        for flat in self._masters():
-            state: dict[str, Tensor] = {key: torch.zeros_like(flat, dtype=torch.float32) for key in self.moments}
-            if "exp_avg" in state:
-                state["step"] = torch.tensor(float(step), device=flat.device if fused else "cpu")
-            self._optimizer.state[flat] = state
+        reset_state(self._optimizer, self._masters(), self.moments, step)
 
     def _masters(self) -> list[nn.Parameter]:
         """The tensors that the optimizer steps. ZeRO-3 lends them to it one at a time, so its own list tells only
@@ -151,32 +142,6 @@ class ZeroEngine:
 
     def optimizer_bytes(self) -> int:
         return sum(4 * f.numel * (1 + len(self.moments)) for f in self.fragments())
-
-
-def _has_moments(stage: StageBlock) -> bool:
-    return stage.optimizer.name == "adamw" or stage.optimizer.momentum > 0
-
-
-def _make_optimizer(module: nn.Module, stage: StageBlock, device: torch.device) -> torch.optim.Optimizer:
-    """torch's own optimizers, whose state DeepSpeed shards; its CPU and fused ones would need a compiler on the
-    machine.
-
-    Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
-    """
-    o = stage.optimizer
-    matrices = [
-        p for name, p in module.named_parameters() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))
-    ]
-    chosen = set(map(id, matrices))
-    groups: list[dict[str, Any]] = [{"params": list(module.parameters()), "weight_decay": 0.0}]
-    if o.weight_decay > 0:
-        rest = [p for p in module.parameters() if id(p) not in chosen]
-        groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = True if device.type == "cuda" else None
-    if o.name == "adamw":
-        beta1, beta2 = o.betas
-        return torch.optim.AdamW(groups, lr=o.lr, betas=(beta1, beta2), eps=o.eps, fused=fused)
-    return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, fused=fused)
 
 
 def _import_deepspeed() -> Any:

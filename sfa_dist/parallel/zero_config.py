@@ -30,6 +30,10 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
         "torch_autocast": {"enabled": bf16 and not sharded, "dtype": "bfloat16"},
         "zero_allow_untested_optimizer": True,
     }
+    if stage.engine.cpu_offload:
+        derived["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        # Its own CPU optimizer would need a compiler on the machine; torch's fused ones do the same there.
+        derived["zero_force_ds_cpu_optimizer"] = False
     for block, key in OWNED_BLOCKS.items():
         if block in stage.deepspeed:
             raise RecipeError(f"deepspeed.{block} has no place in a recipe: use {key} (one source of truth)")

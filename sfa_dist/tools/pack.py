@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.data.pack import REPORT_NAME, pack
-
 _EPILOG = """\
 examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
@@ -60,6 +58,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Packs and says what was left out. Raises DataError, which ends with exit code 65."""
+    from sfa_dist.data.pack import pack  # Brings torch, which the other commands' --help need not wait for.
+
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     report = pack(arguments.source, arguments.out_dir, progress=_show if sys.stderr.isatty() else None, **options)
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir))
@@ -75,7 +75,7 @@ def summary(report: dict[str, Any], out_dir: Path) -> str:
             some = "; ".join(f"{each['path']} ({each.get('reason') or each['same_as']})" for each in entries[:3])
             lines.append(f"  {len(entries)} {problem}: {some}{' ...' if len(entries) > 3 else ''}")
     if len(lines) > 1:
-        lines.append(f"all of them: {out_dir / REPORT_NAME}")
+        lines.append(f"all of them: {out_dir / 'report.json'}")
     return "\n".join(lines)
 
 

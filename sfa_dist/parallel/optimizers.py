@@ -1,0 +1,53 @@
+"""The optimizers that every engine steps with, and the names of their moments in fragments and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfa_dist.recipe import OptimizerBlock
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+def moments_of(block: OptimizerBlock) -> tuple[str, ...]:
+    """Names of the moments that this optimizer keeps for each parameter; SGD without momentum keeps none."""
+    return MOMENTS[block.name] if block.name == "adamw" or block.momentum > 0 else ()
+
+
+def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock, fused: bool) -> torch.optim.Optimizer:
+    """torch's AdamW or SGD over named parameters, or over their rows; `fused` does a step in one kernel.
+
+    Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
+    """
+    matrices = [p for name, p in parameters.items() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))]
+    chosen = set(map(id, matrices))
+    groups: list[dict[str, Any]] = [{"params": list(parameters.values()), "weight_decay": 0.0}]
+    if block.weight_decay > 0:
+        rest = [p for p in parameters.values() if id(p) not in chosen]
+        groups = [{"params": matrices, "weight_decay": block.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if block.name == "adamw":
+        beta1, beta2 = block.betas
+        return torch.optim.AdamW(groups, lr=block.lr, betas=(beta1, beta2), eps=block.eps, fused=fused or None)
+    return torch.optim.SGD(groups, lr=block.lr, momentum=block.momentum, fused=fused or None)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same learning rate for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def reset_state(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], moments: tuple[str, ...], step: int
+) -> None:
+    """Zeroed fp32 moments for `parameters`, as if `step` steps were done."""
+    fused = optimizer.defaults.get("fused")
+    for parameter in parameters:
+        state: dict[str, Any] = {key: torch.zeros_like(parameter, dtype=torch.float32) for key in moments}
+        if "exp_avg" in state:  # Only Adam counts its steps.
+            state["step"] = torch.tensor(float(step), device=parameter.device if fused else "cpu")
+        optimizer.state[parameter] = state

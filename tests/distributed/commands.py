@@ -1,0 +1,143 @@
+"""train.py from the command line: as a real process, or forked from one that has torch and deepspeed imported already.
+
+Both run the same `main` in a process of its own with an exit code, stdout and stderr. A real one costs six seconds of
+imports, a forked one a tenth of a second, so a real one is taken only where the start itself is the point.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+from ranks import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "sfa_dist" / "train.py")
+LIMIT = 120.0
+IMPORTED = (
+    "sfa_dist.stages",
+    "sfa_dist.data.decode_pyav",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "matplotlib.pyplot",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def program(name: str) -> str:
+    """A launcher that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run_command(command: Sequence[str], cwd: Path, limit: float = LIMIT) -> Finished:
+    """A real process; it and its children are gone when this returns."""
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ONE_THREAD
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"{' '.join(command)} did not end in {limit} s:\n{out[-2000:]}\n{err[-2000:]}")
+    return Finished(process.returncode, out, err)
+
+
+_forks = multiprocessing.get_context("forkserver")
+_numbers = count()
+
+
+class Train:
+    """`train.py ARGUMENTS` that runs in the folder `cwd`, forked."""
+
+    def __init__(self, cwd: Path, *arguments: str, **environ: str) -> None:
+        os.environ.update(ONE_THREAD)  # Read when torch is imported, so before the first fork.
+        _forks.set_forkserver_preload(list(IMPORTED))
+        logs = cwd / "outputs"
+        logs.mkdir(exist_ok=True)
+        self._files = [logs / f"{next(_numbers)}.{name}" for name in ("out", "err")]
+        self.arguments = arguments
+        self._process = _forks.Process(target=_main, args=(arguments, str(cwd), environ, list(map(str, self._files))))
+        self._process.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether the process has ended."""
+        return not self._process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the process."""
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
+    def wait(self, limit: float = LIMIT) -> Finished:
+        """Waits for the end."""
+        self._process.join(limit)
+        if not self.over:
+            self._process.kill()
+            self._process.join()
+            pytest.fail(f"train.py {' '.join(self.arguments)} did not end in {limit} s: {self._said()}")
+        assert self._process.exitcode is not None
+        return Finished(self._process.exitcode, *self._said())
+
+    def signal_when(self, condition: Callable[[], bool], number: signal.Signals, limit: float = LIMIT) -> None:
+        """A signal as soon as the condition holds."""
+        end = time.monotonic() + limit
+        while not condition():
+            assert not self.over, f"it was over before the signal: {self._said()}"
+            assert time.monotonic() < end, f"the condition did not come true: {self._said()}"
+            time.sleep(0.002)
+        assert not self.over, "it was over before the signal"
+        self.send(number)
+
+    def _said(self) -> tuple[str, str]:
+        out, err = (file.read_text(errors="replace") for file in self._files)
+        return out, err
+
+
+def _main(arguments: Sequence[str], cwd: str, environ: dict[str, str], files: list[str]) -> None:
+    import torch
+
+    from sfa_dist.train import main
+
+    for descriptor, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    multiprocessing.set_start_method("fork", force=True)  # As in a process that was not forked itself.
+    torch.set_num_threads(1)
+    os.environ.update(environ)
+    os.chdir(cwd)
+    sys.argv = ["train.py", *arguments]
+    sys.exit(main())
+
+
+def train(cwd: Path, *arguments: str, **environ: str) -> Finished:
+    """One forked run, from start to end."""
+    return Train(cwd, *arguments, **environ).wait()
+
+
+def train_ranks(world_size: int, cwd: Path, *arguments: str) -> list[Train]:
+    """Forked runs that find each other by the variables that torchrun sets."""
+    common = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    return [Train(cwd, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world_size)]

@@ -1,0 +1,126 @@
+"""Every engine on real ranks: it computes what one plain process computes, and owns what it says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from toy_training import ENGINES, OFFLOADED, STEPS, global_batches, make_stage, make_tail, save, start, train
+
+from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.fsdp import FsdpEngine
+from sfa_dist.parallel.runtime import Runtime
+
+Case = tuple[str, str, str]
+Results = dict[Case, dict[str, Any]]
+CASES: list[Case] = [
+    (engine, precision, optimizer)
+    for engine in ENGINES
+    for precision in ("fp32", "bf16")
+    for optimizer in ("sgd", "adamw")
+] + [(engine, *kind) for engine in OFFLOADED for kind in (("fp32", "sgd"), ("bf16", "adamw"))]
+HALF = STEPS // 2
+
+
+def reference(optimizer: str) -> list[tuple[float, float]]:
+    """The same steps in one plain torch process, fp32."""
+    stage = make_stage("zero0", "fp32", optimizer)
+    tail = make_tail(stage)
+    lr = stage.optimizer.lr
+    step: torch.optim.Optimizer = (
+        torch.optim.AdamW(tail.parameters(), lr=lr, weight_decay=0.0)
+        if optimizer == "adamw"
+        else torch.optim.SGD(tail.parameters(), lr=lr, momentum=0.9)
+    )
+    out = []
+    for features, labels in global_batches():
+        loss = torch.nn.functional.cross_entropy(tail(features), labels)
+        step.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(tail.parameters(), stage.optimizer.clip_norm)
+        step.step()
+        out.append((loss.item(), float(norm)))
+    return out
+
+
+def every_case(runtime: Runtime, root: str) -> Results:
+    return {case: one_case(runtime, case, Path(root) / "-".join(case)) for case in CASES}
+
+
+def one_case(runtime: Runtime, case: Case, root: Path) -> dict[str, Any]:
+    """Trains, saves half-way, and trains the second half again from what was saved."""
+    stage = make_stage(*case)
+    engine = start(runtime, stage)
+    first = train(runtime, engine, stage, range(HALF))
+    path = save(runtime, engine, root, HALF)
+    scores = engine.evaluate(global_batches()[0][0])
+    losses = first + train(runtime, engine, stage, range(HALF, STEPS))
+    parameters = engine.full_parameters()
+    resumed = start(runtime, stage, path, HALF)
+    return {
+        "losses": losses,
+        "scores": scores,
+        "bytes": engine.optimizer_bytes(),
+        "own": [(f.name, f.start, f.numel, sorted(f.tensors)) for f in engine.fragments()],
+        "state_bytes": state_bytes(engine),
+        "parameters": parameters,
+        "resumed_scores": resumed.evaluate(global_batches()[0][0]),
+        "resumed": train(runtime, resumed, stage, range(HALF, STEPS)),
+        "resumed_parameters": resumed.full_parameters(),
+    }
+
+
+def state_bytes(engine: Any) -> int:
+    """Bytes that the optimizer really holds: its parameters (the masters) and their states, with padding."""
+    masters = engine._rows.values() if isinstance(engine, FsdpEngine) else engine._masters()
+    states = [t for state in engine._optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.ndim]
+    return sum(t.numel() * t.element_size() for t in [*masters, *states])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    return run_ranks(2, every_case, str(tmp_path_factory.mktemp("engines")))
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+class TestEachEngine:
+    def test_equals_one_plain_process(self, two_ranks: list[Results], case: Case) -> None:
+        tolerance = 1e-5 if case[1] == "fp32" else 4e-2
+        for (loss, norm), (expected_loss, expected_norm) in zip(
+            two_ranks[0][case]["losses"], reference(case[2]), strict=True
+        ):
+            assert loss == pytest.approx(expected_loss, rel=tolerance)
+            assert norm == pytest.approx(expected_norm, rel=2 * tolerance)
+
+    def test_optimizer_bytes_per_rank(self, two_ranks: list[Results], case: Case) -> None:
+        engine, _, optimizer = case
+        trainable = sum(p.numel() for p in make_tail(make_stage(*case)).parameters())
+        per_parameter = 12 if optimizer == "adamw" else 8
+        owned = [rank[case]["bytes"] for rank in two_ranks]
+        assert sum(owned) == per_parameter * trainable * (2 if engine == "zero0" else 1)
+        for rank in two_ranks:
+            padding = rank[case]["state_bytes"] - rank[case]["bytes"]
+            assert 0 <= padding <= per_parameter * 64
+
+    def test_owns_every_trainable_element_once_and_no_trunk(self, two_ranks: list[Results], case: Case) -> None:
+        sizes = {name: p.numel() for name, p in make_tail(make_stage(*case)).named_parameters()}
+        ranks = two_ranks[:1] if case[0] == "zero0" else two_ranks
+        pieces = sorted(piece[:3] for rank in ranks for piece in rank[case]["own"])
+        assert {name for name, _, _ in pieces} == set(sizes)
+        for name, size in sizes.items():
+            position = 0
+            for _, start_, numel in (p for p in pieces if p[0] == name):
+                assert start_ == position
+                position += numel
+            assert position == size
+
+    def test_resumes_bit_for_bit(self, two_ranks: list[Results], case: Case) -> None:
+        result = two_ranks[0][case]
+        assert torch.equal(result["resumed_scores"], result["scores"])
+        assert result["resumed"] == result["losses"][HALF:]
+        for name, tensor in result["parameters"].items():
+            assert torch.equal(tensor, result["resumed_parameters"][name]), name

@@ -1,0 +1,174 @@
+"""The report says what the run directory holds, also where it holds little or something half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfa_dist.report import latest_by_step, read_log, write_report
+from sfa_dist.tools.cli import main
+
+STAGE = {
+    "steps": 4,
+    "seconds": 12.0,
+    "gpu_seconds": 24.0,
+    "peak_memory_gib": 1.5,
+    "trainable_parameters": 1_234_567,
+    "frozen_parameters": 0,
+    "optimizer_bytes_per_rank": 7_407_402,
+    "bad_samples": 2,
+}
+RESULT = {
+    "acc1": 0.8125,
+    "acc5": 1.0,
+    "loss": 0.5,
+    "samples": 1600,
+    "views": 3,
+    "frames": 16,
+    "stages": {"stage1": STAGE, "stage2": {**STAGE, "frozen_parameters": 999}},
+    "total_seconds": 24.0,
+    "cost_ratio": None,
+}
+ENV = {
+    "sfa_dist": "0.1.0",
+    "commit": "abc123",
+    "versions": {"torch": "2.11", "torchcodec": None},
+    "decoder": "PyAV 18",
+    "launcher": "torchrun",
+    "ranks": [{"host": "node1", "device": "H100"}, {"host": "node2", "device": "H100"}],
+}
+
+
+def train(step: int, loss: Any, stage: str = "stage1") -> dict[str, Any]:
+    return {"kind": "train", "stage": stage, "step": step, "loss": loss}
+
+
+def evaluation(step: int, acc1: float, stage: str = "stage1", **more: Any) -> dict[str, Any]:
+    return {"kind": "eval", "stage": stage, "step": step, "acc1": acc1, **more}
+
+
+def event(name: str) -> dict[str, Any]:
+    return {"kind": "event", "event": name}
+
+
+RECORDS = [
+    event("start"),
+    train(1, 2.0),
+    train(2, 1.5),
+    event("checkpoint"),
+    train(3, 9.0),
+    event("fallback"),
+    event("resume"),
+    train(3, 1.2),
+    train(4, 1.1),
+    evaluation(4, 0.5),
+    train(1, 1.0, "stage2"),
+    evaluation(1, 0.6, "stage2"),
+    evaluation(0, 0.8, "test"),
+    evaluation(0, 0.2, "test", frame_order="shuffled"),
+]
+
+
+def write_run(folder: Path, records: list[dict[str, Any]], cut: str = "") -> Path:
+    folder.mkdir()
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + cut)
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    run = write_run(tmp_path / "my <run>", RECORDS)
+    (run / "result.json").write_text(json.dumps(RESULT))
+    (run / "env.json").write_text(json.dumps(ENV))
+    (run / "recipe.yaml").write_text("name: my <run>\n")
+    return run
+
+
+def test_the_page_holds_result_stages_curves_and_recipe(finished: Path) -> None:
+    page = write_report(finished).read_text()
+    assert "top-1 81.25%, top-5 100.00% on 1,600 clips (3 view(s))" in page
+    assert "1,234,567" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "2 on 2 host(s), H100" in page
+    assert "torch 2.11" in page
+    assert "torchcodec" not in page
+    assert "1 resume, 1 fallback" in page
+    assert "name: my &lt;run&gt;" in page
+    assert "<run>" not in page
+
+
+def test_the_page_needs_no_other_file(finished: Path) -> None:
+    page = write_report(finished).read_text()
+    assert "http" not in page
+    assert "src=" not in page.replace('src="data:', "")
+
+
+def test_the_markdown_is_a_table_with_links_to_the_figures(finished: Path) -> None:
+    write_report(finished)
+    text = (finished / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows] == ["stage", "---", "stage1", "stage2"]
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[3].split("|")[7].strip() == "999"
+    for name in ("train_loss", "eval_acc1"):
+        assert f"](figures/{name}.png)" in text
+        assert (finished / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_writing_it_again_gives_the_same(finished: Path) -> None:
+    first = write_report(finished).read_text()
+    assert write_report(finished).read_text() == first
+
+
+def test_steps_that_were_run_again_count_once_the_last_time() -> None:
+    stages = latest_by_step(RECORDS, "train")
+    assert [(row["step"], row["loss"]) for row in stages["stage1"]] == [(1, 2.0), (2, 1.5), (3, 1.2), (4, 1.1)]
+    assert list(stages) == ["stage1", "stage2"]
+
+
+def test_the_control_with_shuffled_frames_is_no_score_of_its_own() -> None:
+    assert [row["acc1"] for row in latest_by_step(RECORDS, "eval")["test"]] == [0.8]
+
+
+@pytest.mark.parametrize("cut", ['{"kind": "train", "stage": "sta', "\x00\x00\x00", "{\n"])
+def test_a_last_line_that_a_kill_cut_is_left_out(tmp_path: Path, cut: str) -> None:
+    run = write_run(tmp_path / "run", RECORDS, cut)
+    assert read_log(run / "log.jsonl") == RECORDS
+    assert write_report(run).is_file()
+
+
+def test_bytes_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", RECORDS)
+    with (run / "log.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe{"kind"')
+    assert read_log(run / "log.jsonl") == RECORDS
+
+
+def test_a_run_that_goes_on_has_a_report_without_a_result(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", RECORDS[:3])
+    page = write_report(run).read_text()
+    assert "No test result yet." in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "Stages" not in page
+
+
+def test_a_run_that_has_only_started_has_a_report(tmp_path: Path) -> None:
+    assert "No test result yet." in write_report(write_run(tmp_path / "run", [event("start")])).read_text()
+
+
+def test_losses_that_are_no_number_leave_gaps_in_the_curve(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [train(1, 2.0), train(2, "nan"), train(3, 1.0), train(1, "nan", "stage2")])
+    assert "data:image/png" in write_report(run).read_text()
+
+
+def test_the_command_writes_it_and_says_where(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(finished)]) == 0
+    assert capsys.readouterr().out == f"{finished / 'report.html'}\n"
+
+
+def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 64
+    assert "is no run directory" in capsys.readouterr().err
