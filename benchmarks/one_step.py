@@ -3,8 +3,8 @@
     python benchmarks/one_step.py --recipe recipes/g_48f.yaml
     torchrun --nproc-per-node 2 benchmarks/one_step.py --recipe recipes/h_96f.yaml --steps 3 --shards 'data/mine/*.tar'
 
-Without --shards it packs one generated 256-frame video. On a CPU the memory is the peak resident set of the process, with the
-libraries in it; on a GPU it is the peak of allocated device memory.
+Without --shards it packs one generated 256-frame video. On a CPU the memory is the peak resident set of the process,
+with the libraries in it; on a GPU it is the peak of allocated device memory.
 """
 
 from __future__ import annotations
