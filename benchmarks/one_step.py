@@ -77,7 +77,7 @@ def main() -> None:
         "peak_memory_gib_when_built": round(built, 2),
         "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
         "step_seconds": [round(s, 2) for s in seconds],
-        "loss": float(record["loss_sum"]) / record["clips"] * world,
+        "loss": float(record["losses"].sum()) / record["clips"] * world,
         "grad_norm": record["grad_norm"],
     }
     if runtime.is_main:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Parts:
 
 def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
     """The whole ViViT, trainable; the trunk from an image checkpoint where one is given."""
-    with torch.device("meta"):
+    with _without_storage():
         model = ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
     build(model)
     if image_checkpoint is not None:
@@ -48,7 +49,7 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str) -> Parts:
 
     `classes` identifies the class list of the data; the head is kept when it is that of stage 1.
     """
-    with torch.device("meta"):
+    with _without_storage():
         trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
     # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
     build(trunk)
@@ -61,6 +62,16 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str) -> Parts:
         keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
         load_stage1_into_tail(tail, state, keep_head, str(stage1))
     return Parts(tail, frozen)
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """Modules made in it have shapes only. Sizes that do not go together are the recipe's fault."""
+    try:
+        with torch.device("meta"):
+            yield
+    except ValueError as error:
+        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
 
 
 def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:

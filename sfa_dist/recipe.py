@@ -135,15 +135,20 @@ class EngineBlock(Block):
 
     `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
     `cpu_offload` keeps master weights and moments in the host's memory and steps there.
+    `reduction: tree` adds gradients in an order that does not depend on the number of ranks, so that 1, 2, 4, ...
+    ranks give the same bits. It replicates everything, so neither `name` nor `zero` matters: it is for audits.
     """
 
     name: Literal["deepspeed", "fsdp"] = "deepspeed"
     zero: Annotated[int, Field(ge=0, le=3)] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
     cpu_offload: bool = False
+    reduction: Literal["native", "tree"] = "native"
 
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> EngineBlock:
+        if self.cpu_offload and self.reduction == "tree":
+            raise complain("cpu_offload", "goes with engine.reduction: native, not with tree")
         if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
             raise complain("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
         return self
@@ -189,9 +194,15 @@ class StageBlock(Block):
         return self
 
     @model_validator(mode="after")
-    def _native_block_has_its_engine(self) -> StageBlock:
-        if self.deepspeed and self.engine.name != "deepspeed":
-            raise complain("deepspeed", f"has no effect: engine.name is {self.engine.name}; remove the block")
+    def _engine_fits_the_stage(self) -> StageBlock:
+        engine, batch = self.engine, self.batch
+        if self.deepspeed and (engine.name != "deepspeed" or engine.reduction == "tree"):
+            key = f"name is {engine.name}" if engine.name != "deepspeed" else "reduction is tree"
+            raise complain("deepspeed", f"has no effect: engine.{key}; remove the block")
+        if engine.reduction == "tree" and batch.size % batch.micro:
+            raise complain(
+                "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
+            )
         return self
 
 

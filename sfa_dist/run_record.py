@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -123,6 +125,7 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
     return {
         "sfa_dist": sfa_dist.__version__,
         "commit": _git_commit(),
+        "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "versions": versions,
         "decoder": decoder,
@@ -130,6 +133,16 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
         "world_size": runtime.world_size,
         "ranks": places,
     }
+
+
+@functools.cache
+def code_sha256() -> str:
+    """sha256 over the names and bytes of the package's Python files, as they are when it is first asked for."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _git_commit() -> str | None:
@@ -183,6 +196,8 @@ def setup_table(
 
 def engine_title(engine: EngineBlock) -> str:
     """How an engine is called where people read it."""
+    if engine.reduction == "tree":
+        return "replicated, exact"
     sharding = "FSDP2" if engine.name == "fsdp" else f"ZeRO-{engine.zero}"
     return sharding + (", offloaded to the CPU" if engine.cpu_offload else "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.watch import Watch
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
@@ -37,6 +38,7 @@ class Run:
     stop: StopFlag
     dry_run: bool
     resume_from: tuple[str, Path] | None = None  # A stage, and the checkpoint that it has to go on from.
+    watch: Watch = field(default_factory=Watch)
 
     def weights(self, stage: str) -> Path:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
@@ -68,8 +70,15 @@ class Setup:
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
-    check_labels(index, stage.model.classes)
     val = open_split(run.runtime, stage.data.val, f"{name}.data.val") if stage.data.val else None
+
+    def check() -> None:
+        check_labels(index, stage.model.classes)
+        if val is not None:
+            check_labels(val, stage.model.classes)
+            check_classes(index.classes, val)
+
+    run.runtime.on_main(check)
     streams = make_streams(run, stage, index, val)
     classes = classes_id(index.classes, stage.model)
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
@@ -81,7 +90,8 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         state = ckpt.read_state(checkpoint)
         refuse_other_inputs(name, state["inputs"], inputs)
         load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
-    trunk_sha256 = _agreed_trunk(run.runtime, name, parts)
+    trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
+    run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
@@ -108,6 +118,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         state_extra={"inputs": inputs, "trunk_sha256": trunk_sha256},
         log_every=run.recipe.log.every,
         progress=progress,
+        watch=run.watch,
     )
     return Setup(parts, trainer, classes)
 
@@ -124,14 +135,6 @@ def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
     if isinstance(stage, Stage2):
         return assemble_stage2(stage, Path(source) if source else None, classes)
     return assemble_end_to_end(stage, source)
-
-
-def _agreed_trunk(runtime: Runtime, name: str, parts: Parts) -> str | None:
-    """The frozen trunk's hash, the same on all ranks: no library would notice a node that read other weights."""
-    trunk = parts.frozen.sha256() if parts.frozen else None
-    if len(set(runtime.gather(trunk))) > 1:
-        raise RecipeError(f"{name}: the ranks hold different frozen trunks; do all nodes see the same weights files?")
-    return trunk
 
 
 def find_checkpoint(run: Run, name: str) -> Path | None:
@@ -182,6 +185,17 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
     )
 
 
+def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
+    """Raises DataError where a split's class list is not the trained one: the same label would mean another class."""
+    if trained is None or index.classes is None or trained == index.classes:
+        return
+    place = next((i for i, (a, b) in enumerate(zip(trained, index.classes, strict=False)) if a != b), None)
+    what = f"{len(index.classes)} classes, trained on {len(trained)}"
+    if place is not None:
+        what = f"class {place} is {index.classes[place]!r}, trained as {trained[place]!r}"
+    raise DataError(f"other classes in {index.shards[0].parent}: {what}; pack both with the same --classes")
+
+
 def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
     """Optimizer steps in which each clip is seen once."""
     return -(-len(train_index) // stage.batch.size)
@@ -202,4 +216,6 @@ def open_split(runtime: Runtime, patterns: list[str], where: str) -> SampleIndex
         return index
 
     runtime.on_main(lambda: bool(load()))
-    return load()
+    index = load()
+    runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
+    return index

@@ -8,6 +8,9 @@ checkpoint. A run directory that holds a stage of another recipe is refused, fie
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.assemble import Parts, load_for_test, save_final
+from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
@@ -23,12 +26,21 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.watch import watched
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
 from sfa_dist.report import write_report
-from sfa_dist.run_record import collect_results, environment_record, read_done, refuse_other_inputs, stage_inputs
-from sfa_dist.stage_setup import Run, Setup, given_checkpoint, open_split, prepare, steps_per_epoch
+from sfa_dist.run_lock import held
+from sfa_dist.run_record import (
+    code_sha256,
+    collect_results,
+    environment_record,
+    read_done,
+    refuse_other_inputs,
+    stage_inputs,
+)
+from sfa_dist.stage_setup import Run, Setup, check_classes, given_checkpoint, open_split, prepare, steps_per_epoch
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import evaluate, planned_steps
+from sfa_dist.trainer import evaluate, note_bad_test_clips, planned_steps
 
 
 def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
@@ -38,19 +50,30 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
     """
     runtime = parallel_runtime.start(environment())
     tracker = Tracker(None, loaded.recipe.log, {}, {})
+    lock = ExitStack()
     try:
         resume_from = runtime.on_main(lambda: _resume_from(resume, run_dir, loaded.recipe))
-        if runtime.is_main and not dry_run:
-            tracker = Tracker(run_dir, loaded.recipe.log, loaded.recipe.model_dump(mode="json"), environment())
-        elif runtime.is_main:
-            tracker = Tracker.console_only(loaded.recipe.log)
+        if not dry_run:
+            runtime.on_main(lambda: lock.enter_context(held(run_dir, environment())))
+
+        def open_tracker() -> None:
+            nonlocal tracker
+            config = loaded.recipe.model_dump(mode="json")
+            silent = Tracker.console_only(loaded.recipe.log)
+            tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
+
+        runtime.on_main(open_tracker)
         stop = StopFlag()
         stop.install()
-        run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from)
-        _record_run(run)
-        run_stages(run, only)
+        main_address = environment().get("MASTER_ADDR", "127.0.0.1")
+        with watched(runtime, main_address, None if dry_run else run_dir / "logs") as watch:
+            run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch)
+            _require_agreement(run)
+            _record_run(run)
+            run_stages(run, only)
     finally:
         tracker.close()
+        lock.close()
         parallel_runtime.stop()
 
 
@@ -68,15 +91,22 @@ def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path]
     return stage, path
 
 
+def _require_agreement(run: Run) -> None:
+    """Raises RecipeError when the ranks would not compute the same: a node with other files shows in no library."""
+    recipe_sha256 = hashlib.sha256(dump_recipe(run.recipe).encode()).hexdigest()
+    run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
+    run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
+    run.runtime.require_equal("the video decoder (data.decoder)", _decoders(run.recipe))
+
+
+def _decoders(recipe: Recipe) -> str:
+    wanted = {stage.data.decoder for stage in _stages(recipe).values()}
+    return ", ".join(decoder.version for decoder in map(choose_decoder, sorted(wanted)))
+
+
 def _record_run(run: Run) -> None:
-    """recipe.yaml and env.json of the run directory, and the first lines of the console."""
-    decoders = {stage.data.decoder for stage in _stages(run.recipe).values()}
-    chosen = ", ".join(decoder.version for decoder in map(choose_decoder, sorted(decoders)))
-    everywhere = run.runtime.gather(f"{run.runtime.host}: {chosen}")
-    if len({text.split(": ", 1)[1] for text in everywhere}) > 1:
-        raise run.runtime.for_all(
-            RecipeError(f"the ranks would decode differently ({'; '.join(sorted(set(everywhere)))}); set data.decoder")
-        )
+    """env.json of the run directory, and the first lines of the console."""
+    chosen = _decoders(run.recipe)
     record = environment_record(run.runtime, chosen)
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
@@ -113,6 +143,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
             raise CheckpointError(f"stage1.weights: no file {stage.weights}")
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
+    run.watch.phase(f"{name} load")
     index = open_split(run.runtime, stage.data.train, f"{name}.data.train")
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     done = read_done(run.directory / name)
@@ -141,6 +172,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
 def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[str, Any]) -> None:
     """Final weights, then `done.json`: in this order, so that a stage that counts as done has its weights."""
     trainer = setup.trainer
+    run.watch.phase(f"{name} save", trainer.progress.step)
     parameters = trainer.engine.full_parameters()
     _, frozen = setup.parts.parameters()
     result = {
@@ -173,10 +205,13 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     if not patterns:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
         return
+    run.watch.phase("test")
     index = open_split(run.runtime, patterns, f"{name}.data.test")
-    check_labels(index, stage.model.classes)
+    run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
     if run.dry_run:
         return
+    trained = json.loads(read_metadata(run.weights(name)).get("classes", "null"))
+    run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
     parts = load_for_test(stage, run.weights(name), run.weights("stage1") if name == "stage2" else None)
     for module in filter(None, (parts.trainable, parts.frozen)):
         module.to(run.runtime.device)
@@ -212,7 +247,13 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
         clips = batch["clips"].to(run.runtime.device, non_blocking=True)
         return parts.trainable(clips if parts.frozen is None else parts.frozen(clips))
 
-    return evaluate(predict, batches, run.runtime)
+    budget = stage.data.max_bad_fraction
+    return evaluate(
+        predict,
+        batches,
+        run.runtime,
+        lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, budget, run.tracker),
+    )
 
 
 def _say_result(run: Run, summary: dict[str, Any]) -> None:

@@ -61,7 +61,12 @@ def run(arguments: argparse.Namespace) -> None:
     # Torch is imported only after the recipe is read: a typo answers at once, also on a login node.
     from sfa_dist.recipe import load_recipe, print_recipe
 
-    loaded = load_recipe(arguments.recipe, arguments.set, environment())
+    environ = environment()
+    try:
+        loaded = load_recipe(arguments.recipe, arguments.set, environ)
+    except SfaError as error:  # Every rank of this machine reads the same file: one of them tells.
+        error.told_by_another_rank = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
+        raise
     if arguments.print_recipe:
         print(print_recipe(loaded), end="")
         return
@@ -90,8 +95,10 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             print(f"{prefix}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
-        print(f"error: internal: {type(error).__name__}: {error}{_keep_traceback(debug)}", file=sys.stderr)
-        return 70
+        disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}", file=sys.stderr)
+        return 74 if disk else 70
     except KeyboardInterrupt:
         print("stopped: interrupted before the state could be saved; the last checkpoint is intact", file=sys.stderr)
         return 70
@@ -103,7 +110,10 @@ def _keep_traceback(debug: bool) -> str:
         traceback.print_exc()
         return ""
     file = Path(tempfile.gettempdir()) / f"sfa_dist-{os.getpid()}.log"
-    file.write_text(traceback.format_exc())
+    try:
+        file.write_text(traceback.format_exc())
+    except OSError:
+        return " (run with --debug for the traceback)"
     return f" (traceback in {file}, or run with --debug)"
 
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from sfa_dist.checkpoint import save_checkpoint
-from sfa_dist.errors import DataError, LostRankError, PreemptedError
+from sfa_dist.errors import DataError, LostRankError, PreemptedError, SfaError
 from sfa_dist.metrics import ClassificationSums, weighted_loss_sum
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.watch import Watch
 from sfa_dist.plan.flops import peak_tflops, step_flops
 from sfa_dist.recipe import StageBlock
 from sfa_dist.schedule import learning_rate
@@ -84,6 +85,7 @@ class Trainer:
     state_extra: dict[str, Any]
     log_every: int
     progress: Progress = field(default_factory=Progress)
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def total_steps(self) -> int:
@@ -109,6 +111,7 @@ class Trainer:
         with self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance:
             for _ in range(first, last):
                 started = time.perf_counter()
+                self._enter("data")
                 batches = list(islice(micro_batches, self.streams.accumulation))
                 data_time = time.perf_counter() - started
                 stopping, record = self.train_step(batches, epoch)
@@ -144,27 +147,34 @@ class Trainer:
             total_steps=self.stage.schedule.epochs * self.streams.steps_per_epoch,
             warmup_steps=int(self.stage.schedule.warmup_epochs * self.streams.steps_per_epoch),
         )
-        loss_sum, norm = self._update(batches, lr, total) if total else (torch.zeros(()), 0.0)
+        losses, norm = self._update(batches, lr, total) if total else (torch.zeros(1), 0.0)
         self.progress.step += 1
         self.progress.samples_seen += int(total)
         self.progress.bad_samples += int(total_bad)
         if total_bad:
             self._note_bad(bad)
         self._check_finite(norm)
-        return stop > 0, {"epoch": epoch, "lr": lr, "grad_norm": norm, "loss_sum": loss_sum, "clips": total}
+        return stop > 0, {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
         # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
         scale = self.runtime.world_size * len(batches) / total
-        loss_sum = torch.zeros((), device=self.runtime.device)
+        losses = []
         for index, batch in enumerate(batches):
-            torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, index, self.runtime.rank))
+            number = self.runtime.rank * len(batches) + index  # Of the global batch: the same clips on any ranks.
+            torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, number))
             labels, weights = self._to_device(batch["labels"]), self._to_device(batch["weights"])
+            self._enter("forward")
             logits = self.engine.forward(self._features(batch))
+            self._enter("backward")
             loss = weighted_loss_sum(logits, labels, weights, self.stage.optimizer.label_smoothing)
             self.engine.backward(loss * scale, last=index == len(batches) - 1)
-            loss_sum += loss.detach()
-        return loss_sum, self.engine.step(lr)
+            losses.append(loss.detach())
+        self._enter("step")
+        return torch.stack(losses), self.engine.step(lr)
+
+    def _enter(self, phase: str) -> None:
+        self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
     def _features(self, batch: Batch) -> Tensor:
         clips = self._to_device(batch["clips"])
@@ -177,8 +187,14 @@ class Trainer:
         self.progress.evaluated_step = self.progress.step
         self._say_if_data_bound()
         if self.streams.evaluate is not None:
+            self._enter("evaluate")
             result = evaluate(
-                lambda batch: self.engine.evaluate(self._features(batch)), self.streams.evaluate(), self.runtime
+                lambda batch: self.engine.evaluate(self._features(batch)),
+                self.streams.evaluate(),
+                self.runtime,
+                lambda bad, clips: note_bad_test_clips(
+                    bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
+                ),
             )
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
@@ -195,7 +211,14 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """A checkpoint of the present step. Raises CheckpointError on every rank when one cannot write."""
+        """A checkpoint of the present step. Raises CheckpointError on every rank when one cannot write.
+
+        Weights that were stepped with gradients that are not finite are lost, and must not push out good ones.
+        """
+        if self.progress.non_finite_steps:
+            self.tracker.say(f"{self.name}: gradients are not finite, no checkpoint at step {self.progress.step}")
+            return
+        self._enter("save")
         state = {"stage": self.name, "progress": vars(self.progress), **self.state_extra}
         path = save_checkpoint(
             self.directory / "checkpoints",
@@ -239,7 +262,9 @@ class Trainer:
             raise self.runtime.for_all(LostRankError(f"{where}: {what}; {advice}"))
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
-        loss = self.runtime.sum(float(record["loss_sum"]))[0] / max(record["clips"], 1.0)
+        everywhere = self.runtime.gather(record["losses"].tolist())
+        # fsum is exact, so the sum does not depend on how many ranks hold the parts.
+        loss = math.fsum(loss for losses in everywhere for loss in losses) / max(record["clips"], 1.0)
         rate = window.clips / window.seconds
         values = {
             "stage": self.name,
@@ -277,17 +302,45 @@ def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
     return min(full, stage.schedule.max_steps or full)
 
 
-def evaluate(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], runtime: Runtime) -> dict[str, Any]:
+def evaluate(
+    predict: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    runtime: Runtime,
+    note_bad: Callable[[list[tuple[str, str]], int], None],
+) -> dict[str, Any]:
     """Top-1, top-5 and loss over all ranks' batches; `predict` gives logits (clips * views, classes).
 
     Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
+    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do.
     """
     sums = ClassificationSums()
+    bad: list[tuple[str, str]] = []
     for batch in batches:
+        bad += batch["bad"]
         logits = predict(batch)
         logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
         sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
-    return ClassificationSums(runtime.sum(*sums.sums)).result()
+    result = ClassificationSums(runtime.sum(*sums.sums)).result()
+    everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
+    if everywhere:
+        try:
+            note_bad(everywhere, int(result["samples"]))
+        except SfaError as error:
+            raise runtime.for_all(error) from None
+    return result
+
+
+def note_bad_test_clips(
+    bad: list[tuple[str, str]], clips: int, stage: str, step: int, max_bad_fraction: float, tracker: Tracker
+) -> None:
+    """Names the clips that an evaluation could not read. Raises DataError over the budget: a score over half of the
+    clips is not the score of the set."""
+    for key, reason in bad:
+        tracker.event("bad_sample", stage=stage, step=step, key=key, reason=reason)
+        tracker.say(f"bad clip {key}: {reason} (not scored)")
+    if len(bad) > max_bad_fraction * max(clips + len(bad), 100):
+        over = f"{len(bad)} of {clips + len(bad)} clips are bad, over data.max_bad_fraction {max_bad_fraction}"
+        raise DataError(f"evaluation in stage {stage}, step {step}: {over}; log.jsonl names each (bad_sample)")
 
 
 @dataclass

@@ -110,10 +110,12 @@ class SamplePlan:
     ) -> Ids:
         """What one rank holds at one time: int64 (micro,), -1 for slots beyond the batch or the epoch.
 
-        Slot of the global batch = accumulation_index * world_size * micro + rank * micro + j, so the union over ranks
-        and accumulation is the same batch whatever their numbers.
+        Micro-batch number of the global batch = rank * accumulation + accumulation_index, so the union over ranks and
+        accumulation is the same batch whatever their numbers, and the micro-batches of a rank are neighbours (the
+        exact engine's sum needs that).
         """
-        slots = (accumulation_index * world_size + rank) * micro + np.arange(micro)
+        number = rank * self.accumulation(world_size, micro) + accumulation_index
+        slots = number * micro + np.arange(micro)
         places = np.where(slots < self.batch_size, step * self.batch_size + slots, -1)
         return self.ids_at(epoch, places)
 

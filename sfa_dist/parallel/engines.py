@@ -10,7 +10,7 @@ from sfa_dist.recipe import StageBlock
 
 
 def make_engine(module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> Engine:
-    """The engine of `stage.engine.name` around `module`; `accumulation` micro-batches make a step.
+    """The engine that `stage.engine` names, around `module`; `accumulation` micro-batches of a rank make a step.
 
     The module is the engine's from here on. Collective. Raises RecipeError for settings that the library refuses,
     ValueError when a parameter is frozen: an engine takes trainable ones only.
@@ -19,6 +19,10 @@ def make_engine(module: nn.Module, stage: StageBlock, accumulation: int, device:
     if frozen:
         raise ValueError(f"the engine takes trainable parameters only, but got frozen {frozen[:3]}")
     # A library is imported only by the run that uses it: deepspeed alone takes seconds.
+    if stage.engine.reduction == "tree":
+        from sfa_dist.parallel.exact import ExactEngine
+
+        return ExactEngine(module, stage, accumulation, device)
     if stage.engine.name == "fsdp":
         from sfa_dist.parallel.fsdp import FsdpEngine
 

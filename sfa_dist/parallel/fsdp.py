@@ -21,7 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 
 from sfa_dist.parallel.engine import Fragment
-from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state, set_lr
+from sfa_dist.parallel.optimizers import clipped_step, make_optimizer, moments_of, reset_state
 from sfa_dist.recipe import StageBlock
 
 
@@ -62,20 +62,14 @@ class FsdpEngine:
         (loss / self.accumulation).backward()
 
     def step(self, lr: float) -> float:
-        set_lr(self._optimizer, lr)
         for name, rows in self._rows.items():
             parameter = self._parameters[name]
             if _rows(parameter).data_ptr() != rows.data_ptr():
                 raise RuntimeError(f"FSDP2 has moved {name}: the optimizer would step what no forward reads")
             rows.grad = None if parameter.grad is None else _rows(parameter.grad)
-        norm = self._gradient_norm()
-        if self.clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._rows.values(), self.clip_norm, norm)
-        if math.isfinite(norm):  # The norm is the same on all ranks, so all of them skip a step or none does.
-            self._optimizer.step()
-        self._optimizer.zero_grad()
+        norm = clipped_step(self._optimizer, lr, self._gradient_norm(), self.clip_norm)
         self.module.zero_grad()
-        return float(norm)
+        return norm
 
     def _gradient_norm(self) -> Tensor:
         """The norm over all ranks' rows. The sum is made in fp64, so that it hardly depends on who holds which rows."""
@@ -119,12 +113,13 @@ def _shard(module: nn.Module, stage: StageBlock, device: torch.device) -> nn.Mod
         if isinstance(child, nn.ModuleList):
             for block in child:
                 fully_shard(block, **options)
-    return fully_shard(module, **options)
+    fully_shard(module, **options)
+    return module
 
 
 def _rows(tensor: DTensor) -> Tensor:
     """This rank's rows, in the memory of the sharded tensor."""
-    return tensor.detach().to_local()
+    return tensor.to_local().detach()
 
 
 def _first_element(parameter: DTensor) -> int:

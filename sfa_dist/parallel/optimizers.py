@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,3 +52,19 @@ def reset_state(
         if "exp_avg" in state:  # Only Adam counts its steps.
             state["step"] = torch.tensor(float(step), device=parameter.device if fused else "cpu")
         optimizer.state[parameter] = state
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, clip_norm: float) -> float:
+    """Clips by the gradients' global norm (0 clips nothing) and steps; returns the norm.
+
+    A norm that is not finite skips the step. It is the same on all ranks, so all of them skip or none does.
+    """
+    set_lr(optimizer, lr)
+    value = float(norm)
+    if math.isfinite(value):
+        if clip_norm > 0:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        optimizer.step()
+    optimizer.zero_grad()
+    return value

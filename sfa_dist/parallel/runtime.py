@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,13 +16,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sfa_dist.errors import CheckpointError, LostRankError, SfaError, UsageError
+from sfa_dist.errors import CheckpointError, LostRankError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.rendezvous import meet
 
 T = TypeVar("T")
 E = TypeVar("E", bound=SfaError)
 
-RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+ODD_RANKS_SHOWN = 4
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -93,6 +96,25 @@ class Runtime:
         if fault is not None:
             raise self.for_all(fault)
         return value
+
+    def require_equal(self, what: str, value: str) -> None:
+        """Nothing when all ranks come with the same value. Collective.
+
+        Raises RecipeError on every rank, which names the ranks whose value is not the most common one.
+        """
+        told = self.gather((value, self.host))
+        count = Counter(value for value, _ in told)
+        if len(count) == 1:
+            return
+        common = count.most_common(1)[0][0]  # Of as many, rank 0's.
+        odd = [f"rank {rank} on {host}: {own}" for rank, (own, host) in enumerate(told) if own != common]
+        more = f", and {len(odd) - ODD_RANKS_SHOWN} more" if len(odd) > ODD_RANKS_SHOWN else ""
+        raise self.for_all(
+            RecipeError(
+                f"the ranks disagree on {what}: {', '.join(odd[:ODD_RANKS_SHOWN])}{more}, but on the other "
+                f"{self.world_size - len(odd)}: {common}; do all nodes see the same files and environment?"
+            )
+        )
 
     def for_all(self, error: E) -> E:
         """An error that every rank raises: marked so that rank 0 alone prints it."""
@@ -166,7 +188,7 @@ def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int,
 def start(environ: Mapping[str, str]) -> Runtime:
     """Joins the process group: gloo for CPU tensors, NCCL for CUDA ones where there is a card.
 
-    Raises UsageError for a wrong launch, LostRankError when the others do not come within ten minutes.
+    Raises UsageError for a wrong launch, LostRankError when the others do not come in time (rendezvous.py).
     """
     launch = read_launch(environ)
     if torch.cuda.is_available():
@@ -178,21 +200,20 @@ def start(environ: Mapping[str, str]) -> Runtime:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+    if launch.world_size == 1:
+        store: dist.Store = dist.HashStore()
+    else:
+        store = meet(environ, launch.rank, launch.world_size)
+        store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
-        if launch.world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group(
-                backend,
-                init_method=f"tcp://{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}",
-                rank=launch.rank,
-                world_size=launch.world_size,
-                timeout=RENDEZVOUS_TIMEOUT,
-            )
+        dist.init_process_group(
+            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=COLLECTIVE_TIMEOUT
+        )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise LostRankError(
-            f"rank {launch.rank} of {launch.world_size} on {socket.gethostname()} could not join the others at "
-            f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
+            f"rank {launch.rank} of {launch.world_size} on {socket.gethostname()} met the others at "
+            f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} but could not join them: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
     return Runtime(launch, device, socket.gethostname())

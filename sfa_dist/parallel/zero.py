@@ -9,6 +9,7 @@ steps of a toy model, where stages 1 to 3 agree with fp32 to 0.5 %).
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -35,11 +36,14 @@ class ZeroEngine:
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero
         self.replicated = self.stage_number == 0
+        if self.replicated:
+            config["gradient_clipping"] = 0.0  # step() does it.
         self.moments = moments_of(stage.optimizer)
         self.clip_norm = stage.optimizer.clip_norm
         self.device = device
         self.module = module.to(device)
-        fused = device.type == "cuda" or stage.engine.cpu_offload
+        self._offloaded = stage.engine.cpu_offload
+        fused = device.type == "cuda" or self._offloaded
         # DeepSpeed makes its masters from the parameters after rounding them to bf16; put the exact values back.
         exact = (
             {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
@@ -77,13 +81,24 @@ class ZeroEngine:
 
     def step(self, lr: float) -> float:
         set_lr(self._optimizer, lr)
-        norm = self._gradient_norm() if self.stage_number == 0 else None
+        norm = self._clip_replicated() if self.stage_number == 0 else None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        value = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        if self._offloaded and self.stage_number < 3 and not math.isfinite(value):
+            # DeepSpeed (0.19.8) skips the step but would add all later gradients to this one's.
+            zero = self._engine.optimizer
+            zero.averaged_gradients = dict.fromkeys(zero.averaged_gradients)
+        return value
 
-    def _gradient_norm(self) -> Tensor:
-        # ZeRO 0 in fp32 does not tell the norm it clips by; backward has already averaged the gradients.
-        return torch.nn.utils.get_total_norm([p.grad for _, p in self._named() if p.grad is not None])
+    def _clip_replicated(self) -> Tensor:
+        """The norm of the averaged gradients, and what ZeRO 1 to 3 do with it: ZeRO 0 does not tell the norm that it
+        clips by, and steps on gradients that are not finite."""
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._named() if p.grad is not None])
+        if not math.isfinite(norm):
+            self.module.zero_grad()  # Nothing is left to step by.
+        elif self.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
+        return norm
 
     def fragments(self) -> Iterator[Fragment]:
         for name, parameter in self._named():

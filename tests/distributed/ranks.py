@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import socket
 import tempfile
@@ -15,6 +16,10 @@ import torch.multiprocessing as mp
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.runtime import Runtime
 
+# What deepspeed and FSDP2 import, which takes each process longer than most tests take. They are loaded once, in a
+# server that the ranks are forked from. Not deepspeed itself: it looks for a card, and CUDA does not survive a fork.
+PRELOADED = ("torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp", "torch.distributed.tensor")
+
 
 def free_port() -> int:
     """A TCP port that nobody listens on just now."""
@@ -26,7 +31,9 @@ def free_port() -> int:
 def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`work(runtime, *arguments)` on each of `world_size` processes; their return values in order of ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(world_size, free_port(), folder, work, arguments), nprocs=world_size)
+        multiprocessing.set_forkserver_preload(list(PRELOADED))
+        each = (world_size, free_port(), folder, work, arguments)
+        mp.start_processes(_rank, each, nprocs=world_size, start_method="forkserver")
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 

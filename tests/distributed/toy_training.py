@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,24 @@ MODEL = {"size": "tiny", "classes": 5, "temporal_depth": 2, "width": 24, "heads"
 ENGINES: dict[str, dict[str, Any]] = {
     **{f"zero{number}": {"zero": number} for number in range(4)},
     "fsdp": {"name": "fsdp"},
+    "tree": {"reduction": "tree"},
 }
+REPLICATED = ("zero0", "tree")
 OFFLOADED: dict[str, dict[str, Any]] = {
     f"{name}-offload": {**ENGINES[name], "cpu_offload": True} for name in ("zero2", "zero3", "fsdp")
 }
 BATCH = 8
-STEPS = 4
+STEPS = 5
 
 
-def make_stage(engine: str, precision: str, optimizer: str, micro: int = 2) -> Stage2:
+def make_stage(engine: str, precision: str, optimizer: str) -> Stage2:
     """A stage 2 of 24 x 3 features; the mlp of 33 and the 5 classes divide by no number of ranks."""
     return Stage2.model_validate(
         {
             "frames": 6,
             "model": MODEL,
             "data": {"train": ["x"]},
-            "batch": {"size": BATCH, "micro": micro},
+            "batch": {"size": BATCH, "micro": 2},
             "optimizer": {"name": optimizer, "lr": 0.05 if optimizer == "sgd" else 0.003, "clip_norm": 0.5},
             "schedule": {"epochs": 1},
             "engine": {"precision": precision, **(ENGINES | OFFLOADED)[engine]},
@@ -83,20 +86,21 @@ def global_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def train(runtime: Runtime, engine: Engine, stage: Stage2, steps: range) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step; each rank takes its slots as the sample plan deals them."""
+    """(loss, gradient norm) of each step. Each rank takes its slots as the sample plan deals them, and the losses are
+    added as the trainer adds them."""
     world, micro = runtime.world_size, stage.batch.micro
     parts = accumulation(stage, world)
     out = []
     for step in steps:
         features, labels = global_batches()[step]
-        total = torch.zeros(())
+        losses = []
         for part in range(parts):
-            slots = (part * world + runtime.rank) * micro + torch.arange(micro)
+            slots = (runtime.rank * parts + part) * micro + torch.arange(micro)
             weights = (slots < BATCH).float()
             slots = slots.clamp(max=BATCH - 1)
             loss = weighted_loss_sum(engine.forward(features[slots]), labels[slots], weights, 0.0)
-            engine.backward(loss * world * parts / BATCH, last=part == parts - 1)
-            total += loss.detach()
+            engine.backward(loss * (world * parts / BATCH), last=part == parts - 1)
+            losses.append(loss.item())
         norm = engine.step(stage.optimizer.lr)
-        out.append((runtime.sum(float(total))[0] / BATCH, norm))
+        out.append((math.fsum(loss for rank in runtime.gather(losses) for loss in rank) / BATCH, norm))
     return out

@@ -19,8 +19,8 @@ sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 def rank_ids(plan: SamplePlan, epoch: int, step: int, world: int, micro: int) -> np.ndarray:
     parts = [
         plan.micro_batch_ids(epoch, step, rank, world, micro, part)
-        for part in range(plan.accumulation(world, micro))
         for rank in range(world)
+        for part in range(plan.accumulation(world, micro))
     ]
     return np.concatenate(parts)
 

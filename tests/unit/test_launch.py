@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from sfa_dist.errors import UsageError
+from sfa_dist.errors import LostRankError, UsageError
+from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.runtime import Launch, read_launch
 
 RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
@@ -105,6 +108,17 @@ def test_srun_without_a_rendezvous_says_where_to_get_one() -> None:
 def test_a_rank_that_is_no_number_is_refused(key: str) -> None:
     assert key in refusal({**TORCHRUN, key: "one"})
     assert key in refusal({**TORCHRUN, key: ""})
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_others_that_do_not_come_are_a_lost_rank(rank: str) -> None:
+    """Never a run of its own: two of those would write into one directory."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with pytest.raises(LostRankError, match=rf"rank {rank} of 2 on .* 127.0.0.1:{port} .*1 s"):
+        parallel_runtime.start({**place, "SFA_RENDEZVOUS_SECONDS": "1"})
 
 
 def test_a_rank_outside_the_world_is_refused() -> None:

@@ -135,6 +135,14 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     assert not Boom.ran
 
 
+@pytest.mark.parametrize("name", ["bad.pth", "bad.bin", "bad"])
+def test_timm_does_not_run_a_pickle_either(tmp_path: Path, name: str) -> None:
+    torch.save({"x": Boom()}, tmp_path / name)
+    with pytest.raises(CheckpointError, match="timm could not load"):
+        load_image_vit(trunk_for(), f"timm:vit_tiny_patch16_224@{tmp_path / name}")
+    assert not Boom.ran
+
+
 def test_unknown_timm_names_and_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="timm knows no model 'vit_typo'"):
         load_image_vit(trunk_for(), "timm:vit_typo")

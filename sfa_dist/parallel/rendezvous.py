@@ -1,0 +1,198 @@
+"""How the ranks find each other: a store at rank 0's address, and a roll call over it that names who is missing.
+
+torch's own rendezvous says "timed out" on some ranks and waits for ever on others (a program that listens at the port
+but does not answer, for one). Here each way to fail has its own message, and a limit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from sfa_dist.errors import LostRankError, UsageError
+
+LIMIT_VARIABLE = "SFA_RENDEZVOUS_SECONDS"
+DEFAULT_LIMIT_S = 600.0
+POLL_S = 0.1
+GRACE_S = 10.0  # What the others wait longer than rank 0, which says who is missing.
+SHOWN = 8  # Missing ranks named in a message.
+
+OTHER_PORT = "choose another one by --master_port (deepspeed, torchrun), MASTER_PORT, or SFA_PORT_BASE for slurm/"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where this rank meets which others, and until when (monotonic seconds)."""
+
+    host: str
+    port: int
+    rank: int
+    world_size: int
+    hosted: bool  # By the launcher: torchrun's agent listens at the port already.
+    key: str  # Two jobs that come to the same port by mistake do not answer each other's roll call.
+    limit: float
+    until: float
+
+    def error(self, what: str) -> LostRankError:
+        """An error that says which rank this is, and where it was to meet the others."""
+        me = f"rank {self.rank} of {self.world_size} on {socket.gethostname()}"
+        return LostRankError(f"{me}: {what}")
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"{self.host}:{self.port}"
+
+    def left(self) -> float:
+        """Seconds until the limit, at least one."""
+        return max(1.0, self.until - time.monotonic())
+
+
+def meet(environ: Mapping[str, str], rank: int, world_size: int) -> dist.Store:
+    """The store over which all ranks have met, for init_process_group.
+
+    MASTER_ADDR and MASTER_PORT say where, SFA_RENDEZVOUS_SECONDS (default 600) for how long. Raises UsageError where
+    they are wrong, LostRankError where the port is taken, cannot be reached, or a rank does not come.
+    """
+    meeting = _read(environ, rank, world_size)
+    if rank == 0 and not meeting.hosted:
+        store = _host(meeting)
+    else:
+        _knock(meeting)
+        store = _enter(meeting)
+    shared = dist.PrefixStore(meeting.key, store)
+    try:
+        _answer_roll_call(meeting, shared)
+    except dist.DistError as error:
+        raise meeting.error(
+            f"the store at {meeting.address} went away before all ranks had met; see what rank 0 says"
+        ) from error
+    return shared
+
+
+def _read(environ: Mapping[str, str], rank: int, world_size: int) -> Meeting:
+    limit_text, port_text = environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_S)), environ["MASTER_PORT"]
+    try:
+        limit = float(limit_text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise UsageError(f"{LIMIT_VARIABLE}={limit_text!r} is no number of seconds")
+    if not port_text.isdecimal() or not 0 < int(port_text) < 2**16:
+        raise UsageError(f"MASTER_PORT={port_text!r} is no port (1 to 65535)")
+    # A batch script's job id would not do for the deepspeed launcher, which does not hand it to the other nodes.
+    job = environ.get("SLURM_JOB_ID", "") if "RANK" not in environ else ""
+    return Meeting(
+        host=environ["MASTER_ADDR"],
+        port=int(port_text),
+        rank=rank,
+        world_size=world_size,
+        hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        key=f"sfa_dist/{job}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        limit=limit,
+        until=time.monotonic() + limit,
+    )
+
+
+def _host(meeting: Meeting) -> dist.Store:
+    """Rank 0's store. Raises LostRankError when it cannot listen there."""
+    try:
+        return _store(meeting, is_master=True)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        why = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        raise meeting.error(f"cannot listen at {meeting.address} ({why}); {OTHER_PORT}") from error
+
+
+def _knock(meeting: Meeting) -> None:
+    """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
+    while True:
+        try:
+            socket.create_connection((meeting.host, meeting.port), timeout=meeting.left()).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= meeting.until:
+                raise meeting.error(
+                    f"nobody answers at {meeting.address} after {meeting.limit:.0f} s ({error}); did rank 0 start, is "
+                    f"MASTER_ADDR its node, and does a firewall let the port through? If so, {OTHER_PORT}"
+                ) from error
+            time.sleep(POLL_S)
+
+
+def _enter(meeting: Meeting) -> dist.Store:
+    """A client of the store. Raises LostRankError when it is another program that listens there."""
+    made: list[dist.Store] = []
+    faults: list[Exception] = []
+
+    def enter() -> None:
+        try:
+            made.append(_store(meeting, is_master=False))
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            faults.append(error)
+
+    # A thread, as the client waits without end for a program that takes the connection and says nothing.
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    thread.join(meeting.left() + GRACE_S)
+    if made:
+        return made[0]
+    why = str(faults[0]).splitlines()[0] if faults else f"no answer in {meeting.limit:.0f} s"
+    raise meeting.error(f"what listens at {meeting.address} is not rank 0 of this run ({why}); {OTHER_PORT}")
+
+
+def _store(meeting: Meeting, is_master: bool) -> dist.Store:
+    return dist.TCPStore(
+        meeting.host,
+        meeting.port,
+        meeting.world_size,
+        is_master,
+        datetime.timedelta(seconds=meeting.left()),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
+    """Returns when all ranks are here. Rank 0 waits for each and tells the others what came of it."""
+    store.set(f"here/{meeting.rank}", "")
+    if meeting.rank == 0:
+        missing = _missing(meeting, store)
+        store.set("missing", _numbers(missing))
+        if missing:
+            time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
+    elif not _wait(store, "missing", meeting.until + GRACE_S):
+        raise meeting.error(f"rank 0 did not come to {meeting.address} within {meeting.limit:.0f} s")
+    if missing_ranks := store.get("missing").decode():
+        error = meeting.error(
+            f"{missing_ranks} of {meeting.world_size} did not come to {meeting.address} within {meeting.limit:.0f} s; "
+            f"look at what their nodes say, or give them more time by {LIMIT_VARIABLE}"
+        )
+        error.told_by_another_rank = meeting.rank != 0
+        raise error
+
+
+def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
+    ranks = range(meeting.world_size)
+    return [rank for rank in ranks if not _wait(store, f"here/{rank}", meeting.until)]
+
+
+def _wait(store: dist.Store, key: str, until: float) -> bool:
+    """Whether the key is there by then. By polling, so that signals are taken meanwhile."""
+    while not store.check([key]):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _numbers(ranks: list[int]) -> str:
+    if not ranks:
+        return ""
+    more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:SHOWN]))}{more}"

@@ -1,0 +1,228 @@
+"""The watch for lost ranks: when one is killed, crashes, hangs or loses its node, all others end within 30 seconds.
+
+Without it they would wait in a collective for ten minutes or for ever. Each rank has a small child process
+(watch_process.py) that tells a hub at rank 0 once a second how its rank is. This side starts the child, writes down
+where the rank stands, says goodbye when it ends in order, and leaves when the child says that another rank is lost.
+
+The watch itself never ends a healthy run: a rank whose child dies says so and goes on unwatched, and when the hub dies,
+everyone does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sfa_dist.errors import SfaError
+from sfa_dist.parallel import watch_process
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.watch_lines import Lines, Message
+from sfa_dist.parallel.watch_process import BOARD
+from sfa_dist.parallel.watch_verdict import ENDED, LOST, UNWATCHED, WAITS
+
+# Seconds.
+START_S = 30.0
+CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
+
+
+class Watch:
+    """Where this rank stands. Made without a board, it is nobody's business."""
+
+    def __init__(self, board: mmap.mmap | None = None) -> None:
+        self._board = board or bytearray(BOARD.size)
+
+    def phase(self, name: str, step: int = 0) -> None:
+        """Notes what the rank does from here on, and the steps that it has behind it. Costs a memory write."""
+        BOARD.pack_into(self._board, 0, step, name.encode())
+
+
+@contextmanager
+def watched(runtime: Runtime, address: str, logs: Path | None) -> Iterator[Watch]:
+    """The ranks watch over each other inside of the block. Collective.
+
+    `address` is where other nodes reach rank 0. Into the folder `logs`, where there is one, each rank writes its stacks
+    before it leaves because another one was lost; it leaves by os._exit, with the contract's exit code. An error that
+    may only be what another rank's loss looks like from here is held back until the cause is known.
+    """
+    guard = _start(runtime, address, logs)
+    if guard is None:
+        yield Watch()
+        return
+    try:
+        yield guard.watch
+        runtime.barrier()
+    except SfaError as error:
+        guard.say_goodbye(ENDED, error.exit_code)
+        raise
+    except Exception:
+        guard.say_goodbye(WAITS, LOST)
+        guard.settled.wait(CAUSE_S)
+        raise
+    except BaseException:  # The user's second Ctrl-C, for one.
+        guard.say_goodbye(ENDED, LOST)
+        raise
+    guard.say_goodbye(ENDED, 0)
+
+
+def _start(runtime: Runtime, address: str, logs: Path | None) -> _Guard | None:
+    """The guard of this rank; None where one of them is alone, or where a child cannot do its work."""
+    if runtime.world_size == 1:
+        return None
+    guard = _Guard(runtime, address, logs)
+    faults = [fault for fault in runtime.gather(guard.start()) if fault is not None]
+    if not faults:
+        threading.Thread(target=guard.listen, name="watch", daemon=True).start()
+        return guard
+    guard.close()
+    if runtime.is_main:
+        _say(f"the watch for lost ranks is off: {faults[0]}")
+    return None
+
+
+class _Guard:
+    """The parent's end of a child process."""
+
+    def __init__(self, runtime: Runtime, address: str, logs: Path | None) -> None:
+        self._rank, self._host, self._logs = runtime.rank, runtime.host, logs
+        self._listener = socket.create_server(("", 0)) if runtime.is_main else None
+        port = self._listener.getsockname()[1] if self._listener else None
+        port, token = runtime.broadcast((port, secrets.token_hex(16)))
+        self._settings: dict[str, Any] = {
+            "rank": runtime.rank,
+            "host": runtime.host,
+            "world_size": runtime.world_size,
+            "hub": [address, port],
+            "token": token,
+            "listener": self._listener.fileno() if self._listener else None,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._goodbye: str | None = None
+        self.settled = threading.Event()  # The hub has nothing more to say to this rank.
+        self.watch = Watch()
+
+    def start(self) -> str | None:
+        """Starts the child; gives None when it has reached the hub, else why it has not."""
+        if sys.platform != "linux":
+            return f"it needs Linux, and {self._host} has {sys.platform}"
+        ours, theirs = socket.socketpair()
+        self._post = Lines(ours)
+        board = os.memfd_create("watch")
+        os.truncate(board, BOARD.size)
+        self.watch = Watch(mmap.mmap(board, BOARD.size))
+        self.watch.phase("start")
+        listener = self._settings["listener"]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", watch_process.__file__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[descriptor for descriptor in (theirs.fileno(), board, listener) if descriptor is not None],
+                start_new_session=True,  # Out of reach of the terminal's signals.
+            )
+            theirs.close()  # From here on only the child holds it, so that its end shows.
+            ours.settimeout(START_S)
+            self._post.send({**self._settings, "board": board})
+            answer, *_ = self._post.receive()
+            ours.settimeout(None)
+        except (OSError, ValueError) as error:
+            return f"{self._host} cannot start its child process ({type(error).__name__}: {error})"
+        finally:
+            theirs.close()
+            os.close(board)
+        return answer.get("reason")
+
+    def close(self) -> None:
+        """Ends a child that shall not work, as another rank has none."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._post.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def say_goodbye(self, state: str, code: int) -> None:
+        """Tells the child how this rank ends, so that its end is no loss."""
+        self._goodbye = state
+        with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
+            self._post.send({"state": state, "code": code})
+
+    def listen(self) -> None:
+        """Hears what the child has to say, as long as it lives."""
+        try:
+            while True:
+                for message in self._post.receive():
+                    if message["kind"] == "lost" and self._is_meant(message):
+                        self._leave(message)
+                    self.settled.set()
+        except OSError as error:
+            if not self.settled.is_set():
+                self._go_without(error)
+
+    def _is_meant(self, verdict: Message) -> bool:
+        """A rank that ends with an error of its own goes its own way."""
+        return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
+
+    def _leave(self, verdict: Message) -> None:
+        if verdict["speaker"] == self._rank:
+            stacks = "" if self._logs is None else f"; the stacks of all ranks are in {self._logs}"
+            _say(f"error: {verdict['text']}{stacks}")
+        if self._logs is not None:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+                with (self._logs / f"rank-{self._rank:05d}.stacks").open("w") as file:
+                    faulthandler.dump_traceback(file)
+            except OSError as error:
+                _say(f"rank {self._rank} on {self._host} cannot write its stacks: {error}")
+        with contextlib.suppress(OSError, ValueError):  # Nobody reads them any more.
+            sys.stdout.flush()
+        # Not by an exception: the main thread waits in a collective that will never end.
+        os._exit(verdict["exit_code"])
+
+    def _go_without(self, error: OSError) -> None:
+        """The child has died. Others must not take that for the death of this rank."""
+        assert self._process is not None
+        code = self._process.wait()
+        who = f"rank {self._rank} on {self._host}"
+        self.settled.set()
+        if self._goodbye is not None:
+            return
+        if self._listener is not None:
+            _say(f"{who}: the hub of the watch ended with code {code}; the run goes on without the watch")
+            self._turn_away()
+        _say(f"{who}: its watch process ended with code {code} ({error}); the run goes on, this rank unwatched")
+        place = self._settings
+        report = {"state": UNWATCHED, "code": 0, "phase": "", "step": 0}
+        try:
+            with socket.create_connection(tuple(place["hub"]), timeout=START_S) as stream:
+                lines = Lines(stream)
+                lines.send({**{key: place[key] for key in ("token", "rank", "host")}, **report})
+                lines.receive()
+        except OSError as unreachable:
+            _say(f"{who} cannot tell the hub of the watch ({unreachable}); it may take this rank for lost")
+
+    def _turn_away(self) -> NoReturn:
+        """Answers, in place of the hub, that there is none any more."""
+        assert self._listener is not None
+        self._listener.setblocking(True)
+        while True:
+            stream, _ = self._listener.accept()
+            with contextlib.suppress(OSError), stream:
+                stream.settimeout(START_S)
+                stream.recv(4096)
+                Lines(stream).send({"kind": "off"})
+
+
+def _say(line: str) -> None:
+    # Past Python's stderr: the main thread may hold its lock.
+    os.write(2, f"{line}\n".encode())

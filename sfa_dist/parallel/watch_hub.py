@@ -1,0 +1,131 @@
+"""The listening end of the watch: hears every rank's child, and tells all of them who is lost. Standard library only.
+
+It lives in a thread of the child of rank 0. Each child connects once and then reports once a second; the answers carry
+rank 0's own phase, and one of them, at last, the verdict:
+
+    child -> hub  {"token", "rank", "host", "state", "code", "phase", "step"}
+    hub -> child  {"kind": "welcome"}
+                  {"kind": "beat", "phase", "step"}
+                  {"kind": "lost", "rank", "text", "exit_code", "speaker"}
+                  {"kind": "end"}  all ranks have ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import time
+
+from sfa_dist.parallel.watch_lines import Lines, Message
+from sfa_dist.parallel.watch_verdict import Seat, describe, exit_code, find_lost, is_over, speaker
+
+BEAT_S = 1.0
+TICK_S = 0.25
+SUSPENDED_S = 5.0  # A loop that was away for longer was itself stopped: its clocks say nothing of the others.
+DRAIN_S = 3.0
+
+
+class Hub:
+    """Serves until all ranks are over or one is lost; `token` keeps strangers out."""
+
+    def __init__(self, listener: socket.socket, world_size: int, token: str) -> None:
+        now = time.monotonic()
+        self._listener, self._token = listener, token
+        self._seats = [Seat(rank, now) for rank in range(world_size)]
+        self._links: dict[Lines, int | None] = {}  # The rank behind a connection, None until it has said so.
+        self._greeting: Message = {"kind": "welcome"}
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Returns when all ranks were told how it ended."""
+        next_beat = 0.0
+        last = time.monotonic()
+        while True:
+            self._hear(TICK_S)
+            now = time.monotonic()
+            if now - last > SUSPENDED_S:
+                for seat in self._seats:
+                    seat.excuse(now - last)
+            last = now
+            if lost := find_lost(self._seats, now):
+                self._finish(self._verdict(lost, now))
+                return
+            if is_over(self._seats):
+                self._finish({"kind": "end"})
+                return
+            if now >= next_beat:
+                next_beat = now + BEAT_S
+                self._tell({"kind": "beat", "phase": self._seats[0].phase, "step": self._seats[0].step})
+
+    def _verdict(self, lost: Seat, now: float) -> Message:
+        return {
+            "kind": "lost",
+            "rank": lost.rank,
+            "text": describe(lost, now),
+            "exit_code": exit_code(lost),
+            "speaker": speaker(self._seats, lost),
+        }
+
+    def _hear(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            if key.fileobj is self._listener:
+                self._accept()
+            else:
+                assert isinstance(key.fileobj, Lines)
+                self._read(key.fileobj)
+
+    def _accept(self) -> None:
+        try:
+            stream, _ = self._listener.accept()
+        except OSError:  # It hung up before it was taken.
+            return
+        stream.setblocking(False)
+        lines = Lines(stream)
+        self._links[lines] = None
+        self._selector.register(lines, selectors.EVENT_READ)
+
+    def _read(self, lines: Lines) -> None:
+        try:
+            for message in lines.receive():
+                self._take(lines, message)
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            # A closed connection, or a stranger's bytes. A rank that lost its connection comes back, or falls silent.
+            self._drop(lines)
+
+    def _take(self, lines: Lines, message: Message) -> None:
+        if message["token"] != self._token:
+            raise ValueError("a stranger")
+        seat = self._seats[message["rank"]]
+        if self._links[lines] is None:
+            self._links[lines] = seat.rank
+            seat.host = message["host"]
+            lines.send(self._greeting)
+        values = (message[key] for key in ("state", "code", "phase", "step"))
+        seat.update(time.monotonic(), *values)
+
+    def _tell(self, message: Message) -> None:
+        for lines, rank in list(self._links.items()):
+            if rank is not None:
+                try:
+                    lines.send(message)
+                except OSError:  # Its silence is noticed where it matters.
+                    self._drop(lines)
+
+    def _finish(self, message: Message) -> None:
+        """Says the last word, also to who comes back for it, and waits until all have hung up."""
+        self._greeting = message
+        self._tell(message)
+        end = time.monotonic() + DRAIN_S
+        while any(rank is not None for rank in self._links.values()) and time.monotonic() < end:
+            self._hear(TICK_S)
+        for lines in list(self._links):
+            self._drop(lines)
+
+    def _drop(self, lines: Lines) -> None:
+        with contextlib.suppress(KeyError):  # Dropped while its last messages were read.
+            self._selector.unregister(lines)
+        self._links.pop(lines, None)
+        lines.close()

@@ -1,0 +1,114 @@
+"""Which rank is lost, from what was heard of all: the rule alone, without sockets or clocks. Standard library only.
+
+A loss rarely comes alone. When one rank is killed, the collectives of the others fail a moment later, and each of them
+reports an error of its own; when one rank hangs, the others wait in silence. The rule names the cause, and it leaves a
+run in peace as long as all that is odd is the watch itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Seconds. A lost rank must be out, and all others with it, within 30.
+SILENT_S = 15.0  # Nothing heard: a node that died or lost its network.
+STOPPED_S = 10.0  # A process that was stopped (SIGSTOP): a debugger or a glance with Ctrl-Z is shorter.
+SETTLE_S = 4.0  # An error of one rank: the others may be about to report the same, or its cause.
+SUSPECT_S = 3.0  # Nothing heard, and another rank has just failed.
+
+AWAITED, RUNS, STOPPED = "awaited", "runs", "stopped"
+WAITS, ENDED, GONE, UNWATCHED = "waits", "ended", "gone", "unwatched"
+OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and stays until it is told whether it was the cause.
+
+LOST = 70  # The contract's exit code for a lost rank.
+PASSED_ON = (64, 65, 74, 78)  # Codes of orderly errors: the job's code says why the first rank ended.
+
+
+class Seat:
+    """What is known of one rank; times are monotonic seconds."""
+
+    def __init__(self, rank: int, now: float) -> None:
+        self.rank, self.host, self.phase, self.step = rank, "?", "start", 0
+        self.state, self.code = AWAITED, 0
+        self.heard = self.since = now  # `since`: when `state` was first heard.
+
+    def update(self, now: float, state: str, code: int, phase: str, step: int) -> None:
+        """Takes a report of the rank."""
+        if state != self.state:
+            self.since = now
+        self.heard, self.state, self.code, self.phase, self.step = now, state, code, phase, step
+
+    def excuse(self, seconds: float) -> None:
+        """Moves the times on: the listener itself was suspended for so long."""
+        self.heard += seconds
+        self.since += seconds
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since the last word of a rank that ought to speak, else 0."""
+        return now - self.heard if self.state in (RUNS, STOPPED) else 0.0
+
+
+def find_lost(seats: Sequence[Seat], now: float) -> Seat | None:
+    """The rank that the others have to be told of, as soon as it is certain which one it is."""
+    silent = [seat for seat in seats if seat.silent_for(now) >= SILENT_S]
+    if gone := [seat for seat in seats if seat.state == GONE]:
+        return _first(gone)
+    if silent:
+        return _longest_silent(silent)
+    stopped = [seat for seat in seats if seat.state == STOPPED]
+    # Where every rank is stopped, somebody has suspended the job.
+    if any(seat.state in (RUNS, WAITS) for seat in seats):
+        for seat in stopped:
+            if now - seat.since >= STOPPED_S:
+                return seat
+    return _find_failed(seats, stopped, now)
+
+
+def _find_failed(seats: Sequence[Seat], stopped: Sequence[Seat], now: float) -> Seat | None:
+    """The rank whose error is the cause of the others', or keeps them waiting."""
+    ended = [seat for seat in seats if seat.state == ENDED and seat.code != 0]
+    waits = [seat for seat in seats if seat.state == WAITS]
+    if not any(seat.state in (RUNS, STOPPED) for seat in seats):
+        return _first(ended) if waits else None
+    first = _first([*ended, *waits])
+    if first is None or now - first.since < SETTLE_S:
+        return None
+    suspects = [seat for seat in seats if seat.silent_for(now) >= SUSPECT_S]
+    return _longest_silent(suspects) or _first(stopped) or first
+
+
+def is_over(seats: Sequence[Seat]) -> bool:
+    """Whether there is nobody left to wait for."""
+    return all(seat.state in OVER for seat in seats)
+
+
+def describe(seat: Seat, now: float) -> str:
+    """Which rank, where, in what phase, what became of it, and what to do."""
+    who, where = f"rank {seat.rank} on {seat.host}", f"in phase {seat.phase} at step {seat.step}"
+    if seat.state in (WAITS, ENDED):
+        return f"{who} ended with code {seat.code} {where} (its own message says why)"
+    if seat.state == GONE:
+        why = "its process was killed or crashed; where memory is short, the system kills too"
+    elif seat.state == STOPPED:
+        why = f"its process has been stopped for {now - seat.since:.0f} s"
+    else:
+        why = f"nothing was heard of it for {now - seat.heard:.0f} s: is its node up, and reachable?"
+    return f"{who} was lost {where} ({why}); run the same command again to go on from the last checkpoint"
+
+
+def exit_code(seat: Seat) -> int:
+    """The code that the other ranks end with."""
+    return seat.code if seat.state in (WAITS, ENDED) and seat.code in PASSED_ON else LOST
+
+
+def speaker(seats: Sequence[Seat], lost: Seat) -> int:
+    """The rank that prints the line: the lowest that still can."""
+    able = [seat.rank for seat in seats if seat is not lost and seat.state in (RUNS, WAITS)]
+    return min(able, default=-1)
+
+
+def _first(seats: Sequence[Seat]) -> Seat | None:
+    return min(seats, key=lambda seat: seat.since, default=None)
+
+
+def _longest_silent(seats: Sequence[Seat]) -> Seat | None:
+    return min(seats, key=lambda seat: seat.heard, default=None)
