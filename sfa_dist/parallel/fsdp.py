@@ -44,7 +44,8 @@ class FsdpEngine:
         self._rows = {name: nn.Parameter(rows) for name, p in self._parameters.items() if (rows := _rows(p)).numel()}
         fused = device.type == "cuda" or stage.engine.cpu_offload
         self._optimizer = make_optimizer(self._rows, stage.optimizer, fused)
-        self._home = torch.device("cpu") if stage.engine.cpu_offload else device
+        self._device = device
+        self._home = torch.device("cpu") if stage.engine.cpu_offload else device  # Of what the optimizer steps.
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.module.train()
@@ -91,7 +92,7 @@ class FsdpEngine:
     def full_parameters(self) -> dict[str, Tensor]:
         full: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
-            value = parameter.detach().full_tensor()
+            value = parameter.detach().to(self._device).full_tensor()
             if dist.get_rank() == 0:
                 full[name] = value.to("cpu", copy=True)
         return full

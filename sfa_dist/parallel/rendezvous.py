@@ -120,7 +120,7 @@ def _knock(meeting: Meeting) -> None:
             if time.monotonic() >= meeting.until:
                 raise meeting.error(
                     f"nobody answers at {meeting.address} after {meeting.limit:.0f} s ({error}); did rank 0 start, is "
-                    f"MASTER_ADDR its node, and does a firewall let the port through? If so, {OTHER_PORT}"
+                    f"MASTER_ADDR its node, and is the port open between the nodes? If it is not, {OTHER_PORT}"
                 ) from error
             time.sleep(POLL_S)
 
@@ -139,7 +139,7 @@ def _enter(meeting: Meeting) -> dist.Store:
     # A thread, as the client waits without end for a program that takes the connection and says nothing.
     thread = threading.Thread(target=enter, daemon=True)
     thread.start()
-    thread.join(meeting.left() + GRACE_S)
+    thread.join(meeting.left())
     if made:
         return made[0]
     why = str(faults[0]).splitlines()[0] if faults else f"no answer in {meeting.limit:.0f} s"

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,8 @@ def watched(runtime: Runtime, address: str, logs: Path | None) -> Iterator[Watch
     except SfaError as error:
         guard.say_goodbye(ENDED, error.exit_code)
         raise
-    except Exception:
+    except Exception as error:
+        guard.held_back = error
         guard.say_goodbye(WAITS, LOST)
         guard.settled.wait(CAUSE_S)
         raise
@@ -108,6 +110,7 @@ class _Guard:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._goodbye: str | None = None
+        self.held_back: BaseException | None = None
         self.settled = threading.Event()  # The hub has nothing more to say to this rank.
         self.watch = Watch()
 
@@ -181,6 +184,9 @@ class _Guard:
             try:
                 self._logs.mkdir(parents=True, exist_ok=True)
                 with (self._logs / f"rank-{self._rank:05d}.stacks").open("w") as file:
+                    if self.held_back is not None:  # Then the main thread has left the place that matters.
+                        file.writelines(traceback.format_exception(self.held_back))
+                        file.flush()
                     faulthandler.dump_traceback(file)
             except OSError as error:
                 _say(f"rank {self._rank} on {self._host} cannot write its stacks: {error}")

@@ -55,11 +55,11 @@ def find_lost(seats: Sequence[Seat], now: float) -> Seat | None:
     if silent:
         return _longest_silent(silent)
     stopped = [seat for seat in seats if seat.state == STOPPED]
-    # Where every rank is stopped, somebody has suspended the job.
-    if any(seat.state in (RUNS, WAITS) for seat in seats):
-        for seat in stopped:
-            if now - seat.since >= STOPPED_S:
-                return seat
+    if stopped and (others := _first([seat for seat in seats if seat.state in (RUNS, WAITS)])):
+        # Where every rank is stopped, somebody has suspended the job; it need not come back all at once.
+        first = min(stopped, key=lambda seat: seat.since)
+        if now - max(first.since, others.since) >= STOPPED_S:
+            return first
     return _find_failed(seats, stopped, now)
 
 

@@ -38,7 +38,12 @@ def make_stage(engine: str, precision: str, optimizer: str) -> Stage2:
             "model": MODEL,
             "data": {"train": ["x"]},
             "batch": {"size": BATCH, "micro": 2},
-            "optimizer": {"name": optimizer, "lr": 0.05 if optimizer == "sgd" else 0.003, "clip_norm": 0.5},
+            "optimizer": {
+                "name": optimizer,
+                "lr": 0.05 if optimizer == "sgd" else 0.003,
+                "weight_decay": 0.1,
+                "clip_norm": 0.5,
+            },
             "schedule": {"epochs": 1},
             "engine": {"precision": precision, **(ENGINES | OFFLOADED)[engine]},
         }

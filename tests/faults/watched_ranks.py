@@ -34,6 +34,7 @@ class Ranks:
         _forks.set_forkserver_preload(["torch", "sfa_dist.parallel.watch"])
         folder.mkdir(exist_ok=True)
         self.folder = folder
+        self._stopped: list[int] = []
         common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
         self.processes = []
         for rank in range(world_size) if ranks is None else ranks:
@@ -59,6 +60,12 @@ class Ranks:
         command = ["pgrep", "-f", "-P", str(self.processes[rank].pid), "watch_process.py"]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
+    def stop_node(self, rank: int) -> None:
+        """Makes a rank's node fall silent, with its connections left open; `ends` clears up."""
+        self._stopped.append(self.watch_of(rank))
+        os.kill(self._stopped[-1], signal.SIGSTOP)
+        self.kill(rank, signal.SIGSTOP)
+
     def ends(self, limit: float = 30.0) -> tuple[list[int | None], float]:
         """Exit codes of all ranks, and the seconds until the last one was out. Kills what is left after `limit`."""
         started = time.monotonic()
@@ -68,6 +75,8 @@ class Ranks:
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
+        while self._stopped:
+            os.kill(self._stopped.pop(), signal.SIGKILL)
         return codes, seconds
 
     def errors(self) -> list[str]:
@@ -101,7 +110,7 @@ def _main(environ: dict[str, str], folder: str, work: str) -> None:
         if not error.told_by_another_rank:
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (as train.py does)
         print(f"error: internal: {type(error).__name__}: {error}", file=sys.stderr)
         code = 70
     sys.exit(code)
@@ -123,8 +132,15 @@ def forever(runtime, watch, folder):
 
 
 def for_a_while(runtime, watch, folder):
-    """Steps for some three seconds."""
-    for step in range(300):
+    """Steps for a second or more."""
+    for step in range(100):
+        _step(runtime, watch, folder, step)
+
+
+def for_long(runtime, watch, folder):
+    """Steps for longer than a silent rank is waited for."""
+    for step in range(180):
+        time.sleep(0.1)
         _step(runtime, watch, folder, step)
 
 
@@ -168,15 +184,26 @@ def rank_0_holds_the_lock(runtime, watch, folder):
     forever(runtime, watch, folder)
 
 
+def rank_0_loads_for_long(runtime, watch, folder):
+    """As above, for longer than a silent rank is waited for, and then all is well."""
+    for step in range(5):
+        _step(runtime, watch, folder, step)
+    if runtime.rank == 0:
+        ctypes.PyDLL(None).sleep(18)
+    runtime.barrier()
+
+
 _WORKS: dict[str, Callable[..., None]] = {
     work.__name__: work
     for work in (
         forever,
         for_a_while,
+        for_long,
         bug_on_rank_1,
         bad_data_on_rank_1,
         preempted,
         bug_on_all_ranks,
         rank_0_holds_the_lock,
+        rank_0_loads_for_long,
     )
 }
