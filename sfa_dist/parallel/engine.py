@@ -44,7 +44,10 @@ class Engine(Protocol):
         """Accumulates the gradients of one micro-batch; `last` ends the accumulation and reduces them."""
 
     def step(self, lr: float) -> float:
-        """Clips, updates with this learning rate and returns the gradient's global norm before clipping."""
+        """Clips, updates with this learning rate and returns the gradient's global norm before clipping.
+
+        A norm that is not finite (all ranks see the same) leaves parameters and moments as they were.
+        """
 
     def fragments(self) -> Iterator[Fragment]:
         """What this rank owns."""

@@ -5,6 +5,6 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FOLDERS = [str(HERE), str(HERE.parent / "distributed")]
+FOLDERS = [str(HERE), str(HERE.parent / "distributed"), str(HERE.parent / "unit")]
 sys.path[:0] = FOLDERS
 os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])

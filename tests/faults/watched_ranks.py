@@ -118,7 +118,7 @@ def _main(environ: dict[str, str], folder: str, work: str) -> None:
 
 def _step(runtime, watch, folder, step):
     watch.phase("data", step)
-    time.sleep(0.01)
+    time.sleep(0.05)
     watch.phase("forward", step)
     runtime.sum(1.0)
     if step == 3:
@@ -133,14 +133,13 @@ def forever(runtime, watch, folder):
 
 def for_a_while(runtime, watch, folder):
     """Steps for a second or more."""
-    for step in range(100):
+    for step in range(30):
         _step(runtime, watch, folder, step)
 
 
 def for_long(runtime, watch, folder):
     """Steps for longer than a silent rank is waited for."""
-    for step in range(180):
-        time.sleep(0.1)
+    for step in range(360):
         _step(runtime, watch, folder, step)
 
 
