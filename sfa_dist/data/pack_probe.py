@@ -12,6 +12,7 @@ import torch
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Video, choose_decoder
+from sfa_dist.data.decode_limits import check_whole
 from sfa_dist.data.pack_source import PACKABLE, ClipRow
 
 _FRAMES_AT_ONCE = 16
@@ -49,6 +50,7 @@ class Prober:
             return Probe(problem="corrupt", reason=f"suffix {row.suffix!r} is not one of {', '.join(PACKABLE)}")
         try:
             data = Path(row.path).read_bytes()
+            check_whole(data)
             video = choose_decoder(self.decoder).open(data)
             if video.num_frames < self.min_frames:
                 return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
