@@ -5,7 +5,8 @@ file can make it take gigabytes; and it takes a file that was cut for one that i
 the question whether the file is whole are answered here, the same for every decoder. What cannot be understood
 promises nothing: the decoder judges it.
 
-Boxes: ISO/IEC 14496-12 (mp4, mov). Chunks: RIFF (avi). Elements: RFC 8794 and RFC 9559 (mkv, webm).
+Boxes: ISO/IEC 14496-12 (mp4, mov). Chunks: RIFF (avi). Elements: RFC 8794 and RFC 9559 (mkv, webm). Pictures: PNG
+(third edition, 5.3) and JPEG (ITU-T T.81, B.1).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _TOP_BOXES = {
 }
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _TRACKS, _TRACK, _VIDEO, _WIDTH, _HEIGHT = 0x1654AE6B, 0xAE, 0xE0, 0xB0, 0xBA
+_START_OF_FRAME = {*range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
 _MAX_PARTS = 10_000  # looked at in one level: a header of nothing but empty boxes ends here
 
 
@@ -40,6 +42,11 @@ class _Part(NamedTuple):
 
 
 _Split = Callable[[bytes, _Part], Iterator[_Part]]
+
+
+def is_known(data: bytes) -> bool:
+    """Whether this is a container of the suffixes that shards may hold, whatever its name says."""
+    return _is_iso(data) or _is_avi(data) or _is_matroska(data) or _is_png(data) or _is_jpeg(data)
 
 
 def promised_size(data: bytes) -> int:
@@ -66,6 +73,11 @@ def promised_video(data: bytes) -> VideoPromise:
             return _avi(data)
         if _is_matroska(data):
             return _largest(_matroska_tracks(data))
+        if _is_png(data):
+            width, height = struct.unpack_from(">II", data, 16)
+            return VideoPromise(1, height, width)
+        if _is_jpeg(data):
+            return _jpeg(data)
     except (struct.error, IndexError):
         return VideoPromise()
     return VideoPromise()
@@ -81,6 +93,14 @@ def _is_avi(data: bytes) -> bool:
 
 def _is_matroska(data: bytes) -> bool:
     return data[:4] == _EBML.to_bytes(4, "big")
+
+
+def _is_png(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
 
 
 def _largest(tracks: Iterator[VideoPromise]) -> VideoPromise:
@@ -133,6 +153,17 @@ def _avi(data: bytes) -> VideoPromise:
     frames = struct.unpack_from("<I", data, header + 8 + 16)[0]
     width, height = struct.unpack_from("<II", data, header + 8 + 32)
     return VideoPromise(frames, height, width)
+
+
+def _jpeg(data: bytes) -> VideoPromise:
+    place = 2
+    for _ in range(_MAX_PARTS):
+        marker, size = struct.unpack_from(">HH", data, place)
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return VideoPromise(1, height, width)
+        place += 2 + size
+    return VideoPromise()
 
 
 def _matroska_tracks(data: bytes) -> Iterator[VideoPromise]:

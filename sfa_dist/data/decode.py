@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -102,14 +102,24 @@ def choose_decoder(
         ) from error
 
 
+def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
+    """How many frames come before the first damaged one, or all. Decodes everything, strictly, by PyAV: FFmpeg
+    otherwise covers up most damage inside a frame, and torchcodec cannot tell it not to."""
+    return int(_pyav_module().sound_frames(data, limits))
+
+
 def _torchcodec(limits: LimitsBlock) -> Decoder:
     module = importlib.import_module("sfa_dist.data.decode_torchcodec")
     return Decoder("torchcodec", module.version(), partial(open_limited, module.TorchcodecVideo, limits))
 
 
 def _pyav(limits: LimitsBlock) -> Decoder:
+    module = _pyav_module()
+    return Decoder("pyav", module.version(), partial(open_limited, module.PyAVVideo, limits))
+
+
+def _pyav_module() -> Any:
     try:
-        module = importlib.import_module("sfa_dist.data.decode_pyav")
+        return importlib.import_module("sfa_dist.data.decode_pyav")
     except ImportError as error:
         raise RecipeError(f"data.decoder: PyAV cannot be used ({error}). Install it with `pip install av`") from error
-    return Decoder("pyav", module.version(), partial(open_limited, module.PyAVVideo, limits))

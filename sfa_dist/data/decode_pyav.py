@@ -33,12 +33,30 @@ def version() -> str:
     return f"PyAV {package_version('av')}"
 
 
+def sound_frames(data: bytes, limits: LimitsBlock) -> int:
+    """See `decode.sound_frames`. Raises BadSample only where the file cannot be opened."""
+    count = 0
+    with _opened(data) as (container, stream):
+        stream.codec_context.options = {"err_detect": "explode"}
+        try:
+            for packet in container.demux(stream):
+                if packet.is_corrupt:  # cut short by the end of the file
+                    break
+                for frame in packet.decode():
+                    check_time()
+                    check_frame_size(frame.height, frame.width, limits)
+                    if frame.is_corrupt:
+                        return count
+                    count += 1
+        except _DECODE_ERRORS:
+            return count
+    return count
+
+
 class PyAVVideo:
     """A `Video` on PyAV. It holds only the bytes and the time stamps; files are open only inside a call."""
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
-        if not data:
-            raise BadSample("empty file")
         self._data, self._limits = data, limits
         self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
         times: list[int] = []

@@ -39,8 +39,6 @@ class TorchcodecVideo:
     the parallelism."""
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
-        if not data:
-            raise BadSample("empty file")
         self._limits = limits
         try:
             self._decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")

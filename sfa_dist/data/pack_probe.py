@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import Video, choose_decoder
+from sfa_dist.data.decode import choose_decoder, sound_frames
 from sfa_dist.data.decode_limits import check_whole
 from sfa_dist.data.pack_source import PACKABLE, ClipRow
-
-_FRAMES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes rows; can be sent to another process. `decode_all` decodes each frame, else the first, middle and last."""
+    """Probes rows; can be sent to another process. `decode_all` also decodes each frame, strictly; without it, the
+    first, middle and last."""
 
     decoder: Literal["auto", "torchcodec", "pyav"]
     min_frames: int
@@ -54,16 +53,12 @@ class Prober:
             video = choose_decoder(self.decoder).open(data)
             if video.num_frames < self.min_frames:
                 return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-            self._decode(video)
+            video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
+            if self.decode_all and (sound := sound_frames(data)) < video.num_frames:
+                raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
         except (BadSample, OSError) as error:
             return Probe(problem="corrupt", reason=str(error))
         return Probe(video.num_frames, video.fps, hashlib.sha256(data).hexdigest())
-
-    def _decode(self, video: Video) -> None:
-        last = video.num_frames - 1
-        numbers = np.arange(last + 1) if self.decode_all else np.unique([0, last // 2, last])
-        for part in np.array_split(numbers, -(-len(numbers) // _FRAMES_AT_ONCE)):
-            video.frames_at(part)
 
 
 def start_probe_process() -> None:

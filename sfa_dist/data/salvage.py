@@ -1,19 +1,17 @@
 """`data.damaged: salvage`: a clip from the frames before the damage, where a damaged video has enough of them.
 
-The valid prefix of a video is all frames up to the first that does not decode. It is a property of the file alone,
-so a salvaged clip is the same in each epoch of the same number, on any rank and under either decoder.
+Where the damage starts is a property of the file alone, found by FFmpeg's strictest reading whichever decoder then
+gives the pixels. So a salvaged clip is the same on any rank and under either decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from sfa_dist.data.bad_sample import BadSample, OverLimit
-from sfa_dist.data.decode import FrameNumbers, Video
-
-_CHUNK = 16
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode import Decoder, FrameNumbers, Video, sound_frames
+from sfa_dist.data.decode_limits import within
+from sfa_dist.recipe import LimitsBlock
 
 
 class Prefix:
@@ -37,30 +35,11 @@ class Prefix:
         return self._video.frames_at(indices)
 
 
-def valid_prefix(open_video: Callable[[], Video], needed: int, damage: BadSample) -> Video:
-    """The frames before the first that does not decode. Raises BadSample where they are fewer than `needed`, with the
-    reason of `damage`, or where the video cannot be opened at all."""
-    video = open_video()
-    whole = 0  # frames known to decode
-    while whole < video.num_frames and _decodes(video, whole, min(whole + _CHUNK, video.num_frames)):
-        whole = min(whole + _CHUNK, video.num_frames)
-    broken = min(whole + _CHUNK, video.num_frames + 1)  # the smallest count known not to decode
-    while broken - whole > 1:
-        middle = (whole + broken) // 2
-        if _decodes(open_video(), whole, middle):  # opened anew: a decoder that has met an error may not be what it was
-            whole = middle
-        else:
-            broken = middle
-    if whole < needed:
-        raise BadSample(f"{damage.reason}; {whole} frames are before the damage, {needed} are needed")
-    return Prefix(open_video(), whole)
-
-
-def _decodes(video: Video, start: int, end: int) -> bool:
-    try:
-        video.frames_at(range(start, end))
-    except OverLimit:
-        raise
-    except BadSample:
-        return False
-    return True
+def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int, damage: BadSample) -> Video:
+    """The frames before the damage. Raises BadSample where they are fewer than `needed`, with the reason of `damage`,
+    or where the video cannot be opened at all."""
+    video = decoder.open(data)
+    sound = min(within(limits.seconds, lambda: sound_frames(data, limits)), video.num_frames)
+    if sound < needed:
+        raise BadSample(f"{damage.reason}; {sound} frames are before the damage, a clip needs {needed}")
+    return Prefix(video, sound)

@@ -169,7 +169,7 @@ class MicroBatches(Dataset[Batch]):
         except BadSample as damage:
             if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
                 raise
-            video = valid_prefix(lambda: self.decoder.open(data), settings.span, damage)
+            video = valid_prefix(self.decoder, data, settings.data.limits, settings.span, damage)
             return self.views(video, self.epoch, sample)
 
 

@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
     add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
     add("--workers", type=int, default=0, help="processes that check the files (default: this one alone)")
     add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
-    add("--decode-all", action="store_true", help="decode every frame, not only the first, middle and last")
+    add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)

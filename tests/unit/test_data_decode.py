@@ -135,7 +135,7 @@ def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
 
 
 REAL = os.environ.get("SFA_REAL_DATA")
-REASONS = {"torchcodec_audio_only.mp3": "no video stream", "decord_corrupted.mp4": "cannot be decoded"}
+REASONS = {"torchcodec_audio_only.mp3": "not a mp4", "decord_corrupted.mp4": "cannot be decoded"}
 
 
 @both
