@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import TypeVar
 
 from sfa_dist.data.bad_sample import BadSample, OverLimit
@@ -20,7 +21,7 @@ from sfa_dist.recipe import LimitsBlock
 MAX_ASPECT = 32  # resizing the short side makes the long one as many times longer
 MIB = 1 << 20
 _GRACE_SECONDS = 1.0  # for the frame in progress, before a decoder counts as hanging
-_clock = threading.local()
+_own = threading.local()  # of each thread: its hand, and what time its job has
 T = TypeVar("T")
 
 
@@ -71,31 +72,49 @@ def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) 
         raise OverLimit(f"{what} (data.limits.decoded_mib is {limits.decoded_mib})")
 
 
+class _Hand:
+    """A thread that does one job after another. One for each thread that asks: a new one for each job would cost a
+    memory arena of its own."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name="decode", daemon=True)  # no obstacle to the exit
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()
+
+
 def within(seconds: float, work: Callable[[], T]) -> T:
     """What `work()` returns or raises. Raises OverLimit once it has taken `seconds`.
 
-    It runs in a thread of its own: nothing else can leave a library that does not return. Such a thread stays behind,
-    and is no obstacle to the process's end.
+    It runs in another thread: nothing else can leave a library that does not return. That thread stays behind then.
     """
     outcome: Future[T] = Future()
 
-    def run() -> None:
-        _clock.limit, _clock.end = seconds, time.monotonic() + seconds
+    def job() -> None:
+        _own.limit, _own.end = seconds, time.monotonic() + seconds
         try:
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 -- raised again by the thread that waits
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="decode", daemon=True).start()
+    hand: _Hand | None = getattr(_own, "hand", None)
+    if hand is None or not hand.thread.is_alive():  # after a fork it is not
+        hand = _own.hand = _Hand()
+    hand.jobs.put(job)
     if not wait([outcome], timeout=seconds + _GRACE_SECONDS).done:
+        hand.jobs.put(None)
+        del _own.hand
         raise _too_slow(seconds)
     return outcome.result()
 
 
 def check_time() -> None:
     """Raises OverLimit where the time that `within` gave this thread is over; elsewhere nothing."""
-    if time.monotonic() > getattr(_clock, "end", float("inf")):
-        raise _too_slow(_clock.limit)
+    if time.monotonic() > getattr(_own, "end", float("inf")):
+        raise _too_slow(_own.limit)
 
 
 def _too_slow(seconds: float) -> OverLimit:

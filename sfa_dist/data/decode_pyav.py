@@ -20,6 +20,7 @@ import torch
 from av.filter import Graph
 
 from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.container import promised_size
 from sfa_dist.data.decode import FrameNumbers
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
 from sfa_dist.recipe import LimitsBlock
@@ -35,13 +36,13 @@ def version() -> str:
 
 def sound_frames(data: bytes, limits: LimitsBlock) -> int:
     """See `decode.sound_frames`. Raises BadSample only where the file cannot be opened."""
-    count = 0
+    count, cut = 0, promised_size(data) > len(data)
     with _opened(data) as (container, stream):
         stream.codec_context.options = {"err_detect": "explode"}
         try:
             for packet in container.demux(stream):
-                if packet.is_corrupt:  # cut short by the end of the file
-                    break
+                if packet.is_corrupt or (cut and packet.size == 0):
+                    break  # what the decoder still holds would come out at the end, with those between it missing
                 for frame in packet.decode():
                     check_time()
                     check_frame_size(frame.height, frame.width, limits)
