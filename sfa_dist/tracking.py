@@ -1,16 +1,18 @@
-"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks, and wandb may fail without anyone noticing but the
-log."""
+"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks. None of them may end a run: wandb is left out when
+it fails, a terminal that is gone hears no more, and lines that a full disk does not take wait for room.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import Progress
@@ -22,28 +24,77 @@ from sfa_dist.recipe import LogBlock
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 
+_MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
+
+
+class LineFile:
+    """A file to append lines to, each there as soon as it is written. A line that a kill or a full disk cut is ended
+    first: it would take the next with it. What cannot be written waits, and is tried again with the next line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._waiting, self._told = path, bytearray(), False
+        self._file = path.open("a+b", buffering=0)
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            self._waiting += b"" if self._file.read(1) == b"\n" else b"\n"
+
+    def write(self, text: str) -> None:
+        """Never raises for the disk: the first failure is said on stderr."""
+        if len(self._waiting) < _MAX_WAITING:
+            self._waiting += text.encode()
+        try:
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                _warn(f"{self._path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on")
+
+    def flush(self) -> None:
+        """Nothing is held back that could be written."""
+
+    def close(self) -> None:
+        """Says how much is lost, if anything still waits."""
+        if self._waiting:
+            lines = self._waiting.count(b"\n")
+            _warn(f"{self._path} lacks its last {lines} lines: no room for them was made")
+        self._file.close()
+
+
+class Terminal(Console):
+    """A console whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Says no more, in place of rich's own answer, which ends the program."""
+        self.quiet = True
+        # What stdout still holds has to go somewhere, or the interpreter's last flush changes the exit code to 120.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 class Tracker:
     """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
 
     def __init__(
         self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
     ) -> None:
-        self._jsonl: TextIO | None = None
+        self._jsonl: LineFile | None = None
         self._wandb: Any = None
         self._consoles: list[Console] = []
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._jsonl = _open_lines(run_dir / "log.jsonl")
-            self._text = _open_lines(run_dir / "console.log")
+            self._jsonl = LineFile(run_dir / "log.jsonl")
+            self._text = LineFile(run_dir / "console.log")
             # The file's console is wide enough for any line, the terminal's wraps as it likes.
-            self._consoles = [Console(soft_wrap=True), Console(file=self._text, width=160, soft_wrap=True)]
+            file = Console(file=cast("IO[str]", self._text), width=160, soft_wrap=True)
+            self._consoles = [Terminal(soft_wrap=True), file]
             self._start_wandb(run_dir, log, config, environ)
 
     @classmethod
     def console_only(cls, log: LogBlock) -> Tracker:
         """A tracker that speaks to the terminal and writes nothing: a dry run leaves no trace."""
         tracker = cls(None, log, {}, {})
-        tracker._consoles = [Console(soft_wrap=True)]
+        tracker._consoles = [Terminal(soft_wrap=True)]
         return tracker
 
     @contextmanager
@@ -59,7 +110,10 @@ class Tracker:
     def say(self, text: str | Table) -> None:
         """To console and console.log."""
         for console in self._consoles:
-            console.print(text, highlight=False, markup=False)
+            try:
+                console.print(text, highlight=False, markup=False)
+            except OSError:  # a console that is redirected to a full disk
+                console.on_broken_pipe()
 
     def record(self, kind: str, **values: Any) -> None:
         """One line of log.jsonl, and the same to wandb."""
@@ -128,7 +182,7 @@ class Tracker:
         except Exception as error:  # noqa: BLE001 (whatever wandb raises)
             self._wandb = None
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
-            print(f"wandb is off for this run: {type(error).__name__}: {error}", file=sys.stderr)
+            _warn(f"wandb is off for this run: {type(error).__name__}: {error}")
 
 
 def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
@@ -160,19 +214,13 @@ def clock(seconds: float) -> str:
     return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def _warn(text: str) -> None:
+    with suppress(OSError):  # stderr may be on the same full disk
+        print(text, file=sys.stderr)
+
+
 def _plain(value: Any) -> Any:
     """JSON has no NaN: it becomes the string it is read as elsewhere."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _open_lines(path: Path) -> TextIO:
-    """A file to append lines to. A line that a kill or a full disk cut is ended first: it would take the next with
-    it."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-    return path.open("a", buffering=1)

@@ -21,6 +21,7 @@ def compare(runtime: Runtime, *rounds: tuple[str, ...]) -> list[tuple[str, bool]
     return out
 
 
+@pytest.mark.fault(46, 61)
 @pytest.mark.parametrize(
     ("world_size", "rounds", "odd"),
     [

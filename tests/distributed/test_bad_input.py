@@ -86,12 +86,14 @@ RECIPES = {
 }
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize(("overrides", "words"), RECIPES.values(), ids=RECIPES)
 def test_a_bad_recipe_is_78(place: Path, overrides: list[str], words: list[str]) -> None:
     assert_refused(train(place, *START, "bad recipe", *sets(*overrides)), 78, *words)
     assert not (place / "bad recipe" / "stage1").exists()
 
 
+@pytest.mark.fault(58)
 def test_a_typo_in_a_recipe_names_file_and_line(place: Path) -> None:
     (place / "typo.yaml").write_text(SHORT.replace("resize: 20", "rezise: 20"))
     finished = run_command([sys.executable, TRAIN, "--recipe", "typo.yaml"], place)
@@ -138,6 +140,7 @@ def test_another_recipe_is_refused_half_way_too(place: Path) -> None:
     assert (place / "half" / "recipe.yaml").read_bytes() == recipe
 
 
+@pytest.mark.fault(45)
 def test_other_clips_are_refused(place: Path, used: Path) -> None:
     finished = train(place, *START, "used", *sets("data.train=[val/*.tar]"))
     assert_refused(finished, 78, "train clips")
@@ -235,6 +238,7 @@ def test_shards_that_are_not_there_are_65(place: Path) -> None:
     assert_refused(finished, 65, "stage1.data.train", "nowhere/*.tar")
 
 
+@pytest.mark.fault(39)
 def test_more_labels_than_classes_are_65(place: Path) -> None:
     finished = train(place, *START, "few classes", *sets("model.classes=2"))
     assert_refused(finished, 65, "label 2", "model.classes = 2", "part-000000.tar/clip002")
@@ -288,6 +292,7 @@ def damaged(place: Path, used: Path, tmp_path: Path) -> Callable[[str], tuple[Pa
     return damaged
 
 
+@pytest.mark.fault(34)
 def test_a_damaged_clip_has_weight_0_and_is_named(damaged: Callable[[str], tuple[Path, str]]) -> None:
     folder, key = damaged("train")
     finished = train(folder, *START, "run")
@@ -307,6 +312,7 @@ def test_damaged_clips_over_the_budget_are_65(damaged: Callable[[str], tuple[Pat
     assert [event["key"] for event in events(folder / "run", "bad_sample")] == [key]
 
 
+@pytest.mark.fault(48)
 def test_damaged_clips_over_the_budget_are_65_on_every_rank(damaged: Callable[[str], tuple[Path, str]]) -> None:
     folder, key = damaged("train")
     ranks = train_ranks(2, folder, *START, "run", *sets("data.max_bad_fraction=0.0"))
@@ -333,6 +339,7 @@ def test_damaged_test_clips_over_the_budget_are_65(damaged: Callable[[str], tupl
     assert_refused(finished, 65, "stage1", "1 of 9 clips are bad", "data.max_bad_fraction 0.0")
 
 
+@pytest.mark.fault(33)
 def test_a_cut_shard_is_65(place: Path, tmp_path: Path) -> None:
     for name in ("train", "val"):
         shutil.copytree(place / name, tmp_path / name)

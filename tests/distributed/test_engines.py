@@ -158,6 +158,7 @@ class TestEachEngine:
         """The tests of what follows it show that nothing is changed."""
         assert not any(math.isfinite(rank[case]["broken"]) for rank in two_ranks)
 
+    @pytest.mark.fault(66)
     def test_resumes_bit_for_bit(self, two_ranks: list[Results], case: Case) -> None:
         result = two_ranks[0][case]
         assert torch.equal(result["resumed_scores"], result["scores"])

@@ -117,6 +117,7 @@ def test_one_file_touches_the_environment() -> None:
     assert [str(file.relative_to(ROOT)) for file in FILES if touches(file)] == ["sfa_dist/parallel/environment.py"]
 
 
+@pytest.mark.fault(25, 42)
 @each_file
 def test_nothing_is_loaded_by_pickle(file: Path) -> None:
     """Invariant 7. `pickle` is imported once, for the name of an error that torch.load raises."""

@@ -66,6 +66,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fault(49, 56)
 @each_decoder
 @pytest.mark.parametrize("what", BROKEN)
 def test_broken_files_are_bad_samples(decoder, what):
@@ -75,12 +76,14 @@ def test_broken_files_are_bad_samples(decoder, what):
     assert "\n" not in caught.value.reason
 
 
+@pytest.mark.fault(49)
 @each_decoder
 def test_sound_alone_is_a_bad_sample(decoder):
     with pytest.raises(BadSample, match="no video stream"):
         decoder.open(audio_bytes())
 
 
+@pytest.mark.fault(50)
 @each_decoder
 def test_damage_inside_is_found_when_its_frames_are_decoded(decoder):
     data = bytearray(video_bytes(19, 64, 64))
@@ -91,6 +94,7 @@ def test_damage_inside_is_found_when_its_frames_are_decoded(decoder):
         video.frames_at(range(19))
 
 
+@pytest.mark.fault(50)
 @each_decoder
 def test_random_damage_is_a_bad_sample_or_nothing(decoder):
     """Whatever the bytes are, no other exception comes out: that would end the run."""
@@ -110,6 +114,7 @@ def test_random_damage_is_a_bad_sample_or_nothing(decoder):
     assert 5 < sum(verdicts) < 85
 
 
+@pytest.mark.fault(55)
 @each_decoder
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
 def test_too_large_frames_are_refused_before_decoding(decoder, container):
@@ -118,6 +123,7 @@ def test_too_large_frames_are_refused_before_decoding(decoder, container):
         small.open(video_bytes(2, container=container))
 
 
+@pytest.mark.fault(55)
 @each_decoder
 def test_very_long_shapes_are_refused(decoder):
     with pytest.raises(BadSample, match="aspect"):
@@ -138,6 +144,7 @@ REAL = os.environ.get("SFA_REAL_DATA")
 REASONS = {"torchcodec_audio_only.mp3": "not a mp4", "decord_corrupted.mp4": "cannot be decoded"}
 
 
+@pytest.mark.fault(52, 53, 54)
 @both
 @pytest.mark.skipif(not REAL, reason="SFA_REAL_DATA is not set")
 def test_decoders_agree_on_real_odd_files():

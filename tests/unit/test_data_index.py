@@ -40,6 +40,7 @@ def members_of(shard: Path) -> list[tarfile.TarInfo]:
         return archive.getmembers()
 
 
+@pytest.mark.fault(35, 42)
 def test_patterns(tmp_path, monkeypatch):
     for name in ("b-0.tar", "b-1.tar", "c[1].tar"):
         (tmp_path / name).touch()
@@ -52,6 +53,7 @@ def test_patterns(tmp_path, monkeypatch):
         assert pattern in str(caught.value)
 
 
+@pytest.mark.fault(40)
 def test_name_is_split_at_the_last_known_suffix():
     assert split_name("v1.2_clip.mp4") == ("v1.2_clip", "mp4")
     assert split_name("d/x.features.npy") == ("d/x", "features.npy")
@@ -60,6 +62,7 @@ def test_name_is_split_at_the_last_known_suffix():
         assert split_name(name) is None
 
 
+@pytest.mark.fault(39)
 def test_table(shard):
     index = load_index([shard])
     assert (len(index), index.keys, index.label.tolist()) == (4, ["k0", "k1", "k2", "k3"], [0, 1, 2, 3])
@@ -94,6 +97,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(33, 35)
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_archives_are_refused_with_shard_and_offset(shard, how):
     last = members_of(shard)[-1]
@@ -103,6 +107,7 @@ def test_damaged_archives_are_refused_with_shard_and_offset(shard, how):
     assert "sfa index" in str(caught.value)
 
 
+@pytest.mark.fault(35, 43)
 def test_gzip_is_refused(tmp_path):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w:gz") as archive:
@@ -111,6 +116,7 @@ def test_gzip_is_refused(tmp_path):
         walk_shard(path)
 
 
+@pytest.mark.fault(38, 41)
 @pytest.mark.parametrize(
     ("members", "kwargs", "message"),
     [
@@ -130,6 +136,7 @@ def test_unwanted_members_are_refused(tmp_path, members, kwargs, message):
         walk_shard(path)
 
 
+@pytest.mark.fault(36, 39)
 def test_labels_are_read_or_given_a_reason(tmp_path):
     cases: dict[str, tuple[list[tuple[str, bytes]], int | None, str | None]] = {
         "newline": ([("cls", b"3\n")], 3, None),
@@ -158,6 +165,7 @@ def test_labels_are_read_or_given_a_reason(tmp_path):
     assert index.errors[len(index) - 1] == "label without a clip"
 
 
+@pytest.mark.fault(36, 42)
 def test_unknown_suffixes_give_one_warning_and_pickles_are_left_alone(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([("a.mp4", b"x"), ("a.cls", b"0"), ("a.pyd", b"cos\nsystem\n"), ("README", b"hi")]))
@@ -166,6 +174,7 @@ def test_unknown_suffixes_give_one_warning_and_pickles_are_left_alone(tmp_path):
     assert len(index) == 1
 
 
+@pytest.mark.fault(38)
 def test_same_key_in_two_shards_is_two_samples(tmp_path):
     paths = [write_shard(tmp_path / f"s{n}.tar", [("k", bytes([n]) * 9, n)]) for n in range(2)]
     index = load_index(paths)
@@ -173,6 +182,7 @@ def test_same_key_in_two_shards_is_two_samples(tmp_path):
     assert index.label.tolist() == [0, 1]
 
 
+@pytest.mark.fault(33, 34, 45)
 def test_a_changed_size_is_an_error_and_a_flipped_bit_is_found_by_verify(shard):
     index = load_index([shard])
     assert verify_index([shard]) == []

@@ -25,6 +25,7 @@ def rank_ids(plan: SamplePlan, epoch: int, step: int, world: int, micro: int) ->
     return np.concatenate(parts)
 
 
+@pytest.mark.fault(44, 67)
 @settings(max_examples=60, deadline=None)
 @given(
     sizes, st.integers(1, 20), st.integers(1, 5), st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.booleans()
@@ -62,6 +63,7 @@ def test_order_is_pinned():
     assert SamplePlan((3, 4, 5), 0, 12, 2).batch_ids(0, 0).tolist() == [8, 7, 9, 6, 5, 10, 4, 3, 11, 0, 1, 2]
 
 
+@pytest.mark.fault(44)
 def test_single_sample_and_small_sets():
     plan = SamplePlan((1,), 0, 64, 64)
     assert plan.steps_per_epoch == 1
@@ -71,6 +73,7 @@ def test_single_sample_and_small_sets():
         SamplePlan((0, 0), 0, 4, 4)
 
 
+@pytest.mark.fault(44)
 def test_ten_million_samples_on_4096_ranks_is_fast():
     start = time.monotonic()
     plan = SamplePlan((1000,) * 10_000, 0, 8192, 64)
@@ -83,6 +86,7 @@ def test_ten_million_samples_on_4096_ranks_is_fast():
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault(51)
 def test_short_videos_loop_and_long_ones_do_not():
     assert frame_indices(5, 8, 1, 0).tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert frame_indices(5, 4, 2, 3).tolist() == [3, 0, 2, 4]  # as tiling 0..4 and taking 3, 5, 7, 9 of it

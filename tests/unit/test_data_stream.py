@@ -84,6 +84,7 @@ def test_loader_workers_change_nothing(index):
     assert same(train(index, workers=2), expected)
 
 
+@pytest.mark.fault(67)
 def test_ranks_and_resume_change_nothing(index):
     expected = by_id(train(index))
     for world, micro in ((2, 1), (3, 2), (8, 1)):
@@ -128,6 +129,7 @@ def test_evaluation_sees_each_clip_once_with_all_views(index):
     assert all(torch.equal(again[n], rows[n]) for n in rows)
 
 
+@pytest.mark.fault(51)
 def test_short_videos_loop_and_static_clips_stand_still(index):
     looped = by_id(evaluate(index, frames=16))[0][0]
     assert torch.equal(looped[:, :8], looped[:, 8:])
@@ -153,6 +155,7 @@ def damaged(folder: Path) -> SampleIndex:
     return load_index([path])
 
 
+@pytest.mark.fault(34, 36, 39, 49)
 def test_bad_samples_have_no_weight_and_a_reason_and_are_not_replaced(tmp_path):
     index = damaged(tmp_path)
     for batch in (train(index, size=5, micro=5)[0], evaluate(index, micro=5)[0]):
@@ -169,6 +172,7 @@ def test_bad_samples_have_no_weight_and_a_reason_and_are_not_replaced(tmp_path):
         assert rows[0].any()
 
 
+@pytest.mark.fault(33, 35)
 def test_a_cut_or_lost_shard_at_run_time_is_bad_samples(tmp_path):
     paths = write_shards(tmp_path, [2, 2])
     index = load_index(paths)
@@ -180,6 +184,7 @@ def test_a_cut_or_lost_shard_at_run_time_is_bad_samples(tmp_path):
     assert "No such file" in batch["bad"][3][1]
 
 
+@pytest.mark.fault(47)
 def test_a_read_that_fails_once_is_tried_again(tmp_path, monkeypatch):
     index = load_index(write_shards(tmp_path, [1]))
     calls = []

@@ -86,6 +86,7 @@ def test_deepspeed_is_told_to_offload() -> None:
     assert "zero_force_ds_cpu_optimizer" not in derive_config(stage({}), 1, 1)
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize("engine", [{}, {"name": "fsdp"}, {"reduction": "tree"}])
 def test_a_frozen_parameter_is_refused(engine: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))

@@ -60,6 +60,7 @@ def read(text: str) -> Any:
 # ------------------------------------------------------------------------------------------------ strict YAML
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -94,6 +95,7 @@ def test_quoted_scalars_stay_text() -> None:
     assert read("a: '1'\nb: \"true\"\nc: |\n  2\n") == {"a": "1", "b": "true", "c": "2\n"}
 
 
+@pytest.mark.fault(59, 60)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -124,6 +126,7 @@ def test_yaml_that_is_refused(write: Write, line: str, message: str) -> None:
     assert "\n" not in error
 
 
+@pytest.mark.fault(60)
 def test_files_that_are_refused(write: Write, tmp_path: Path) -> None:
     assert "larger than 1 MiB" in errors_of(write("# " + "x" * (1 << 20)))
     assert errors_of(write("- 1\n")) == "a.yaml:1: a recipe is a block of `key: value` lines"
@@ -143,6 +146,7 @@ def test_missing_file_lists_what_is_near(write: Write) -> None:
 # ------------------------------------------------------------------------------------------------ typing errors
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -172,6 +176,7 @@ def test_wrong_values(write: Write, line: str, message: str) -> None:
     assert "\n" not in error
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -191,6 +196,7 @@ def test_unknown_keys_come_with_a_suggestion(write: Write, line: str, message: s
     assert errors_of(write(MINIMAL + line + "\n")) == f"a.yaml:5: {message}"
 
 
+@pytest.mark.fault(58)
 def test_synonym_of_a_sibling(write: Write) -> None:
     error = errors_of(write(MINIMAL.replace("{lr: 0.1}", "\n  lr: 0.1\n  learning_rate: 1")))
     assert error == "a.yaml:4: unknown key 'optimizer.learning_rate'; did you mean 'lr'?"
@@ -454,6 +460,7 @@ def test_any_value_is_written_so_that_it_reads_back(value: Any) -> None:
     assert read(format_tree({"k": value, "z": 1})) == {"k": value, "z": 1}
 
 
+@pytest.mark.fault(60)
 @given(text=st.text(st.sampled_from("a1 -:[]{}#&*!|>'\"%@,?\n\t.~_$\x00é"), max_size=40))
 @settings(max_examples=200, deadline=None)
 def test_no_text_ends_in_anything_but_a_recipe_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:

@@ -118,6 +118,7 @@ def test_a_dry_run_speaks_and_writes_nothing(tmp_path: Path, monkeypatch: pytest
 # ------------------------------------------------------------------------------------------------ wandb
 
 
+@pytest.mark.fault(68)
 def test_wandb_offline_keeps_one_run_over_restarts(tmp_path: Path, capfd: Any) -> None:
     ids = []
     for _ in range(2):
@@ -200,6 +201,7 @@ def test_wandb_mode(
     assert asked == ([mode] if mode else [])
 
 
+@pytest.mark.fault(68)
 def test_a_run_goes_on_where_wandb_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     def init(**_: Any) -> None:
         raise OSError("no network")
@@ -214,6 +216,7 @@ def test_a_run_goes_on_where_wandb_cannot_start(tmp_path: Path, monkeypatch: pyt
     assert capfd.readouterr().err == "wandb is off for this run: OSError: no network\n"
 
 
+@pytest.mark.fault(68)
 def test_a_run_goes_on_where_wandb_fails_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
