@@ -30,6 +30,8 @@ STAGE_COLUMNS = (
     ("optimizer_bytes_per_rank", "optimizer bytes per rank", "{:,}"),
     ("bad_samples", "bad clips", "{:,}"),
 )
+BAD_COLUMNS = ("shard", "key", "reason", "stages")
+SHOWN_BAD_CLIPS = 500
 
 
 def write_report(run_dir: Path) -> Path:
@@ -97,9 +99,16 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
     return figures
 
 
-def bad_clips(records: list[dict[str, Any]]) -> dict[str, str]:
-    """Each bad clip (`shard/key`) once, with the reason."""
-    return {r["key"]: r["reason"] for r in records if r.get("kind") == "event" and r.get("event") == "bad_sample"}
+def bad_clips(records: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """(shard, key, reason, stages) of each bad clip, once, in order of shard and key."""
+    found: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    for record in records:
+        if record.get("kind") == "event" and record.get("event") == "bad_sample":
+            shard, _, key = record["key"].partition("/")
+            _, stages = found.setdefault((shard, key), ("", []))
+            stages += [record["stage"]] if record["stage"] not in stages else []
+            found[shard, key] = (record["reason"], stages)
+    return [(shard, key, reason, ", ".join(stages)) for (shard, key), (reason, stages) in sorted(found.items())]
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -146,7 +155,11 @@ def _markdown(
         lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
     lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
     lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
-    lines += [f"- bad clip {key}: {reason}" for key, reason in bad_clips(records).items()]
+    if bad := bad_clips(records):
+        lines += ["", f"## Bad clips ({len(bad):,})", "", "| " + " | ".join(BAD_COLUMNS) + " |"]
+        lines += ["|" + "---|" * len(BAD_COLUMNS)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in bad[:SHOWN_BAD_CLIPS]]
+        lines += [f"\n{_more(bad)}"] if _more(bad) else []
     return "\n".join(lines) + "\n"
 
 
@@ -174,6 +187,12 @@ def _html(
         parts.append(f'<p><img alt="{figure.stem}" src="data:image/png;base64,{data}"></p>')
     facts = "".join(f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in _facts(records, env))
     parts.append(f"<h2>Where and with what</h2><table>{facts}</table>")
+    if bad := bad_clips(records):
+        heads = "".join(f"<th>{title}</th>" for title in BAD_COLUMNS)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in bad[:SHOWN_BAD_CLIPS]
+        )
+        parts.append(f"<h2>Bad clips ({len(bad):,})</h2><table><tr>{heads}</tr>{rows}</table><p>{_more(bad)}</p>")
     if recipe:
         parts.append(
             f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>"
@@ -182,6 +201,11 @@ def _html(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
         + ("".join(parts) + "</html>\n")
     )
+
+
+def _more(bad: list[tuple[str, str, str, str]]) -> str:
+    rest = len(bad) - SHOWN_BAD_CLIPS
+    return f"and {rest:,} more: log.jsonl names each (bad_sample)" if rest > 0 else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -172,3 +172,22 @@ def test_the_command_writes_it_and_says_where(finished: Path, capsys: pytest.Cap
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 64
     assert "is no run directory" in capsys.readouterr().err
+
+
+def test_the_ledger_of_bad_clips_names_shard_key_and_reason(tmp_path: Path) -> None:
+    def bad(key: str, reason: str, stage: str) -> dict[str, Any]:
+        return {"kind": "event", "event": "bad_sample", "stage": stage, "step": 1, "key": key, "reason": reason}
+
+    records = [
+        bad("b.tar/x/y", "cut | <here>", "stage1"),
+        bad("a.tar/z", "crc32 mismatch", "stage1"),
+        bad("b.tar/x/y", "cut | <here>", "stage2"),
+        *(bad(f"c.tar/{n:04d}", "empty file", "stage1") for n in range(600)),
+    ]
+    page = write_report(write_run(tmp_path / "run", records)).read_text()
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "<h2>Bad clips (602)</h2>" in page
+    assert "<td>b.tar</td><td>x/y</td><td>cut | &lt;here&gt;</td><td>stage1, stage2</td>" in page
+    assert "and 102 more: log.jsonl names each" in page
+    assert "| a.tar | z | crc32 mismatch | stage1 |\n| b.tar | x/y | cut \\| <here> | stage1, stage2 |\n" in text
+    assert "and 102 more" in text
