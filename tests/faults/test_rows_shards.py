@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-import json
 import os
 import pickle
 import random
@@ -189,8 +189,8 @@ KEYS = ["v1.2_clip", "UPPER", "übung/日本", "x" * 300, "two\nlines", "a.mp4.b
 def test_row_40_any_key_is_one_sample_and_one_line(tmp_path: Path) -> None:
     members = [(f"{key}.{kind}", data) for n, key in enumerate(KEYS) for kind, data in (("MP4", b"x"), ("cls", b"1"))]
     index = load_index([tar_of(tmp_path / "x.tar", members)])
-    assert index.keys == KEYS
-    assert load_index([tmp_path / "x.tar"]).keys == KEYS  # from index.json
+    assert list(index.keys) == KEYS
+    assert list(load_index([tmp_path / "x.tar"]).keys) == KEYS  # from index.json
     batch = evaluate(index)
     names = [key for key, _ in batch["bad"]]
     assert len(set(names)) == len(KEYS)
@@ -297,16 +297,11 @@ def test_row_43_a_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     """A real one of 3 GB (a hole in the file), in an index that somebody else built."""
     shard = write_shard(tmp_path / "x.tar", [("a", CLIPS[0], 0), ("b", CLIPS[1], 1)])
     build_index([shard])
-    content = json.loads((tmp_path / "index.json").read_text())
     known = load_index([shard])
-    assert content["shards"]
     size = known.size.copy()
     size[0] = 3 << 30
     os.truncate(shard, 4 << 30)
-    index = SampleIndex(
-        known.shards, known.shard_sha256, known.shard, known.offset, size, known.crc32, known.label, known.keys,
-        known.suffix,
-    )  # fmt: skip
+    index = dataclasses.replace(known, size=size)
     before = reset_peak()
     batch = evaluate(index, DATA.model_copy(update={"limits": LimitsBlock(mib=100)}))
     assert peak_mib() - before < 60
