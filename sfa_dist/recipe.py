@@ -62,14 +62,6 @@ class ModelBlock(Block):
     patch: Positive | None = None
 
 
-class AdapterBlock(Block):
-    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
-
-    hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
-    residual: bool = True
-    placement: Literal["pooled", "tokens"] = "pooled"
-
-
 class LimitsBlock(Block):
     """What one video may take at most; one that takes more is a bad sample. Sizes are judged from the file's header.
 
@@ -82,6 +74,14 @@ class LimitsBlock(Block):
     megapixels: Annotated[float, Field(gt=0.0)] = 17.0
     decoded_mib: Positive = 4096
     seconds: Annotated[float, Field(gt=0.0)] = 120.0
+
+
+class AdapterBlock(Block):
+    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
+
+    hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
+    residual: bool = True
+    placement: Literal["pooled", "tokens"] = "pooled"
 
 
 class DataBlock(Block):
@@ -103,11 +103,11 @@ class DataBlock(Block):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
+    damaged: Literal["strict", "salvage"] = "strict"
+    limits: LimitsBlock = LimitsBlock()
     workers: NonNegative = 4
     shuffle_shards: Positive = 64
     max_bad_fraction: Fraction = 0.01
-    damaged: Literal["strict", "salvage"] = "strict"
-    limits: LimitsBlock = LimitsBlock()
 
 
 class AugmentBlock(Block):
