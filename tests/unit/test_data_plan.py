@@ -73,7 +73,6 @@ def test_single_sample_and_small_sets():
         SamplePlan((0, 0), 0, 4, 4)
 
 
-@pytest.mark.fault(44)
 def test_ten_million_samples_on_4096_ranks_is_fast():
     start = time.monotonic()
     plan = SamplePlan((1000,) * 10_000, 0, 8192, 64)
