@@ -196,7 +196,6 @@ def test_unknown_keys_come_with_a_suggestion(write: Write, line: str, message: s
     assert errors_of(write(MINIMAL + line + "\n")) == f"a.yaml:5: {message}"
 
 
-@pytest.mark.fault(58)
 def test_synonym_of_a_sibling(write: Write) -> None:
     error = errors_of(write(MINIMAL.replace("{lr: 0.1}", "\n  lr: 0.1\n  learning_rate: 1")))
     assert error == "a.yaml:4: unknown key 'optimizer.learning_rate'; did you mean 'lr'?"
