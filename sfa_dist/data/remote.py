@@ -49,7 +49,7 @@ def read_range(url: str, start: int, size: int, remote: RemoteBlock) -> bytes:
     files = _files(url, remote)
     with _as_oserror():
         if shard_kind(url) == "s3":
-            return bytes(files.cat_file(url, start, start + size))
+            return bytes(files.cat_file(url, start=start, end=start + size))
         data: bytes = _sync(files, _http_get, url, start, start + size)[0]
         return data
 
