@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from operator import eq
@@ -27,6 +29,8 @@ SIDECAR_NAME = "index.npz"
 SIDECAR_VERSION = 1
 SIDECAR_FROM = 50_000  # samples; below that index.json itself is read in less than a tenth of a second
 SUFFIXES = ("", *CLIP_SUFFIXES)
+# What zipfile and numpy raise for a damaged file.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +178,7 @@ def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:
             return Columns(**{field.name: _unpacked(arrays, field.name) for field in fields(Columns)})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         _log.warning("%s is not readable and not used (%s)", folder / SIDECAR_NAME, error)
         return None
 
