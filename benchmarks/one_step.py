@@ -58,7 +58,7 @@ def main() -> None:
         recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
         assert recipe.stage2 is not None, "the recipe has no stage2"
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), "auto", dry_run=True)
-        index = open_split(runtime, recipe.stage2.data.train, "stage2.data.train")
+        index = open_split(runtime, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data.remote)
         trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
         built = runtime.peak_memory_gib()
         seconds = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,14 @@ class Block(BaseModel):
     """Base of all blocks: immutable, no unknown keys, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def shard_kind(shard: str) -> str:
+    """`s3`, `https`, `pipe`, ... of a URL or pipe; "" for a local path."""
+    if shard.startswith("pipe:"):
+        return "pipe"
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", shard)
+    return scheme.group(1).lower() if scheme else ""
 
 
 def complain(field: str, message: str) -> PydanticCustomError:
@@ -84,10 +93,44 @@ class AdapterBlock(Block):
     placement: Literal["pooled", "tokens"] = "pooled"
 
 
+class RemoteBlock(Block):
+    """Shards that are not local files (docs/data.md).
+
+    `s3://` is always read; `allow` opens `http://`, `https://` and `pipe:COMMAND`, which runs COMMAND in a shell.
+    `anonymous` reads public S3 buckets without credentials. `cache_dir` keeps whole shards in a local folder, which
+    pipes need, at most `cache_gib` GiB of them. `retries` is how often a read that failed for a passing reason is
+    tried again, local files included: after 0.1, 0.4, 1.6, ... seconds, at most 30.
+    """
+
+    allow: list[Literal["http", "https", "pipe"]] = []
+    anonymous: bool = False
+    cache_dir: Annotated[str, Field(min_length=1)] | None = None
+    cache_gib: Annotated[float, Field(gt=0.0)] | None = None
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+
+    @model_validator(mode="after")
+    def _caches_somewhere(self) -> RemoteBlock:
+        if self.cache_dir is None and "pipe" in self.allow:
+            raise complain("allow", "what a pipe gives is kept on disk: set data.remote.cache_dir to a local folder")
+        if self.cache_dir is None and self.cache_gib is not None:
+            raise complain("cache_gib", "limits a cache that is off: set data.remote.cache_dir to a local folder")
+        return self
+
+    def refusal(self, shard: str) -> str | None:
+        """Why a shard, or a pattern of some, is not read, and what to set; None where it is."""
+        kind = shard_kind(shard)
+        if kind in ("", "s3", *self.allow):
+            return None
+        if kind not in ("http", "https", "pipe"):
+            return f"{kind}:// is not read, only local paths, s3://, https://, http:// and pipe:"
+        cache = " and data.remote.cache_dir: FOLDER" if kind == "pipe" and not self.cache_dir else ""
+        return f"{kind} is off: set data.remote.allow: [{kind}]{cache} if you trust it"
+
+
 class DataBlock(Block):
     """Where the shards are and how a clip is cut from a video.
 
-    `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`).
+    `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`), URLs or pipes.
     `stride` is the distance in video frames between two frames of a clip; 0 repeats one frame (a static clip).
     `resize` is the short side in pixels before cropping to `model.image_size`.
     `damaged: strict` takes a video that is cut or does not decode for a bad sample; `salvage` takes the clip from the
@@ -108,6 +151,15 @@ class DataBlock(Block):
     workers: NonNegative = 4
     shuffle_shards: Positive = 64
     max_bad_fraction: Fraction = 0.01
+    remote: RemoteBlock = RemoteBlock()
+
+    @model_validator(mode="after")
+    def _shards_are_allowed(self) -> DataBlock:
+        for split in ("train", "val", "test"):
+            for pattern in getattr(self, split):
+                if why := self.remote.refusal(pattern):
+                    raise complain(split, f"{pattern.partition('?')[0]!r}: {why}")
+        return self
 
 
 class AugmentBlock(Block):

@@ -11,7 +11,7 @@ import torch
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
 from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, RecipeError
 from sfa_dist.models.weights import load_exactly
@@ -19,7 +19,7 @@ from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
-from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.recipe import Recipe, RemoteBlock, Stage1, Stage2, StageBlock, shard_kind
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Progress, Streams, Trainer, mix_seed
@@ -70,7 +70,8 @@ class Setup:
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
-    val = open_split(run.runtime, stage.data.val, f"{name}.data.val") if stage.data.val else None
+    data = stage.data
+    val = open_split(run.runtime, data.val, f"{name}.data.val", data.remote) if data.val else None
 
     def check() -> None:
         check_labels(index, stage.model.classes)
@@ -193,7 +194,8 @@ def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
     what = f"{len(index.classes)} classes, trained on {len(trained)}"
     if place is not None:
         what = f"class {place} is {index.classes[place]!r}, trained as {trained[place]!r}"
-    raise DataError(f"other classes in {index.shards[0].parent}: {what}; pack both with the same --classes")
+    where = shown(shard_folder(index.shards[0]))
+    raise DataError(f"other classes in {where}: {what}; pack both with the same --classes")
 
 
 def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
@@ -201,20 +203,25 @@ def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
     return -(-len(train_index) // stage.batch.size)
 
 
-def open_split(runtime: Runtime, patterns: list[str], where: str) -> SampleIndex:
-    """The index of a split's shards. Rank 0 builds what is missing before the others look."""
+def open_split(runtime: Runtime, patterns: list[str], where: str, remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
+    """The index of a split's shards. Rank 0 builds what is missing before the others look.
+
+    Of shards that are not local files it alone asks the servers, and tells the others what it found.
+    """
     if not patterns:
         raise RecipeError(f"{where} names no shards")
 
     def load() -> SampleIndex:
         try:
-            index = load_index(expand_shards(patterns))
+            index = load_index(expand_shards(patterns, remote), remote)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         if len(index) == 0:
             raise DataError(f"{where}: the shards hold no samples")
         return index
 
+    if any(shard_kind(pattern) for pattern in patterns):
+        return runtime.on_main(load)
     runtime.on_main(lambda: bool(load()))
     index = load()
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])

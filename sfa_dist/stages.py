@@ -144,7 +144,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
-    index = open_split(run.runtime, stage.data.train, f"{name}.data.train")
+    index = open_split(run.runtime, stage.data.train, f"{name}.data.train", stage.data.remote)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     done = read_done(run.directory / name)
     if done is not None and not run.dry_run:
@@ -206,7 +206,7 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
         return
     run.watch.phase("test")
-    index = open_split(run.runtime, patterns, f"{name}.data.test")
+    index = open_split(run.runtime, patterns, f"{name}.data.test", stage.data.remote)
     run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
     if run.dry_run:
         return

@@ -20,10 +20,11 @@ from webdataset import TarWriter
 
 from sfa_dist import __version__
 from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.index_file import write_json_atomically
 from sfa_dist.data.pack_probe import Probe, Prober, start_probe_process
 from sfa_dist.data.pack_source import ClipRow, class_list, class_numbers, read_rows, select_split
 from sfa_dist.data.sample_plan import permuted
-from sfa_dist.data.shard_index import build_index, write_json_atomically
+from sfa_dist.data.shard_index import build_index
 from sfa_dist.errors import DataError
 
 MANIFEST_NAME = "manifest.json"

@@ -114,10 +114,17 @@ class SamplePlan:
         accumulation is the same batch whatever their numbers, and the micro-batches of a rank are neighbours (the
         exact engine's sum needs that).
         """
-        number = rank * self.accumulation(world_size, micro) + accumulation_index
+        item = step * self.accumulation(world_size, micro) + accumulation_index
+        return self.ids_at(epoch, self.item_places(item, rank, world_size, micro))
+
+    def item_places(self, item: int | Ids, rank: int | Ids, world_size: int, micro: int) -> Ids:
+        """Places in the epoch of a rank's micro-batch number `item`, counted from the epoch's start through all steps:
+        int64 (..., micro), -1 for slots beyond the batch. Arrays of items and ranks are broadcast."""
+        accumulation = self.accumulation(world_size, micro)
+        step, part = np.divmod(np.asarray(item, dtype=np.int64)[..., None], accumulation)
+        number = np.asarray(rank, dtype=np.int64)[..., None] * accumulation + part
         slots = number * micro + np.arange(micro)
-        places = np.where(slots < self.batch_size, step * self.batch_size + slots, -1)
-        return self.ids_at(epoch, places)
+        return np.where(slots < self.batch_size, step * self.batch_size + slots, -1)
 
 
 @lru_cache(maxsize=4)

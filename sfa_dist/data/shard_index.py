@@ -1,4 +1,4 @@
-"""The index of shards: index.json beside them, and the flat table of samples that training reads from.
+"""The flat table of samples that training reads from, made of the index.json files beside shards.
 
 A sample is (shard, key) and is read by offset, so one damaged sample can neither shift nor relabel another.
 """
@@ -8,25 +8,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry, walk_shard
+from sfa_dist.data.index_columns import Columns, Int64, Suffixes, join
+from sfa_dist.data.index_file import (
+    INDEX_NAME,
+    RawShard,
+    read_columns,
+    read_index,
+    to_columns,
+    to_entry,
+    to_raw,
+    write_index,
+)
+from sfa_dist.data.remote_index import known_shards, publish, read_beside, remote_columns, walk_remote
+from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
+from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
 from sfa_dist.errors import DataError
+from sfa_dist.recipe import RemoteBlock
 
-INDEX_NAME = "index.json"
-INDEX_VERSION = 1
-Int64 = npt.NDArray[np.int64]
+MANIFEST_NAME = "manifest.json"
 
 _log = logging.getLogger(__name__)
 
@@ -38,19 +45,22 @@ class SampleIndex:
     shard: number of the shard in `shards`.   offset, size, crc32: the clip's bytes in it (offset -1: there is no clip).
     label: class number, -1 where there is no single one.   suffix: of the clip ("" without).
     classes: names, if known.   errors: sample number -> why it cannot be used.
+    shard_bytes: size of each shard.   remote: how shards are read that are not local files.
     """
 
-    shards: tuple[Path, ...]
+    shards: tuple[Shard, ...]
     shard_sha256: tuple[str, ...]
     shard: Int64
     offset: Int64
     size: Int64
     crc32: Int64
     label: Int64
-    keys: list[str]
-    suffix: list[str]
+    keys: Sequence[str]
+    suffix: Sequence[str]
     classes: list[str] | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    shard_bytes: Sequence[int] | Int64 = ()
+    remote: RemoteBlock = LOCAL_ONLY
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,183 +81,195 @@ class SampleIndex:
 
     def name(self, sample: int) -> str:
         """`shard/key` for messages; characters that would break a log line are escaped."""
-        return f"{self.shards[self.shard[sample]].name}/{self.keys[sample]}".encode("unicode_escape").decode()
+        shard = shard_name(self.shards[self.shard[sample]])
+        return f"{shard}/{self.keys[sample]}".encode("unicode_escape").decode()
 
 
-def load_index(paths: Sequence[Path]) -> SampleIndex:
+def load_index(shards: Sequence[Shard], remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
     """The table of samples of these shards, from index.json where it knows them; other shards are indexed now.
 
     Raises DataError where a shard's size is not what its index says, where a shard is damaged, or where there is none.
     A folder that cannot be written to keeps no index.json: a warning says so.
     """
-    if not paths:
+    if not shards:
         raise DataError("no shards given: set data.train, data.val or data.test in the recipe")
-    entries: dict[Path, ShardEntry] = {}
-    for folder in dict.fromkeys(path.parent for path in paths):
-        entries |= _folder_entries(folder, [path for path in paths if path.parent == folder])
-    return _table(paths, [entries[path] for path in paths])
+    places: dict[Shard, tuple[Columns, int]] = {}
+    for folder, members in _by_folder(shards).items():
+        columns = _folder_columns(folder, members, remote)
+        numbers = {name: number for number, name in enumerate(columns.names)}
+        places |= {shard: (columns, numbers[shard_name(shard)]) for shard in members}
+    return _table(shards, join([columns.shard(number) for columns, number in map(places.__getitem__, shards)]), remote)
 
 
-def build_index(paths: Sequence[Path], workers: int = 1) -> dict[Path, ShardEntry]:
+def build_index(
+    shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY
+) -> tuple[dict[Shard, ShardEntry], list[str]]:
     """Walks the shards (in `workers` threads: hashing lets go of the interpreter lock) and writes them into the
-    index.json of their folders, replacing what it said about them. Raises DataError for a damaged shard."""
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        entries = dict(zip(paths, pool.map(walk_shard, paths), strict=True))
-    unknown = sorted({name for entry in entries.values() for name in entry.ignored})
-    if unknown:
-        some = ", ".join(repr(name) for name in unknown[:5])
-        warnings.warn(f"{len(unknown)} members have unknown suffixes and are ignored: {some} ...", stacklevel=2)
-    for folder in dict.fromkeys(path.parent for path in paths):
-        index = {} if _is_garbled(folder) else read_index(folder)
-        index |= {path.name: entry for path, entry in entries.items() if path.parent == folder}
-        _write_index(folder, index)
-    return entries
+    index.json of their folders, replacing what it said about them. Returns the entries and where they were written.
+
+    Raises DataError for a damaged shard.
+    """
+    found: dict[Shard, ShardEntry] = {}
+    written = []
+    for folder, members in _by_folder(shards).items():
+        entries = _entries(folder, members, workers, remote)
+        if isinstance(folder, Path):
+            raw = {} if _is_garbled(folder) else read_index(folder)
+            write_index(folder, raw | {shard_name(shard): to_raw(entry) for shard, entry in entries.items()})
+            written.append(str(folder / INDEX_NAME))
+        else:
+            written.append(publish(folder, {shard_name(shard): to_raw(e) for shard, e in entries.items()}, remote))
+        found |= entries
+    return found, written
 
 
-def verify_index(paths: Sequence[Path], workers: int = 1) -> list[str]:
+def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> list[str]:
     """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
-    known = {folder: read_index(folder) for folder in dict.fromkeys(path.parent for path in paths)}
+    problems: list[str] = []
+    for folder, members in _by_folder(shards).items():
+        known = read_index(folder) if isinstance(folder, Path) else known_shards(folder, remote)
+        for shard, walked in _walk(folder, members, workers, remote).items():
+            problems += _problems(shard, known.get(shard_name(shard)), walked)
+    return problems
+
+
+def _by_folder(shards: Sequence[Shard]) -> dict[Path | str, list[Shard]]:
+    folders: dict[Path | str, list[Shard]] = {}
+    for shard in shards:
+        folders.setdefault(shard_folder(shard), []).append(shard)
+    return folders
+
+
+def _walk(
+    folder: Path | str, shards: Sequence[Shard], workers: int, remote: RemoteBlock
+) -> dict[Shard, ShardEntry | DataError]:
+    """What is in each shard of a folder, or why it cannot be told."""
+    if isinstance(folder, str):
+        fetched = walk_remote(folder, [str(shard) for shard in shards], workers, remote)
+        return {shard: fetched[str(shard)] for shard in shards}
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        found = pool.map(lambda path: _problems(path, known[path.parent].get(path.name)), paths)
-        return [problem for problems in found for problem in problems]
+        return dict(zip(shards, pool.map(lambda shard: _tried(Path(shard)), shards), strict=True))
 
 
-def read_index(folder: Path) -> dict[str, ShardEntry]:
-    """The entries of a folder's index.json by shard name; empty without the file. Raises DataError if it is garbled."""
-    path = folder / INDEX_NAME
-    if not path.exists():
-        return {}
+def _tried(path: Path) -> ShardEntry | DataError:
     try:
-        content = json.loads(path.read_bytes())
-        if content["version"] != INDEX_VERSION:
-            raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION}")
-        return {name: _entry_from_json(value) for name, value in content["shards"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a readable index ({error!r}): run `sfa index {folder}/*.tar`") from error
+        return walk_shard(path)
+    except DataError as error:
+        return error
 
 
-def write_json_atomically(path: Path, content: Any, indent: int | None = None) -> None:
-    """Writes JSON beside `path` and moves it there, so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    separators = (",", ":") if indent is None else None
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=indent, separators=separators)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: RemoteBlock) -> dict[Shard, ShardEntry]:
+    """As `_walk`; raises the first DataError, and warns once of members that are not ours."""
+    entries: dict[Shard, ShardEntry] = {}
+    for shard, walked in _walk(folder, shards, workers, remote).items():
+        if isinstance(walked, DataError):
+            raise walked
+        entries[shard] = walked
+    warn_of_ignored(entries.values())
+    return entries
 
 
 def _is_garbled(folder: Path) -> bool:
     try:
-        read_index(folder)
+        read_columns(folder)
     except DataError as error:
         _log.warning("making the index anew: %s", error)
         return True
     return False
 
 
-def _folder_entries(folder: Path, paths: Sequence[Path]) -> dict[Path, ShardEntry]:
-    known = read_index(folder)
-    entries = {path: known[path.name] for path in paths if path.name in known}
-    for path, entry in entries.items():
-        if not path.exists():
-            raise DataError(f"shard {path} is gone: bring it back or correct the shard list")
-        if path.stat().st_size != entry.size:
-            raise DataError(
-                f"shard {path} has {path.stat().st_size} bytes, its index says {entry.size}: it was cut or replaced "
-                f"since. Copy it again, or run `sfa index {path}` if the change was meant"
-            )
-    missing = [path for path in paths if path not in entries]
-    if missing:
-        _log.info("indexing %d shards in %s", len(missing), folder)
-        entries |= build_index(missing)
-    return entries
+def _folder_columns(folder: Path | str, shards: Sequence[Shard], remote: RemoteBlock) -> Columns:
+    """All known samples of a folder, those of `shards` among them."""
+    if isinstance(folder, str):
+        return remote_columns(folder, [str(shard) for shard in shards], remote)
+    columns = read_columns(folder)
+    known = {} if columns is None else dict(zip(columns.names, columns.shard_bytes.tolist(), strict=True))
+    for shard in shards:
+        if shard_name(shard) in known:
+            _check_size(Path(shard), known[shard_name(shard)])
+    missing = [shard for shard in shards if shard_name(shard) not in known]
+    if not missing:
+        assert columns is not None
+        return columns
+    _log.info("indexing %d shards in %s", len(missing), folder)
+    added = {shard_name(shard): to_raw(entry) for shard, entry in _entries(folder, missing, 1, remote).items()}
+    write_index(folder, read_index(folder) | added)
+    new = to_columns(added, folder / INDEX_NAME)
+    return new if columns is None else join([columns, new])
 
 
-def _write_index(folder: Path, entries: dict[str, ShardEntry]) -> None:
-    shards = {name: _entry_to_json(entry) for name, entry in sorted(entries.items())}
+def _check_size(path: Path, size: int) -> None:
     try:
-        write_json_atomically(folder / INDEX_NAME, {"version": INDEX_VERSION, "shards": shards})
-    except OSError as error:
-        text = f"{folder / INDEX_NAME} cannot be written ({error}): the shards are indexed again at each start"
-        warnings.warn(text, stacklevel=2)
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"shard {path} is gone: bring it back or correct the shard list") from error
+    if found != size:
+        raise DataError(
+            f"shard {path} has {found} bytes, its index says {size}: it was cut or replaced since. Copy it again, or "
+            f"run `sfa index {path}` if the change was meant"
+        )
 
 
-def _problems(path: Path, known: ShardEntry | None) -> list[str]:
-    if known is None:
-        return [f"shard {path}: not in {INDEX_NAME}, run `sfa index {path}`"]
-    try:
-        found = walk_shard(path)
-    except DataError as error:
-        return [str(error)]
-    if found.sha256 == known.sha256:
+def _problems(shard: Shard, raw: RawShard | None, found: ShardEntry | DataError) -> list[str]:
+    what = shown(shard)
+    if raw is None:
+        return [f"shard {what}: not in {INDEX_NAME}, run `sfa index {what}`"]
+    if isinstance(found, DataError):
+        return [str(found)]
+    if found.sha256 == raw["sha256"]:
         return []
     now = {(sample.key, suffix): member for sample in found.samples for suffix, member in sample.members.items()}
     changed = [
-        f"shard {path}, key {sample.key!r}, offset {member.offset}: .{suffix} is not what was indexed"
-        for sample in known.samples
+        f"shard {what}, key {sample.key!r}, offset {member.offset}: .{suffix} is not what was indexed"
+        for sample in to_entry(raw).samples
         for suffix, member in sample.members.items()
         if now.get((sample.key, suffix)) != member
     ]
-    return changed or [f"shard {path}: sha256 is not what was indexed, though all known members are the same"]
+    return changed or [f"shard {what}: sha256 is not what was indexed, though all known members are the same"]
 
 
-def _entry_to_json(entry: ShardEntry) -> dict[str, Any]:
-    samples = []
-    for sample in entry.samples:
-        value: dict[str, Any] = {"key": sample.key, "members": sample.members, "label": sample.label}
-        samples.append(value | ({"error": sample.error} if sample.error else {}))
-    return {"size": entry.size, "sha256": entry.sha256, "samples": samples}
-
-
-def _entry_from_json(value: dict[str, Any]) -> ShardEntry:
-    size = int(value["size"])
-    samples = []
-    for sample in value["samples"]:
-        members = {suffix: Member(*map(int, place)) for suffix, place in sample["members"].items()}
-        if any(member.offset < 0 or member.offset + member.size > size for member in members.values()):
-            raise ValueError(f"sample {sample['key']!r} lies outside its shard")
-        samples.append(SampleEntry(sample["key"], members, sample["label"], sample.get("error")))
-    return ShardEntry(size, value["sha256"], tuple(samples))
-
-
-def _table(paths: Sequence[Path], entries: Sequence[ShardEntry]) -> SampleIndex:
-    rows = [(number, sample) for number, entry in enumerate(entries) for sample in entry.samples]
-    if not rows:
-        raise DataError(f"{len(paths)} shards hold no sample (first: {paths[0]}): pack them again")
-    suffix = [next((known for known in CLIP_SUFFIXES if known in sample.members), "") for _, sample in rows]
-    nothing = Member(-1, 0, 0)
-    places = np.array([sample.members.get(suffix[i], nothing) for i, (_, sample) in enumerate(rows)], dtype=np.int64)
+def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> SampleIndex:
+    if not len(columns.keys):
+        raise DataError(f"{len(shards)} shards hold no sample (first: {shown(shards[0])}): pack them again")
+    counts = np.diff(columns.ends, prepend=0)
     return SampleIndex(
-        shards=tuple(paths),
-        shard_sha256=tuple(entry.sha256 for entry in entries),
-        shard=np.array([number for number, _ in rows], dtype=np.int64),
-        offset=places[:, 0],
-        size=places[:, 1],
-        crc32=places[:, 2],
-        label=np.array([-1 if sample.label is None else sample.label for _, sample in rows], dtype=np.int64),
-        keys=[sample.key for _, sample in rows],
-        suffix=suffix,
-        classes=_classes(paths),
-        errors={i: sample.error for i, (_, sample) in enumerate(rows) if sample.error},
+        shards=tuple(shards),
+        shard_sha256=tuple(columns.sha256),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int64), counts),
+        offset=columns.offset,
+        size=columns.size,
+        crc32=columns.crc32,
+        label=columns.label,
+        keys=columns.keys,
+        suffix=Suffixes(columns.suffix),
+        classes=_classes(shards, remote),
+        errors=columns.errors,
+        shard_bytes=columns.shard_bytes,
+        remote=remote,
     )
 
 
-def _classes(paths: Sequence[Path]) -> list[str] | None:
+def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> list[str] | None:
     """Class names from manifest.json beside the shards; folders that have none do not count, others must agree."""
-    found: dict[Path, list[str]] = {}
-    for path in dict.fromkeys(shard.parent / "manifest.json" for shard in paths):
-        if not path.exists():
-            continue
+    found: dict[str, list[str]] = {}
+    for folder in _by_folder(shards):
+        where = shown(folder / MANIFEST_NAME if isinstance(folder, Path) else folder + MANIFEST_NAME)
         try:
-            classes = json.loads(path.read_bytes()).get("classes")
+            data = _read_beside(folder, remote)
+            classes = None if data is None else json.loads(data).get("classes")
         except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{path} is not a readable manifest ({error}): pack the shards again") from error
+            raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
-            found[path] = [str(name) for name in classes]
+            found[where] = [str(name) for name in classes]
     if len({tuple(classes) for classes in found.values()}) > 1:
-        raise DataError(f"the class lists of {', '.join(map(str, found))} differ: pack them with the same --classes")
+        raise DataError(f"the class lists of {', '.join(found)} differ: pack them with the same --classes")
     return next(iter(found.values()), None)
+
+
+def _read_beside(folder: Path | str, remote: RemoteBlock) -> bytes | None:
+    if isinstance(folder, str):
+        return read_beside(folder, MANIFEST_NAME, remote)
+    try:
+        return (folder / MANIFEST_NAME).read_bytes()
+    except FileNotFoundError:
+        return None

@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import tarfile
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
@@ -68,32 +69,43 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def walk_shard(path: Path) -> ShardEntry:
+def walk_shard(path: Path, shard: str = "") -> ShardEntry:
     """Reads a whole shard twice (checksums of members, then of the file) and returns its entry.
+
+    `shard` is what messages call it where `path` is a copy.
 
     Raises DataError, naming shard and byte offset, for anything but a complete plain tar of regular files: a cut or
     damaged archive, a compressed one, links and devices, absolute names or `..`, repeated or scattered members.
     A sample that merely lacks its clip or has no readable label is kept, with `error` set.
     """
+    shard = shard or str(path)
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            members, ignored = _members(path, file, size)
+            members, ignored = _members(shard, file, size)
             samples = tuple(_sample(file, key, found) for key, found in members.items())
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"shard {path}: cannot be read ({error}): check the path, the rights and the disk") from error
+        raise DataError(f"shard {shard}: cannot be read ({error}): check the path, the rights and the disk") from error
     return ShardEntry(size, sha256, samples, tuple(ignored))
 
 
-def _members(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, dict[str, Member]], list[str]]:
+def warn_of_ignored(entries: Iterable[ShardEntry]) -> None:
+    """One warning for all members with unknown suffixes."""
+    unknown = sorted({name for entry in entries for name in entry.ignored})
+    if unknown:
+        some = ", ".join(repr(name) for name in unknown[:5])
+        warnings.warn(f"{len(unknown)} members have unknown suffixes and are ignored: {some} ...", stacklevel=2)
+
+
+def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str, Member]], list[str]]:
     """Members by key and suffix in the archive's order, and the names of members with unknown suffixes."""
     samples: dict[str, dict[str, Member]] = {}
     ignored: list[str] = []
     previous = ""
-    for info in _tar_infos(path, file, size):
-        name = _checked_name(path, info)
+    for info in _tar_infos(shard, file, size):
+        name = _checked_name(shard, info)
         split = split_name(name)
         if split is None:
             ignored.append(name)
@@ -102,17 +114,17 @@ def _members(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, dict[str,
         found = samples.setdefault(key, {})
         first = min((member.offset for member in found.values()), default=info.offset_data)
         if suffix in found:
-            _fail(path, info.offset, f"repeats {name!r}, which is also at offset {found[suffix].offset}")
+            _fail(shard, info.offset, f"repeats {name!r}, which is also at offset {found[suffix].offset}")
         if found and key != previous:
-            _fail(path, info.offset, f"sample {key!r} goes on here but began at offset {first}, others between")
+            _fail(shard, info.offset, f"sample {key!r} goes on here but began at offset {first}, others between")
         found[suffix] = Member(info.offset_data, info.size, _crc32(file, info.offset_data, info.size))
         previous = key
     if not samples:
-        _fail(path, 0, f"holds no sample (known suffixes: {', '.join(KNOWN_SUFFIXES)})")
+        _fail(shard, 0, f"holds no sample (known suffixes: {', '.join(KNOWN_SUFFIXES)})")
     return samples, ignored
 
 
-def _tar_infos(path: Path, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     """Headers of all regular members; afterwards makes sure that the archive really ends where tarfile stopped."""
     end = 0
     try:
@@ -120,37 +132,37 @@ def _tar_infos(path: Path, file: BinaryIO, size: int) -> Iterator[tarfile.TarInf
         for info in archive:
             end = info.offset_data + (-(-info.size // _BLOCK) * _BLOCK if info.isreg() else 0)
             if not 0 <= info.size <= size - info.offset_data:
-                _fail(path, info.offset, f"{info.name!r} claims {info.size} bytes, but the file ends before")
+                _fail(shard, info.offset, f"{info.name!r} claims {info.size} bytes, but the file ends before")
             if not info.isdir():
                 yield info
     except (tarfile.TarError, ValueError) as error:  # ValueError: tarfile lets some damaged pax headers through
-        _fail(path, end, f"not a plain, complete tar ({error})")
-    _check_end(path, file, end, size)
+        _fail(shard, end, f"not a plain, complete tar ({error})")
+    _check_end(shard, file, end, size)
 
 
-def _check_end(path: Path, file: BinaryIO, end: int, size: int) -> None:
+def _check_end(shard: str, file: BinaryIO, end: int, size: int) -> None:
     """After the last member: at least two zero blocks (the end marker of POSIX tar), and nothing but zeros."""
     if size - end < 2 * _BLOCK:
-        _fail(path, end, "the end-of-archive marker is missing: the file was cut")
+        _fail(shard, end, "the end-of-archive marker is missing: the file was cut")
     file.seek(end)
     offset = end
     while chunk := file.read(_CHUNK):
         if chunk.count(0) != len(chunk):
-            _fail(path, offset, "a header is damaged, and what follows would be lost")
+            _fail(shard, offset, "a header is damaged, and what follows would be lost")
         offset += len(chunk)
 
 
-def _checked_name(path: Path, info: tarfile.TarInfo) -> str:
+def _checked_name(shard: str, info: tarfile.TarInfo) -> str:
     name = info.name.removeprefix("./")
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
-        _fail(path, info.offset, f"{name!r} is not a regular file (links, devices and sparse files are refused)")
+        _fail(shard, info.offset, f"{name!r} is not a regular file (links, devices and sparse files are refused)")
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        _fail(path, info.offset, f"{name!r} is an absolute name or leads out of the archive")
+        _fail(shard, info.offset, f"{name!r} is an absolute name or leads out of the archive")
     return name
 
 
-def _fail(path: Path, offset: int, what: str) -> None:
-    raise DataError(f"shard {path}, offset {offset}: {what}. Copy or pack it again, then run `sfa index {path}`")
+def _fail(shard: str, offset: int, what: str) -> None:
+    raise DataError(f"shard {shard}, offset {offset}: {what}. Copy or pack it again, then run `sfa index {shard}`")
 
 
 def _crc32(file: BinaryIO, offset: int, size: int) -> int:

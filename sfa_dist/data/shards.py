@@ -1,41 +1,111 @@
-"""Turns the patterns of a recipe into one sorted list of shard files, the same on every rank."""
+"""Turns the patterns of a recipe into one sorted list of shards, the same on every rank.
+
+A shard is a local file (a Path) or a text: `s3://...`, `http(s)://...`, `pipe:COMMAND`. No variable of the environment
+rewrites them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
+from sfa_dist.data.remote import list_s3
+from sfa_dist.data.retry import with_retries
 from sfa_dist.errors import DataError
+from sfa_dist.recipe import RemoteBlock, shard_kind
+
+Shard = Path | str
+PIPE = "pipe:"
+LOCAL_ONLY = RemoteBlock()
 
 
-def expand_shards(patterns: Sequence[str]) -> list[Path]:
-    """Absolute paths of all shards that the patterns name, sorted and without repeats.
+def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> list[Shard]:
+    """All shards that the patterns name, sorted and without repeats; local ones as absolute paths.
 
-    Each pattern is a path, a glob (`train-*.tar`), a brace pattern (`train-{000000..000099}.tar`) or a mixture.
-    Each name that braces expand to must be there, so a missing shard is found before the run starts.
-    Raises DataError for a pattern that matches no file, and for URLs and pipes: only local files are read.
+    Each pattern is a path, a glob (`train-*.tar`), a brace pattern (`train-{000000..000099}.tar`), a mixture, or one of
+    these as a URL (globs on s3 only), or a pipe. Each local name that braces expand to must be there, so a missing
+    shard is found before the run starts; for URLs `load_index` finds it.
+    Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow.
     """
-    found = {os.path.abspath(path) for pattern in patterns for path in _expand(pattern)}
-    return [Path(path) for path in sorted(found)]
+    local: set[str] = set()
+    others: set[str] = set()
+    for pattern in patterns:
+        if kind := shard_kind(pattern):
+            others.update(_expand_remote(pattern, kind, remote))
+        else:
+            local.update(os.path.abspath(path) for path in _expand_local(pattern))
+    return [*(Path(path) for path in sorted(local)), *sorted(others)]
 
 
-def _expand(pattern: str) -> Iterator[str]:
-    if pattern.startswith("pipe:") or "://" in pattern:
-        raise DataError(f"shard pattern {pattern!r} is not a local file: copy the shards to a disk and give their path")
+def shard_name(shard: Shard) -> str:
+    """What a shard is called in its folder's index: the file name; of a pipe the whole command."""
+    if isinstance(shard, Path):
+        return shard.name
+    return shard if shard_kind(shard) == "pipe" else urlsplit(shard).path.rsplit("/", 1)[-1]
+
+
+def shard_folder(shard: Shard) -> Path | str:
+    """Where the shard and, perhaps, its index.json lie: a folder, a URL that ends in `/`, or `pipe:`."""
+    if isinstance(shard, Path):
+        return shard.parent
+    if shard_kind(shard) == "pipe":
+        return PIPE
+    return shard.partition("?")[0].rpartition("/")[0] + "/"
+
+
+def shown(shard: Shard) -> str:
+    """A shard for messages, without what may be secret: a URL's user, password and query."""
+    if isinstance(shard, Path) or shard_kind(shard) == "pipe":
+        return str(shard)
+    parts = urlsplit(shard)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _expand_local(pattern: str) -> Iterator[str]:
     if os.path.isfile(pattern):  # taken literally first: brackets and braces are legal in file names
         yield pattern
         return
-    try:
-        names = braceexpand(pattern)
-    except ValueError as error:
-        raise DataError(f"shard pattern {pattern!r} has unbalanced braces: {error}") from error
-    for name in names:
+    for name in _expand_braces(pattern):
         files = [path for path in glob(os.path.expanduser(name), recursive=True) if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
             raise DataError(f"no shard matches {pattern!r}{part} in {os.getcwd()}: correct the path or pack the shards")
         yield from files
+
+
+def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:
+    if why := remote.refusal(pattern):
+        raise DataError(f"shard pattern {shown(pattern)!r}: {why}")
+    for name in _expand_braces(pattern):
+        if kind == "pipe" or not re.search(r"[*?[]" if kind == "s3" else r"\*", name):
+            yield name
+        elif kind == "s3":
+            found = _list_s3(name, remote)
+            if not found:
+                raise DataError(f"no shard matches {shown(name)!r}: correct the pattern")
+            yield from found
+        else:
+            raise DataError(
+                f"shard pattern {shown(pattern)!r}: {kind} cannot list files, so * finds nothing: write the names with "
+                "braces, as in train-{000000..000099}.tar"
+            )
+
+
+def _list_s3(pattern: str, remote: RemoteBlock) -> list[str]:
+    try:
+        return with_retries(lambda: list_s3(pattern, remote), remote.retries)
+    except OSError as error:
+        raise DataError(f"shard pattern {shown(pattern)!r} cannot be listed: {error.strerror or error}") from error
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"shard pattern {shown(pattern)!r} has unbalanced braces: {error}") from error

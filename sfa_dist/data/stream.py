@@ -20,7 +20,7 @@ never replaced by another one, which would then be seen twice.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +129,8 @@ class MicroBatches(Dataset[Batch]):
         return self.plan.steps_per_epoch * self.accumulation
 
     def __getitem__(self, item: int) -> Batch:
-        step, part = divmod(item, self.accumulation)
-        return self._batch(self.plan.micro_batch_ids(self.epoch, step, self.rank, self.world_size, self.micro, part))
+        places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
+        return self._batch(self.plan.ids_at(self.epoch, places))
 
     def _batch(self, ids: Ids) -> Batch:
         settings = self.views.clip
@@ -173,6 +173,30 @@ class MicroBatches(Dataset[Batch]):
             return self.views(video, self.epoch, sample)
 
 
+class Loader(DataLoader[Batch]):
+    """Raises the DataError of a worker as the one line that it is (DataLoader makes the worker's traceback its text),
+    and ends its workers with the iteration.
+
+    They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
+    before it waits for them at its exit, so the process would not end.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return _guarded(super().__iter__())
+
+
+def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except DataError as error:
+        name = f"{DataError.__module__}.{DataError.__qualname__}: "
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
+    finally:
+        end_workers = getattr(batches, "_shutdown_workers", None)  # only where there are any
+        if end_workers is not None:
+            end_workers()
+
+
 def train_plan(index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int) -> SamplePlan:
     """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
     return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards)
@@ -199,7 +223,7 @@ def train_loader(
     decoder: Decoder | None = None,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
-) -> DataLoader[Batch]:
+) -> Loader:
     """Micro-batches of one rank and epoch, from the start of optimizer step `start_step` to the end of the epoch.
 
     `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
@@ -228,7 +252,7 @@ def eval_loader(
     decoder: Decoder | None = None,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
-) -> DataLoader[Batch]:
+) -> Loader:
     """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
     V = temporal_views * spatial_views. `seed` matters only for data.frame_order: shuffled."""
     micro = batch.eval_micro or batch.micro
@@ -258,8 +282,8 @@ def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> I
 
 def _loader(
     batches: MicroBatches, items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
-) -> DataLoader[Batch]:
-    return DataLoader(
+) -> Loader:
+    return Loader(
         batches,
         batch_size=None,
         sampler=items,

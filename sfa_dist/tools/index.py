@@ -8,12 +8,14 @@ from typing import Any
 
 from sfa_dist.data.shard_index import build_index, verify_index
 from sfa_dist.data.shards import expand_shards
-from sfa_dist.errors import DataError
+from sfa_dist.errors import DataError, UsageError
+from sfa_dist.recipe import RemoteBlock, shard_kind
 
 _EPILOG = """\
 examples:
   sfa index shards/train-*.tar                          build index.json beside the shards
   sfa index 'shards/train-{000000..000099}.tar' --verify    read everything again and compare
+  sfa index 's3://bucket/train-*.tar'                   fetch each shard once and write index.json beside them
 """
 
 
@@ -26,29 +28,54 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="paths, globs or brace patterns")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="paths, globs, brace patterns, URLs or pipes")
     parser.add_argument(
         "--verify", action="store_true", help="compare instead of building; exit code 65 if they differ"
     )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="the recipe's data.remote.cache_dir: keeps fetched shards, and the index where none can be beside them",
+    )
+    parser.add_argument("--cache-gib", type=float, metavar="N", help="the recipe's data.remote.cache_gib")
+    parser.add_argument("--anonymous", action="store_true", help="read s3 without credentials")
     parser.add_argument("--workers", type=int, default=4, help="shards read at a time (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds or verifies. Raises DataError, which ends with exit code 65, for damaged shards."""
-    paths = expand_shards(arguments.shards)
+    remote = _remote(arguments)
+    shards = expand_shards(arguments.shards, remote)
     if arguments.verify:
-        problems = verify_index(paths, arguments.workers)
+        problems = verify_index(shards, arguments.workers, remote)
         for problem in problems:
             print(problem, file=sys.stderr)
         if problems:
-            raise DataError(f"{len(problems)} problems in {len(paths)} shards, the first: {problems[0]}")
-        print(f"{len(paths)} shards are what their index says")
+            raise DataError(f"{len(problems)} problems in {len(shards)} shards, the first: {problems[0]}")
+        print(f"{len(shards)} shards are what their index says")
         return 0
-    entries = build_index(paths, workers=arguments.workers)
+    entries, written = build_index(shards, arguments.workers, remote)
     samples = sum(len(entry.samples) for entry in entries.values())
     bad = [sample for entry in entries.values() for sample in entry.samples if sample.error]
-    print(f"indexed {samples} samples in {len(paths)} shards, {len(bad)} of them cannot be used")
+    print(f"indexed {samples} samples in {len(shards)} shards, {len(bad)} of them cannot be used")
     for sample in bad[:5]:
         print(f"  {sample.key!r}: {sample.error}")
+    for place in written:
+        print(f"index: {place}")
     return 0
+
+
+def _remote(arguments: argparse.Namespace) -> RemoteBlock:
+    """Who names a URL or a pipe on the command line means it, so all kinds are allowed. Raises UsageError for a pipe
+    whose index would be kept nowhere that a run looks."""
+    if arguments.cache_dir is None:
+        if any(shard_kind(shard) == "pipe" for shard in arguments.shards):
+            raise UsageError("sfa index: a pipe needs --cache-dir DIR, the recipe's data.remote.cache_dir")
+        return RemoteBlock(allow=["http", "https"], anonymous=arguments.anonymous)
+    return RemoteBlock(
+        allow=["http", "https", "pipe"],
+        anonymous=arguments.anonymous,
+        cache_dir=arguments.cache_dir,
+        cache_gib=arguments.cache_gib,
+    )

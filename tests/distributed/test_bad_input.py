@@ -269,13 +269,13 @@ def test_another_order_of_classes_in_the_validation_set_is_65(place: Path) -> No
 
 def damage_clip(shard: Path, index: int) -> str:
     """Flips bytes in the middle of a clip, after the shard was indexed. Returns the clip's name."""
-    entry = json.loads((shard.parent / "index.json").read_text())["shards"][shard.name]["samples"][index]
-    offset, size, _ = entry["members"]["mp4"]
+    entry = json.loads((shard.parent / "index.json").read_text())["shards"][shard.name]
+    offset, size, _ = (column[index] for column in entry["members"]["mp4"])
     data = bytearray(shard.read_bytes())
     for place in range(offset + size // 2, offset + size // 2 + 20):
         data[place] ^= 0xFF
     shard.write_bytes(data)
-    return f"{shard.name}/{entry['key']}"
+    return f"{shard.name}/{entry['keys'][index]}"
 
 
 @pytest.fixture

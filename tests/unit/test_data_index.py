@@ -65,7 +65,7 @@ def test_name_is_split_at_the_last_known_suffix():
 @pytest.mark.fault(39)
 def test_table(shard):
     index = load_index([shard])
-    assert (len(index), index.keys, index.label.tolist()) == (4, ["k0", "k1", "k2", "k3"], [0, 1, 2, 3])
+    assert (len(index), list(index.keys), index.label.tolist()) == (4, ["k0", "k1", "k2", "k3"], [0, 1, 2, 3])
     assert index.num_classes_seen() == 4
     assert index.shard_sizes.tolist() == [4]
     data = shard.read_bytes()
@@ -203,9 +203,9 @@ def test_index_file_is_merged_and_garbled_ones_are_refused(tmp_path, shard):
     load_index([other])
     content = json.loads((tmp_path / INDEX_NAME).read_text())
     assert sorted(content["shards"]) == ["a-000000.tar", "b.tar"]
-    assert list(content["shards"]["b.tar"]["samples"][0]["members"]) == ["cls", "json", "mp4"]
+    assert list(content["shards"]["b.tar"]["members"]) == ["cls", "json", "mp4"]
     assert sorted(os.listdir(tmp_path)) == ["a-000000.tar", "b.tar", INDEX_NAME]  # no temporary file is left
-    content["shards"]["b.tar"]["samples"][0]["members"]["mp4"][0] = 10**9
+    content["shards"]["b.tar"]["members"]["mp4"][0][0] = 10**9
     for text in (json.dumps(content), "{", '{"version": 99, "shards": {}}', "[]"):
         (tmp_path / INDEX_NAME).write_text(text)
         with pytest.raises(DataError, match=r"not a readable index.*`sfa index"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from data_samples import frame_level, video_bytes, write_shard, write_shards
 
-from sfa_dist.data import reader
+from sfa_dist.data import retry
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import Batch, _start_worker, eval_loader, train_loader
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
@@ -196,7 +196,7 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return real(file, min(size, 100), offset)  # and short reads are put together
 
-    monkeypatch.setattr(reader, "_RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(os, "pread", flaky)
     assert evaluate(index, micro=1)[0]["weights"].tolist() == [1]
     assert len(calls) > 2

@@ -196,6 +196,33 @@ def test_unknown_keys_come_with_a_suggestion(write: Write, line: str, message: s
     assert errors_of(write(MINIMAL + line + "\n")) == f"a.yaml:5: {message}"
 
 
+@pytest.mark.fault(42)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train: ['https://h/a?sig=1']", "data.train: 'https://h/a': https is off: set data.remote.allow: [https]"),
+        ("val: [a.tar, http://h/a.tar]", "data.val: 'http://h/a.tar': http is off: set data.remote.allow: [http] if"),
+        ("test: ['pipe:cat a']", "data.test: 'pipe:cat a': pipe is off: set data.remote.allow: [pipe] and data.remote"),
+        ("train: [hf://a/b.tar]", "data.train: 'hf://a/b.tar': hf:// is not read, only local paths, s3://, https://, "),
+        ("remote: {allow: [pipe]}", "data.remote.allow: what a pipe gives is kept on disk: set data.remote.cache_dir"),
+        ("remote: {cache_gib: 9}", "data.remote.cache_gib: limits a cache that is off: set data.remote.cache_dir to a"),
+        ("remote: {allow: [ftp]}", "data.remote.allow[0]: expected 'http', 'https' or 'pipe', got 'ftp'"),
+        ("remote: {retrys: 1}", "unknown key 'data.remote.retrys'; did you mean 'retries'?"),
+        ("remote: {cache_dir: x, cache_gib: 0}", "data.remote.cache_gib: expected a number greater than 0"),
+    ],
+)
+def test_shards_from_elsewhere_are_allowed_by_name(write: Write, line: str, message: str) -> None:
+    assert errors_of(write(MINIMAL + f"data:\n  {line}\n")).startswith(f"a.yaml:6: {message}")
+
+
+def test_shards_from_elsewhere_that_are_allowed(write: Write) -> None:
+    lines = (
+        "data: {train: [s3://b/a.tar, https://h/a.tar], remote: {allow: [https, pipe], cache_dir: x, cache_gib: 9}}\n"
+    )
+    assert load_recipe(write(MINIMAL + lines)).recipe.stage1.data.remote.cache_gib == 9
+    assert load_recipe(write(MINIMAL + "data: {train: [s3://b/a-*.tar]}\n")).recipe.stage1.data.remote.allow == []
+
+
 def test_synonym_of_a_sibling(write: Write) -> None:
     error = errors_of(write(MINIMAL.replace("{lr: 0.1}", "\n  lr: 0.1\n  learning_rate: 1")))
     assert error == "a.yaml:4: unknown key 'optimizer.learning_rate'; did you mean 'lr'?"

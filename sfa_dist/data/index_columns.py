@@ -1,0 +1,212 @@
+"""The samples of a folder as a few flat arrays: 60 bytes a sample in place of a thousand as Python objects, and nothing
+that a loader worker would copy by merely reading it.
+
+They are derived from index.json. For many samples they are kept beside it in index.npz, which says of which index.json
+it was made and is read without pickle; zip's checksums guard it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from operator import eq
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from sfa_dist.data.shard_walk import CLIP_SUFFIXES
+
+Int64 = npt.NDArray[np.int64]
+SIDECAR_NAME = "index.npz"
+SIDECAR_VERSION = 1
+SIDECAR_FROM = 50_000  # samples; below that index.json itself is read in less than a tenth of a second
+SUFFIXES = ("", *CLIP_SUFFIXES)
+# What zipfile and numpy raise for a damaged file.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+
+_log = logging.getLogger(__name__)
+
+
+class Texts(Sequence[str]):
+    """A list of texts that is not held as Python objects; equal to any sequence of the same texts."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _at(self, place: int) -> str:
+        """The text at a place from 0 up."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        places = range(len(self))[number]  # the usual meaning of -1, and the usual IndexError
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Strings(Texts):
+    """Any texts in two arrays: all their bytes (uint8), and where each ends (int64)."""
+
+    def __init__(self, text: npt.NDArray[np.uint8], ends: Int64) -> None:
+        self.text, self.ends = text, ends
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> Strings:
+        """From any texts, lone surrogates (file names that are no unicode) included."""
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        return Strings(text, np.cumsum([len(each) for each in encoded], dtype=np.int64))
+
+    @staticmethod
+    def joined(parts: Sequence[Strings]) -> Strings:
+        """One after the other."""
+        lengths = np.cumsum([0, *(len(part.text) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, lengths, strict=False)]
+        return Strings(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+
+    def part(self, first: int, last: int) -> Strings:
+        """Those from `first` up to, not including, `last`; shares memory."""
+        start, stop = self._start(first), self._start(last)
+        return Strings(self.text[start:stop], self.ends[first:last] - start)
+
+    def _start(self, number: int) -> int:
+        return int(self.ends[number - 1]) if number else 0
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _at(self, place: int) -> str:
+        return self.text[self._start(place) : int(self.ends[place])].tobytes().decode("utf-8", "surrogatepass")
+
+
+class Suffixes(Texts):
+    """One of SUFFIXES for each sample, in a byte each."""
+
+    def __init__(self, codes: npt.NDArray[np.uint8]) -> None:
+        self.codes = codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def _at(self, place: int) -> str:
+        return SUFFIXES[self.codes[place]]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Some shards and their samples, in order.
+
+    names, sha256, shard_bytes (int64): of each shard, (n,).   ends (n,): number of samples up to the end of each shard.
+    keys, suffix, offset, size, crc32, label: of each sample, as in SampleIndex.   error_rows, error_texts: samples
+    that cannot be used, and why.
+    """
+
+    names: Strings
+    sha256: Strings
+    shard_bytes: Int64
+    ends: Int64
+    keys: Strings
+    suffix: npt.NDArray[np.uint8]
+    offset: Int64
+    size: Int64
+    crc32: Int64
+    label: Int64
+    error_rows: Int64
+    error_texts: Strings
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Sample number -> why it cannot be used."""
+        return dict(zip(self.error_rows.tolist(), self.error_texts, strict=True))
+
+    def shard(self, number: int) -> Columns:
+        """One shard alone; shares memory."""
+        first, last = int(self.ends[number - 1]) if number else 0, int(self.ends[number])
+        rows = slice(first, last)
+        bad_first, bad_last = np.searchsorted(self.error_rows, [first, last]).tolist()
+        return Columns(
+            names=self.names.part(number, number + 1),
+            sha256=self.sha256.part(number, number + 1),
+            shard_bytes=self.shard_bytes[number : number + 1],
+            ends=np.array([last - first]),
+            keys=self.keys.part(first, last),
+            suffix=self.suffix[rows],
+            offset=self.offset[rows],
+            size=self.size[rows],
+            crc32=self.crc32[rows],
+            label=self.label[rows],
+            error_rows=self.error_rows[bad_first:bad_last] - first,
+            error_texts=self.error_texts.part(bad_first, bad_last),
+        )
+
+
+def join(parts: Sequence[Columns]) -> Columns:
+    """The shards of all parts, one after the other; copies."""
+    first = np.cumsum([0, *(len(part.keys) for part in parts)])
+    joined: dict[str, Any] = {}
+    for name in (field.name for field in fields(Columns)):
+        values = [getattr(part, name) for part in parts]
+        if name in ("ends", "error_rows"):
+            values = [value + start for value, start in zip(values, first, strict=False)]
+        joined[name] = Strings.joined(values) if isinstance(values[0], Strings) else np.concatenate(values)
+    return Columns(**joined)
+
+
+def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:
+    """The columns of the index.json with this hash, or None: there are none, of another index.json, or damaged."""
+    try:
+        with np.load(folder / SIDECAR_NAME, allow_pickle=False) as arrays:
+            if arrays["made_of"].tobytes() != _mark(index_sha256):
+                return None
+            return Columns(**{field.name: _unpacked(arrays, field.name) for field in fields(Columns)})
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        _log.warning("%s is not readable and not used (%s)", folder / SIDECAR_NAME, error)
+        return None
+
+
+def write_sidecar(folder: Path, index_sha256: str, columns: Columns) -> None:
+    """Keeps the columns beside their index.json. A folder that cannot be written is no fault: they are made again."""
+    arrays: dict[str, Any] = {"made_of": np.frombuffer(_mark(index_sha256), dtype=np.uint8)}
+    for name in (field.name for field in fields(Columns)):
+        value = getattr(columns, name)
+        arrays |= (
+            {f"{name}.text": value.text, f"{name}.ends": value.ends} if isinstance(value, Strings) else {name: value}
+        )
+    temporary = folder / f".{SIDECAR_NAME}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / SIDECAR_NAME)
+    except OSError as error:
+        _log.info("%s is not kept: %s", folder / SIDECAR_NAME, error)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mark(index_sha256: str) -> bytes:
+    return f"{SIDECAR_VERSION} {index_sha256}".encode()
+
+
+def _unpacked(arrays: Any, name: str) -> Any:
+    return arrays[name] if name in arrays else Strings(arrays[f"{name}.text"], arrays[f"{name}.ends"])

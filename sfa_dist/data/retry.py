@@ -1,0 +1,33 @@
+"""Reads that fail for a passing reason are tried again, after pauses that grow. The data do not depend on them."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FIRST_PAUSE, GROWTH, LONGEST_PAUSE = 0.1, 4.0, 30.0  # seconds; the factor from one pause to the next
+TRANSIENT = {
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.EPIPE),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH),
+}
+
+
+def with_retries(work: Callable[[], T], retries: int) -> T:
+    """The value of `work`, which is called again up to `retries` times while it raises an OSError that may pass."""
+    for attempt in range(retries):
+        try:
+            return work()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+        time.sleep(min(FIRST_PAUSE * GROWTH**attempt, LONGEST_PAUSE))
+    return work()
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether the same call may work a little later: a network or a network disk that stumbled, not a missing file."""
+    return error.errno in TRANSIENT or isinstance(error, TimeoutError | ConnectionError)
