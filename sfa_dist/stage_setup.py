@@ -146,9 +146,11 @@ def origin(run: Run, index: SampleIndex) -> dict[str, Any]:
 def recorded_origin(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The inputs and the origin that a checkpoint was made with. Raises CheckpointError where it tells none."""
     try:
-        return {**state["inputs"], **state["origin"]}
+        if state["step"] == state["progress"]["step"]:
+            return {**state["inputs"], **state["origin"]}
     except (KeyError, TypeError):
-        raise CheckpointError(f"{checkpoint}/state.json does not tell what the checkpoint was made from") from None
+        pass
+    raise CheckpointError(f"{checkpoint}/state.json does not tell which step it is, or what it was made from")
 
 
 def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> None:

@@ -12,6 +12,7 @@ A synchronous save is the same one, waited for.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 import time
@@ -115,7 +116,7 @@ class Saver:
             masters=masters,
             moments=[piece for piece in pieces if piece.key != "master"],
             optimizer=f"optimizer-{runtime.rank:05d}-of-{writers:05d}.safetensors" if mine else "",
-            state=state if runtime.is_main else None,
+            state=copy.deepcopy(state) if runtime.is_main else None,  # The loop goes on counting in it.
             step=step,
         )
 

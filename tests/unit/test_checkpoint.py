@@ -674,9 +674,11 @@ def test_what_is_saved_is_what_was_there_at_the_boundary(
     runtime: Runtime, engine: OneRankEngine, root: Path, tmp_path: Path
 ) -> None:
     """And the same bytes as a save that is waited for."""
-    waited_for = ckpt.save_checkpoint(tmp_path / "twin", 1, engine, {}, runtime, keep=1)
+    state = {"progress": {"step": 1}}
+    waited_for = ckpt.save_checkpoint(tmp_path / "twin", 1, engine, state, runtime, keep=1)
     saver = ckpt.Saver(root, runtime, keep=1)
-    saver.begin(1, engine, {})
+    saver.begin(1, engine, state)
+    state["progress"]["step"] = 2
     for tensor in engine.state():
         tensor.fill_(7.0)
     outcome = saver.finish()
