@@ -122,6 +122,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         state_extra={"inputs": inputs, "origin": origin(run, index), "trunk_sha256": trunk_sha256},
         log_every=run.recipe.log.every,
         progress=progress,
+        saved_step=progress.step,
         watch=run.watch,
     )
     if checkpoint is not None:

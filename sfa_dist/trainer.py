@@ -88,6 +88,7 @@ class Trainer:
     log_every: int
     progress: Progress = field(default_factory=Progress)
     watch: Watch = field(default_factory=Watch)
+    saved_step: int = 0  # Of the newest checkpoint that stands.
     refused_saves: int = 0  # In a row.
 
     @cached_property
@@ -107,7 +108,7 @@ class Trainer:
         """
         try:
             while True:
-                epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
+                epoch, first = self._place()
                 at_epoch_end = first == 0 or self.progress.step >= self.total_steps
                 if at_epoch_end and self.progress.evaluated_step < self.progress.step:
                     self._end_epoch()
@@ -118,6 +119,10 @@ class Trainer:
         except BaseException:
             self.saver.abandon()
             raise
+
+    def _place(self) -> tuple[int, int]:
+        """(epoch, steps of it that are done): all the state that the data has, besides the seed."""
+        return divmod(self.progress.step, self.streams.steps_per_epoch)
 
     def _run_epoch(self, epoch: int, first: int) -> None:
         micro_batches = iter(self.streams.train(epoch, first))
@@ -150,7 +155,10 @@ class Trainer:
         self._settle_save()
         self.tracker.event("preempted", stage=self.name, step=self.progress.step)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-        raise self.runtime.for_all(PreemptedError(f"{stopped}; state is saved, run the same command again to go on"))
+        state = (
+            "state is saved" if self.saved_step == self.progress.step else f"state of step {self.saved_step} is saved"
+        )
+        raise self.runtime.for_all(PreemptedError(f"{stopped}; {state}, run the same command again to go on"))
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
         """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
@@ -236,7 +244,7 @@ class Trainer:
         """
         self._settle_save()
         if self.progress.non_finite_steps:
-            self._note_refused(self.progress.step, "gradients are not finite")
+            self.tracker.say(f"{self.name}: gradients are not finite, no checkpoint at step {self.progress.step}")
             return
         self._enter("save")
         loss = self.probe.loss(self.engine)
@@ -246,6 +254,7 @@ class Trainer:
         state = {
             "stage": self.name,
             "progress": vars(self.progress),
+            "data": dict(zip(("epoch", "step_in_epoch"), self._place(), strict=True)),
             "probe": {"loss": loss, "place": place_of(self.stage, self.runtime)},
             **self.state_extra,
         }
@@ -264,7 +273,7 @@ class Trainer:
         if outcome.refused:
             self._note_refused(outcome.step, outcome.refused)
             return
-        self.refused_saves = 0
+        self.refused_saves, self.saved_step = 0, outcome.step
         self.tracker.event(
             "checkpoint",
             stage=self.name,
