@@ -19,9 +19,10 @@ from torch import Tensor
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.errors import CheckpointError
 from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
 
 # Of the loss, or of 1 where the loss is smaller: bf16 has 8 bits, and TF32 on some cards has 11.
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
@@ -50,10 +51,15 @@ class Probe:
 
     @classmethod
     def make(cls, stage: StageBlock, seed: int, frozen: FrozenTrunk | None, device: torch.device) -> Probe:
-        """The probe of a stage of a run."""
+        """The probe of a stage of a run. A stage 2 without its trunk takes pooled features, and gets random ones."""
         clips, labels = probe_batch(stage, seed)
-        clips = clips.to(device)
-        return cls(clips if frozen is None else frozen(clips), labels.to(device))
+        inputs = clips.to(device)
+        if frozen is not None:
+            inputs = frozen(inputs)
+        elif isinstance(stage, Stage2):
+            shape = (1, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
+            inputs = torch.from_numpy(sample_rng(seed, 0, 0, "probe").random(shape)).float().to(device)
+        return cls(inputs, labels.to(device))
 
     def loss(self, engine: Engine) -> float:
         """Cross-entropy of the engine's present weights. Collective: sharded weights need all ranks."""

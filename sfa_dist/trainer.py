@@ -115,7 +115,7 @@ class Trainer:
                 if self.progress.step >= self.total_steps:
                     break
                 self._run_epoch(epoch, first)
-            self._settle_save()
+            self.settle_save()
         except BaseException:
             self.saver.abandon()
             raise
@@ -152,7 +152,7 @@ class Trainer:
 
     def _stop(self) -> None:
         self.save()
-        self._settle_save()
+        self.settle_save()
         self.tracker.event("preempted", stage=self.name, step=self.progress.step)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
         state = (
@@ -242,7 +242,7 @@ class Trainer:
         Raises CheckpointError on every rank when one cannot write. Weights that are not finite are not saved: they
         must not push out good ones.
         """
-        self._settle_save()
+        self.settle_save()
         if self.progress.non_finite_steps:
             self.tracker.say(f"{self.name}: gradients are not finite, no checkpoint at step {self.progress.step}")
             return
@@ -260,9 +260,9 @@ class Trainer:
         }
         self.saver.begin(self.progress.step, self.engine, state)
         if not self.stage.checkpoint.asynchronous:
-            self._settle_save()
+            self.settle_save()
 
-    def _settle_save(self) -> None:
+    def settle_save(self) -> None:
         """Waits for the save in flight, if there is one."""
         self._enter("save")
         self._note_save(self.saver.finish())
