@@ -19,10 +19,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 # Imports go from a later layer to an earlier one, or stay inside one; the number is the layer.
 LAYERS = (
-    ("errors", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
+    ("errors", "failpoints", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
-    ("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
+    ("tracking", "assemble", "probe", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
     ("train", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,102 @@
+"""Named points of a run at which a process can be made to die, to stall or to fail: for tests of what happens then.
+
+    SFA_FAILPOINT="save.write:kill@step=4,rank=1"               dies in the middle of writing a file of step 4's save
+    SFA_FAILPOINT="save.write:enospc@step=4; load.read:estale@times=2"
+
+A rule is `point:action`, or `point:action@condition,...`; rules are separated by `;`. Actions:
+
+    kill   SIGKILL to the process itself          stop   SIGSTOP to itself: it hangs until SIGCONT
+    term   SIGTERM to itself: a stop request      enospc eio estale erofs edquot eacces   an OSError of that number
+
+Conditions: `rank=R`, `step=S`, `stage=NAME` (all must hold where they are given), and `times=N`: how often the rule
+fires in one process (default 1). Points of a checkpoint, in the order in which a save passes them:
+
+    save.stage           state was copied to host memory                                    each rank
+    save.write           half of a file is written, not flushed                             each rank that writes it
+    save.between_files   a file is complete and on disk, the next one is not begun          each rank that writes
+    save.before_commit   all files are written, MANIFEST.json too, and the folder is .tmp   rank 0
+    save.between_renames the checkpoint of the same step is moved aside, when there is one  rank 0
+    save.after_rename    the new checkpoint stands, older ones are not purged               rank 0
+    save.after_purge     the save is over                                                   rank 0
+    load.read            a file of a checkpoint is about to be read                         each rank that reads it
+
+Without a rule a point costs one look at an empty tuple. The wiring reads the variable and hands the rules down.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from dataclasses import dataclass, field
+
+from sfa_dist.errors import UsageError
+
+VARIABLE = "SFA_FAILPOINT"
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+ERRORS = {name: getattr(errno, name.upper()) for name in ("enospc", "eio", "estale", "erofs", "edquot", "eacces")}
+POINTS = (
+    *("save.stage", "save.write", "save.between_files", "save.before_commit", "save.between_renames"),
+    *("save.after_rename", "save.after_purge", "load.read"),
+)
+CONDITIONS = ("rank", "step", "stage")
+
+
+@dataclass
+class Rule:
+    """What happens at a point, under which conditions, and how often still."""
+
+    point: str
+    action: str
+    conditions: dict[str, str] = field(default_factory=dict)
+    times: int = 1
+
+    def fire(self) -> None:
+        """Does it. Raises OSError for the actions that are errors."""
+        self.times -= 1
+        if self.action in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[self.action])
+            return
+        number = ERRORS[self.action]
+        raise OSError(number, f"{os.strerror(number)} (failpoint {self.point})")
+
+
+class Failpoints:
+    """The rules of one process, none by default, and what is known of the place in which they are asked for."""
+
+    def __init__(self, rules: tuple[Rule, ...] = (), **place: int | str) -> None:
+        self.rules, self._place = rules, place
+
+    def within(self, **place: int | str) -> Failpoints:
+        """The same rules, asked for in a place of which more is known."""
+        return Failpoints(self.rules, **{**self._place, **place})
+
+    def reach(self, point: str, **more: int | str) -> None:
+        """Fires the rules of this point whose conditions hold here (rank, step, stage)."""
+        for rule in self.rules:
+            place = {**self._place, **more}
+            here = all(str(place.get(key)) == value for key, value in rule.conditions.items())
+            if rule.point == point and here and rule.times > 0:
+                rule.fire()
+
+
+NO_FAILPOINTS = Failpoints()
+
+
+def parse_failpoints(text: str) -> Failpoints:
+    """Rules from the text of SFA_FAILPOINT. Raises UsageError for one that names no point, action or condition."""
+    return Failpoints(tuple(_rule(part.strip()) for part in text.split(";") if part.strip()))
+
+
+def _rule(text: str) -> Rule:
+    head, _, tail = text.partition("@")
+    point, _, action = head.strip().partition(":")
+    conditions = dict(item.strip().partition("=")[::2] for item in tail.split(",") if item.strip())
+    times = conditions.pop("times", "1")
+    known = (point in POINTS, action in SIGNALS or action in ERRORS, conditions.keys() <= set(CONDITIONS))
+    if not all(known) or not times.isdigit():
+        raise UsageError(
+            f"{VARIABLE}: {text!r} is not point:action[@condition,...]; points: {', '.join(POINTS)}; "
+            f"actions: {', '.join([*SIGNALS, *ERRORS])}; conditions: {', '.join([*CONDITIONS, 'times'])}"
+        )
+    return Rule(point, action, conditions, int(times))
