@@ -10,10 +10,12 @@ import torch
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.data.feed import FeedPlace, feed
+from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
-from sfa_dist.errors import CheckpointError, DataError, RecipeError
+from sfa_dist.errors import CheckpointError, DataError, PreemptedError, RecipeError
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
@@ -25,6 +27,7 @@ from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Progress, Streams, Trainer, mix_seed
 
 IMAGE_STAGE = "stage:image"
+LOGS = "logs"  # Folder of the run directory: what single ranks have to tell.
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Setup:
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
-    val = open_split(run.runtime, stage.data.val, f"{name}.data.val") if stage.data.val else None
+    val = open_split(run, stage.data.val, f"{name}.data.val") if stage.data.val else None
 
     def check() -> None:
         check_labels(index, stage.model.classes)
@@ -165,6 +168,11 @@ def given_checkpoint(path: Path) -> tuple[str, Path]:
 def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None) -> Streams:
     """The stage's training and evaluation streams for this rank."""
     world = run.runtime.world_size
+    place = feed_place(run)
+
+    def asked() -> bool:
+        return bool(run.stop)
+
     common: dict[str, Any] = {
         "data": stage.data,
         "batch": stage.batch,
@@ -178,11 +186,27 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
-        train=lambda epoch, first: train_loader(
-            train_index, augment=stage.augment, epoch=epoch, start_step=first, **common
+        train=lambda epoch, first: feed(
+            train_loader(train_index, augment=stage.augment, epoch=epoch, start_step=first, **common), place, asked
         ),
-        evaluate=None if val_index is None else lambda: eval_loader(val_index, **common),
+        evaluate=None if val_index is None else lambda: feed(eval_loader(val_index, **common), place, asked),
     )
+
+
+def feed_place(run: Run) -> FeedPlace:
+    """Where this rank writes down what its loader's workers die of."""
+    who = f"rank {run.runtime.rank} on {run.runtime.host}"
+    stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
+    return FeedPlace(who, run.directory / FILE_NAME, stacks)
+
+
+def leave_if_asked(run: Run, when: str) -> None:
+    """Raises PreemptedError on every rank when one was asked to stop, where there is nothing to save. Collective."""
+    [asked] = run.runtime.sum(bool(run.stop))
+    if asked:
+        run.tracker.event("preempted", reason=run.stop.reason)
+        text = f"stopped {when}: what was done before is saved, run the same command again to go on"
+        raise run.runtime.for_all(PreemptedError(text))
 
 
 def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
@@ -201,8 +225,11 @@ def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
     return -(-len(train_index) // stage.batch.size)
 
 
-def open_split(runtime: Runtime, patterns: list[str], where: str) -> SampleIndex:
-    """The index of a split's shards. Rank 0 builds what is missing before the others look."""
+def open_split(run: Run, patterns: list[str], where: str) -> SampleIndex:
+    """The index of a split's shards. Rank 0 builds what is missing before the others look.
+
+    Clips that crashed a decoder before are bad ones in it.
+    """
     if not patterns:
         raise RecipeError(f"{where} names no shards")
 
@@ -215,7 +242,11 @@ def open_split(runtime: Runtime, patterns: list[str], where: str) -> SampleIndex
             raise DataError(f"{where}: the shards hold no samples")
         return index
 
-    runtime.on_main(lambda: bool(load()))
+    def build() -> None:
+        with run.stop.nothing_to_save():
+            load()
+
+    run.runtime.on_main(build)
     index = load()
-    runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
-    return index
+    run.runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
+    return without_quarantined(index, run.runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))

@@ -20,6 +20,7 @@ from torch import Tensor
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
 from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.feed import feed
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
@@ -38,17 +39,31 @@ from sfa_dist.run_record import (
     refuse_other_inputs,
     stage_inputs,
 )
-from sfa_dist.stage_setup import Run, Setup, check_classes, given_checkpoint, open_split, prepare, steps_per_epoch
+from sfa_dist.stage_setup import (
+    LOGS,
+    Run,
+    Setup,
+    check_classes,
+    feed_place,
+    given_checkpoint,
+    leave_if_asked,
+    open_split,
+    prepare,
+    steps_per_epoch,
+)
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import evaluate, note_bad_test_clips, planned_steps
 
 
-def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
-    """Joins the other ranks and runs the recipe's stages in `run_dir`.
+def run_recipe(
+    loaded: LoadedRecipe, stop: StopFlag, run_dir: Path, resume: str, only: str | None, dry_run: bool
+) -> None:
+    """Joins the other ranks and runs the recipe's stages in `run_dir`, until `stop` asks for an end.
 
     Raises SfaError: the exit codes of contract.md.
     """
-    runtime = parallel_runtime.start(environment())
+    with stop.nothing_to_save():
+        runtime = parallel_runtime.start(environment())
     tracker = Tracker(None, loaded.recipe.log, {}, {})
     lock = ExitStack()
     try:
@@ -63,10 +78,8 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
             tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
 
         runtime.on_main(open_tracker)
-        stop = StopFlag()
-        stop.install()
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
-        with watched(runtime, main_address, None if dry_run else run_dir / "logs") as watch:
+        with watched(runtime, main_address, None if dry_run else run_dir / LOGS, stop) as watch:
             run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch)
             _require_agreement(run)
             _record_run(run)
@@ -127,9 +140,11 @@ def run_stages(run: Run, only: str | None) -> None:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
     for name, stage in stages.items():
         if only in (None, name):
+            leave_if_asked(run, f"before {name}")
             train(run, name, stage)
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
     if only in (None, "test"):
+        leave_if_asked(run, "before the test")
         test(run, *list(stages.items())[-1])
     if only in (None, "report") and not run.dry_run:
         page = run.runtime.on_main(lambda: write_report(run.directory))
@@ -144,7 +159,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
-    index = open_split(run.runtime, stage.data.train, f"{name}.data.train")
+    index = open_split(run, stage.data.train, f"{name}.data.train")
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     done = read_done(run.directory / name)
     if done is not None and not run.dry_run:
@@ -206,7 +221,7 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
         return
     run.watch.phase("test")
-    index = open_split(run.runtime, patterns, f"{name}.data.test")
+    index = open_split(run, patterns, f"{name}.data.test")
     run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
     if run.dry_run:
         return
@@ -250,8 +265,9 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
     budget = stage.data.max_bad_fraction
     return evaluate(
         predict,
-        batches,
+        feed(batches, feed_place(run), lambda: bool(run.stop)),
         run.runtime,
+        run.stop,
         lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, budget, run.tracker),
     )
 

@@ -13,11 +13,12 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
 
 Batch = dict[str, Any]
+BatchFeed = Generator[Batch, None, None]
 NON_FINITE_LIMIT = 5
 DATA_BOUND_SHARE = 0.3
 
@@ -60,12 +62,12 @@ class Progress:
 @dataclass(frozen=True)
 class Streams:
     """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share
-    of a test."""
+    of a test. Both end early once this rank is asked to stop."""
 
     steps_per_epoch: int
     accumulation: int
-    train: Callable[[int, int], Iterable[Batch]]
-    evaluate: Callable[[], Iterable[Batch]] | None
+    train: Callable[[int, int], BatchFeed]
+    evaluate: Callable[[], BatchFeed] | None
 
 
 @dataclass
@@ -87,6 +89,9 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     watch: Watch = field(default_factory=Watch)
 
+    def __post_init__(self) -> None:
+        self._saved_step = self.progress.step  # A stage that is resumed stands at a checkpoint.
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the stage."""
@@ -104,17 +109,21 @@ class Trainer:
             self._run_epoch(epoch, first)
 
     def _run_epoch(self, epoch: int, first: int) -> None:
-        micro_batches = iter(self.streams.train(epoch, first))
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
         window = _Window()
-        with self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance:
+        with (
+            closing(self.streams.train(epoch, first)) as micro_batches,
+            self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance,
+        ):
             for _ in range(first, last):
                 started = time.perf_counter()
                 self._enter("data")
                 batches = list(islice(micro_batches, self.streams.accumulation))
                 data_time = time.perf_counter() - started
-                stopping, record = self.train_step(batches, epoch)
+                record = self.train_step(batches, epoch)
+                if record is None:
+                    self._stop()
                 self.runtime.synchronize()
                 window.add(time.perf_counter() - started, data_time, record["clips"])
                 self.progress.seconds += window.last_seconds
@@ -122,25 +131,30 @@ class Trainer:
                 if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
                     self._log(record, window)
                     window = _Window()
-                if stopping:
-                    self._stop()
                 every = self.stage.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
                 advance()
 
-    def _stop(self) -> None:
-        self.save()
-        self.tracker.event("preempted", stage=self.name, step=self.progress.step)
+    def _stop(self) -> NoReturn:
+        """Saves what is not saved yet, and leaves."""
+        if self.progress.step not in (0, self._saved_step):
+            self.save()
+        self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=self.stop.reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-        raise self.runtime.for_all(PreemptedError(f"{stopped}; state is saved, run the same command again to go on"))
+        saved = "state is saved"
+        if self._saved_step != self.progress.step:
+            saved = f"the last checkpoint is of step {self._saved_step}" if self._saved_step else "nothing to save yet"
+        raise self.runtime.for_all(PreemptedError(f"{stopped}; {saved}, run the same command again to go on"))
 
-    def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
-        """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
-        to log)."""
+    def train_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, Any] | None:
+        """One optimizer step on this rank's micro-batches of a global batch. Returns what to log; None, without a step,
+        when a rank was asked to stop: its batches may be too few."""
         bad = [entry for batch in batches for entry in batch["bad"]]
         clips = sum(float(batch["weights"].sum()) for batch in batches)
         total, total_bad, stop = self.runtime.sum(clips, len(bad), bool(self.stop))
+        if stop:
+            return None
         lr = learning_rate(
             self.progress.step,
             base=self.stage.optimizer.lr,
@@ -154,7 +168,7 @@ class Trainer:
         if total_bad:
             self._note_bad(bad)
         self._check_finite(norm)
-        return stop > 0, {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
+        return {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
         # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
@@ -184,22 +198,26 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self.progress.evaluated_step = self.progress.step
         self._say_if_data_bound()
         if self.streams.evaluate is not None:
             self._enter("evaluate")
-            result = evaluate(
-                lambda batch: self.engine.evaluate(self._features(batch)),
-                self.streams.evaluate(),
-                self.runtime,
-                lambda bad, clips: note_bad_test_clips(
-                    bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
-                ),
-            )
+            try:
+                result = evaluate(
+                    lambda batch: self.engine.evaluate(self._features(batch)),
+                    self.streams.evaluate(),
+                    self.runtime,
+                    self.stop,
+                    lambda bad, clips: note_bad_test_clips(
+                        bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
+                    ),
+                )
+            except PreemptedError:
+                self._stop()  # The evaluation is made anew when the run goes on.
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
+        self.progress.evaluated_step = self.progress.step
         self.save()
 
     def _say_if_data_bound(self) -> None:
@@ -228,6 +246,7 @@ class Trainer:
             self.runtime,
             self.stage.checkpoint.keep,
         )
+        self._saved_step = self.progress.step
         self.tracker.event("checkpoint", stage=self.name, step=self.progress.step, path=str(path))
 
     def _note_bad(self, mine: list[tuple[str, str]]) -> None:
@@ -304,22 +323,32 @@ def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
 
 def evaluate(
     predict: Callable[[Batch], Tensor],
-    batches: Iterable[Batch],
+    batches: BatchFeed,
     runtime: Runtime,
+    stop: StopFlag,
     note_bad: Callable[[list[tuple[str, str]], int], None],
 ) -> dict[str, Any]:
     """Top-1, top-5 and loss over all ranks' batches; `predict` gives logits (clips * views, classes).
 
     Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
-    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do.
+    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do. Raises
+    PreemptedError on every rank, before the next batch, when one was asked to stop.
     """
     sums = ClassificationSums()
     bad: list[tuple[str, str]] = []
-    for batch in batches:
-        bad += batch["bad"]
-        logits = predict(batch)
-        logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
-        sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+    with closing(batches):
+        while True:
+            batch = next(batches, None)
+            [stopping] = runtime.sum(bool(stop))
+            if stopping:
+                text = "stopped in an evaluation; what was done before is saved, run the same command again to go on"
+                raise runtime.for_all(PreemptedError(text))
+            if batch is None:  # On all ranks: each has as many batches.
+                break
+            bad += batch["bad"]
+            logits = predict(batch)
+            logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
+            sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
     result = ClassificationSums(runtime.sum(*sums.sums)).result()
     everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
     if everywhere:

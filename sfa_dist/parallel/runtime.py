@@ -1,8 +1,4 @@
-"""This process among the others: rank, device and the small collectives that control a run.
-
-One entry serves `python`, `torchrun`, `deepspeed` and `srun python`: the first two
-variables that agree win, torchrun's (which the deepspeed launcher sets too) before Slurm's.
-"""
+"""This process among the others: rank, device and the small collectives that control a run."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ import torch.distributed as dist
 
 from sfa_dist.errors import CheckpointError, LostRankError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.launch import Launch, read_launch
 from sfa_dist.parallel.rendezvous import meet
 
 T = TypeVar("T")
@@ -25,18 +22,6 @@ E = TypeVar("E", bound=SfaError)
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 ODD_RANKS_SHOWN = 4
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process."""
-
-    launcher: str
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
 
 
 @dataclass(frozen=True)
@@ -142,47 +127,6 @@ class Runtime:
         """Starts a new peak on a GPU; a process's resident peak cannot be reset."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-
-
-def read_launch(environ: Mapping[str, str]) -> Launch:
-    """Rank and world size from torchrun's and deepspeed's variables, then from srun's, else a single process.
-
-    Raises UsageError when a launcher's variables are there in part.
-    """
-    if "RANK" in environ or "WORLD_SIZE" in environ:
-        missing = [key for key in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT") if key not in environ]
-        if missing:
-            raise UsageError(
-                f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun"
-            )
-        local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
-        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-        return Launch(launcher, *_place(environ, RANK_VARIABLES), local_world)
-    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id. The job may have more tasks
-    # than the step.
-    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and environ.get(tasks, "1") != "1":
-        missing = [key for key in ("SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT") if key not in environ]
-        if missing:
-            raise UsageError(
-                f"srun started several tasks, but {', '.join(missing)} is not set; source slurm/_common.sh"
-            )
-        per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_NTASKS_PER_NODE", "1")
-        local_world = int(per_node.split("(")[0].split(",")[0])
-        return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
-    return Launch("python", 0, 1, 0, 1)
-
-
-def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from the variables of these names. Raises UsageError where they are no place."""
-    shown = ", ".join(f"{key}={environ[key]!r}" for key in keys)
-    try:
-        rank, world_size, local_rank = (int(environ[key]) for key in keys)
-    except ValueError as error:
-        raise UsageError(f"the launcher's variables are no numbers: {shown}") from error
-    if not 0 <= local_rank <= rank < world_size:
-        raise UsageError(f"the launcher's variables do not fit together: {shown}")
-    return rank, world_size, local_rank
 
 
 def start(environ: Mapping[str, str]) -> Runtime:

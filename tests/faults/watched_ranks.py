@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +17,18 @@ from pathlib import Path
 from ranks import free_port
 
 from sfa_dist.errors import DataError, PreemptedError, SfaError
+from sfa_dist.parallel.stop_flag import StopFlag
+
+STOP = StopFlag()  # Of the rank's process.
 
 _forks = multiprocessing.get_context("forkserver")
 
 
 class Ranks:
-    """`world_size` processes that run the function `work` of this module under the watch; or only those of `ranks`."""
+    """`world_size` processes that run the function `work` of this module under the watch; or only those of `ranks`.
+
+    `system` makes their system one that lacks something: a key of `_SYSTEMS`.
+    """
 
     def __init__(
         self,
@@ -29,6 +37,7 @@ class Ranks:
         work: str,
         ranks: Sequence[int] | None = None,
         port: int | None = None,
+        system: str = "whole",
         **environ: str,
     ) -> None:
         _forks.set_forkserver_preload(["torch", "sfa_dist.parallel.watch"])
@@ -39,7 +48,7 @@ class Ranks:
         self.processes = []
         for rank in range(world_size) if ranks is None else ranks:
             place = {**common, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            self.processes.append(_forks.Process(target=_main, args=(place, str(folder), work)))
+            self.processes.append(_forks.Process(target=_main, args=(place, str(folder), work, system)))
             self.processes[-1].start()
 
     def wait_for_steps(self, limit: float = 30.0) -> None:
@@ -91,7 +100,7 @@ class Ranks:
         return sorted(file.name for file in (self.folder / "logs").glob("*"))
 
 
-def _main(environ: dict[str, str], folder: str, work: str) -> None:
+def _main(environ: dict[str, str], folder: str, work: str, system: str) -> None:
     os.dup2(os.open(f"{folder}/stderr-{environ['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
     import torch
@@ -100,10 +109,12 @@ def _main(environ: dict[str, str], folder: str, work: str) -> None:
     from sfa_dist.parallel.watch import watched
 
     torch.set_num_threads(1)
+    _SYSTEMS[system]()
     code = 0
     try:
         runtime = parallel_runtime.start(environ)
-        with watched(runtime, "127.0.0.1", Path(folder) / "logs") as watch:
+        STOP.install()
+        with watched(runtime, "127.0.0.1", Path(folder) / "logs", STOP) as watch:
             _WORKS[work](runtime, watch, Path(folder))
         parallel_runtime.stop()
     except SfaError as error:
@@ -191,6 +202,26 @@ def rank_0_loads_for_long(runtime, watch, folder):
         ctypes.PyDLL(None).sleep(18)
     runtime.barrier()
 
+
+def _no_port() -> None:
+    """Rank 0 may open no port for the watch."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    socket.create_server = refuse  # type: ignore[assignment]
+
+
+def _old() -> None:
+    """A kernel or a C library without memfd and pidfd, and a system without /proc, as macOS is."""
+    from sfa_dist.parallel import watch_process
+
+    del os.memfd_create
+    sys.platform = "darwin"
+    watch_process.__file__ = str(Path(__file__).with_name("old_watch_process.py"))
+
+
+_SYSTEMS: dict[str, Callable[[], None]] = {"whole": lambda: None, "no port": _no_port, "old": _old}
 
 _WORKS: dict[str, Callable[..., None]] = {
     work.__name__: work

@@ -8,7 +8,7 @@ import pytest
 
 from sfa_dist.errors import LostRankError, UsageError
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.runtime import Launch, read_launch
+from sfa_dist.parallel.launch import Launch, read_launch
 
 RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 TORCHRUN = {
