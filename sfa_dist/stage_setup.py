@@ -190,6 +190,7 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
             train_loader(train_index, augment=stage.augment, epoch=epoch, start_step=first, **common), place, asked
         ),
         evaluate=None if val_index is None else lambda: feed(eval_loader(val_index, **common), place, asked),
+        clip_name=train_index.name,
     )
 
 

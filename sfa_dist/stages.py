@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
+from sfa_dist import out_of_memory
 from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
+from sfa_dist.attempts import Attempts
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feed import feed
 from sfa_dist.data.shard_index import SampleIndex
@@ -27,7 +29,7 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.parallel.watch import watched
+from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
@@ -79,15 +81,36 @@ def run_recipe(
 
         runtime.on_main(open_tracker)
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
-        with watched(runtime, main_address, None if dry_run else run_dir / LOGS, stop) as watch:
-            run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch)
-            _require_agreement(run)
-            _record_run(run)
-            run_stages(run, only)
+        logs = None if dry_run else run_dir / LOGS
+        attempts = Attempts(run_dir, _identity(loaded.recipe), loaded.recipe.stop.same_failures)
+        if not dry_run:
+            runtime.on_main(attempts.begin)
+        watch = Watch()
+
+        def note_end(code: int, text: str) -> None:
+            phase, step = watch.place
+            attempts.end(code, text, phase.partition(" ")[0], step)
+
+        try:
+            with watched(runtime, main_address, logs, stop, note_end) as watch:
+                run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch)
+                _require_agreement(run)
+                _record_run(run)
+                with out_of_memory.told(runtime, watch):
+                    run_stages(run, only)
+        except Exception as error:
+            note_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
+            raise
+        note_end(0, "")
     finally:
         tracker.close()
         lock.close()
         parallel_runtime.stop()
+
+
+def _identity(recipe: Recipe) -> str:
+    """Of recipe and code: what a failure may be due to."""
+    return hashlib.sha256(f"{dump_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:

@@ -39,6 +39,7 @@ from sfa_dist.tracking import Tracker, eval_line, train_line
 Batch = dict[str, Any]
 BatchFeed = Generator[Batch, None, None]
 NON_FINITE_LIMIT = 5
+CLIPS_SHOWN = 4
 DATA_BOUND_SHARE = 0.3
 
 
@@ -52,7 +53,8 @@ class Progress:
     evaluated_step: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
-    non_finite_steps: int = 0
+    non_finite_steps: int = 0  # In a row, up to here.
+    skipped_steps: int = 0  # Steps in all whose gradients were not finite: no rank took them.
     last_eval: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, str] = field(
         default_factory=dict
@@ -68,6 +70,7 @@ class Streams:
     accumulation: int
     train: Callable[[int, int], BatchFeed]
     evaluate: Callable[[], BatchFeed] | None
+    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
 
 
 @dataclass
@@ -143,8 +146,10 @@ class Trainer:
         self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=self.stop.reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
         saved = "state is saved"
-        if self._saved_step != self.progress.step:
-            saved = f"the last checkpoint is of step {self._saved_step}" if self._saved_step else "nothing to save yet"
+        if not self._saved_step:
+            saved = "nothing to save yet"
+        elif self._saved_step != self.progress.step:  # Gradients were not finite.
+            saved = f"the last checkpoint is of step {self._saved_step}"
         raise self.runtime.for_all(PreemptedError(f"{stopped}; {saved}, run the same command again to go on"))
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, Any] | None:
@@ -167,7 +172,7 @@ class Trainer:
         self.progress.bad_samples += int(total_bad)
         if total_bad:
             self._note_bad(bad)
-        self._check_finite(norm)
+        self._check_finite(norm, losses, batches)
         return {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
@@ -268,17 +273,30 @@ class Trainer:
                 DataError(f"{where}: {over}; most in {worst}; log.jsonl names each (bad_sample)")
             )
 
-    def _check_finite(self, norm: float) -> None:
+    def _check_finite(self, norm: float, losses: Tensor, batches: Sequence[Batch]) -> None:
+        """Counts a step that no rank took, as its gradients were not finite, and names its clips: those whose loss is
+        not finite, or all. Several in a row are the end."""
         if math.isfinite(norm):
             self.progress.non_finite_steps = 0
             return
         self.progress.non_finite_steps += 1
-        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm)
+        self.progress.skipped_steps += 1
+        mine = [(bool(loss.isfinite()), self._names(batch)) for loss, batch in zip(losses, batches, strict=False)]
+        everywhere = [entry for entries in self.runtime.gather(mine) for entry in entries]
+        culprits = [name for finite, names in everywhere for name in names if not finite]
+        clips = culprits or [name for _, names in everywhere for name in names]
+        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm, clips=clips)
         if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
             where = f"stage {self.name}, step {self.progress.step}"
             what = f"gradients were not finite {NON_FINITE_LIMIT} steps in a row"
+            shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
             advice = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
-            raise self.runtime.for_all(LostRankError(f"{where}: {what}; {advice}"))
+            raise self.runtime.for_all(
+                LostRankError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {advice}")
+            )
+
+    def _names(self, batch: Batch) -> list[str]:
+        return [self.streams.clip_name(sample) for sample in batch["ids"].tolist() if sample >= 0]
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
         everywhere = self.runtime.gather(record["losses"].tolist())

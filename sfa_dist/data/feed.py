@@ -32,6 +32,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.
 
 # Seconds.
 POLL_S = 0.2
+DEATH_S, DEATH_POLL_S = 2.0, 0.02  # For a worker to be dead, after the first sign of it.
 SHUTDOWN_S = 3.0  # For workers to finish what they are at.
 PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the time that the other ranks wait for this.
 
@@ -102,8 +103,12 @@ class _Source:
                 self._look_at_workers()
                 continue
             if isinstance(answer, BaseException):
-                self._look_at_workers()  # A worker's death is the better story.
                 self._broken = True
+                # A worker's death is the better story: what it had sent cannot be fetched any more.
+                end = time.monotonic() + DEATH_S
+                while self._workers and not any(w.exitcode for w in self._workers) and time.monotonic() < end:
+                    time.sleep(DEATH_POLL_S)
+                self._look_at_workers()
                 raise answer
             return answer
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+import os
 import socket
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +25,7 @@ E = TypeVar("E", bound=SfaError)
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 ODD_RANKS_SHOWN = 4
+POLL_S, LONGEST_POLL_S = 0.005, 1.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Runtime:
     launch: Launch
     device: torch.device
     host: str
+    store: dist.Store | None = None  # Over which the ranks met.
+    _works: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # Of rank 0, counted.
 
     @property
     def rank(self) -> int:
@@ -67,7 +73,7 @@ class Runtime:
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a
-        CheckpointError."""
+        CheckpointError. The others wait for as long as it takes: hashing a data set may take hours."""
         value: Any = None
         fault: SfaError | None = None
         if self.is_main:
@@ -77,10 +83,27 @@ class Runtime:
                 fault = error
             except OSError as error:
                 fault = CheckpointError(f"rank 0 on {self.host}: {error}")
+        self._await_main()
         value, fault = self.broadcast((value, fault))
         if fault is not None:
             raise self.for_all(fault)
         return value
+
+    def _await_main(self) -> None:
+        """Returns when rank 0 is here. Not in a collective, which gives up after COLLECTIVE_TIMEOUT; whether rank 0
+        still lives is the watch's business."""
+        if self.store is None or self.world_size == 1:
+            return
+        key = f"on_main/{next(self._works)}"
+        pause = POLL_S
+        try:
+            if self.is_main:
+                self.store.set(key, "")
+            while not self.store.check([key]):
+                time.sleep(pause)
+                pause = min(1.5 * pause, LONGEST_POLL_S)
+        except dist.DistError:
+            return  # The store went with its launcher; the run is to save its state all the same.
 
     def require_equal(self, what: str, value: str) -> None:
         """Nothing when all ranks come with the same value. Collective.
@@ -123,6 +146,16 @@ class Runtime:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    def memory_summary(self) -> str:
+        """What is taken and what is free, in words."""
+        if self.device.type == "cuda":
+            free, size = (n / 2**30 for n in torch.cuda.mem_get_info(self.device))
+            now = torch.cuda.memory_allocated(self.device) / 2**30
+            taken = f"{now:.1f} GiB allocated, at most {self.peak_memory_gib():.1f}"
+            return f"{taken}; {free:.1f} of the card's {size:.1f} GiB free"
+        free, size = (os.sysconf(n) * os.sysconf("SC_PAGE_SIZE") / 2**30 for n in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+        return f"at most {self.peak_memory_gib():.1f} GiB resident; {free:.1f} of the host's {size:.1f} GiB free"
+
     def reset_peak_memory(self) -> None:
         """Starts a new peak on a GPU; a process's resident peak cannot be reset."""
         if self.device.type == "cuda":
@@ -160,7 +193,7 @@ def start(environ: Mapping[str, str]) -> Runtime:
             f"{str(error).splitlines()[0]}"
         ) from error
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
-    return Runtime(launch, device, socket.gethostname())
+    return Runtime(launch, device, socket.gethostname(), store)
 
 
 def stop() -> None:

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,17 +65,21 @@ class Watch:
 
 
 @contextmanager
-def watched(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> Iterator[Watch]:
+def watched(
+    runtime: Runtime, address: str, logs: Path | None, stop: StopFlag, on_loss: Callable[[int, str], None] | None = None
+) -> Iterator[Watch]:
     """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
 
     `address` is where other nodes reach rank 0. Into the folder `logs`, where there is one, each rank writes its stacks
-    before it leaves because another one was lost; it leaves by os._exit, with the contract's exit code. An error that
-    may only be what another rank's loss looks like from here is held back until the cause is known.
+    before it leaves because another one was lost; it calls `on_loss(exit code, verdict)` and leaves by os._exit, with
+    the contract's exit code. An error that may only be what another rank's loss looks like from here is held back until
+    the cause is known.
     """
     guard = _start(runtime, address, logs, stop)
     if guard is None:
         yield Watch()
         return
+    guard.on_loss = on_loss
     try:
         yield guard.watch
         runtime.barrier()
@@ -135,6 +139,7 @@ class _Guard:
         self._post: Lines | None = None
         self._goodbye: str | None = None
         self.held_back: BaseException | None = None
+        self.on_loss: Callable[[int, str], None] | None = None
         self.settled = threading.Event()  # The hub has nothing more to say to this rank.
         self.watch = Watch()
 
@@ -223,6 +228,11 @@ class _Guard:
                     faulthandler.dump_traceback(file)
             except OSError as error:
                 _say(f"rank {self._rank} on {self._host} cannot write its stacks: {error}")
+        if self.on_loss is not None:
+            try:
+                self.on_loss(verdict["exit_code"], verdict["text"])
+            except SfaError as error:
+                _say(f"rank {self._rank} on {self._host}: {error}")
         with contextlib.suppress(OSError, ValueError):  # Nobody reads them any more.
             sys.stdout.flush()
         # Not by an exception: the main thread waits in a collective that will never end.

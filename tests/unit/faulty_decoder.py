@@ -17,7 +17,7 @@ from sfa_dist.data.decode import Decoder, Video, choose_decoder
 class Faulty:
     """Opens videos with PyAV, but first does `action` for a clip with this crc32 (0: for each one).
 
-    Actions: a signal's name, `hang`, or `slow SECONDS`.
+    Actions: a signal's name, `hang`, `slow SECONDS`, or `no_memory`.
     """
 
     action: str
@@ -33,6 +33,8 @@ class Faulty:
             ctypes.string_at(0)  # A real one.
         elif self.action == "hang":
             time.sleep(1e6)
+        elif self.action == "no_memory":
+            raise MemoryError("cannot allocate 12 GiB")
         elif self.action.startswith("slow "):
             time.sleep(float(self.action.split()[1]))
         else:
