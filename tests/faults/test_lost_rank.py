@@ -196,3 +196,23 @@ def test_a_rank_0_that_may_open_no_port_goes_on_without_the_watch(tmp_path: Path
     assert said.startswith("the watch for lost ranks is off: rank 0 on ")
     assert "Permission denied" in said
     assert (said.count("\n"), quiet) == (1, "")
+
+
+def test_rank_0_may_work_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+    """As when it hashes a large data set."""
+    ranks = Ranks(tmp_path, 3, "rank_0_works_for_long", system="impatient")
+    assert ranks.ends()[0] == [0, 0, 0], ranks.errors()
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_request_to_one_rank_is_heard_by_those_that_wait(tmp_path: Path, asked: int) -> None:
+    """Rank 0, whose child is the hub, and another one. It waits in a collective meanwhile."""
+    with running(tmp_path, 3, "rank_1_waits_for_long") as ranks:
+        ranks.kill(asked, signal.SIGTERM)
+        codes, seconds = ranks.ends()
+    assert codes == [75, 75, 75]
+    assert seconds < 20
+    reasons = ["another rank, which was asked to stop"] * 3
+    reasons[asked] = "SIGTERM"
+    assert ranks.errors() == [f"error: stopped; {reasons}\n", "", ""]

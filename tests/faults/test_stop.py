@@ -87,6 +87,40 @@ def test_a_rank_that_waits_in_a_collective_passes_the_request_on(place: Path) ->
     assert steps(run) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.fault(10)
+def test_who_asks_again_and_again_gets_one_save(place: Path, whole: Path) -> None:
+    run = place / "again and again"
+    started = Train(place, *START, "again and again")
+    started.signal_when(in_phase(run, '"step": 4, "epoch"'), signal.SIGTERM)
+    while not started.over:
+        started.send(signal.SIGTERM)
+        time.sleep(0.005)
+    assert_refused(started.wait(), 75, "state is saved", who="stopped: ")
+    [preempted] = events(run, "preempted")
+    assert [event["step"] for event in events(run, "checkpoint")].count(preempted["step"]) == 1
+    finished = train(place, *START, "again and again")
+    assert finished.code == 0, finished.err
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("grace", [0.0, 0.02, 0.1], ids=str)
+def test_too_short_a_grace_loses_no_checkpoint(place: Path, whole: Path, grace: float) -> None:
+    name = f"grace {grace}"
+    run = place / name
+    started = Train(place, *START, name)
+    started.signal_when(in_phase(run, '"step": 5, "epoch"'), signal.SIGTERM)
+    time.sleep(grace)
+    if not started.over:
+        started.send(signal.SIGKILL)
+    assert started.wait().code in (75, -signal.SIGKILL)
+    finished = train(place, *START, name)
+    assert finished.code == 0, finished.err
+    assert events(run, "resume")[0]["step"] >= 3
+    assert not events(run, "fallback")
+    assert losses(run) == losses(whole)
+
+
 @pytest.mark.fault(11)
 def test_a_request_during_an_evaluation(place: Path, whole: Path) -> None:
     run = place / "evaluating"

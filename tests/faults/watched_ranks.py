@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import errno
 import multiprocessing
 import os
@@ -221,7 +222,38 @@ def _old() -> None:
     watch_process.__file__ = str(Path(__file__).with_name("old_watch_process.py"))
 
 
-_SYSTEMS: dict[str, Callable[[], None]] = {"whole": lambda: None, "no port": _no_port, "old": _old}
+def _impatient() -> None:
+    """Collectives give up after three seconds instead of ten minutes."""
+    from sfa_dist.parallel import runtime
+
+    runtime.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=3)
+
+
+_SYSTEMS: dict[str, Callable[[], None]] = {
+    "whole": lambda: None,
+    "no port": _no_port,
+    "old": _old,
+    "impatient": _impatient,
+}
+
+
+def rank_0_works_for_long(runtime, watch, folder):
+    """Rank 0 does what it does for all, for longer than a collective waits."""
+    for step in range(5):
+        _step(runtime, watch, folder, step)
+    assert runtime.on_main(lambda: time.sleep(7) or "done") == "done"
+
+
+def rank_1_waits_for_long(runtime, watch, folder):
+    """Rank 1 is deep in a wait of its own, until it hears that another rank was asked to stop."""
+    for step in range(5):
+        _step(runtime, watch, folder, step)
+    end = time.monotonic() + 60
+    while runtime.rank == 1 and not STOP and time.monotonic() < end:
+        time.sleep(0.01)
+    assert all(runtime.gather(bool(STOP)))
+    raise runtime.for_all(PreemptedError(f"stopped; {runtime.gather(STOP.reason)}"))
+
 
 _WORKS: dict[str, Callable[..., None]] = {
     work.__name__: work
@@ -235,5 +267,7 @@ _WORKS: dict[str, Callable[..., None]] = {
         bug_on_all_ranks,
         rank_0_holds_the_lock,
         rank_0_loads_for_long,
+        rank_0_works_for_long,
+        rank_1_waits_for_long,
     )
 }
