@@ -198,7 +198,7 @@ def feed_place(run: Run) -> FeedPlace:
     """Where this rank writes down what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
-    return FeedPlace(who, run.directory / FILE_NAME, stacks)
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device)
 
 
 def leave_if_asked(run: Run, when: str) -> None:

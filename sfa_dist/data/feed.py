@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
+import torch
 from torch.utils.data import DataLoader
 
 from sfa_dist.data.quarantine import add_to_quarantine
@@ -39,12 +40,16 @@ PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the t
 
 @dataclass(frozen=True)
 class FeedPlace:
-    """Who reads, and where a crash is written down: the rank in words, the quarantine's file, the file for stacks."""
+    """Who reads, and where a crash is written down: the rank in words, the quarantine's file, the file for stacks.
+
+    `device` is what batches are pinned for: which card is the current one is a matter of each thread.
+    """
 
     who: str
     quarantine: Path | None = None
     stacks: Path | None = None
     patience: float = PATIENCE_S
+    device: torch.device | None = None
 
 
 def feed(
@@ -80,6 +85,8 @@ class _Source:
 
     def _serve(self) -> None:
         try:
+            if self._place.device is not None and self._place.device.type == "cuda":
+                torch.cuda.set_device(self._place.device)
             others = set(multiprocessing.active_children())
             batches = iter(self._loader)  # Forks the workers.
             self._workers = [child for child in multiprocessing.active_children() if child not in others]

@@ -129,7 +129,8 @@ def test_ranks_that_their_launcher_leaves_behind_save_and_end(
         job.wait_for_ranks()
     assert "stopped: stage stage1 stopped at step " in job.said()
     step = saved_step(place / name)
-    assert "its launcher" in events(place / name, "preempted")[0]["reason"]
+    reason = events(place / name, "preempted")[0]["reason"]  # Rank 0's: the other one may have seen it first.
+    assert reason.startswith(("its launcher", "another rank"))
     goes_on(place, name, step)
 
 
