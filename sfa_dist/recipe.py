@@ -334,6 +334,17 @@ class LogBlock(Block):
     wandb_project: str = "sfa_dist"
 
 
+class StopBlock(Block):
+    """What a stop request is, beside Ctrl-C: the run saves its state and leaves with 75.
+
+    SIGUSR1 and SIGUSR2 are for schedulers; take one out that a library uses. `same_failures` attempts in a row that end
+    at the same step with the same error, without a step made, are the last: the next one is refused (0: never).
+    """
+
+    signals: list[Literal["SIGTERM", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGUSR1"]
+    same_failures: NonNegative = 3
+
+
 class Recipe(Block):
     """A whole run. At least one of the stages is there; they run in the order image, stage1, stage2, test."""
 
@@ -344,6 +355,7 @@ class Recipe(Block):
     stage2: Stage2 | None = None
     test: TestBlock = TestBlock()
     log: LogBlock = LogBlock()
+    stop: StopBlock = StopBlock()
 
     @model_validator(mode="after")
     def _stages_follow(self) -> Recipe:

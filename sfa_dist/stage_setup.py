@@ -10,11 +10,13 @@ import torch
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.data.feed import FeedPlace, feed
+from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
-from sfa_dist.errors import CheckpointError, DataError, RecipeError
+from sfa_dist.errors import CheckpointError, DataError, PreemptedError, RecipeError
 from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
@@ -29,6 +31,7 @@ from sfa_dist.trainer import RANDOM_VERSION, Progress, Streams, Trainer, mix_see
 
 IMAGE_STAGE = "stage:image"
 TRUNK = "frozen trunk (sha256)"
+LOGS = "logs"  # Folder of the run directory: what single ranks have to tell.
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Setup:
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
     data = stage.data
-    val = open_split(run.runtime, data.val, f"{name}.data.val", data.remote) if data.val else None
+    val = open_split(run, data.val, f"{name}.data.val", data.remote) if data.val else None
 
     def check() -> None:
         check_labels(index, stage.model.classes)
@@ -208,6 +211,11 @@ def given_checkpoint(path: Path) -> tuple[str, Path]:
 def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None) -> Streams:
     """The stage's training and evaluation streams for this rank."""
     world = run.runtime.world_size
+    place = feed_place(run)
+
+    def asked() -> bool:
+        return bool(run.stop)
+
     common: dict[str, Any] = {
         "data": stage.data,
         "batch": stage.batch,
@@ -221,11 +229,28 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
-        train=lambda epoch, first: train_loader(
-            train_index, augment=stage.augment, epoch=epoch, start_step=first, **common
+        train=lambda epoch, first: feed(
+            train_loader(train_index, augment=stage.augment, epoch=epoch, start_step=first, **common), place, asked
         ),
-        evaluate=None if val_index is None else lambda: eval_loader(val_index, **common),
+        evaluate=None if val_index is None else lambda: feed(eval_loader(val_index, **common), place, asked),
+        clip_name=train_index.name,
     )
+
+
+def feed_place(run: Run) -> FeedPlace:
+    """Where this rank writes down what its loader's workers die of."""
+    who = f"rank {run.runtime.rank} on {run.runtime.host}"
+    stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device)
+
+
+def leave_if_asked(run: Run, when: str) -> None:
+    """Raises PreemptedError on every rank when one was asked to stop, where there is nothing to save. Collective."""
+    [asked] = run.runtime.sum(bool(run.stop))
+    if asked:
+        run.tracker.event("preempted", reason=run.stop.reason)
+        text = f"stopped {when}: what was done before is saved, run the same command again to go on"
+        raise run.runtime.for_all(PreemptedError(text))
 
 
 def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
@@ -245,10 +270,11 @@ def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
     return -(-len(train_index) // stage.batch.size)
 
 
-def open_split(runtime: Runtime, patterns: list[str], where: str, remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
+def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
     """The index of a split's shards. Rank 0 builds what is missing before the others look.
 
-    Of shards that are not local files it alone asks the servers, and tells the others what it found.
+    Of shards that are not local files it alone asks the servers, and tells the others what it found. Clips that crashed
+    a decoder before are bad ones in it.
     """
     if not patterns:
         raise RecipeError(f"{where} names no shards")
@@ -262,9 +288,15 @@ def open_split(runtime: Runtime, patterns: list[str], where: str, remote: Remote
             raise DataError(f"{where}: the shards hold no samples")
         return index
 
+    def build() -> SampleIndex:
+        with run.stop.nothing_to_save():
+            return load()
+
+    runtime = run.runtime
     if any(shard_kind(pattern) for pattern in patterns):
-        return runtime.on_main(load)
-    runtime.on_main(lambda: bool(load()))
-    index = load()
+        index = runtime.on_main(build)
+    else:
+        runtime.on_main(lambda: bool(build()))
+        index = load()
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
-    return index
+    return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))

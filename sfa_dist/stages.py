@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
+from sfa_dist import out_of_memory
 from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
+from sfa_dist.attempts import Attempts
 from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.feed import feed
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
@@ -27,7 +30,7 @@ from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.parallel.watch import watched
+from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
@@ -39,17 +42,31 @@ from sfa_dist.run_record import (
     refuse_other_inputs,
     stage_inputs,
 )
-from sfa_dist.stage_setup import Run, Setup, check_classes, given_checkpoint, open_split, prepare, steps_per_epoch
+from sfa_dist.stage_setup import (
+    LOGS,
+    Run,
+    Setup,
+    check_classes,
+    feed_place,
+    given_checkpoint,
+    leave_if_asked,
+    open_split,
+    prepare,
+    steps_per_epoch,
+)
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import evaluate, note_bad_test_clips, planned_steps
 
 
-def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
-    """Joins the other ranks and runs the recipe's stages in `run_dir`.
+def run_recipe(
+    loaded: LoadedRecipe, stop: StopFlag, run_dir: Path, resume: str, only: str | None, dry_run: bool
+) -> None:
+    """Joins the other ranks and runs the recipe's stages in `run_dir`, until `stop` asks for an end.
 
     Raises SfaError: the exit codes of contract.md.
     """
-    runtime = parallel_runtime.start(environment())
+    with stop.nothing_to_save():
+        runtime = parallel_runtime.start(environment())
     tracker = Tracker(None, loaded.recipe.log, {}, {})
     lock = ExitStack()
     try:
@@ -64,19 +81,38 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
             tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
 
         runtime.on_main(open_tracker)
-        stop = StopFlag()
-        stop.install()
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
-        with watched(runtime, main_address, None if dry_run else run_dir / "logs") as watch:
-            failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
-            run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch, failpoints)
-            _require_agreement(run)
-            _record_run(run)
-            run_stages(run, only)
+        logs = None if dry_run else run_dir / LOGS
+        attempts = Attempts(run_dir, _identity(loaded.recipe), loaded.recipe.stop.same_failures)
+        if not dry_run:
+            runtime.on_main(attempts.begin)
+        watch = Watch()
+
+        def note_end(code: int, text: str) -> None:
+            phase, step = watch.place
+            attempts.end(code, text, phase.partition(" ")[0], step)
+
+        failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
+        try:
+            with watched(runtime, main_address, logs, stop, note_end) as watch:
+                run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch, failpoints)
+                _require_agreement(run)
+                _record_run(run)
+                with out_of_memory.told(runtime, watch):
+                    run_stages(run, only)
+        except Exception as error:
+            note_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
+            raise
+        note_end(0, "")
     finally:
         tracker.close()
         lock.close()
         parallel_runtime.stop()
+
+
+def _identity(recipe: Recipe) -> str:
+    """Of recipe and code: what a failure may be due to."""
+    return hashlib.sha256(f"{dump_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
@@ -129,9 +165,11 @@ def run_stages(run: Run, only: str | None) -> None:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
     for name, stage in stages.items():
         if only in (None, name):
+            leave_if_asked(run, f"before {name}")
             train(run, name, stage)
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
     if only in (None, "test"):
+        leave_if_asked(run, "before the test")
         test(run, *list(stages.items())[-1])
     if only in (None, "report") and not run.dry_run:
         page = run.runtime.on_main(lambda: write_report(run.directory))
@@ -146,7 +184,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
-    index = open_split(run.runtime, stage.data.train, f"{name}.data.train", stage.data.remote)
+    index = open_split(run, stage.data.train, f"{name}.data.train", stage.data.remote)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     done = read_done(run.directory / name)
     if done is not None and not run.dry_run:
@@ -208,7 +246,7 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
         return
     run.watch.phase("test")
-    index = open_split(run.runtime, patterns, f"{name}.data.test", stage.data.remote)
+    index = open_split(run, patterns, f"{name}.data.test", stage.data.remote)
     run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
     if run.dry_run:
         return
@@ -252,8 +290,9 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
     budget = stage.data.max_bad_fraction
     return evaluate(
         predict,
-        batches,
+        feed(batches, feed_place(run), lambda: bool(run.stop)),
         run.runtime,
+        run.stop,
         lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, budget, run.tracker),
     )
 

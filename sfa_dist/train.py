@@ -18,12 +18,14 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Sequence
 
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
 or disk;
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the parsed command. Raises SfaError for what a user can act on."""
     # Torch is imported only after the recipe is read: a typo answers at once, also on a login node.
+    from sfa_dist.parallel.launch import Parents, read_launch
     from sfa_dist.recipe import load_recipe, print_recipe
 
     environ = environment()
@@ -70,10 +73,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.print_recipe:
         print(print_recipe(loaded), end="")
         return
-    from sfa_dist.stages import run_recipe
+    stop = StopFlag()
+    parents = Parents(read_launch(environ).launcher)
+    stop.install([signal.Signals[name] for name in loaded.recipe.stop.signals], parents.lost)
+    with stop.nothing_to_save():
+        from sfa_dist.stages import run_recipe
 
     run_recipe(
         loaded,
+        stop,
         run_dir=arguments.run_dir or Path("runs") / loaded.recipe.name,
         resume=arguments.resume,
         only=arguments.stage,
@@ -100,8 +108,8 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         print(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}", file=sys.stderr)
         return 74 if disk else 70
     except KeyboardInterrupt:
-        print("stopped: interrupted before the state could be saved; the last checkpoint is intact", file=sys.stderr)
-        return 70
+        print(INTERRUPTED, file=sys.stderr)
+        return INTERRUPTED_CODE
 
 
 def _keep_traceback(debug: bool) -> str:

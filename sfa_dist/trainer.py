@@ -13,11 +13,12 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
 
 Batch = dict[str, Any]
+BatchFeed = Generator[Batch, None, None]
 NON_FINITE_LIMIT = 5
+CLIPS_SHOWN = 4
 DATA_BOUND_SHARE = 0.3
 RANDOM_VERSION = 1  # Raise it whenever the same (seed, stage, step, micro-batch) would draw other numbers.
 
@@ -52,7 +55,8 @@ class Progress:
     evaluated_step: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
-    non_finite_steps: int = 0
+    non_finite_steps: int = 0  # In a row, up to here.
+    skipped_steps: int = 0  # Steps in all whose gradients were not finite: no rank took them.
     last_eval: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, str] = field(
         default_factory=dict
@@ -62,12 +66,13 @@ class Progress:
 @dataclass(frozen=True)
 class Streams:
     """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share
-    of a test."""
+    of a test. Both end early once this rank is asked to stop."""
 
     steps_per_epoch: int
     accumulation: int
-    train: Callable[[int, int], Iterable[Batch]]
-    evaluate: Callable[[], Iterable[Batch]] | None
+    train: Callable[[int, int], BatchFeed]
+    evaluate: Callable[[], BatchFeed] | None
+    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
 
 
 @dataclass
@@ -125,17 +130,21 @@ class Trainer:
         return divmod(self.progress.step, self.streams.steps_per_epoch)
 
     def _run_epoch(self, epoch: int, first: int) -> None:
-        micro_batches = iter(self.streams.train(epoch, first))
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
         window = _Window()
-        with self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance:
+        with (
+            closing(self.streams.train(epoch, first)) as micro_batches,
+            self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance,
+        ):
             for _ in range(first, last):
                 started = time.perf_counter()
                 self._enter("data")
                 batches = list(islice(micro_batches, self.streams.accumulation))
                 data_time = time.perf_counter() - started
-                stopping, record = self.train_step(batches, epoch)
+                record = self.train_step(batches, epoch)
+                if record is None:
+                    self._stop()
                 self.runtime.synchronize()
                 window.add(time.perf_counter() - started, data_time, record["clips"])
                 self.progress.seconds += window.last_seconds
@@ -143,30 +152,35 @@ class Trainer:
                 if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
                     self._log(record, window)
                     window = _Window()
-                if stopping:
-                    self._stop()
                 every = self.stage.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
                 advance()
 
-    def _stop(self) -> None:
-        self.save()
+    def _stop(self) -> NoReturn:
+        """Saves what is not saved yet, and leaves."""
         self.settle_save()
-        self.tracker.event("preempted", stage=self.name, step=self.progress.step)
+        if self.progress.step not in (0, self.saved_step):
+            self.save()
+            self.settle_save()
+        self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=self.stop.reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-        state = (
-            "state is saved" if self.saved_step == self.progress.step else f"state of step {self.saved_step} is saved"
-        )
-        raise self.runtime.for_all(PreemptedError(f"{stopped}; {state}, run the same command again to go on"))
+        saved = "state is saved"
+        if not self.saved_step:
+            saved = "nothing to save yet"
+        elif self.saved_step != self.progress.step:  # Gradients were not finite.
+            saved = f"the last checkpoint is of step {self.saved_step}"
+        raise self.runtime.for_all(PreemptedError(f"{stopped}; {saved}, run the same command again to go on"))
 
-    def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
-        """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
-        to log)."""
+    def train_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, Any] | None:
+        """One optimizer step on this rank's micro-batches of a global batch. Returns what to log; None, without a step,
+        when a rank was asked to stop: its batches may be too few."""
         bad = [entry for batch in batches for entry in batch["bad"]]
         clips = sum(float(batch["weights"].sum()) for batch in batches)
         total, total_bad, stop, *saving = self.runtime.sum(clips, len(bad), bool(self.stop), *self.saver.status())
         self._note_save(self.saver.advance(*saving))
+        if stop:
+            return None
         lr = learning_rate(
             self.progress.step,
             base=self.stage.optimizer.lr,
@@ -179,8 +193,8 @@ class Trainer:
         self.progress.bad_samples += int(total_bad)
         if total_bad:
             self._note_bad(bad)
-        self._check_finite(norm)
-        return stop > 0, {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
+        self._check_finite(norm, losses, batches)
+        return {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
         # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
@@ -210,22 +224,26 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self.progress.evaluated_step = self.progress.step
         self._say_if_data_bound()
         if self.streams.evaluate is not None:
             self._enter("evaluate")
-            result = evaluate(
-                lambda batch: self.engine.evaluate(self._features(batch)),
-                self.streams.evaluate(),
-                self.runtime,
-                lambda bad, clips: note_bad_test_clips(
-                    bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
-                ),
-            )
+            try:
+                result = evaluate(
+                    lambda batch: self.engine.evaluate(self._features(batch)),
+                    self.streams.evaluate(),
+                    self.runtime,
+                    self.stop,
+                    lambda bad, clips: note_bad_test_clips(
+                        bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
+                    ),
+                )
+            except PreemptedError:
+                self._stop()  # The evaluation is made anew when the run goes on.
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
+        self.progress.evaluated_step = self.progress.step
         self.save()
 
     def _say_if_data_bound(self) -> None:
@@ -315,17 +333,30 @@ class Trainer:
                 DataError(f"{where}: {over}; most in {worst}; log.jsonl names each (bad_sample)")
             )
 
-    def _check_finite(self, norm: float) -> None:
+    def _check_finite(self, norm: float, losses: Tensor, batches: Sequence[Batch]) -> None:
+        """Counts a step that no rank took, as its gradients were not finite, and names its clips: those whose loss is
+        not finite, or all. Several in a row are the end."""
         if math.isfinite(norm):
             self.progress.non_finite_steps = 0
             return
         self.progress.non_finite_steps += 1
-        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm)
+        self.progress.skipped_steps += 1
+        mine = [(bool(loss.isfinite()), self._names(batch)) for loss, batch in zip(losses, batches, strict=False)]
+        everywhere = [entry for entries in self.runtime.gather(mine) for entry in entries]
+        culprits = [name for finite, names in everywhere for name in names if not finite]
+        clips = culprits or [name for _, names in everywhere for name in names]
+        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm, clips=clips)
         if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
             where = f"stage {self.name}, step {self.progress.step}"
             what = f"gradients were not finite {NON_FINITE_LIMIT} steps in a row"
+            shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
             advice = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
-            raise self.runtime.for_all(LostRankError(f"{where}: {what}; {advice}"))
+            raise self.runtime.for_all(
+                LostRankError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {advice}")
+            )
+
+    def _names(self, batch: Batch) -> list[str]:
+        return [self.streams.clip_name(sample) for sample in batch["ids"].tolist() if sample >= 0]
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
         everywhere = self.runtime.gather(record["losses"].tolist())
@@ -370,22 +401,32 @@ def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
 
 def evaluate(
     predict: Callable[[Batch], Tensor],
-    batches: Iterable[Batch],
+    batches: BatchFeed,
     runtime: Runtime,
+    stop: StopFlag,
     note_bad: Callable[[list[tuple[str, str]], int], None],
 ) -> dict[str, Any]:
     """Top-1, top-5 and loss over all ranks' batches; `predict` gives logits (clips * views, classes).
 
     Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
-    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do.
+    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do. Raises
+    PreemptedError on every rank, before the next batch, when one was asked to stop.
     """
     sums = ClassificationSums()
     bad: list[tuple[str, str]] = []
-    for batch in batches:
-        bad += batch["bad"]
-        logits = predict(batch)
-        logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
-        sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+    with closing(batches):
+        while True:
+            batch = next(batches, None)
+            [stopping] = runtime.sum(bool(stop))
+            if stopping:
+                text = "stopped in an evaluation; what was done before is saved, run the same command again to go on"
+                raise runtime.for_all(PreemptedError(text))
+            if batch is None:  # On all ranks: each has as many batches.
+                break
+            bad += batch["bad"]
+            logits = predict(batch)
+            logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
+            sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
     result = ClassificationSums(runtime.sum(*sums.sums)).result()
     everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
     if everywhere:

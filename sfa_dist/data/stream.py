@@ -19,6 +19,8 @@ never replaced by another one, which would then be seen twice.
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample, OverLimit
@@ -42,6 +44,7 @@ from sfa_dist.errors import DataError
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
 
 Batch = dict[str, Any]
+NO_SAMPLE = -1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -107,7 +110,11 @@ class TestViews:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation."""
+    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation.
+
+    `places`, int64 (workers, 2), shared by all processes: each worker's process and the sample that it is at, or
+    NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to.
+    """
 
     def __init__(
         self,
@@ -120,7 +127,10 @@ class MicroBatches(Dataset[Batch]):
         rank: int,
         world_size: int,
         micro: int,
+        workers: int = 0,
     ) -> None:
+        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
+        self.stacks = os.devnull
         self.index, self.plan, self.views, self.decoder = index, plan, views, decoder
         self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
         self.accumulation = plan.accumulation(world_size, micro)
@@ -138,15 +148,19 @@ class MicroBatches(Dataset[Batch]):
         clips = torch.zeros(shape, dtype=torch.uint8)
         labels, weights = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float32)
         bad: list[tuple[str, str]] = []
+        worker = get_worker_info()
+        place = self.places[worker.id if worker else 0]
         for row, sample in enumerate(ids.tolist()):
             if sample < 0:
                 continue
+            place[1] = sample
             try:
                 clips[row] = self._clips(sample)
             except BadSample as error:
                 bad.append((self.index.name(sample), error.reason))
                 continue
             labels[row], weights[row] = int(self.index.label[sample]), 1.0
+        place[1] = NO_SAMPLE
         return {
             "clips": clips.flatten(0, 1),
             "labels": labels,
@@ -232,7 +246,17 @@ def train_loader(
     plan = train_plan(index, data, batch, seed)
     views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
     chosen = decoder or choose_decoder(data.decoder, data.limits)
-    batches = MicroBatches(index, plan, views, chosen, epoch=epoch, rank=rank, world_size=world_size, micro=batch.micro)
+    batches = MicroBatches(
+        index,
+        plan,
+        views,
+        chosen,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        micro=batch.micro,
+        workers=data.workers,
+    )
     items = range(start_step * batches.accumulation, len(batches))
     return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
 
@@ -259,7 +283,9 @@ def eval_loader(
     plan = eval_plan(index, micro, world_size)
     views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
     chosen = decoder or choose_decoder(data.decoder, data.limits)
-    batches = MicroBatches(index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro)
+    batches = MicroBatches(
+        index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
+    )
     return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
 
 
@@ -302,7 +328,20 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(worker: int) -> None:
     """Signals go to the whole process group, but stopping is the trainer's decision: a worker that dies of one would
-    take the rank with it before its state is saved. One thread each: the workers are the parallelism."""
+    take the rank with it before its state is saved. One thread each: the workers are the parallelism.
+
+    A crash is written down by its stacks alone; torch's own handlers would add a line to the rank's stderr.
+    """
+    signal.set_wakeup_fd(-1)  # The rank's, that a fork hands down.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.disable()  # The rank's, where it has one: it keeps the handlers that it found.
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
+    info = get_worker_info()
+    assert info is not None
+    batches = info.dataset
+    assert isinstance(batches, MicroBatches)
+    batches.places[worker, 0] = os.getpid()
+    faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
     torch.set_num_threads(1)

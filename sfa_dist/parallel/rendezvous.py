@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from sfa_dist.errors import LostRankError, UsageError
+from sfa_dist.errors import LostRankError, PreemptedError, UsageError
 
 LIMIT_VARIABLE = "SFA_RENDEZVOUS_SECONDS"
 DEFAULT_LIMIT_S = 600.0
@@ -70,6 +70,10 @@ def meet(environ: Mapping[str, str], rank: int, world_size: int) -> dist.Store:
     shared = dist.PrefixStore(meeting.key, store)
     try:
         _answer_roll_call(meeting, shared)
+    except PreemptedError:
+        shared.set("stopped", str(rank))  # The others need not wait for this one.
+        time.sleep(5 * POLL_S)
+        raise
     except dist.DistError as error:
         raise meeting.error(
             f"the store at {meeting.address} went away before all ranks had met; see what rank 0 says"
@@ -185,6 +189,10 @@ def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
 def _wait(store: dist.Store, key: str, until: float) -> bool:
     """Whether the key is there by then. By polling, so that signals are taken meanwhile."""
     while not store.check([key]):
+        if store.check(["stopped"]):
+            asked = PreemptedError("stopped before all ranks had met; run the same command again to go on")
+            asked.told_by_another_rank = True
+            raise asked
         if time.monotonic() >= until:
             return False
         time.sleep(POLL_S)

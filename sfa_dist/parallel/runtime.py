@@ -1,16 +1,15 @@
-"""This process among the others: rank, device and the small collectives that control a run.
-
-One entry serves `python`, `torchrun`, `deepspeed` and `srun python`: the first two
-variables that agree win, torchrun's (which the deepspeed launcher sets too) before Slurm's.
-"""
+"""This process among the others: rank, device and the small collectives that control a run."""
 
 from __future__ import annotations
 
 import datetime
+import itertools
+import os
 import socket
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from sfa_dist.errors import CheckpointError, LostRankError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.launch import Launch, read_launch
 from sfa_dist.parallel.rendezvous import meet
 
 T = TypeVar("T")
@@ -25,18 +25,7 @@ E = TypeVar("E", bound=SfaError)
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 ODD_RANKS_SHOWN = 4
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process."""
-
-    launcher: str
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
+POLL_S, LONGEST_POLL_S = 0.005, 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,8 @@ class Runtime:
     launch: Launch
     device: torch.device
     host: str
+    store: dist.Store | None = None  # Over which the ranks met.
+    _works: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # Of rank 0, counted.
 
     @property
     def rank(self) -> int:
@@ -82,7 +73,7 @@ class Runtime:
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a
-        CheckpointError."""
+        CheckpointError. The others wait for as long as it takes: hashing a data set may take hours."""
         value: Any = None
         fault: SfaError | None = None
         if self.is_main:
@@ -92,6 +83,7 @@ class Runtime:
                 fault = error
             except OSError as error:
                 fault = CheckpointError(f"rank 0 on {self.host}: {error}")
+        self._await_main()
         value, fault = self.broadcast((value, fault))
         if fault is not None:
             raise self.for_all(fault)
@@ -113,6 +105,22 @@ class Runtime:
         if first is not None:
             raise self.for_all(first)
         return [value for value, _ in told]
+
+    def _await_main(self) -> None:
+        """Returns when rank 0 is here. Not in a collective, which gives up after COLLECTIVE_TIMEOUT; whether rank 0
+        still lives is the watch's business."""
+        if self.store is None or self.world_size == 1:
+            return
+        key = f"on_main/{next(self._works)}"
+        pause = POLL_S
+        try:
+            if self.is_main:
+                self.store.set(key, "")
+            while not self.store.check([key]):
+                time.sleep(pause)
+                pause = min(1.5 * pause, LONGEST_POLL_S)
+        except dist.DistError:
+            return  # The store went with its launcher; the run is to save its state all the same.
 
     def require_equal(self, what: str, value: str) -> None:
         """Nothing when all ranks come with the same value. Collective.
@@ -155,51 +163,20 @@ class Runtime:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    def memory_summary(self) -> str:
+        """What is taken and what is free, in words."""
+        if self.device.type == "cuda":
+            free, size = (n / 2**30 for n in torch.cuda.mem_get_info(self.device))
+            now = torch.cuda.memory_allocated(self.device) / 2**30
+            taken = f"{now:.1f} GiB allocated, at most {self.peak_memory_gib():.1f}"
+            return f"{taken}; {free:.1f} of the card's {size:.1f} GiB free"
+        free, size = (os.sysconf(n) * os.sysconf("SC_PAGE_SIZE") / 2**30 for n in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+        return f"at most {self.peak_memory_gib():.1f} GiB resident; {free:.1f} of the host's {size:.1f} GiB free"
+
     def reset_peak_memory(self) -> None:
         """Starts a new peak on a GPU; a process's resident peak cannot be reset."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-
-
-def read_launch(environ: Mapping[str, str]) -> Launch:
-    """Rank and world size from torchrun's and deepspeed's variables, then from srun's, else a single process.
-
-    Raises UsageError when a launcher's variables are there in part.
-    """
-    if "RANK" in environ or "WORLD_SIZE" in environ:
-        missing = [key for key in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT") if key not in environ]
-        if missing:
-            raise UsageError(
-                f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun"
-            )
-        local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
-        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-        return Launch(launcher, *_place(environ, RANK_VARIABLES), local_world)
-    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id. The job may have more tasks
-    # than the step.
-    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and environ.get(tasks, "1") != "1":
-        missing = [key for key in ("SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT") if key not in environ]
-        if missing:
-            raise UsageError(
-                f"srun started several tasks, but {', '.join(missing)} is not set; source slurm/_common.sh"
-            )
-        per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_NTASKS_PER_NODE", "1")
-        local_world = int(per_node.split("(")[0].split(",")[0])
-        return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
-    return Launch("python", 0, 1, 0, 1)
-
-
-def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from the variables of these names. Raises UsageError where they are no place."""
-    shown = ", ".join(f"{key}={environ[key]!r}" for key in keys)
-    try:
-        rank, world_size, local_rank = (int(environ[key]) for key in keys)
-    except ValueError as error:
-        raise UsageError(f"the launcher's variables are no numbers: {shown}") from error
-    if not 0 <= local_rank <= rank < world_size:
-        raise UsageError(f"the launcher's variables do not fit together: {shown}")
-    return rank, world_size, local_rank
 
 
 def start(environ: Mapping[str, str]) -> Runtime:
@@ -233,7 +210,7 @@ def start(environ: Mapping[str, str]) -> Runtime:
             f"{str(error).splitlines()[0]}"
         ) from error
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
-    return Runtime(launch, device, socket.gethostname())
+    return Runtime(launch, device, socket.gethostname(), store)
 
 
 def stop() -> None:

@@ -1,4 +1,5 @@
 """The watch for lost ranks: when one is killed, crashes, hangs or loses its node, all others end within 30 seconds.
+And when one is asked to stop, all others know within a second, wherever they wait.
 
 Without it they would wait in a collective for ten minutes or for ever. Each rank has a small child process
 (watch_process.py) that tells a hub at rank 0 once a second how its rank is. This side starts the child, writes down
@@ -16,11 +17,13 @@ import mmap
 import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,13 +31,16 @@ from typing import Any, NoReturn
 from sfa_dist.errors import SfaError
 from sfa_dist.parallel import watch_process
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch_lines import Lines, Message
-from sfa_dist.parallel.watch_process import BOARD
+from sfa_dist.parallel.watch_process import BOARD, STOP_AT
 from sfa_dist.parallel.watch_verdict import ENDED, LOST, UNWATCHED, WAITS
 
 # Seconds.
 START_S = 30.0
 CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
+
+_PLACE = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
 
 
 class Watch:
@@ -45,21 +51,35 @@ class Watch:
 
     def phase(self, name: str, step: int = 0) -> None:
         """Notes what the rank does from here on, and the steps that it has behind it. Costs a memory write."""
-        BOARD.pack_into(self._board, 0, step, name.encode())
+        _PLACE.pack_into(self._board, 0, step, name.encode())
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The phase and the step that were noted last."""
+        step, name = _PLACE.unpack_from(self._board)
+        return name.rstrip(b"\0").decode(errors="replace"), step
+
+    def ask_to_stop(self) -> None:
+        """Tells the other ranks that this one was asked to stop."""
+        self._board[STOP_AT] = 1
 
 
 @contextmanager
-def watched(runtime: Runtime, address: str, logs: Path | None) -> Iterator[Watch]:
-    """The ranks watch over each other inside of the block. Collective.
+def watched(
+    runtime: Runtime, address: str, logs: Path | None, stop: StopFlag, on_loss: Callable[[int, str], None] | None = None
+) -> Iterator[Watch]:
+    """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
 
     `address` is where other nodes reach rank 0. Into the folder `logs`, where there is one, each rank writes its stacks
-    before it leaves because another one was lost; it leaves by os._exit, with the contract's exit code. An error that
-    may only be what another rank's loss looks like from here is held back until the cause is known.
+    before it leaves because another one was lost; it calls `on_loss(exit code, verdict)` and leaves by os._exit, with
+    the contract's exit code. An error that may only be what another rank's loss looks like from here is held back until
+    the cause is known.
     """
-    guard = _start(runtime, address, logs)
+    guard = _start(runtime, address, logs, stop)
     if guard is None:
         yield Watch()
         return
+    guard.on_loss = on_loss
     try:
         yield guard.watch
         runtime.barrier()
@@ -77,13 +97,14 @@ def watched(runtime: Runtime, address: str, logs: Path | None) -> Iterator[Watch
     guard.say_goodbye(ENDED, 0)
 
 
-def _start(runtime: Runtime, address: str, logs: Path | None) -> _Guard | None:
+def _start(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> _Guard | None:
     """The guard of this rank; None where one of them is alone, or where a child cannot do its work."""
     if runtime.world_size == 1:
         return None
-    guard = _Guard(runtime, address, logs)
+    guard = _Guard(runtime, address, logs, stop)
     faults = [fault for fault in runtime.gather(guard.start()) if fault is not None]
     if not faults:
+        stop.on_request(guard.watch.ask_to_stop)
         threading.Thread(target=guard.listen, name="watch", daemon=True).start()
         return guard
     guard.close()
@@ -95,11 +116,17 @@ def _start(runtime: Runtime, address: str, logs: Path | None) -> _Guard | None:
 class _Guard:
     """The parent's end of a child process."""
 
-    def __init__(self, runtime: Runtime, address: str, logs: Path | None) -> None:
-        self._rank, self._host, self._logs = runtime.rank, runtime.host, logs
-        self._listener = socket.create_server(("", 0)) if runtime.is_main else None
-        port = self._listener.getsockname()[1] if self._listener else None
-        port, token = runtime.broadcast((port, secrets.token_hex(16)))
+    def __init__(self, runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> None:
+        self._rank, self._host, self._logs, self._stop = runtime.rank, runtime.host, logs, stop
+        self._listener: socket.socket | None = None
+        port, self._fault = 0, ""
+        if runtime.is_main:
+            try:
+                self._listener = socket.create_server(("", 0))
+                port = self._listener.getsockname()[1]
+            except OSError as error:
+                self._fault = f"rank 0 on {self._host} can open no port for it ({error})"
+        port, self._fault, token = runtime.broadcast((port, self._fault, secrets.token_hex(16)))
         self._settings: dict[str, Any] = {
             "rank": runtime.rank,
             "host": runtime.host,
@@ -109,19 +136,24 @@ class _Guard:
             "listener": self._listener.fileno() if self._listener else None,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._post: Lines | None = None
         self._goodbye: str | None = None
         self.held_back: BaseException | None = None
+        self.on_loss: Callable[[int, str], None] | None = None
         self.settled = threading.Event()  # The hub has nothing more to say to this rank.
         self.watch = Watch()
 
     def start(self) -> str | None:
         """Starts the child; gives None when it has reached the hub, else why it has not."""
-        if sys.platform != "linux":
-            return f"it needs Linux, and {self._host} has {sys.platform}"
+        if self._fault:
+            return self._fault
         ours, theirs = socket.socketpair()
         self._post = Lines(ours)
-        board = os.memfd_create("watch")
-        os.truncate(board, BOARD.size)
+        try:
+            board = _shared_memory()
+        except OSError as error:
+            theirs.close()
+            return f"{self._host} has no room for {BOARD.size} bytes ({error})"
         self.watch = Watch(mmap.mmap(board, BOARD.size))
         self.watch.phase("start")
         listener = self._settings["listener"]
@@ -150,21 +182,27 @@ class _Guard:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._post.close()
+        if self._post is not None:
+            self._post.close()
         if self._listener is not None:
             self._listener.close()
 
     def say_goodbye(self, state: str, code: int) -> None:
         """Tells the child how this rank ends, so that its end is no loss."""
         self._goodbye = state
+        assert self._post is not None
         with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
             self._post.send({"state": state, "code": code})
 
     def listen(self) -> None:
         """Hears what the child has to say, as long as it lives."""
+        assert self._post is not None
         try:
             while True:
                 for message in self._post.receive():
+                    if message["kind"] == "stop":
+                        self._stop.request("another rank, which was asked to stop")
+                        continue
                     if message["kind"] == "lost" and self._is_meant(message):
                         self._leave(message)
                     self.settled.set()
@@ -190,6 +228,11 @@ class _Guard:
                     faulthandler.dump_traceback(file)
             except OSError as error:
                 _say(f"rank {self._rank} on {self._host} cannot write its stacks: {error}")
+        if self.on_loss is not None:
+            try:
+                self.on_loss(verdict["exit_code"], verdict["text"])
+            except SfaError as error:
+                _say(f"rank {self._rank} on {self._host}: {error}")
         with contextlib.suppress(OSError, ValueError):  # Nobody reads them any more.
             sys.stdout.flush()
         # Not by an exception: the main thread waits in a collective that will never end.
@@ -227,6 +270,19 @@ class _Guard:
                 stream.settimeout(START_S)
                 stream.recv(4096)
                 Lines(stream).send({"kind": "off"})
+
+
+def _shared_memory() -> int:
+    """A descriptor of as many bytes as the board has: memory without a name, or a file without one on systems that
+    have no such memory. Raises OSError."""
+    try:
+        board = os.memfd_create("watch")
+        os.truncate(board, BOARD.size)
+        return board
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(bytes(BOARD.size))
+            return os.dup(file.fileno())
 
 
 def _say(line: str) -> None:

@@ -3,9 +3,9 @@
 It lives in a thread of the child of rank 0. Each child connects once and then reports once a second; the answers carry
 rank 0's own phase, and one of them, at last, the verdict:
 
-    child -> hub  {"token", "rank", "host", "state", "code", "phase", "step"}
+    child -> hub  {"token", "rank", "host", "state", "code", "phase", "step", "stop"}
     hub -> child  {"kind": "welcome"}
-                  {"kind": "beat", "phase", "step"}
+                  {"kind": "beat", "phase", "step", "stop"}  stop: some rank was asked to stop
                   {"kind": "lost", "rank", "text", "exit_code", "speaker"}
                   {"kind": "end"}  all ranks have ended
 """
@@ -32,6 +32,7 @@ class Hub:
     def __init__(self, listener: socket.socket, world_size: int, token: str) -> None:
         now = time.monotonic()
         self._listener, self._token = listener, token
+        self._stop = self._stop_is_news = False
         self._seats = [Seat(rank, now) for rank in range(world_size)]
         self._links: dict[Lines, int | None] = {}  # The rank behind a connection, None until it has said so.
         self._greeting: Message = {"kind": "welcome"}
@@ -56,9 +57,10 @@ class Hub:
             if is_over(self._seats):
                 self._finish({"kind": "end"})
                 return
-            if now >= next_beat:
-                next_beat = now + BEAT_S
-                self._tell({"kind": "beat", "phase": self._seats[0].phase, "step": self._seats[0].step})
+            if now >= next_beat or self._stop_is_news:
+                next_beat, self._stop_is_news = now + BEAT_S, False
+                first = self._seats[0]
+                self._tell({"kind": "beat", "phase": first.phase, "step": first.step, "stop": self._stop})
 
     def _verdict(self, lost: Seat, now: float) -> Message:
         return {
@@ -105,6 +107,8 @@ class Hub:
             lines.send(self._greeting)
         values = (message[key] for key in ("state", "code", "phase", "step"))
         seat.update(time.monotonic(), *values)
+        if message.get("stop") and not self._stop:
+            self._stop = self._stop_is_news = True
 
     def _tell(self, message: Message) -> None:
         for lines, rank in list(self._links.items()):

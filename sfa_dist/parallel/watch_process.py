@@ -10,7 +10,7 @@ file is started by its path and needs the standard library only, so that it is t
     parent -> child  {"rank", "host", "world_size", "hub": [address, port], "token", "listener", "board"}   settings
                      {"state", "code"}                                                                      goodbye
     child -> parent  {"kind": "ready"}, or {"kind": "failed", "reason"}
-                     {"kind": "lost", ...} as the hub said it, {"kind": "off"}, {"kind": "end"}
+                     {"kind": "lost", ...} as the hub said it, {"kind": "stop"}, {"kind": "off"}, {"kind": "end"}
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from sfa_dist.parallel.watch_hub import BEAT_S, SUSPENDED_S, TICK_S, Hub
 from sfa_dist.parallel.watch_lines import Lines, Message
 from sfa_dist.parallel.watch_verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, Seat, describe
 
-BOARD = struct.Struct("<q24s")  # What a rank writes down of itself: step, phase.
+BOARD = struct.Struct("<q24s?")  # What a rank writes down of itself: step, phase, whether it was asked to stop.
+STOP_AT = BOARD.size - 1
 
 # Seconds.
 CONNECT_S = 10.0
@@ -54,11 +55,14 @@ class Child:
         self._parent, self._post, self._settings = parent, post, settings
         self._board = mmap.mmap(settings["board"], BOARD.size, prot=mmap.PROT_READ)
         self._state, self._code = RUNS, 0
-        self._over = False
+        self._over = self._stop_told = self._stop_heard = False
         self._hub_heard, self._hub_place = time.monotonic(), ("start", 0)
         self._selector = selectors.DefaultSelector()
         self._selector.register(post, selectors.EVENT_READ, self._hear_parent)
-        self._selector.register(os.pidfd_open(parent), selectors.EVENT_READ, self._parent_ended)
+        end = _end_of(parent)
+        self._polls = end is None
+        if end is not None:
+            self._selector.register(end, selectors.EVENT_READ, self._parent_ended)
         self._link = self._connect()
 
     def run(self) -> None:
@@ -68,11 +72,13 @@ class Child:
             for key, _ in self._selector.select(TICK_S):
                 if not self._over:
                     key.data()
+            if self._polls and not self._over and os.getppid() != self._parent:
+                self._parent_ended()
             now = time.monotonic()
             if now - last > SUSPENDED_S:
                 self._hub_heard += now - last
             last = now
-            if now >= next_beat:
+            if now >= next_beat or self._stop_asked() != self._stop_told:
                 next_beat = now + BEAT_S
                 self._look()
                 self._report()
@@ -122,14 +128,19 @@ class Child:
         return link
 
     def _message(self) -> Message:
-        step, phase = BOARD.unpack(self._board[:])
+        step, phase, _ = BOARD.unpack(self._board[:])
+        self._stop_told = self._stop_asked()
         return {
             **{key: self._settings[key] for key in ("token", "rank", "host")},
             "state": self._state,
             "code": self._code,
             "phase": phase.rstrip(b"\0").decode(errors="replace"),
             "step": step,
+            "stop": self._stop_told,
         }
+
+    def _stop_asked(self) -> bool:
+        return self._board[STOP_AT] != 0
 
     def _report(self) -> None:
         if self._over:
@@ -151,6 +162,9 @@ class Child:
             self._hub_heard = time.monotonic()
             if kind == "beat":
                 self._hub_place = (message["phase"], message["step"])
+                if message["stop"] and not self._stop_heard:
+                    self._stop_heard = True
+                    self._tell_parent({"kind": "stop"})
             elif kind in ("lost", "off", "end"):
                 self._over = True
                 self._tell_parent(message)
@@ -220,6 +234,14 @@ def main() -> None:
     child.run()
     if hub is not None:
         hub.join(LINGER_S)
+
+
+def _end_of(pid: int) -> int | None:
+    """A descriptor that can be read once the process has ended; None on systems without (Linux before 5.3)."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _serve(hub: Hub) -> None:

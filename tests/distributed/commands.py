@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import faults
 import pytest
 from ranks import free_port
 
@@ -77,7 +78,7 @@ class Train:
         logs = cwd / "outputs"
         logs.mkdir(exist_ok=True)
         self._files = [logs / f"{next(_numbers)}.{name}" for name in ("out", "err")]
-        self.arguments = arguments
+        self.arguments, self.environ = arguments, environ
         self._process = _forks.Process(target=_main, args=(arguments, str(cwd), environ, list(map(str, self._files))))
         self._process.start()
 
@@ -127,6 +128,8 @@ def _main(arguments: Sequence[str], cwd: str, environ: dict[str, str], files: li
     torch.set_num_threads(1)
     os.environ.update(environ)
     os.chdir(cwd)
+    for fault in filter(None, environ.get(faults.VARIABLE, "").split(";")):
+        faults.install(fault)
     sys.argv = ["train.py", *arguments]
     sys.exit(main())
 
@@ -136,8 +139,19 @@ def train(cwd: Path, *arguments: str, **environ: str) -> Finished:
     return Train(cwd, *arguments, **environ).wait()
 
 
-def train_ranks(world_size: int, cwd: Path, *arguments: str, **environ: str) -> list[Train]:
-    """Forked runs that find each other by the variables that torchrun sets."""
+def train_ranks(
+    world_size: int,
+    cwd: Path,
+    *arguments: str,
+    faults: Mapping[int, str] = {},
+    ranks: Sequence[int] | None = None,
+    **environ: str,
+) -> list[Train]:
+    """Forked runs that find each other by the variables that torchrun sets, with the faults of faults.py by rank; or
+    only those of `ranks`."""
     common = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", **environ}
-    return [Train(cwd, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world_size)]
+    return [
+        Train(cwd, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), TEST_FAULTS=faults.get(rank, ""), **common)
+        for rank in (range(world_size) if ranks is None else ranks)
+    ]

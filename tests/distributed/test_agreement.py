@@ -38,6 +38,7 @@ def compare(runtime: Runtime, *rounds: tuple[str, ...]) -> list[tuple[str, bool]
         ),
     ],
 )
+@pytest.mark.fault(61)
 def test_names_the_minority(world_size: int, rounds: list[tuple[str, ...]], odd: list[str | None]) -> None:
     everywhere = run_ranks(world_size, compare, *rounds)
     for number, expected in enumerate(odd):

@@ -91,6 +91,7 @@ def test_kill_9_in_both_stages(place: Path, whole: Path) -> None:
     assert_the_same(run, whole)
 
 
+@pytest.mark.fault(2)
 def test_kill_9_before_the_first_checkpoint(place: Path, whole: Path) -> None:
     run = place / "killed at once"
     started = Train(place, *START, "killed at once", *DROP_PATH)
@@ -101,7 +102,7 @@ def test_kill_9_before_the_first_checkpoint(place: Path, whole: Path) -> None:
     assert_the_same(run, whole)
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault(1, 2)
 def test_kill_9_of_two_ranks(place: Path, whole_on_two: Path) -> None:
     run = place / "killed on two"
     ranks = train_ranks(2, place, *START, "killed on two")
@@ -130,6 +131,7 @@ def test_what_two_ranks_began_one_goes_on_with(place: Path, whole_on_two: Path) 
         assert expected[key] == (pytest.approx(loss, rel=1e-3), pytest.approx(norm, rel=1e-2)), key
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_stop_request_saves_and_says_so(place: Path, whole: Path, number: signal.Signals) -> None:
     run = place / number.name
@@ -164,6 +166,7 @@ def test_a_stop_request_to_one_rank_stops_all(place: Path, whole_on_two: Path) -
     assert_the_same(run, whole_on_two)
 
 
+@pytest.mark.fault(1)
 def test_a_lost_rank_ends_the_others_with_70(place: Path) -> None:
     """Invariant 8."""
     run = place / "lost"

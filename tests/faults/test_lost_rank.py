@@ -16,9 +16,9 @@ LIMIT = 30.0  # Seconds: the promise.
 
 
 @contextmanager
-def running(folder: Path, world_size: int, work: str) -> Iterator[Ranks]:
+def running(folder: Path, world_size: int, work: str, system: str = "whole") -> Iterator[Ranks]:
     """Ranks that are in their steps; what is left of them is killed."""
-    ranks = Ranks(folder, world_size, work)
+    ranks = Ranks(folder, world_size, work, system=system)
     try:
         ranks.wait_for_steps()
         yield ranks
@@ -34,6 +34,7 @@ def watches_end(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize(("lost", "speaker"), [(1, 0), (0, 1), (2, 0)])
 def test_a_killed_rank_is_named_at_once(tmp_path: Path, lost: int, speaker: int) -> None:
     with running(tmp_path, 3, "forever") as ranks:
@@ -112,6 +113,7 @@ def test_a_rank_that_is_killed_with_its_watch_process_is_lost(tmp_path: Path, lo
     assert f"error: rank {lost} on " in ranks.errors()[1 if lost == 0 else 0]
 
 
+@pytest.mark.fault(16)
 def test_slow_ways_to_be_lost_and_not_to_be(tmp_path: Path) -> None:
     """Side by side, as each takes its time to be told from a rank that is only slow."""
     with (
@@ -166,6 +168,51 @@ def test_slow_ways_to_be_lost_and_not_to_be(tmp_path: Path) -> None:
 
 def test_one_rank_alone_has_no_watch(tmp_path: Path) -> None:
     with running(tmp_path, 1, "for_a_while") as ranks:
-        children = Path(f"/proc/{ranks.processes[0].pid}/task/{ranks.processes[0].pid}/children").read_text()
-        assert children == ""
+        assert children(ranks.processes[0].pid) == []
         assert ranks.ends()[0] == [0]
+
+
+@pytest.mark.fault(1)
+def test_the_watch_works_without_memfd_pidfd_and_proc(tmp_path: Path) -> None:
+    with running(tmp_path, 2, "forever", system="old") as ranks:
+        watches = [int(pid) for rank in ranks.processes for pid in children(rank.pid)]
+        assert len(watches) == 2
+        ranks.kill(1)
+        codes, seconds = ranks.ends()
+    assert codes == [70, -9]
+    assert seconds < LIMIT
+    assert ranks.errors()[0].startswith("error: rank 1 on ")
+    assert watches_end(watches)
+
+
+def children(pid: int | None) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_rank_0_that_may_open_no_port_goes_on_without_the_watch(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2, "for_a_while", system="no port")
+    assert ranks.ends()[0] == [0, 0]
+    said, quiet = ranks.errors()
+    assert said.startswith("the watch for lost ranks is off: rank 0 on ")
+    assert "Permission denied" in said
+    assert (said.count("\n"), quiet) == (1, "")
+
+
+def test_rank_0_may_work_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+    """As when it hashes a large data set."""
+    ranks = Ranks(tmp_path, 3, "rank_0_works_for_long", system="impatient")
+    assert ranks.ends()[0] == [0, 0, 0], ranks.errors()
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_request_to_one_rank_is_heard_by_those_that_wait(tmp_path: Path, asked: int) -> None:
+    """Rank 0, whose child is the hub, and another one. It waits in a collective meanwhile."""
+    with running(tmp_path, 3, "rank_1_waits_for_long") as ranks:
+        ranks.kill(asked, signal.SIGTERM)
+        codes, seconds = ranks.ends()
+    assert codes == [75, 75, 75]
+    assert seconds < 20
+    reasons = ["another rank, which was asked to stop"] * 3
+    reasons[asked] = "SIGTERM"
+    assert ranks.errors() == [f"error: stopped; {reasons}\n", "", ""]

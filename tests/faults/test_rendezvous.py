@@ -15,6 +15,7 @@ from sfa_dist.parallel.rendezvous import meet
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
+@pytest.mark.fault(62)
 def test_a_port_that_another_program_holds(tmp_path: Path) -> None:
     """It takes connections and says nothing: torch's own client would wait for it without end."""
     with socket.create_server(("", 0)) as other:
@@ -33,6 +34,7 @@ def test_a_port_that_another_program_holds(tmp_path: Path) -> None:
         assert all(word in said for word in ("--master_port", "MASTER_PORT", "SFA_PORT_BASE"))
 
 
+@pytest.mark.fault(62)
 def test_a_rank_that_does_not_come_is_named_once(tmp_path: Path) -> None:
     port = free_port()
     ranks = Ranks(tmp_path, 4, "forever", ranks=(0, 2), port=port, SFA_RENDEZVOUS_SECONDS="5")
@@ -44,6 +46,7 @@ def test_a_rank_that_does_not_come_is_named_once(tmp_path: Path) -> None:
     assert guest == ""
 
 
+@pytest.mark.fault(62)
 def test_no_rank_0(tmp_path: Path) -> None:
     port = free_port()
     ranks = Ranks(tmp_path, 2, "forever", ranks=(1,), port=port, SFA_RENDEZVOUS_SECONDS="2")
@@ -53,6 +56,7 @@ def test_no_rank_0(tmp_path: Path) -> None:
     assert f"nobody answers at 127.0.0.1:{port} after 2 s" in said
 
 
+@pytest.mark.fault(62)
 def test_a_host_that_is_none(tmp_path: Path) -> None:
     environ = {**PLACE, "MASTER_ADDR": "no-such-host.invalid", "SFA_RENDEZVOUS_SECONDS": "0.1"}
     with pytest.raises(Exception, match=r"nobody answers at no-such-host\.invalid:29500"):

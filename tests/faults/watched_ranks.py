@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
+import errno
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +18,18 @@ from pathlib import Path
 from ranks import free_port
 
 from sfa_dist.errors import DataError, PreemptedError, SfaError
+from sfa_dist.parallel.stop_flag import StopFlag
+
+STOP = StopFlag()  # Of the rank's process.
 
 _forks = multiprocessing.get_context("forkserver")
 
 
 class Ranks:
-    """`world_size` processes that run the function `work` of this module under the watch; or only those of `ranks`."""
+    """`world_size` processes that run the function `work` of this module under the watch; or only those of `ranks`.
+
+    `system` makes their system one that lacks something: a key of `_SYSTEMS`.
+    """
 
     def __init__(
         self,
@@ -29,6 +38,7 @@ class Ranks:
         work: str,
         ranks: Sequence[int] | None = None,
         port: int | None = None,
+        system: str = "whole",
         **environ: str,
     ) -> None:
         _forks.set_forkserver_preload(["torch", "sfa_dist.parallel.watch"])
@@ -39,7 +49,7 @@ class Ranks:
         self.processes = []
         for rank in range(world_size) if ranks is None else ranks:
             place = {**common, **environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            self.processes.append(_forks.Process(target=_main, args=(place, str(folder), work)))
+            self.processes.append(_forks.Process(target=_main, args=(place, str(folder), work, system)))
             self.processes[-1].start()
 
     def wait_for_steps(self, limit: float = 30.0) -> None:
@@ -91,7 +101,7 @@ class Ranks:
         return sorted(file.name for file in (self.folder / "logs").glob("*"))
 
 
-def _main(environ: dict[str, str], folder: str, work: str) -> None:
+def _main(environ: dict[str, str], folder: str, work: str, system: str) -> None:
     os.dup2(os.open(f"{folder}/stderr-{environ['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
     import torch
@@ -100,10 +110,12 @@ def _main(environ: dict[str, str], folder: str, work: str) -> None:
     from sfa_dist.parallel.watch import watched
 
     torch.set_num_threads(1)
+    _SYSTEMS[system]()
     code = 0
     try:
         runtime = parallel_runtime.start(environ)
-        with watched(runtime, "127.0.0.1", Path(folder) / "logs") as watch:
+        STOP.install()
+        with watched(runtime, "127.0.0.1", Path(folder) / "logs", STOP) as watch:
             _WORKS[work](runtime, watch, Path(folder))
         parallel_runtime.stop()
     except SfaError as error:
@@ -192,6 +204,57 @@ def rank_0_loads_for_long(runtime, watch, folder):
     runtime.barrier()
 
 
+def _no_port() -> None:
+    """Rank 0 may open no port for the watch."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    socket.create_server = refuse  # type: ignore[assignment]
+
+
+def _old() -> None:
+    """A kernel or a C library without memfd and pidfd, and a system without /proc, as macOS is."""
+    from sfa_dist.parallel import watch_process
+
+    del os.memfd_create
+    sys.platform = "darwin"
+    watch_process.__file__ = str(Path(__file__).with_name("old_watch_process.py"))
+
+
+def _impatient() -> None:
+    """Collectives give up after three seconds instead of ten minutes."""
+    from sfa_dist.parallel import runtime
+
+    runtime.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=3)
+
+
+_SYSTEMS: dict[str, Callable[[], None]] = {
+    "whole": lambda: None,
+    "no port": _no_port,
+    "old": _old,
+    "impatient": _impatient,
+}
+
+
+def rank_0_works_for_long(runtime, watch, folder):
+    """Rank 0 does what it does for all, for longer than a collective waits."""
+    for step in range(5):
+        _step(runtime, watch, folder, step)
+    assert runtime.on_main(lambda: time.sleep(7) or "done") == "done"
+
+
+def rank_1_waits_for_long(runtime, watch, folder):
+    """Rank 1 is deep in a wait of its own, until it hears that another rank was asked to stop."""
+    for step in range(5):
+        _step(runtime, watch, folder, step)
+    end = time.monotonic() + 60
+    while runtime.rank == 1 and not STOP and time.monotonic() < end:
+        time.sleep(0.01)
+    assert all(runtime.gather(bool(STOP)))
+    raise runtime.for_all(PreemptedError(f"stopped; {runtime.gather(STOP.reason)}"))
+
+
 _WORKS: dict[str, Callable[..., None]] = {
     work.__name__: work
     for work in (
@@ -204,5 +267,7 @@ _WORKS: dict[str, Callable[..., None]] = {
         bug_on_all_ranks,
         rank_0_holds_the_lock,
         rank_0_loads_for_long,
+        rank_0_works_for_long,
+        rank_1_waits_for_long,
     )
 }

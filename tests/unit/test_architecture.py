@@ -22,7 +22,19 @@ LAYERS = (
     ("errors", "failpoints", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
-    ("tracking", "assemble", "probe", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
+    (
+        "tracking",
+        "assemble",
+        "attempts",
+        "out_of_memory",
+        "probe",
+        "run_lock",
+        "run_record",
+        "trainer",
+        "stage_setup",
+        "stages",
+        "report",
+    ),
     ("train", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

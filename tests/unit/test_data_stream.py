@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from data_samples import frame_level, video_bytes, write_shard, write_shards
+from faulty_decoder import faulty_decoder
 
 from sfa_dist.data import retry
 from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import Batch, _start_worker, eval_loader, train_loader
+from sfa_dist.data.stream import Batch, eval_loader, train_loader
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
 
 DATA = DataBlock(resize=28, stride=1, workers=0, decoder="pyav", shuffle_shards=2)
@@ -218,17 +218,21 @@ def test_pictures_are_videos_of_one_frame(tmp_path):
     assert torch.equal(clip, torch.from_numpy(pixels).permute(2, 0, 1)[:, None].expand(3, 4, 24, 24))
 
 
-def test_workers_ignore_the_signals_that_stop_a_run():
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    before = [signal.getsignal(name) for name in names]
-    threads = torch.get_num_threads()
-    try:
-        _start_worker(0)
-        assert all(signal.getsignal(name) is signal.SIG_IGN for name in names)
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
-        torch.set_num_threads(threads)
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_workers_ignore_the_signals_that_stop_a_run(index, name):
+    loader = train_loader(
+        index,
+        DATA.model_copy(update={"workers": 1}),
+        PLAIN,
+        BatchBlock(size=6, micro=6),
+        frames=4,
+        crop=24,
+        seed=0,
+        epoch=0,
+        decoder=faulty_decoder(name),
+    )
+    assert len(list(loader)) == len(loader)
 
 
 def test_the_loader_can_be_sent_to_a_fresh_process(index):

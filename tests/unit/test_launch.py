@@ -8,7 +8,7 @@ import pytest
 
 from sfa_dist.errors import LostRankError, UsageError
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.runtime import Launch, read_launch
+from sfa_dist.parallel.launch import Launch, read_launch
 
 RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 TORCHRUN = {
@@ -89,12 +89,14 @@ def test_srun_of_one_task_is_one_process() -> None:
     assert read_launch(without(one, *RENDEZVOUS)) == ALONE
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 @pytest.mark.parametrize("environ", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
 def test_a_launcher_that_says_half_is_refused(environ: dict[str, str], missing: str) -> None:
     assert missing in refusal(without(environ, missing))
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("missing", ["SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT"])
 def test_srun_that_says_half_is_refused(missing: str) -> None:
     assert missing in refusal(without(SRUN, missing))
@@ -121,5 +123,6 @@ def test_others_that_do_not_come_are_a_lost_rank(rank: str) -> None:
         parallel_runtime.start({**place, "SFA_RENDEZVOUS_SECONDS": "1"})
 
 
+@pytest.mark.fault(61)
 def test_a_rank_outside_the_world_is_refused() -> None:
     assert "RANK" in refusal({**TORCHRUN, "RANK": "16"})

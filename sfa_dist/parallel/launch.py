@@ -1,0 +1,95 @@
+"""What started this process, as which rank, and whether it is still there. No torch: it is read before torch is.
+
+One entry serves `python`, `torchrun`, `deepspeed` and `srun python`: the first two
+variables that agree win, torchrun's (which the deepspeed launcher sets too) before Slurm's.
+
+A launcher that dies of a signal leaves its ranks behind, and they would train on with nobody to stop them: measured for
+SIGUSR1 to torchrun, and SIGUSR1 and SIGTERM to a single-node deepspeed, whose runner has another process between
+itself and the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sfa_dist.errors import UsageError
+from sfa_dist.parallel.process_state import command_of, parent_of
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+RUNNERS = ("deepspeed", "deepspeed.pt", "ds", "runner.py", "deepspeed.launcher.runner")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process."""
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch:
+    """Rank and world size from torchrun's and deepspeed's variables, then from srun's, else a single process.
+
+    Raises UsageError when a launcher's variables are there in part.
+    """
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        missing = [key for key in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT") if key not in environ]
+        if missing:
+            raise UsageError(
+                f"the launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; use torchrun, deepspeed or srun"
+            )
+        local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
+        return Launch(launcher, *_place(environ, RANK_VARIABLES), local_world)
+    # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id. The job may have more tasks
+    # than the step.
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and environ.get(tasks, "1") != "1":
+        missing = [key for key in ("SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT") if key not in environ]
+        if missing:
+            raise UsageError(
+                f"srun started several tasks, but {', '.join(missing)} is not set; source slurm/_common.sh"
+            )
+        per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_NTASKS_PER_NODE", "1")
+        local_world = int(per_node.split("(")[0].split(",")[0])
+        return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
+    return Launch("python", 0, 1, 0, 1)
+
+
+def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
+    """(rank, world size, local rank) from the variables of these names. Raises UsageError where they are no place."""
+    shown = ", ".join(f"{key}={environ[key]!r}" for key in keys)
+    try:
+        rank, world_size, local_rank = (int(environ[key]) for key in keys)
+    except ValueError as error:
+        raise UsageError(f"the launcher's variables are no numbers: {shown}") from error
+    if not 0 <= local_rank <= rank < world_size:
+        raise UsageError(f"the launcher's variables do not fit together: {shown}")
+    return rank, world_size, local_rank
+
+
+class Parents:
+    """The launcher's processes above this one, as they were when this object was made."""
+
+    def __init__(self, launcher: str) -> None:
+        self._launcher = launcher
+        # A shell may leave a `python` that it started (nohup), so that one stands alone.
+        self._parent = None if launcher == "python" else os.getppid()
+        self._runner = None
+        if launcher == "deepspeed" and self._parent is not None:
+            above = parent_of(self._parent)
+            if above is not None and any(os.path.basename(word) in RUNNERS for word in command_of(above)[:4]):
+                self._runner = above
+
+    def lost(self) -> str:
+        """Which of them is gone, in words; empty while all are there."""
+        if self._parent is not None and os.getppid() != self._parent:
+            return f"its launcher ({self._launcher}, process {self._parent}) is gone"
+        if self._runner is not None and self._parent is not None and parent_of(self._parent) != self._runner:
+            return f"its launcher ({self._launcher}, process {self._runner}) is gone"
+        return ""
