@@ -2,8 +2,8 @@
 
     python benchmarks/index_load.py --samples 1000000
 
-Makes sparse shards of 1,000 samples in a temporary folder, and loads each form in a process of its own, three times;
-prints the medians. Seconds are of the CPU, so that other work on the machine counts less.
+Makes sparse shards of 1,000 samples in a temporary folder, and loads each form in a process of its own, `--rounds`
+times; prints the medians. Seconds are of the CPU, so that other work on the machine counts less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shard_walk import Member, SampleEntry, ShardEntry
 
 PER_SHARD = 1000
-ROUNDS = 3
 
 
 def make(folder: Path, samples: int) -> None:
@@ -86,10 +85,10 @@ def _resident() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def measure(folder: Path, keep_sidecar: bool) -> dict[str, float]:
-    """Medians over ROUNDS fresh processes."""
+def measure(folder: Path, keep_sidecar: bool, times: int) -> dict[str, float]:
+    """Medians over fresh processes."""
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(times):
         if not keep_sidecar:
             (folder / SIDECAR_NAME).unlink(missing_ok=True)
         command = [sys.executable, __file__, "--load", str(folder)]
@@ -101,6 +100,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
@@ -115,10 +115,10 @@ def main() -> None:
         make(folder, arguments.samples)
         version_2 = (folder / INDEX_NAME).read_bytes()
         write_version_1(folder)
-        row("index.json, version 1", folder / INDEX_NAME, measure(folder, keep_sidecar=False))
+        row("index.json, version 1", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
         (folder / INDEX_NAME).write_bytes(version_2)
-        row("index.json, version 2", folder / INDEX_NAME, measure(folder, keep_sidecar=False))
-        row("index.npz", folder / SIDECAR_NAME, measure(folder, keep_sidecar=True))
+        row("index.json, version 2", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
+        row("index.npz", folder / SIDECAR_NAME, measure(folder, True, arguments.rounds))
 
 
 def row(what: str, file: Path, found: dict[str, float]) -> None:
