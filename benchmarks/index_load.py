@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfa_dist.data.index_columns import SIDECAR_NAME
-from sfa_dist.data.index_file import INDEX_NAME, read_index, to_raw, write_index
+from sfa_dist.data.index_file import INDEX_NAME, read_raw, to_raw, write_index
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shard_walk import Member, SampleEntry, ShardEntry
 
@@ -55,7 +54,7 @@ def make(folder: Path, samples: int) -> None:
 def write_version_1(folder: Path) -> None:
     """Turns index.json into what the first version wrote."""
     shards = {}
-    for name, raw in read_index(folder).items():
+    for name, raw in read_raw(folder).items():
         samples = [
             {
                 "key": key,
@@ -72,17 +71,17 @@ def write_version_1(folder: Path) -> None:
 def load_here(folder: Path) -> dict[str, float]:
     """Loads in this process: seconds of CPU, MiB that stay and MiB at the peak, above what the program took before."""
     paths = sorted(folder.glob("*.tar"))
-    before, start = _resident(), time.process_time()
+    before, start = _status("VmRSS"), time.process_time()
     index = load_index(paths)
     seconds = time.process_time() - start
     assert len(index) == len(paths) * PER_SHARD
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "resident": _resident() - before, "peak": peak - before}
+    return {"seconds": seconds, "resident": _status("VmRSS") - before, "peak": _status("VmHWM") - before}
 
 
-def _resident() -> float:
+def _status(key: str) -> float:
+    """MiB. Not getrusage, whose maximum a process inherits from the one that started it."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1]) / 1024
 
 
 def measure(folder: Path, keep_sidecar: bool, times: int) -> dict[str, float]:
