@@ -2,8 +2,8 @@
 
     python benchmarks/index_load.py --samples 1000000
 
-Makes sparse shards of 1,000 samples in a temporary folder, and loads each form in a process of its own, three times;
-prints the medians. Seconds are of the CPU, so that other work on the machine counts less.
+Makes sparse shards of 1,000 samples in a temporary folder, and loads each form in a process of its own, `--rounds`
+times; prints the medians. Seconds are of the CPU, so that other work on the machine counts less.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,12 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfa_dist.data.index_columns import SIDECAR_NAME
-from sfa_dist.data.index_file import INDEX_NAME, read_index, to_raw, write_index
+from sfa_dist.data.index_file import INDEX_NAME, read_raw, to_raw, write_index
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shard_walk import Member, SampleEntry, ShardEntry
 
 PER_SHARD = 1000
-ROUNDS = 3
 
 
 def make(folder: Path, samples: int) -> None:
@@ -56,7 +54,7 @@ def make(folder: Path, samples: int) -> None:
 def write_version_1(folder: Path) -> None:
     """Turns index.json into what the first version wrote."""
     shards = {}
-    for name, raw in read_index(folder).items():
+    for name, raw in read_raw(folder).items():
         samples = [
             {
                 "key": key,
@@ -73,23 +71,23 @@ def write_version_1(folder: Path) -> None:
 def load_here(folder: Path) -> dict[str, float]:
     """Loads in this process: seconds of CPU, MiB that stay and MiB at the peak, above what the program took before."""
     paths = sorted(folder.glob("*.tar"))
-    before, start = _resident(), time.process_time()
+    before, start = _status("VmRSS"), time.process_time()
     index = load_index(paths)
     seconds = time.process_time() - start
     assert len(index) == len(paths) * PER_SHARD
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "resident": _resident() - before, "peak": peak - before}
+    return {"seconds": seconds, "resident": _status("VmRSS") - before, "peak": _status("VmHWM") - before}
 
 
-def _resident() -> float:
+def _status(key: str) -> float:
+    """MiB. Not getrusage, whose maximum a process inherits from the one that started it."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1]) / 1024
 
 
-def measure(folder: Path, keep_sidecar: bool) -> dict[str, float]:
-    """Medians over ROUNDS fresh processes."""
+def measure(folder: Path, keep_sidecar: bool, times: int) -> dict[str, float]:
+    """Medians over fresh processes."""
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(times):
         if not keep_sidecar:
             (folder / SIDECAR_NAME).unlink(missing_ok=True)
         command = [sys.executable, __file__, "--load", str(folder)]
@@ -101,6 +99,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
@@ -115,10 +114,10 @@ def main() -> None:
         make(folder, arguments.samples)
         version_2 = (folder / INDEX_NAME).read_bytes()
         write_version_1(folder)
-        row("index.json, version 1", folder / INDEX_NAME, measure(folder, keep_sidecar=False))
+        row("index.json, version 1", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
         (folder / INDEX_NAME).write_bytes(version_2)
-        row("index.json, version 2", folder / INDEX_NAME, measure(folder, keep_sidecar=False))
-        row("index.npz", folder / SIDECAR_NAME, measure(folder, keep_sidecar=True))
+        row("index.json, version 2", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
+        row("index.npz", folder / SIDECAR_NAME, measure(folder, True, arguments.rounds))
 
 
 def row(what: str, file: Path, found: dict[str, float]) -> None:

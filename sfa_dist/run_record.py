@@ -31,6 +31,7 @@ EXECUTION_KEYS = (
     "data.train",
     "data.val",
     "data.test",
+    "data.remote",
     "data.decoder",
     "data.max_bad_fraction",
     "data.limits.seconds",

@@ -23,7 +23,7 @@ from sfa_dist.data.index_file import (
     format_index,
     parse_index,
     read_columns,
-    read_index,
+    read_raw,
     to_columns,
     to_raw,
     write_index,
@@ -66,7 +66,7 @@ def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> C
 def known_shards(folder: str, remote: RemoteBlock) -> dict[str, RawShard]:
     """What is known of a remote folder, by shard name: beside the shards first, then what is kept here."""
     data = read_beside(folder, INDEX_NAME, remote)
-    return read_index(index_home(folder, remote)) | (parse_index(data, folder + INDEX_NAME) if data else {})
+    return read_raw(index_home(folder, remote)) | (parse_index(data, folder + INDEX_NAME) if data else {})
 
 
 def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
@@ -103,7 +103,7 @@ def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> s
             _log.warning("%s cannot be written (%s)", folder + INDEX_NAME, error.strerror or error)
     home = index_home(folder, remote)
     with _home_lock(home):
-        write_index(home, read_index(home) | entries)
+        write_index(home, read_raw(home) | entries)
     return str(home / INDEX_NAME)
 
 
@@ -134,7 +134,7 @@ def _kept_columns(folder: str, missing: Sequence[str], published: set[str], remo
                 found = {shard_name(shard): _walk(shard, home, remote) for shard in new}
                 warn_of_ignored(found.values())
                 raw = {name: to_raw(entry) for name, entry in found.items()}
-                write_index(home, read_index(home) | raw)
+                write_index(home, read_raw(home) | raw)
                 kept = join([*([kept] if kept else []), to_columns(raw, home / INDEX_NAME)])
     assert kept is not None
     return join([kept.shard(number) for number, name in enumerate(kept.names) if name not in published])

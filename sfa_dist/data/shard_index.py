@@ -21,7 +21,7 @@ from sfa_dist.data.index_file import (
     INDEX_NAME,
     RawShard,
     read_columns,
-    read_index,
+    read_raw,
     to_columns,
     to_entry,
     to_raw,
@@ -101,20 +101,22 @@ def load_index(shards: Sequence[Shard], remote: RemoteBlock = LOCAL_ONLY) -> Sam
     return _table(shards, join([columns.shard(number) for columns, number in map(places.__getitem__, shards)]), remote)
 
 
-def build_index(
-    shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY
-) -> tuple[dict[Shard, ShardEntry], list[str]]:
+def build_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> dict[Shard, ShardEntry]:
     """Walks the shards (in `workers` threads: hashing lets go of the interpreter lock) and writes them into the
-    index.json of their folders, replacing what it said about them. Returns the entries and where they were written.
+    index.json of their folders, replacing what it said about them. Raises DataError for a damaged shard."""
+    return build_indexes(shards, workers, remote)[0]
 
-    Raises DataError for a damaged shard.
-    """
+
+def build_indexes(
+    shards: Sequence[Shard], workers: int, remote: RemoteBlock
+) -> tuple[dict[Shard, ShardEntry], list[str]]:
+    """As `build_index`; also tells where each index.json is: that of remote shards cannot always be beside them."""
     found: dict[Shard, ShardEntry] = {}
     written = []
     for folder, members in _by_folder(shards).items():
         entries = _entries(folder, members, workers, remote)
         if isinstance(folder, Path):
-            raw = {} if _is_garbled(folder) else read_index(folder)
+            raw = {} if _is_garbled(folder) else read_raw(folder)
             write_index(folder, raw | {shard_name(shard): to_raw(entry) for shard, entry in entries.items()})
             written.append(str(folder / INDEX_NAME))
         else:
@@ -127,7 +129,7 @@ def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock 
     """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
     problems: list[str] = []
     for folder, members in _by_folder(shards).items():
-        known = read_index(folder) if isinstance(folder, Path) else known_shards(folder, remote)
+        known = read_raw(folder) if isinstance(folder, Path) else known_shards(folder, remote)
         for shard, walked in _walk(folder, members, workers, remote).items():
             problems += _problems(shard, known.get(shard_name(shard)), walked)
     return problems
@@ -193,7 +195,7 @@ def _folder_columns(folder: Path | str, shards: Sequence[Shard], remote: RemoteB
         return columns
     _log.info("indexing %d shards in %s", len(missing), folder)
     added = {shard_name(shard): to_raw(entry) for shard, entry in _entries(folder, missing, 1, remote).items()}
-    write_index(folder, read_index(folder) | added)
+    write_index(folder, read_raw(folder) | added)
     new = to_columns(added, folder / INDEX_NAME)
     return new if columns is None else join([columns, new])
 

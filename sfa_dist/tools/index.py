@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from sfa_dist.data.shard_index import build_index, verify_index
+from sfa_dist.data.shard_index import build_indexes, verify_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, UsageError
 from sfa_dist.recipe import RemoteBlock, shard_kind
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(f"{len(problems)} problems in {len(shards)} shards, the first: {problems[0]}")
         print(f"{len(shards)} shards are what their index says")
         return 0
-    entries, written = build_index(shards, arguments.workers, remote)
+    entries, written = build_indexes(shards, arguments.workers, remote)
     samples = sum(len(entry.samples) for entry in entries.values())
     bad = [sample for entry in entries.values() for sample in entry.samples if sample.error]
     print(f"indexed {samples} samples in {len(shards)} shards, {len(bad)} of them cannot be used")

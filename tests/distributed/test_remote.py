@@ -69,10 +69,17 @@ def test_a_server_that_stumbles_and_stalls_changes_nothing(place: Path, from_fil
     assert events(place / "stumbling", "bad_sample") == []
 
 
-def test_pipes_give_the_same_losses(place: Path, from_files: Path) -> None:
+def test_pipes_give_the_same_losses_to_a_run_that_began_from_files(place: Path, from_files: Path) -> None:
+    """Where the shards lie is no part of what a run is."""
+    shutil.copytree(from_files, place / "pipe")
+    shutil.rmtree(place / "pipe" / "stage2")
     finished = train(place, *START, "pipe", *shards(f"pipe:cat {place}/", allow=["pipe"], cache_dir="pipe cache"))
     assert finished.code == 0, finished.err
     assert same(place / "pipe", from_files)
+    again = [
+        line["step"] for line in log_lines(place / "pipe") if line["kind"] == "train" and line["stage"] == "stage2"
+    ]
+    assert again == [1, 2, 3, 1, 2, 3]
 
 
 def test_two_ranks_share_one_cache(place: Path, from_files: Path, server: FileServer) -> None:

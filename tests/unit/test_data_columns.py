@@ -62,13 +62,13 @@ def test_entries_survive_index_json_and_give_the_columns() -> None:
 def write_version_1(folder: Path) -> None:
     """index.json as the first version of this program wrote it."""
     shards = {}
-    for name, raw in read_index(folder).items():
+    for name, entry in read_index(folder).items():
         samples = [
             {"key": sample.key, "members": sample.members, "label": sample.label}
             | ({"error": sample.error} if sample.error else {})
-            for sample in to_entry(raw).samples
+            for sample in entry.samples
         ]
-        shards[name] = {"size": raw["size"], "sha256": raw["sha256"], "samples": samples}
+        shards[name] = {"size": entry.size, "sha256": entry.sha256, "samples": samples}
     (folder / INDEX_NAME).write_text(json.dumps({"version": 1, "shards": shards}))
 
 
@@ -107,7 +107,7 @@ def test_the_copy_gives_the_same_and_is_made_anew_when_it_is_not_of_this_index(
     assert content(load_index(shards)) == expected
     copy = (folder / SIDECAR_NAME).read_bytes()
     with monkeypatch.context() as blind:
-        blind.setattr(index_file, "read_index", lambda _: pytest.fail("the copy was not used"))
+        blind.setattr(index_file, "read_raw", lambda _: pytest.fail("the copy was not used"))
         assert content(load_index(shards)) == expected
         assert content(load_index(shards[::-1][:2])) != expected
     write_shard(shards[1], [("new", b"y" * 2000, 1)])
