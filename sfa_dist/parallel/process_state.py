@@ -17,6 +17,12 @@ def started_at(pid: int) -> str | None:
     return None if fields is None else fields[19]
 
 
+def parent_of(pid: int) -> int | None:
+    """The parent's pid, None once the process is gone."""
+    fields = _fields(pid)
+    return None if fields is None else int(fields[1])
+
+
 def _fields(pid: int) -> list[str] | None:
     """/proc/PID/stat from its third field on: the second, the program's name, may hold spaces and brackets."""
     try:

@@ -23,7 +23,7 @@ LAYERS = (
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
     ("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
-    ("train", "tools"),
+    ("train", "chaos", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 APART = {"models", "data", "parallel"}
