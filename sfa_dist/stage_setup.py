@@ -83,13 +83,13 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     classes = classes_id(index.classes, stage.model)
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
-    parts = _assemble(run, stage, classes)
+    parts = run.runtime.each(lambda: _assemble(run, stage, classes))
     counts = parts.parameters()
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
-        state = ckpt.read_state(checkpoint)
-        refuse_other_inputs(name, state["inputs"], inputs)
-        load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
+        state = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
+        run.runtime.on_main(lambda: refuse_other_inputs(name, state["inputs"], inputs))
+        run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint))
     trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
@@ -121,6 +121,10 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         watch=run.watch,
     )
     return Setup(parts, trainer, classes)
+
+
+def _load_parameters(parts: Parts, checkpoint: Path) -> None:
+    load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
 
 
 def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:

@@ -148,7 +148,8 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     done = read_done(run.directory / name)
     if done is not None and not run.dry_run:
-        refuse_other_inputs(name, done["inputs"], inputs)
+        recorded = done["inputs"]
+        run.runtime.on_main(lambda: refuse_other_inputs(name, recorded, inputs))
         if done["result"]["steps"] >= planned_steps(stage, steps_per_epoch(stage, index)):
             run.tracker.say(f"{name}: done before, skipped")
             return
@@ -212,7 +213,8 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         return
     trained = json.loads(read_metadata(run.weights(name)).get("classes", "null"))
     run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
-    parts = load_for_test(stage, run.weights(name), run.weights("stage1") if name == "stage2" else None)
+    trunk_weights = run.weights("stage1") if name == "stage2" else None
+    parts = run.runtime.each(lambda: load_for_test(stage, run.weights(name), trunk_weights))
     for module in filter(None, (parts.trainable, parts.frozen)):
         module.to(run.runtime.device)
     result = _score(run, stage, parts, index, stage.data.frame_order)

@@ -64,7 +64,7 @@ class References:
     def _once(self, key: Any, make: Callable[[Bench, str], object]) -> Path:
         if key not in self.made:
             folder = self.place.folder / "references" / str(len(self.made))
-            with Bench(self.place, self, folder, key[1], random.Random(0)).closing() as bench:
+            with Bench(self, folder, key[1], random.Random(0)).closing() as bench:
                 make(bench, "run")
             self.made[key] = folder / "run"
         return self.made[key]
@@ -75,7 +75,6 @@ class Bench:
 
     def __init__(
         self,
-        place: Workplace,
         references: References,
         folder: Path,
         ranks: int,
@@ -83,7 +82,7 @@ class Bench:
         rounds: int = 1,
         thorough: bool = False,
     ) -> None:
-        self.place, self.references, self.folder, self.ranks = place, references, folder, ranks
+        self.place, self.references, self.folder, self.ranks = references.place, references, folder, ranks
         self.chance, self.rounds, self.thorough = chance, rounds, thorough
         self._jobs: list[Job] = []
         folder.mkdir(parents=True)

@@ -89,7 +89,7 @@ def replace_by_pickle(checkpoint: Path, canary: Path) -> str:
     model = checkpoint / "model.safetensors"
     model.write_bytes(pickle_that_touches(canary))
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    manifest["files"][model.name] = {"size": model.stat().st_size, "sha256": file_sha256(model)}
+    manifest["files"][model.name] |= {"size": model.stat().st_size, "sha256": file_sha256(model)}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
     return f"{model.name} replaced by a hostile pickle, {MANIFEST} made to match"
 

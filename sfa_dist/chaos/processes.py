@@ -107,10 +107,16 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pids[rank], number)
 
-    def send_to(self, worker: int, number: signal.Signals) -> None:
-        """A signal to one loader worker."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, number)
+    def kill_worker(self, rank: int) -> bool:
+        """SIGKILL to a loader worker of a rank, which stands still meanwhile; False where it has none just now."""
+        self.send(signal.SIGSTOP, [rank])
+        try:
+            workers = self.workers(rank)
+            for worker in workers[:1]:
+                os.kill(worker, signal.SIGKILL)
+        finally:
+            self.send(signal.SIGCONT, [rank])
+        return bool(workers)
 
     def send_to_groups(self, number: signal.Signals) -> None:
         """A signal to all ranks and their loader workers."""
@@ -163,10 +169,17 @@ class Job:
 
 
 def loader_workers(pid: int) -> list[int]:
-    """Living processes that a rank has forked; not its watch, which leads a session of its own."""
+    """Living processes that a rank has forked; not its watch nor other programs that it has started."""
     everyone = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    children = [other for other in everyone if parent_of(other) == pid]
-    return [child for child in children if state_of(child) is not None and _session(child) == pid]
+    children = [other for other in everyone if parent_of(other) == pid and state_of(other) is not None]
+    return [child for child in children if _session(child) == pid and _program(child) == _program(pid)]
+
+
+def _program(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _session(pid: int) -> int | None:

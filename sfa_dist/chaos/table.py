@@ -15,8 +15,7 @@ def list_table(trials: Sequence[Trial]) -> Table:
     """What `--list` shows."""
     table = Table("trial", "guarantee", "fault", "rows", "ranks", title="trials")
     for each in trials:
-        ranks = f"{each.needs} or more" if each.most > each.needs else f"{each.needs}"
-        table.add_row(each.name, each.guarantee, each.fault, _rows(each.rows), ranks)
+        table.add_row(each.name, each.guarantee, each.fault, _rows(each.rows), each.on)
     return table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 from sfa_dist.chaos.bench import Bench, BrokenError, References
 from sfa_dist.chaos.processes import StuckError
-from sfa_dist.chaos.workplace import Workplace
 
 SAME_BITS = "a run that is killed goes on to the same bits"
 STOPS_SAVED = "a run that is asked to stop saves and goes on to the same bits"
@@ -33,15 +33,14 @@ ALONE = "a run directory has one job"
 
 @dataclass(frozen=True)
 class Trial:
-    """See the head of this file. `needs` is the least number of ranks, `most` the largest."""
+    """See the head of this file. `on` says on which numbers of ranks it can be played."""
 
     name: str
     guarantee: str
     fault: str
     rows: tuple[int, ...]
     play: Callable[[Bench], str]
-    needs: int = 1
-    most: int = 1_000_000
+    on: str = "any"
 
 
 @dataclass(frozen=True)
@@ -63,63 +62,74 @@ class Result:
         return asdict(self)
 
 
+# Numbers of ranks that a trial can be played on.
+RANKS: dict[str, Callable[[int], bool]] = {
+    "any": lambda ranks: True,
+    "one": lambda ranks: ranks == 1,
+    "several": lambda ranks: ranks > 1,
+    "powers of two": lambda ranks: ranks & (ranks - 1) == 0,
+}
 TRIALS: list[Trial] = []
 
 
 def trial(
-    guarantee: str, fault: str, rows: Sequence[int], needs: int = 1, most: int = 1_000_000
+    guarantee: str, fault: str, rows: Sequence[int], on: str = "any"
 ) -> Callable[[Callable[[Bench], str]], Callable[[Bench], str]]:
     """Registers a function as a trial, under its name with dashes."""
 
     def register(play: Callable[[Bench], str]) -> Callable[[Bench], str]:
         name = play.__name__.replace("_", "-")
-        TRIALS.append(Trial(name, guarantee, fault, tuple(rows), play, needs, most))
+        TRIALS.append(Trial(name, guarantee, fault, tuple(rows), play, on))
         return play
 
     return register
 
 
+@dataclass(frozen=True)
+class Options:
+    """How trials are played: the seed of all chance, random kill points, every file instead of a random one, and
+    whether the folders of trials that pass stay."""
+
+    seed: int = 0
+    rounds: int = 5
+    thorough: bool = False
+    keep: bool = False
+
+
 def play_all(
-    trials: Sequence[Trial], place: Workplace, ranks: Sequence[int], seed: int, rounds: int, thorough: bool, keep: bool
+    trials: Sequence[Trial], references: References, ranks: Sequence[int], options: Options
 ) -> Iterator[Result]:
     """Plays each trial on each number of ranks that it can have. The folders of those that pass are removed."""
-    references = References(place)
     for world_size in ranks:
         for each in trials:
-            if each.needs <= world_size <= each.most:
-                yield _play(each, place, references, world_size, seed, rounds, thorough, keep)
+            if RANKS[each.on](world_size):
+                yield _play(each, references, world_size, options)
 
 
-def _play(
-    each: Trial,
-    place: Workplace,
-    references: References,
-    ranks: int,
-    seed: int,
-    rounds: int,
-    thorough: bool,
-    keep: bool,
-) -> Result:
-    folder = place.folder / "trials" / f"{each.name}-on-{ranks}"
-    chance = random.Random(f"{seed} {each.name} {ranks}")  # Its own, so that --only plays the same faults.
+def _play(each: Trial, references: References, ranks: int, options: Options) -> Result:
+    folder = references.place.folder / "trials" / f"{each.name}-on-{ranks}"
+    chance = random.Random(f"{options.seed} {each.name} {ranks}")  # Its own, so that --only plays the same faults.
+    details: list[str] = []
+    passed = False
     started = time.monotonic()
     try:
-        with Bench(place, references, folder, ranks, chance, rounds, thorough).closing() as bench:
-            passed, seen, details = True, each.play(bench), []
+        with Bench(references, folder, ranks, chance, options.rounds, options.thorough).closing() as bench:
+            seen = each.play(bench)
+            passed = True
     except BrokenError as broken:
-        passed, seen, details = False, str(broken), broken.details
+        seen, details = str(broken), broken.details
     except StuckError as stuck:
-        passed, seen, details = False, str(stuck), []
+        seen = str(stuck)
     except (OSError, ValueError, LookupError) as error:
-        passed, seen, details = False, f"the trial itself failed: {type(error).__name__}: {error}", []
+        seen = f"the trial itself failed: {type(error).__name__}: {error}"
+        details = traceback.format_exc().splitlines()
     seconds = time.monotonic() - started
-    if passed and not keep:
-        shutil.rmtree(folder)
-    elif not passed:
+    if not passed:
         write_evidence(folder, each, seen, details)
-    return Result(
-        each.name, each.guarantee, each.fault, each.rows, ranks, passed, seen, seconds, None if passed else str(folder)
-    )
+    elif not options.keep:
+        shutil.rmtree(folder)
+    evidence = None if passed else str(folder)
+    return Result(each.name, each.guarantee, each.fault, each.rows, ranks, passed, seen, seconds, evidence)
 
 
 def write_evidence(folder: Path, each: Trial, seen: str, details: Sequence[str]) -> None:

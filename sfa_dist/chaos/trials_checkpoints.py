@@ -99,7 +99,9 @@ def hostile_checkpoint(bench: Bench) -> str:
     canary = bench.folder / "canary"
     bench.killed_run()
     injectors.replace_by_pickle(bench.checkpoints()[-1], canary)
-    lines = [bench.refused(bench.start("run", "--stage", bench.first_stage).ends(PATIENCE_S), (74, 78))]
+    ends = bench.start("run", "--stage", bench.first_stage).ends(PATIENCE_S)
+    taken = all(end.code == 0 for end in ends)
+    lines = [f"instead: {bench.fell_back()}" if taken else bench.refused(ends, (74, 78))]
     if "stage1" in bench.place.stages:
         for key, suffix in (("image_checkpoint", "pth"), ("weights", "safetensors")):
             hostile = bench.folder / f"hostile.{suffix}"
@@ -112,7 +114,7 @@ def hostile_checkpoint(bench: Bench) -> str:
     return f"refused {len(lines)} times, nothing executed; {lines[0][:80]}..."
 
 
-@trial(DISK_IS_LOUD, "the disk is full in a save", rows=(18,), most=1)
+@trial(DISK_IS_LOUD, "the disk is full in a save", rows=(18,), on="one")
 def full_disk(bench: Bench) -> str:
     """On a small tmpfs of its own where the system lets us mount one, else by an error put into the write."""
     stage = bench.first_stage

@@ -23,7 +23,7 @@ def other_ranks(bench: Bench) -> str:
     return f"{bench.ranks} -> {_elsewhere(bench)} ranks: losses within {gap:.1e} of those on {bench.ranks}"
 
 
-@trial(MOVES, "resume on another number of ranks, exact reduction", rows=(27,))
+@trial(MOVES, "resume on another number of ranks, exact reduction", rows=(27,), on="powers of two")
 def other_ranks_exactly(bench: Bench) -> str:
     """With engine.reduction: tree the sums do not depend on the ranks."""
     bench.killed_run(sets=TREE)

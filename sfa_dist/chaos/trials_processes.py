@@ -14,6 +14,7 @@ from sfa_dist.failpoints import POINTS, VARIABLE
 
 KILLS_A_RUN = 6  # So many times one run is killed before it may end.
 WITH_WORKERS = ("data.workers=1",)
+ATTEMPTS = 4
 
 
 @trial(SAME_BITS, "kill -9 of one rank or of all at random moments", rows=(1, 2))
@@ -96,7 +97,7 @@ def kill_in_each_phase_of_a_save(bench: Bench) -> str:
     stage, seen = bench.first_stage, []
     for point in (point for point in POINTS if point.startswith("save.")):
         run = point
-        job = bench.start(run, "--stage", stage, environ={VARIABLE: f"{point}:kill@step=4,stage={stage}"})
+        job = _save_and_die(bench, point)
         ends = job.ends(PATIENCE_S)
         if signal.SIGKILL not in {-end.code for end in ends}:
             raise BrokenError(f"{point}: no rank was killed there ({codes(ends)})", said(ends))
@@ -111,23 +112,38 @@ def kill_in_each_phase_of_a_save(bench: Bench) -> str:
     return f"went on from the newest intact step each time ({', '.join(seen)}); the same bits"
 
 
+def _save_and_die(bench: Bench, point: str) -> Job:
+    """A run that dies at the point. Between two renames it only is when a step is saved again, after going back."""
+    stage, step = bench.first_stage, 4
+    more: tuple[str, ...] = ()
+    if point == "save.between_renames":
+        bench.killed_run(point)
+        *_, older, newest = bench.checkpoints(point)
+        more, step = ("--resume", str(older)), int(newest.name[5:])
+    rule = f"{point}:kill@step={step},stage={stage}"
+    return bench.start(point, "--stage", stage, *more, environ={VARIABLE: rule})
+
+
 @trial(LOSS_IS_LOUD, "kill -9 of a loader worker", rows=(5,))
 def kill_loader_worker(bench: Bench) -> str:
     """The rank that lost it says so, and all of them end with 70."""
-    job = bench.start(sets=WITH_WORKERS)
-    rank = bench.chance.randrange(bench.ranks)
-    bench.until_step(job, 1)
-    bench.until(job, lambda: bool(job.workers(rank)))
-    job.send_to(bench.chance.choice(job.workers(rank)), signal.SIGKILL)
-    ends = job.ends(LOST_WITHIN_S)
+    ends: list[End] = []
+    for run in (f"run-{attempt}" for attempt in range(ATTEMPTS)):
+        job = bench.start(run, sets=WITH_WORKERS)
+        rank = bench.chance.randrange(bench.ranks)
+        bench.until_step(job, 1, run)
+        bench.until(job, lambda job=job, rank=rank: job.kill_worker(rank))  # type: ignore[misc]
+        ends = job.ends(LOST_WITHIN_S)
+        if any(end.code for end in ends):
+            break  # Else it was at its end already, with the epoch's, and nobody missed it.
     if {end.code for end in ends} != {70}:
         raise BrokenError(f"{codes(ends)}, promised is 70", said(ends))
-    line = next((end.err.splitlines()[0] for end in ends if "worker" in end.err), None)
+    line = next((line for end in ends for line in end.err.splitlines() if "worker" in line), None)
     if line is None:
         raise BrokenError("nobody names the worker", said(ends))
-    bench.complete(sets=WITH_WORKERS)
-    bench.same_bits()
-    return f"{codes(ends)}: {line}; went on to the same bits"
+    bench.complete(run, sets=WITH_WORKERS)
+    bench.same_bits(run)
+    return f"{codes(ends)}: {line[:110]}...; went on to the same bits"
 
 
 @trial(STOPS_SAVED, "SIGTERM, SIGINT, SIGUSR1 to one random rank", rows=(7,))
@@ -182,7 +198,7 @@ def impatient_end(bench: Bench) -> str:
     return f"{'; '.join(seen)}; went on to the same bits"
 
 
-@trial(LOSS_IS_LOUD, "SIGSTOP of a rank: it hangs", rows=(16,), needs=2)
+@trial(LOSS_IS_LOUD, "SIGSTOP of a rank: it hangs", rows=(16,), on="several")
 def stopped_rank(bench: Bench) -> str:
     """The others do not wait for it for ever."""
     job = bench.start()

@@ -71,6 +71,8 @@ def trained_stages(recipe: Recipe) -> dict[str, StageBlock]:
 def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, tiny_model: bool) -> Workplace:
     """Shrinks the recipe and cuts its clips. Raises RecipeError when it is too large for a CPU, DataError for shards
     that cannot be read."""
+    if not tiny_model:
+        _refuse_too_large(loaded.recipe, source, steps)
     folder.mkdir(parents=True, exist_ok=True)
     place = Workplace(folder, loaded.recipe, steps, {}, source=source)
     stages: dict[str, StageBlock] = {}
@@ -88,7 +90,6 @@ def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, 
     place.recipe = Recipe.model_validate(
         loaded.recipe.model_copy(update={**stages, "test": test, "log": log}).model_dump()
     )
-    _refuse_too_large(place)
     place.recipe_file.write_text(dump_recipe(place.recipe))
     place.notes = [
         f"global batch {BATCH}, {steps} steps a stage, a checkpoint every {SAVE_EVERY} steps, wandb off, on CPU",
@@ -103,8 +104,7 @@ def _shrink(place: Workplace, name: str, stage: StageBlock, asked: set[str], tin
     micro = stage.batch.micro if "batch.micro" in asked else min(stage.batch.micro, MICRO)
     micro = micro if size % micro == 0 else 1
     train = _cut(place, f"{name}.train", stage.data.train, STEPS_PER_EPOCH * size - 1)
-    counts = [_count(shards) for shards in (train,)]
-    per_epoch = -(-counts[0] // size)
+    per_epoch = -(-_count(train) // size)
     epochs = -(-place.steps // per_epoch)
     changes: dict[str, Any] = {
         "batch": {"size": size, "micro": micro, "eval_micro": stage.batch.eval_micro},
@@ -158,16 +158,17 @@ def _updated(stage: StageBlock, changes: dict[str, Any], asked: set[str]) -> Sta
     return type(stage).model_validate(values)
 
 
-def _refuse_too_large(place: Workplace) -> None:
+def _refuse_too_large(recipe: Recipe, source: str, steps: int) -> None:
     """Raises RecipeError where one run of the recipe would take longer than a minute or so on a CPU core."""
-    for name, stage in place.stages.items():
+    for name, stage in trained_stages(recipe).items():
         dims = dims_of(stage.model)
         parameters = dims.depth * (4 * dims.width**2 + 2 * dims.width * dims.mlp)
-        flops = step_flops(stage.model, stage.frames, isinstance(stage, Stage2)) * stage.batch.size * place.steps
-        if parameters > MAX_PARAMETERS or flops / CPU_FLOPS > MAX_RUN_SECONDS:
+        clips = min(stage.batch.size, BATCH) * steps
+        seconds = clips * step_flops(stage.model, stage.frames, isinstance(stage, Stage2)) / CPU_FLOPS
+        if parameters > MAX_PARAMETERS or seconds > MAX_RUN_SECONDS:
             raise RecipeError(
-                f"{name} of {place.source} is too large for a CPU: about {parameters / 1e6:,.0f}M parameters in the "
-                f"spatial encoder, {flops / CPU_FLOPS:,.0f} s of one core for {place.steps} steps, and a fault takes two runs; "
+                f"{name} of {source} is too large for a CPU: about {parameters / 1e6:,.0f}M parameters in the spatial "
+                f"encoder and {seconds:,.0f} s for {steps} steps, and a fault takes two runs; "
                 "add --tiny-model to try the same recipe with a tiny model"
             )
 

@@ -97,6 +97,29 @@ class Runtime:
             raise self.for_all(fault)
         return value
 
+    def everywhere(self, work: Callable[[], T]) -> list[T]:
+        """Runs `work` on every rank and gives all values, in order of ranks. Where it fails on one, its error is raised
+        on all of them; an OSError becomes a CheckpointError."""
+        value: Any = None
+        fault: SfaError | None = None
+        try:
+            value = work()
+        except SfaError as error:
+            fault = error
+        except OSError as error:
+            fault = CheckpointError(f"rank {self.rank} on {self.host}: {error}")
+        told = self.gather((value, fault))
+        first = next((fault for _, fault in told if fault is not None), None)
+        if first is not None:
+            raise self.for_all(first)
+        return [value for value, _ in told]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Runs `work` on every rank and gives each its own value, which stays there. Errors as in `everywhere`."""
+        own: list[T] = []
+        self.everywhere(lambda: own.append(work()))
+        return own[0]
+
     def require_equal(self, what: str, value: str) -> None:
         """Nothing when all ranks come with the same value. Collective.
 

@@ -92,9 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any) -> bool:
     """Runs and tells; True when a trial failed."""
+    from sfa_dist.chaos.bench import References
     from sfa_dist.chaos.builtin import write_builtin
     from sfa_dist.chaos.table import as_json, progress_line, result_table
-    from sfa_dist.chaos.trials import play_all
+    from sfa_dist.chaos.trials import Options, play_all
     from sfa_dist.chaos.workplace import make_workplace
     from sfa_dist.parallel.environment import environment
     from sfa_dist.recipe import load_recipe
@@ -108,9 +109,8 @@ def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any
     for note in place.notes:
         console.print(f"  {note}", markup=False, highlight=False)
     results = []
-    for result in play_all(
-        trials, place, arguments.ranks, arguments.seed, arguments.rounds, arguments.thorough, arguments.keep
-    ):
+    options = Options(arguments.seed, arguments.rounds, arguments.thorough, arguments.keep)
+    for result in play_all(trials, References(place), arguments.ranks, options):
         results.append(result)
         console.print(progress_line(result), highlight=False)
     seconds = time.monotonic() - started
