@@ -11,10 +11,11 @@ A rule is `point:action`, or `point:action@condition,...`; rules are separated b
 Conditions: `rank=R`, `step=S`, `stage=NAME` (all must hold where they are given), and `times=N`: how often the rule
 fires in one process (default 1). Points of a checkpoint, in the order in which a save passes them:
 
-    save.stage           state is being copied to host memory                               each rank
+    save.stage           state was copied to host memory                                    each rank
     save.write           half of a file is written, not flushed                             each rank that writes it
     save.between_files   a file is complete and on disk, the next one is not begun          each rank that writes
     save.before_commit   all files are written, MANIFEST.json too, and the folder is .tmp   rank 0
+    save.between_renames the checkpoint of the same step is moved aside, when there is one  rank 0
     save.after_rename    the new checkpoint stands, older ones are not purged               rank 0
     save.after_purge     the save is over                                                   rank 0
     load.read            a file of a checkpoint is about to be read                         each rank that reads it
@@ -35,8 +36,8 @@ VARIABLE = "SFA_FAILPOINT"
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 ERRORS = {name: getattr(errno, name.upper()) for name in ("enospc", "eio", "estale", "erofs", "edquot", "eacces")}
 POINTS = (
-    *("save.stage", "save.write", "save.between_files", "save.before_commit", "save.after_rename", "save.after_purge"),
-    "load.read",
+    *("save.stage", "save.write", "save.between_files", "save.before_commit", "save.between_renames"),
+    *("save.after_rename", "save.after_purge", "load.read"),
 )
 CONDITIONS = ("rank", "step", "stage")
 
@@ -61,17 +62,25 @@ class Rule:
 
 
 class Failpoints:
-    """The rules of one process; none by default."""
+    """The rules of one process, none by default, and what is known of the place in which they are asked for."""
 
-    def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
-        self.rules = rules
+    def __init__(self, rules: tuple[Rule, ...] = (), **place: int | str) -> None:
+        self.rules, self._place = rules, place
 
-    def reach(self, point: str, **place: int | str) -> None:
-        """Fires the rules of this point whose conditions hold at `place` (rank, step, stage)."""
+    def within(self, **place: int | str) -> Failpoints:
+        """The same rules, asked for in a place of which more is known."""
+        return Failpoints(self.rules, **{**self._place, **place})
+
+    def reach(self, point: str, **more: int | str) -> None:
+        """Fires the rules of this point whose conditions hold here (rank, step, stage)."""
         for rule in self.rules:
+            place = {**self._place, **more}
             here = all(str(place.get(key)) == value for key, value in rule.conditions.items())
             if rule.point == point and here and rule.times > 0:
                 rule.fire()
+
+
+NO_FAILPOINTS = Failpoints()
 
 
 def parse_failpoints(text: str) -> Failpoints:

@@ -157,10 +157,12 @@ class EngineBlock(Block):
 class CheckpointBlock(Block):
     """A checkpoint is written every `every_steps` steps and at the end of each epoch (null: only there).
 
-    The newest `keep` stay.
+    The newest `keep` stay. `asynchronous` copies the state to host memory (4 bytes for each master value and moment
+    that the rank owns) and writes from there while the training goes on; false waits until it is on disk.
     """
 
     every_steps: Positive | None = None
+    asynchronous: bool = True
     keep: Annotated[int, Field(ge=1)] = 2
 
 

@@ -10,21 +10,25 @@ import torch
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, RecipeError
+from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
+from sfa_dist.probe import check_probe, place_of
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import Progress, Streams, Trainer, mix_seed
+from sfa_dist.trainer import RANDOM_VERSION, Progress, Streams, Trainer, mix_seed
 
 IMAGE_STAGE = "stage:image"
+TRUNK = "frozen trunk (sha256)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Run:
     dry_run: bool
     resume_from: tuple[str, Path] | None = None  # A stage, and the checkpoint that it has to go on from.
     watch: Watch = field(default_factory=Watch)
+    failpoints: Failpoints = NO_FAILPOINTS
 
     def weights(self, stage: str) -> Path:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
@@ -85,20 +90,21 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
     parts = run.runtime.each(lambda: _assemble(run, stage, classes))
     counts = parts.parameters()
+    failpoints = run.failpoints.within(stage=name)
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
         state = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
-        run.runtime.on_main(lambda: refuse_other_inputs(name, state["inputs"], inputs))
-        run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint))
+        run.runtime.on_main(
+            lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), {**inputs, **origin(run, index)})
+        )
+        run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
     trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
-        if state["trunk_sha256"] != trunk_sha256:
-            raise RecipeError(f"{checkpoint} was trained on another frozen trunk than the one loaded now")
-        ckpt.load_engine(checkpoint, engine, progress.step)
-        run.tracker.say(f"{name}: resumed from {checkpoint}")
+        run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))
+        run.runtime.everywhere(lambda: ckpt.load_engine(checkpoint, engine, progress.step, failpoints))
     if parts.frozen is not None:
         parts.frozen.to(run.runtime.device)
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
@@ -114,17 +120,50 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         runtime=run.runtime,
         tracker=run.tracker,
         stop=run.stop,
-        directory=run.directory / name,
-        state_extra={"inputs": inputs, "trunk_sha256": trunk_sha256},
+        saver=ckpt.Saver(run.directory / name / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
+        state_extra={"inputs": inputs, "origin": origin(run, index), "trunk_sha256": trunk_sha256},
         log_every=run.recipe.log.every,
         progress=progress,
+        saved_step=progress.step,
         watch=run.watch,
     )
+    if checkpoint is not None:
+        _check_probe(trainer, state["probe"], checkpoint)
+        run.tracker.say(f"{name}: resumed from {checkpoint}")
     return Setup(parts, trainer, classes)
 
 
-def _load_parameters(parts: Parts, checkpoint: Path) -> None:
-    load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
+def origin(run: Run, index: SampleIndex) -> dict[str, Any]:
+    """What the meaning of a step number depends on: which clips a step is, and which random numbers are drawn in it.
+
+    Together with the step it is all the state that data and random numbers have: both are functions of it.
+    """
+    return {
+        "sample plan (version)": PLAN_VERSION,
+        "random numbers (version)": RANDOM_VERSION,
+        "train clips (sha256)": index.sha256,
+        "seed": run.recipe.seed,
+    }
+
+
+def recorded_origin(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The inputs and the origin that a checkpoint was made with. Raises CheckpointError where it tells none."""
+    try:
+        if state["step"] == state["progress"]["step"]:
+            return {**state["inputs"], **state["origin"]}
+    except (KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{checkpoint}/state.json does not tell which step it is, or what it was made from")
+
+
+def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> None:
+    load_exactly(parts.trainable, ckpt.read_parameters(checkpoint, failpoints), str(checkpoint))
+
+
+def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
+    """All ranks compute it, and rank 0, which has recorded it, compares."""
+    loss, place = trainer.probe.loss(trainer.engine), place_of(trainer.stage, trainer.runtime)
+    trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
 
 
 def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
@@ -146,7 +185,8 @@ def find_checkpoint(run: Run, name: str) -> Path | None:
     one."""
     if run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
-    found, faults = run.runtime.on_main(lambda: ckpt.newest_valid(run.directory / name / "checkpoints"))
+    root = run.directory / name / "checkpoints"
+    found, faults = ckpt.newest_valid(root, run.runtime, run.failpoints.within(stage=name))
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
         run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")

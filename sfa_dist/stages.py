@@ -23,6 +23,7 @@ from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
@@ -67,7 +68,8 @@ def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | Non
         stop.install()
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
         with watched(runtime, main_address, None if dry_run else run_dir / "logs") as watch:
-            run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch)
+            failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
+            run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch, failpoints)
             _require_agreement(run)
             _record_run(run)
             run_stages(run, only)

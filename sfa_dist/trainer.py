@@ -15,14 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfa_dist.checkpoint import save_checkpoint
+from sfa_dist.checkpoint import Outcome, Saver
 from sfa_dist.errors import DataError, LostRankError, PreemptedError, SfaError
 from sfa_dist.metrics import ClassificationSums, weighted_loss_sum
 from sfa_dist.models.frozen import FrozenTrunk
@@ -31,6 +31,7 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
 from sfa_dist.plan.flops import peak_tflops, step_flops
+from sfa_dist.probe import Probe, place_of
 from sfa_dist.recipe import StageBlock
 from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
@@ -38,6 +39,7 @@ from sfa_dist.tracking import Tracker, eval_line, train_line
 Batch = dict[str, Any]
 NON_FINITE_LIMIT = 5
 DATA_BOUND_SHARE = 0.3
+RANDOM_VERSION = 1  # Raise it whenever the same (seed, stage, step, micro-batch) would draw other numbers.
 
 
 @dataclass
@@ -81,11 +83,18 @@ class Trainer:
     runtime: Runtime
     tracker: Tracker
     stop: StopFlag
-    directory: Path
+    saver: Saver
     state_extra: dict[str, Any]
     log_every: int
     progress: Progress = field(default_factory=Progress)
     watch: Watch = field(default_factory=Watch)
+    saved_step: int = 0  # Of the newest checkpoint that stands.
+    refused_saves: int = 0  # In a row.
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Made when it is first asked for: a run of a few steps that saves nothing does not pay for it."""
+        return Probe.make(self.stage, self.seed, self.frozen, self.runtime.device)
 
     @property
     def total_steps(self) -> int:
@@ -93,15 +102,27 @@ class Trainer:
         return planned_steps(self.stage, self.streams.steps_per_epoch)
 
     def fit(self) -> None:
-        """Trains from `progress` to the last step. Raises PreemptedError (state saved) on a stop request."""
-        while True:
-            epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
-            at_epoch_end = first == 0 or self.progress.step >= self.total_steps
-            if at_epoch_end and self.progress.evaluated_step < self.progress.step:
-                self._end_epoch()
-            if self.progress.step >= self.total_steps:
-                return
-            self._run_epoch(epoch, first)
+        """Trains from `progress` to the last step; the last checkpoint stands when it returns.
+
+        Raises PreemptedError (state saved) on a stop request.
+        """
+        try:
+            while True:
+                epoch, first = self._place()
+                at_epoch_end = first == 0 or self.progress.step >= self.total_steps
+                if at_epoch_end and self.progress.evaluated_step < self.progress.step:
+                    self._end_epoch()
+                if self.progress.step >= self.total_steps:
+                    break
+                self._run_epoch(epoch, first)
+            self._settle_save()
+        except BaseException:
+            self.saver.abandon()
+            raise
+
+    def _place(self) -> tuple[int, int]:
+        """(epoch, steps of it that are done): all the state that the data has, besides the seed."""
+        return divmod(self.progress.step, self.streams.steps_per_epoch)
 
     def _run_epoch(self, epoch: int, first: int) -> None:
         micro_batches = iter(self.streams.train(epoch, first))
@@ -131,16 +152,21 @@ class Trainer:
 
     def _stop(self) -> None:
         self.save()
+        self._settle_save()
         self.tracker.event("preempted", stage=self.name, step=self.progress.step)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
-        raise self.runtime.for_all(PreemptedError(f"{stopped}; state is saved, run the same command again to go on"))
+        state = (
+            "state is saved" if self.saved_step == self.progress.step else f"state of step {self.saved_step} is saved"
+        )
+        raise self.runtime.for_all(PreemptedError(f"{stopped}; {state}, run the same command again to go on"))
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> tuple[bool, dict[str, Any]]:
         """One optimizer step on this rank's micro-batches of a global batch. Returns (a rank was asked to stop, what
         to log)."""
         bad = [entry for batch in batches for entry in batch["bad"]]
         clips = sum(float(batch["weights"].sum()) for batch in batches)
-        total, total_bad, stop = self.runtime.sum(clips, len(bad), bool(self.stop))
+        total, total_bad, stop, *saving = self.runtime.sum(clips, len(bad), bool(self.stop), *self.saver.status())
+        self._note_save(self.saver.advance(*saving))
         lr = learning_rate(
             self.progress.step,
             base=self.stage.optimizer.lr,
@@ -211,24 +237,64 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """A checkpoint of the present step. Raises CheckpointError on every rank when one cannot write.
+        """A checkpoint of the present step, which stands some steps later (`checkpoint.asynchronous`) or now.
 
-        Weights that were stepped with gradients that are not finite are lost, and must not push out good ones.
+        Raises CheckpointError on every rank when one cannot write. Weights that are not finite are not saved: they
+        must not push out good ones.
         """
+        self._settle_save()
         if self.progress.non_finite_steps:
             self.tracker.say(f"{self.name}: gradients are not finite, no checkpoint at step {self.progress.step}")
             return
         self._enter("save")
-        state = {"stage": self.name, "progress": vars(self.progress), **self.state_extra}
-        path = save_checkpoint(
-            self.directory / "checkpoints",
-            self.progress.step,
-            self.engine,
-            state,
-            self.runtime,
-            self.stage.checkpoint.keep,
+        loss = self.probe.loss(self.engine)
+        if not all(math.isfinite(each) for each in self.runtime.gather(loss)):
+            self._note_refused(self.progress.step, f"the loss of the probe is {loss}")
+            return
+        state = {
+            "stage": self.name,
+            "progress": vars(self.progress),
+            "data": dict(zip(("epoch", "step_in_epoch"), self._place(), strict=True)),
+            "probe": {"loss": loss, "place": place_of(self.stage, self.runtime)},
+            **self.state_extra,
+        }
+        self.saver.begin(self.progress.step, self.engine, state)
+        if not self.stage.checkpoint.asynchronous:
+            self._settle_save()
+
+    def _settle_save(self) -> None:
+        """Waits for the save in flight, if there is one."""
+        self._enter("save")
+        self._note_save(self.saver.finish())
+
+    def _note_save(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        if outcome.refused:
+            self._note_refused(outcome.step, outcome.refused)
+            return
+        self.refused_saves, self.saved_step = 0, outcome.step
+        self.tracker.event(
+            "checkpoint",
+            stage=self.name,
+            step=outcome.step,
+            path=str(outcome.path),
+            seconds=outcome.seconds,
+            blocked_seconds=outcome.blocked_seconds,
         )
-        self.tracker.event("checkpoint", stage=self.name, step=self.progress.step, path=str(path))
+
+    def _note_refused(self, step: int, reason: str) -> None:
+        self.refused_saves += 1
+        self.tracker.event("checkpoint_refused", stage=self.name, step=step, reason=reason)
+        self.tracker.say(f"{self.name}: no checkpoint of step {step}, {reason}; the one before stays")
+        if self.refused_saves >= NON_FINITE_LIMIT or step >= self.total_steps:
+            raise self.runtime.for_all(
+                LostRankError(
+                    f"stage {self.name}, step {step}: {reason}, so there is no checkpoint of it "
+                    f"({self.refused_saves} refused in a row); lower optimizer.lr or use engine.precision: fp32, "
+                    "and resume from the last checkpoint"
+                )
+            )
 
     def _note_bad(self, mine: list[tuple[str, str]]) -> None:
         """Names the bad clips of all ranks; over the budget it is a DataError."""

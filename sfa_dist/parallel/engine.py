@@ -49,6 +49,9 @@ class Engine(Protocol):
         A norm that is not finite (all ranks see the same) leaves parameters and moments as they were.
         """
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each whole parameter, the same on all ranks."""
+
     def fragments(self) -> Iterator[Fragment]:
         """What this rank owns."""
 

@@ -74,6 +74,9 @@ class ExactEngine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         return clipped_step(self._optimizer, lr, norm, self.clip_norm)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self._parameters.items()}
+
     def fragments(self) -> Iterator[Fragment]:
         for name, parameter in self._parameters.items():
             state = self._optimizer.state.get(parameter, {})

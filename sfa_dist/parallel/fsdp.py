@@ -79,6 +79,9 @@ class FsdpEngine:
         dist.all_reduce(squares)
         return squares.sqrt().float()
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self._parameters.items()}
+
     def fragments(self) -> Iterator[Fragment]:
         for name, rows in self._rows.items():
             state = self._optimizer.state.get(rows, {})

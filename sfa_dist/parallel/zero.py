@@ -100,6 +100,9 @@ class ZeroEngine:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
         return norm
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._named()}
+
     def fragments(self) -> Iterator[Fragment]:
         for name, parameter in self._named():
             located = self._locate(parameter)

@@ -136,8 +136,8 @@ def train(cwd: Path, *arguments: str, **environ: str) -> Finished:
     return Train(cwd, *arguments, **environ).wait()
 
 
-def train_ranks(world_size: int, cwd: Path, *arguments: str) -> list[Train]:
+def train_ranks(world_size: int, cwd: Path, *arguments: str, **environ: str) -> list[Train]:
     """Forked runs that find each other by the variables that torchrun sets."""
     common = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    common |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", **environ}
     return [Train(cwd, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(world_size)]

@@ -116,6 +116,7 @@ def named(place: Place) -> str:
     return f"{place[0]}x{place[1]}"
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("reader", READERS, ids=named)
 @pytest.mark.parametrize("writer", WRITERS, ids=named)
 def test_goes_on_elsewhere(transfers: Transfers, writer: Place, reader: Place) -> None:

@@ -75,6 +75,7 @@ def test_the_whole_run_has_all_steps(whole: Path) -> None:
     assert [step for stage, step in losses(whole) if stage == "stage1"] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.fault(2)
 def test_kill_9_in_both_stages(place: Path, whole: Path) -> None:
     """Invariant 4."""
     run = place / "killed"
@@ -100,6 +101,7 @@ def test_kill_9_before_the_first_checkpoint(place: Path, whole: Path) -> None:
     assert_the_same(run, whole)
 
 
+@pytest.mark.fault(2)
 def test_kill_9_of_two_ranks(place: Path, whole_on_two: Path) -> None:
     run = place / "killed on two"
     ranks = train_ranks(2, place, *START, "killed on two")
@@ -113,6 +115,7 @@ def test_kill_9_of_two_ranks(place: Path, whole_on_two: Path) -> None:
     assert_the_same(run, whole_on_two)
 
 
+@pytest.mark.fault(27)
 def test_what_two_ranks_began_one_goes_on_with(place: Path, whole_on_two: Path) -> None:
     """Invariant 4, second half: other ranks and another ZeRO stage, within a tolerance."""
     run = place / "other ranks"
@@ -146,6 +149,7 @@ def test_a_stop_request_saves_and_says_so(place: Path, whole: Path, number: sign
     assert_the_same(run, whole)
 
 
+@pytest.mark.fault(7)
 def test_a_stop_request_to_one_rank_stops_all(place: Path, whole_on_two: Path) -> None:
     run = place / "one rank asked"
     ranks = train_ranks(2, place, *START, "one rank asked")
@@ -192,6 +196,7 @@ def damage(checkpoint: Path) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.fault(21, 22)
 def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(place: Path, stopped: Path, whole: Path) -> None:
     run = place / "fallback"
     shutil.copytree(stopped, run)
@@ -228,6 +233,7 @@ def test_resume_from_a_given_checkpoint(place: Path, stopped: Path, whole: Path)
     assert_the_same_scores_but_step_7(run, whole)
 
 
+@pytest.mark.fault(22)
 def test_where_all_checkpoints_are_damaged_the_run_is_not_started_over(place: Path, stopped: Path) -> None:
     run = place / "all damaged"
     shutil.copytree(stopped, run)
@@ -240,6 +246,7 @@ def test_where_all_checkpoints_are_damaged_the_run_is_not_started_over(place: Pa
     assert (run / "stage1" / "checkpoints" / "step-00000004").is_dir()
 
 
+@pytest.mark.fault(22)
 def test_a_stage_that_ended_early_and_lost_its_checkpoints_is_not_started_over(place: Path, stopped: Path) -> None:
     run = place / "none left"
     shutil.copytree(stopped, run)

@@ -22,7 +22,7 @@ LAYERS = (
     ("errors", "failpoints", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
-    ("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
+    ("tracking", "assemble", "probe", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
     ("train", "chaos", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

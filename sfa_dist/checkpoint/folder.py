@@ -1,0 +1,244 @@
+"""Which checkpoints a folder holds, which of them are intact, and how a new one joins them.
+
+A checkpoint is there when its folder bears its final name, and intact when each file has the size and sha256 of the
+manifest. No time of any file counts: clocks differ between nodes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sfa_dist.checkpoint.files import (
+    FAILING,
+    explain,
+    file_sha256,
+    parse_json,
+    patiently,
+    sync_directory,
+    write_json,
+)
+from sfa_dist.checkpoint.layout import Layout, TensorReader
+from sfa_dist.checkpoint.writing import MODEL, STATE, Described, Written, check_model
+from sfa_dist.errors import CheckpointError
+from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
+from sfa_dist.parallel.runtime import Runtime
+
+FORMAT = 2
+MANIFEST = "MANIFEST.json"
+STEP_NAME = re.compile(r"step-\d{8}(\.old)?")
+OPTIMIZER_NAME = re.compile(r"optimizer-\d{5}-of-\d{5}\.safetensors")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_JSON = 512 * 2**20  # Bytes; a ledger of millions of bad clips is smaller.
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Committed checkpoints, intact or not, oldest first; what one replaced (`.old`, until it is removed) before it."""
+    if not root.is_dir():
+        return []
+    found = (path for path in root.iterdir() if STEP_NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: (path.stem, path.suffix == ""))
+
+
+def newest_valid(
+    root: Path, runtime: Runtime | None = None, failpoints: Failpoints = NO_FAILPOINTS
+) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint, and a line for each newer one that is not. With a runtime it is collective: rank 0
+    says which there are, and the ranks hash their files between them.
+
+    Raises CheckpointError when there are checkpoints and none is intact (starting over in silence would lose the run),
+    and when the disk fails for longer than `files.patiently` waits.
+    """
+    found = list_checkpoints(root)
+    candidates: list[Path] = found if runtime is None else runtime.broadcast(found)
+    faults: list[str] = []
+    for path in reversed(candidates):
+        fault = verify(path, runtime, failpoints)
+        if fault is None:
+            return path, faults
+        faults.append(fault)
+    if faults:
+        error = CheckpointError(
+            f"no checkpoint under {root} is intact ({'; '.join(faults)}); remove them to start over"
+        )
+        raise error if runtime is None else runtime.for_all(error)
+    return None, []
+
+
+def verify(path: Path, runtime: Runtime | None = None, failpoints: Failpoints = NO_FAILPOINTS) -> str | None:
+    """None when a checkpoint is intact, else what is wrong, in words. With a runtime it is collective, see
+    `newest_valid`. Raises CheckpointError when the disk fails."""
+    if runtime is None:
+        files, fault = _manifest(path)
+        return fault or next(filter(None, (_fault(path / name, files[name], failpoints) for name in files)), None)
+    files, fault = runtime.on_main(lambda: _manifest(path))
+    if fault is None:
+        largest_first = sorted(files, key=lambda name: (-files[name]["size"], name))
+        mine = largest_first[runtime.rank :: runtime.world_size]
+        faults = runtime.everywhere(lambda: [_fault(path / name, files[name], failpoints) for name in mine])
+        fault = next((fault for own in faults for fault in own if fault), None)
+    return fault
+
+
+def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
+    """What the manifest says of each file, all of which are there, or what is wrong. Raises CheckpointError when the
+    disk fails."""
+
+    def look() -> tuple[dict[str, Described], str | None]:
+        files = read_manifest(path)
+        odd = [name for name in files if (path / name).is_symlink() or not (path / name).is_file()]
+        return files, f"{path.name}: {odd[0]} is missing or no plain file" if odd else None
+
+    try:
+        return patiently(look, FAILING)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FAILING:
+            raise CheckpointError(f"cannot read {path / MANIFEST}: {explain(error, path)}") from error
+        return {}, f"{path.name}: {MANIFEST} cannot be read ({error})"
+
+
+def read_manifest(path: Path) -> dict[str, Described]:
+    """Size and sha256 of each file of a checkpoint. Raises ValueError where it is no manifest, OSError.
+
+    It names files of this format and nothing else: no other folder, nothing that would be read otherwise.
+    """
+    if path.is_symlink():
+        raise ValueError("the folder is a symbolic link")
+    value = parse_json(_read_small(path / MANIFEST))
+    files = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError("it lists no files")
+    if value.get("format") != FORMAT:
+        raise ValueError(f"format {value.get('format')!r}, this version reads {FORMAT}")
+    if not files.keys() >= {MODEL, STATE}:
+        raise ValueError("it names too few files")
+    for name, described in files.items():
+        if name not in (MODEL, STATE) and not OPTIMIZER_NAME.fullmatch(name):
+            raise ValueError(f"it names {name!r}, which is no file of a checkpoint")
+        size, digest = (described.get(key) if isinstance(described, dict) else None for key in ("size", "sha256"))
+        if type(size) is not int or not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            raise ValueError(f"it tells no size and sha256 of {name}")
+    return files
+
+
+def _fault(file: Path, expected: Described, failpoints: Failpoints) -> str | None:
+    """What is wrong with one file. Raises CheckpointError when the disk does not say."""
+
+    def check() -> str | None:
+        failpoints.reach("load.read")
+        if file.stat().st_size != expected["size"] or file_sha256(file) != expected["sha256"]:
+            return f"{file.parent.name}: {file.name} does not match its sha256"
+        if file.suffix == ".safetensors":
+            try:
+                TensorReader(file).close()
+            except ValueError as error:
+                return f"{file.parent.name}: {error}"
+            except TypeError:
+                return None  # It is intact; the loader refuses another dtype.
+        return None
+
+    try:
+        return patiently(check)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {explain(error, file)}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint. Raises CheckpointError when it cannot be read."""
+    try:
+        state = parse_json(patiently(lambda: _read_small(path / STATE)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path / STATE}: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"cannot read {path / STATE}: it is no JSON object")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path / STATE} has format {state.get('format')!r}, this version reads {FORMAT}")
+    return state
+
+
+def _read_small(path: Path) -> bytes:
+    if path.is_symlink():
+        raise ValueError("it is a symbolic link")
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError("it is too large")
+    return path.read_bytes()
+
+
+def clear_remains(root: Path) -> None:
+    """Removes what saves have left that did not finish."""
+    for remains in root.glob("step-*.tmp"):
+        if remains.is_symlink() or not remains.is_dir():
+            remains.unlink()
+        else:
+            shutil.rmtree(remains)
+
+
+class Shelf:
+    """The checkpoints of one stage as rank 0 keeps them: the newest `keep` that are intact, and no damaged ones
+    counted among them."""
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self.keep = root, keep
+        self._intact: dict[str, dict[str, Described]] = {}  # Manifests of those that were seen intact.
+
+    def names(self, step: int) -> tuple[Path, Path, Path]:
+        """Where the checkpoint of a step stands, is made, and stands while it is replaced."""
+        final, temporary, replaced = (self.root / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp", ".old"))
+        return final, temporary, replaced
+
+    def commit(self, step: int, layout: Layout, written: Sequence[Written], failpoints: Failpoints) -> Path:
+        """Makes a save that all ranks have written to a checkpoint, and drops old ones. Raises OSError.
+
+        A kill at any moment leaves an intact one: the new one stands before an old one goes.
+        """
+        final, temporary, replaced = self.names(step)
+        files = {name: described for rank in written for name, described in rank.files.items()}
+        for name, described in files.items():
+            size = patiently((temporary / name).stat).st_size
+            if size != described["size"]:
+                raise OSError(f"{temporary / name} has {size} bytes, {described['size']} were written")
+        files[MODEL] = check_model(temporary / MODEL, layout, [span for rank in written for span in rank.spans])
+        state = temporary / STATE
+        files[STATE] = {"size": state.stat().st_size, "sha256": file_sha256(state)}
+        write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+        sync_directory(temporary)
+        failpoints.reach("save.before_commit", step=step)
+        if final.exists():  # Written again, at an epoch's end or after a resume: one of the two is there at any time.
+            if replaced.exists():
+                shutil.rmtree(replaced)
+            final.rename(replaced)
+            failpoints.reach("save.between_renames", step=step)
+        temporary.rename(final)
+        sync_directory(self.root)
+        failpoints.reach("save.after_rename", step=step)
+        self._intact[final.name] = files
+        self._purge(final)
+        failpoints.reach("save.after_purge", step=step)
+        return final
+
+    def _purge(self, newest: Path) -> None:
+        """Later steps than `newest` are of a course that was left by going back: they must neither be resumed nor push
+        out others."""
+        stay: list[Path] = []
+        for path in reversed([path for path in list_checkpoints(self.root) if path.name <= newest.name]):
+            if len(stay) < self.keep and self._is_intact(path):
+                stay.append(path)
+        for path in set(list_checkpoints(self.root)) - set(stay):
+            self._intact.pop(path.name, None)
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+
+    def _is_intact(self, path: Path) -> bool:
+        """Hashed once a process; after that a look at the manifest and the sizes must do."""
+        files, fault = _manifest(path)
+        if fault is None and self._intact.get(path.name) == files:
+            return all((path / name).stat().st_size == described["size"] for name, described in files.items())
+        if fault is None and verify(path) is None:
+            self._intact[path.name] = files
+            return True
+        return False

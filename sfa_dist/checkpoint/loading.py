@@ -1,0 +1,103 @@
+"""A checkpoint into an engine, from whatever pieces it was saved in to whatever pieces this rank owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from sfa_dist.checkpoint.files import explain, patiently
+from sfa_dist.checkpoint.folder import read_manifest
+from sfa_dist.checkpoint.layout import TensorReader
+from sfa_dist.checkpoint.writing import MODEL
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
+from sfa_dist.parallel.engine import Engine, Fragment
+
+T = TypeVar("T")
+Pieces = dict[tuple[str, str], list[tuple[int, int, TensorReader, str]]]  # (start, numel, file, name in it)
+
+
+def read_parameters(path: Path, failpoints: Failpoints = NO_FAILPOINTS) -> dict[str, Tensor]:
+    """fp32 parameters of a checkpoint by name. Raises CheckpointError, and RecipeError for another dtype."""
+
+    def read() -> dict[str, Tensor]:
+        failpoints.reach("load.read")
+        with TensorReader(path / MODEL) as file:
+            return {name: file.read_whole(name) for name in file.layout.shapes}
+
+    return _reading(path, read)
+
+
+def load_engine(path: Path, engine: Engine, step: int, failpoints: Failpoints = NO_FAILPOINTS) -> None:
+    """Masters and moments of the pieces that this rank owns. The parameters that it computes with come by
+    `read_parameters` before the engine is made.
+
+    Raises CheckpointError when something is missing or cannot be read, RecipeError for another dtype.
+    """
+    engine.make_optimizer_state(step)
+
+    def load() -> None:
+        failpoints.reach("load.read")
+        with ExitStack() as files:
+            model = files.enter_context(TensorReader(path / MODEL))
+            others = [path / name for name in sorted(read_manifest(path)) if name.startswith("optimizer-")]
+            pieces = _pieces([files.enter_context(TensorReader(file)) for file in others], path)
+            for fragment in engine.fragments():
+                _check_span(fragment, model, path)
+                fragment.tensors["master"].copy_(model.read(fragment.name, fragment.start, fragment.numel))
+                for key in fragment.tensors.keys() - {"master"}:
+                    _fill(fragment, key, pieces, path)
+
+    _reading(path, load)
+
+
+def _reading(path: Path, read: Callable[[], T]) -> T:
+    """`read()` with patience; what a file of another kind or a failing disk raises becomes the user's error."""
+    try:
+        return patiently(read)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {explain(error, path)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except TypeError as error:
+        raise RecipeError(f"{path} is of another dtype: {error}; convert it, or use another --run-dir") from error
+
+
+def _pieces(readers: list[TensorReader], path: Path) -> Pieces:
+    table: Pieces = {}
+    for reader in readers:
+        for key in reader.layout.shapes:
+            name, start, moment = key.rsplit("/", 2)
+            table.setdefault((name, moment), []).append((int(start), reader.layout.numel(key), reader, key))
+    for (name, moment), found in table.items():
+        found.sort(key=lambda piece: piece[:2])
+        for before, after in pairwise(found):
+            if before[0] + before[1] > after[0]:
+                raise CheckpointError(f"{path} has {moment} of {name} twice at element {after[0]}")
+    return table
+
+
+def _check_span(fragment: Fragment, model: TensorReader, path: Path) -> None:
+    held = model.layout.numel(fragment.name) if fragment.name in model.layout.shapes else 0
+    if fragment.start + fragment.numel > held:
+        raise CheckpointError(
+            f"{path} lacks {fragment.name}: it has {held} elements, {fragment.start + fragment.numel} are wanted"
+        )
+
+
+def _fill(fragment: Fragment, moment: str, pieces: Pieces, path: Path) -> None:
+    """Copies the overlap of each saved piece with this fragment; together they must cover it."""
+    covered, end = 0, fragment.start + fragment.numel
+    for start, length, reader, key in pieces.get((fragment.name, moment), []):
+        low, high = max(start, fragment.start), min(start + length, end)
+        if low < high:
+            target = fragment.tensors[moment][low - fragment.start : high - fragment.start]
+            target.copy_(reader.read(key, low - start, high - low))
+            covered += high - low
+    if covered != fragment.numel:
+        raise CheckpointError(f"{path} lacks {moment} of {fragment.name}: {covered} of {fragment.numel} elements")

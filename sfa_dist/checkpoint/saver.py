@@ -1,0 +1,269 @@
+"""A save beside the training: staged at a step's boundary, written by a thread of each rank, committed by rank 0.
+
+    boundary of step s     space is checked, rank 0 makes the folder, state is staged in host memory
+    steps s+1, ...         each rank's thread writes, flushes and hashes its part
+    a later boundary       all parts are written: rank 0's thread checks the whole, renames it, purges old ones
+    a later boundary       it stands
+
+How far the ranks are, and whether one has failed, are two numbers in the sum that every step makes anyway
+(`Saver.status`, `Saver.advance`), so all ranks take each turn at the same boundary. One save is in flight at a time.
+A synchronous save is the same one, waited for.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from safetensors import SafetensorError
+
+from sfa_dist.checkpoint.files import LOOSE_FILE_SYSTEMS, explain, file_system, free_bytes, no_space
+from sfa_dist.checkpoint.folder import FORMAT, Shelf, clear_remains
+from sfa_dist.checkpoint.layout import Layout, plan_layout
+from sfa_dist.checkpoint.staging import HostMemory, Piece
+from sfa_dist.checkpoint.writing import MODEL, CalledOffError, NotFiniteError, Part, Written, begin_model, write_part
+from sfa_dist.errors import CheckpointError, LostRankError
+from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
+from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.runtime import Runtime
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended: as a checkpoint at `path`, or `refused` because something in it is not finite."""
+
+    step: int
+    path: Path
+    refused: str | None
+    blocked_seconds: float  # The training stood still for it.
+    seconds: float  # From its start until all ranks knew.
+
+
+class Saver:
+    """The saves of one stage into `root`, of which the newest `keep` stay. Made and used by all ranks together.
+
+    All masters go into one file, in which each rank writes what it owns. Where the ranks are on several nodes and the
+    file system does not promise that they leave each other's bytes alone (or for `share_file` False), rank 0 collects
+    and writes them all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        runtime: Runtime,
+        keep: int,
+        failpoints: Failpoints = NO_FAILPOINTS,
+        share_file: bool | None = None,
+    ) -> None:
+        self.runtime, self.failpoints = runtime, failpoints
+        self._root = root
+        self._shelf = Shelf(root, keep)
+        self._memory = HostMemory()
+        self._share_file = self._may_share() if share_file is None else share_file
+        self._flight: _Flight | None = None
+
+    def _may_share(self) -> bool:
+        told = self.runtime.gather((self.runtime.host, file_system(self._root).startswith(LOOSE_FILE_SYSTEMS)))
+        return len({host for host, _ in told}) == 1 or not any(loose for _, loose in told)
+
+    def begin(self, step: int, engine: Engine, state: Mapping[str, Any]) -> None:
+        """Stages the engine's state and starts to write it. Collective, with no save in flight.
+
+        Raises CheckpointError on every rank when any rank's disk refuses; what was there before stays.
+        """
+        if self._flight is not None:
+            raise RuntimeError("there is a save in flight")
+        started = time.monotonic()
+        layout = plan_layout(engine.shapes())
+        try:
+            part = self._stage(step, engine, layout, {"format": FORMAT, "step": step, **state})
+            if self.runtime.is_main:
+                clear_remains(self._root)
+            fault = None
+        except OSError as error:
+            part, fault = None, ("disk", self._told(error, f"stage {self._shelf.names(step)[1]}", layout.size))
+        sizes = self.runtime.gather(part.size if part else 0)
+        needed = sum(sizes) + len(layout.header)
+        if fault is None:
+            fault = self._prepare(step, layout, needed)
+        self._raise_first(self.runtime.gather(fault))
+        assert part is not None
+        called_off = threading.Event()
+        worker = _Worker(lambda: write_part(part, self.failpoints, called_off))
+        self._flight = _Flight(step, layout, needed, worker, called_off, started, time.monotonic() - started)
+
+    def _stage(self, step: int, engine: Engine, layout: Layout, state: Mapping[str, Any]) -> Part:
+        runtime = self.runtime
+        mine = runtime.is_main or not engine.replicated
+        pieces = self._memory.stage(engine.fragments()) if mine else []
+        masters = [piece for piece in pieces if piece.key == "master"]
+        if not self._share_file and not engine.replicated:
+            whole = engine.full_parameters()
+            masters = [Piece(name, 0, "master", value.view(-1)) for name, value in whole.items()]
+        writers = 1 if engine.replicated else runtime.world_size
+        self.failpoints.reach("save.stage", step=step)
+        return Part(
+            folder=self._shelf.names(step)[1],
+            layout=layout,
+            masters=masters,
+            moments=[piece for piece in pieces if piece.key != "master"],
+            optimizer=f"optimizer-{runtime.rank:05d}-of-{writers:05d}.safetensors" if mine else "",
+            state=copy.deepcopy(state) if runtime.is_main else None,  # The loop goes on counting in it.
+            step=step,
+        )
+
+    def _prepare(self, step: int, layout: Layout, needed: int) -> tuple[str, str] | None:
+        """Room for it, and on rank 0 the folder and the common file. What went wrong, if anything."""
+        _, temporary, _ = self._shelf.names(step)
+        try:
+            if free_bytes(self._root) < needed:
+                return "disk", self._told(no_space(self._root, needed), f"write {temporary}", needed)
+            if self.runtime.is_main:
+                temporary.mkdir(parents=True)
+                begin_model(temporary / MODEL, layout)
+        except OSError as error:
+            return "disk", self._told(error, f"prepare {temporary}", needed)
+        return None
+
+    def status(self) -> tuple[bool, bool]:
+        """(this rank is still busy with a save, it has failed): what `advance` wants the sums of."""
+        worker = self._flight.worker if self._flight else None
+        if worker is None:
+            return False, False
+        busy = worker.is_alive()
+        return busy, not busy and worker.error is not None
+
+    def advance(self, busy: float, failed: float) -> Outcome | None:
+        """Takes the next turn of the save in flight when all ranks are ready for it, told by the sums of `status` over
+        all ranks. Gives its outcome when it is over.
+
+        Raises CheckpointError on every rank when one has failed; older checkpoints are as they were.
+        """
+        flight = self._flight
+        if flight is None or (busy and not failed):
+            return None
+        if failed:
+            return self._give_up(flight)
+        if not flight.committing:
+            written: list[Written] = self.runtime.gather(flight.worker.value if flight.worker else None)
+            flight.committing, flight.worker = True, None
+            if self.runtime.is_main:
+                flight.worker = _Worker(
+                    lambda: self._shelf.commit(flight.step, flight.layout, written, self.failpoints)
+                )
+            return None
+        self._flight = None
+        return self._outcome(flight, None)
+
+    def _give_up(self, flight: _Flight) -> Outcome:
+        flight.called_off.set()
+        fault = None
+        if flight.worker is not None:
+            flight.worker.join()
+            fault = self._fault(flight, flight.worker.error)
+        self._flight = None
+        faults = self.runtime.gather(fault)
+        if self.runtime.is_main:  # The disk may be full of it. If it cannot be removed now, the next save tries.
+            shutil.rmtree(self._shelf.names(flight.step)[1], ignore_errors=True)
+        refused = next((text for kind, text in filter(None, faults) if kind == "not finite"), None)
+        self._raise_first([fault for fault in faults if fault is None or fault[0] != "not finite"])
+        return self._outcome(flight, refused)
+
+    def _fault(self, flight: _Flight, error: BaseException | None) -> tuple[str, str] | None:
+        """(kind, line) of what went wrong on this rank."""
+        what = f"{'commit' if flight.committing else 'write'} {self._shelf.names(flight.step)[flight.committing ^ 1]}"
+        if error is None or isinstance(error, CalledOffError):
+            return None
+        if isinstance(error, NotFiniteError):
+            return "not finite", f"{error} on rank {self.runtime.rank}"
+        if isinstance(error, OSError | SafetensorError | CheckpointError):
+            return "disk", self._told(error, what, flight.needed)
+        return "internal", self._told(f"{type(error).__name__}: {error}", what, 0)
+
+    def _told(self, error: BaseException | str, what: str, needed: int) -> str:
+        reason = explain(error, self._root, needed) if isinstance(error, OSError | SafetensorError) else error
+        return f"rank {self.runtime.rank} on {self.runtime.host} could not {what}: {reason}"
+
+    def _raise_first(self, faults: list[tuple[str, str] | None]) -> None:
+        for kind, text in filter(None, faults):
+            said = f"{text}; older checkpoints are untouched"
+            raise self.runtime.for_all(CheckpointError(said) if kind == "disk" else LostRankError(said))
+
+    def _outcome(self, flight: _Flight, refused: str | None) -> Outcome:
+        path = self._shelf.names(flight.step)[0]
+        return Outcome(flight.step, path, refused, flight.blocked, time.monotonic() - flight.started)
+
+    def finish(self) -> Outcome | None:
+        """Waits for the save in flight, where there is one. Collective. Raises CheckpointError as `advance`."""
+        while self._flight is not None:
+            if self._flight.worker is not None:
+                self._flight.worker.join()
+            outcome = self.advance(*self.runtime.sum(*self.status()))
+            if outcome is not None:
+                return outcome
+        return None
+
+    def abandon(self) -> None:
+        """Calls the save in flight off, because the run ends by an error. Not collective."""
+        if self._flight is not None:
+            self._flight.called_off.set()
+
+
+def save_checkpoint(
+    root: Path, step: int, engine: Engine, state: Mapping[str, Any], runtime: Runtime, keep: int
+) -> Path:
+    """Writes step-<step> under `root` and drops all but the newest `keep`; it stands when this returns. Collective.
+
+    Raises CheckpointError on every rank when any rank could not write, or when a value is not finite; what was there
+    before stays.
+    """
+    saver = Saver(root, runtime, keep)
+    saver.begin(step, engine, state)
+    outcome = saver.finish()
+    assert outcome is not None
+    if outcome.refused:
+        raise runtime.for_all(CheckpointError(f"{outcome.path}: {outcome.refused}"))
+    return outcome.path
+
+
+@dataclass
+class _Flight:
+    """A save under way. `worker` is this rank's thread, None where it has none in this turn."""
+
+    step: int
+    layout: Layout
+    needed: int
+    worker: _Worker[Any] | None
+    called_off: threading.Event
+    started: float
+    blocked: float
+    committing: bool = False
+
+
+class _Worker(threading.Thread, Generic[T]):
+    """`work()` in a thread; `value` or `error` is there when it has ended.
+
+    Not a daemon: Python would end it in the middle of a C++ call when the process ends, and take that down with it.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        super().__init__(name="checkpoint")
+        self._work = work
+        self.value: T | None = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Called by the thread."""
+        try:
+            self.value = self._work()
+        except BaseException as error:  # noqa: BLE001 (told to all ranks at the next boundary)
+            self.error = error

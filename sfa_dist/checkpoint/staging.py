@@ -1,0 +1,64 @@
+"""An engine's state copied to host memory at a step's boundary, so that the next step may change the original.
+
+The memory is taken at the first save and used again by each later one: 4 bytes x (1 + moments) for each element that
+the rank owns. Where there is a card it is pinned, and all copies are under way together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfa_dist.checkpoint.layout import ITEM
+from sfa_dist.parallel.engine import Fragment
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + len(values)) of the flattened parameter `name`: its `master` values or a moment of it.
+
+    `values` is fp32 on the host and is nobody else's.
+    """
+
+    name: str
+    start: int
+    key: str
+    values: Tensor
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return ITEM * self.values.numel()
+
+
+class HostMemory:
+    """Where the pieces of one save stand until the next one."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, int, str, int], Tensor] = {}
+
+    def stage(self, fragments: Iterable[Fragment]) -> list[Piece]:
+        """A copy of all tensors of these fragments; it is complete when this returns."""
+        pieces = []
+        devices = set()
+        for fragment in fragments:
+            for key, tensor in fragment.tensors.items():
+                if tensor.dtype != torch.float32:
+                    raise TypeError(f"{key} of {fragment.name} is {tensor.dtype}, not fp32")
+                buffer = self._buffer((fragment.name, fragment.start, key, fragment.numel), tensor)
+                buffer.copy_(tensor.detach(), non_blocking=True)
+                pieces.append(Piece(fragment.name, fragment.start, key, buffer))
+                devices.add(tensor.device)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        return pieces
+
+    def _buffer(self, place: tuple[str, int, str, int], tensor: Tensor) -> Tensor:
+        if place not in self._buffers:
+            pinned = tensor.device.type == "cuda"
+            self._buffers[place] = torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=pinned)
+        return self._buffers[place]
