@@ -24,6 +24,7 @@ from sfa_dist.recipe import STAGE_NAMES
 
 LOST_WITHIN_S = 30.0  # The promise: so long after a rank is lost, all others are out.
 PATIENCE_S = 180.0
+QUOTED = 110  # Characters of an error line that the table shows.
 TREE = ("engine.reduction=tree",)
 # Relative differences of the loss allowed where the order of sums differs: (first step after the resume, later ones).
 CLOSE = {"fp32": (1e-4, 5e-2), "bf16": (5e-2, 2e-1)}
@@ -206,6 +207,11 @@ class Bench:
         if missing:
             raise BrokenError(f"the error does not name {', '.join(map(repr, missing))}: {line}")
         return line
+
+    def quote(self, line: str) -> str:
+        """The beginning of an error line, without the folder's own path: for the table."""
+        text = line.removeprefix("error: ").replace(f"{self.folder}/", "")
+        return text if len(text) <= QUOTED else text[:QUOTED].rstrip() + "..."
 
     def fell_back(self, run: str = "run") -> str:
         """The run says that it took an older checkpoint; gives what it says."""

@@ -90,7 +90,7 @@ def all_checkpoints_damaged(bench: Bench) -> str:
     line = bench.refused(bench.start().ends(PATIENCE_S), 74, "is intact")
     if [path.name for path in bench.checkpoints()] != before:
         raise BrokenError("checkpoints were removed by the refusal")
-    return f"74: {line[:90]}..."
+    return f"74: {bench.quote(line)}"
 
 
 @trial(NO_CODE, "a hostile pickle as checkpoint and as weights", rows=(25,))
@@ -111,7 +111,7 @@ def hostile_checkpoint(bench: Bench) -> str:
             lines.append(bench.refused(bench.start(key, *arguments).ends(PATIENCE_S), (74, 78), hostile.name))
     if canary.exists():
         raise BrokenError("the pickle was executed", lines)
-    return f"refused {len(lines)} times, nothing executed; {lines[0][:80]}..."
+    return f"refused {len(lines)} times, nothing executed; {bench.quote(lines[0])}"
 
 
 @trial(DISK_IS_LOUD, "the disk is full in a save", rows=(18,), on="one")
@@ -137,7 +137,7 @@ def full_disk(bench: Bench) -> str:
     if [event["step"] for event in events(run, "resume")] != [int(found.name[5:])]:
         raise BrokenError("it did not go on from the last checkpoint that had room")
     bench.same_bits(run.name, stages=(stage,))
-    return f"{how}: 74, {line[7:80]}...; with room it went on from {found.name}; the same bits"
+    return f"{how}: 74, {bench.quote(line)}; with room it went on from {found.name}; the same bits"
 
 
 def _checkpoint_bytes(bench: Bench) -> int:
@@ -155,7 +155,7 @@ def diverging_run(bench: Bench) -> str:
             raise BrokenError(f"{checkpoint.name} holds weights that are not finite")
     if not events(bench.folder / "run", "non_finite"):
         raise BrokenError("log.jsonl has no event non_finite", said([]))
-    return f"70: {line[7:110]}...; {len(bench.checkpoints())} checkpoints, all finite"
+    return f"70: {bench.quote(line)}; {len(bench.checkpoints())} checkpoint(s) left, finite"
 
 
 def _all_finite(file: Path) -> bool:

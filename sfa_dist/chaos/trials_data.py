@@ -50,7 +50,7 @@ def all_clips_damaged(bench: Bench) -> str:
     count = sum(injectors.damage_all_clips(shard, bench.chance) for shard in shards)
     job = bench.start("run", *_first_stage_only(bench), *arguments, sets=(BUDGET,))
     line = bench.refused(job.ends(PATIENCE_S), 65, "max_bad_fraction")
-    return f"{count} clips damaged, 65: {line[7:100]}..."
+    return f"{count} clips damaged, 65: {bench.quote(line)}"
 
 
 @trial(DATA_IS_CHECKED, "a shard cut short after it was indexed", rows=(33,))
@@ -86,7 +86,7 @@ def swapped_shards(bench: Bench) -> str:
     line = bench.refused(job.ends(PATIENCE_S), (65, 78))
     if not (one.name in line or other.name in line):
         raise BrokenError(f"{done}, and neither is named: {line}")
-    return f"{done}: {line[7:90]}..."
+    return f"{done}: {bench.quote(line)}"
 
 
 @trial(DATA_IS_CHECKED, "a shard replaced between run and resume", rows=(45,))
@@ -100,7 +100,7 @@ def replaced_shard(bench: Bench) -> str:
     done = injectors.drop_last_sample(bench.chance.choice(shards))
     injectors.forget_index(shards[0].parent)
     line = bench.refused(bench.start("run", *_first_stage_only(bench), *arguments).ends(PATIENCE_S), 78, "train clips")
-    return f"{done}: 78, {line[7:90]}..."
+    return f"{done}: 78, {bench.quote(line)}"
 
 
 @trial(NO_CODE, "members that WebDataset unpickles in a shard", rows=(42,))

@@ -143,7 +143,7 @@ def kill_loader_worker(bench: Bench) -> str:
         raise BrokenError("nobody names the worker", said(ends))
     bench.complete(run, sets=WITH_WORKERS)
     bench.same_bits(run)
-    return f"{codes(ends)}: {line[:110]}...; went on to the same bits"
+    return f"{codes(ends)}: {bench.quote(line)}; went on to the same bits"
 
 
 @trial(STOPS_SAVED, "SIGTERM, SIGINT, SIGUSR1 to one random rank", rows=(7,))
@@ -211,7 +211,7 @@ def stopped_rank(bench: Bench) -> str:
     line = _others_left([*ends[:lost], stopped, *ends[lost:]], lost)
     bench.complete()
     bench.same_bits()
-    return f"{line}; went on to the same bits"
+    return f"{bench.quote(line)}; went on to the same bits"
 
 
 @trial(SAME_BITS, "SIGSTOP of all ranks, then SIGCONT", rows=(16,))
@@ -238,4 +238,4 @@ def two_jobs(bench: Bench) -> str:
     if any(end.code for end in ends):
         raise BrokenError(f"the first job ended with {codes(ends)}", said(ends))
     bench.same_bits()
-    return f"{line.split(';')[0]}; the first job: the same bits"
+    return f"{bench.quote(line)}; the first job: the same bits"

@@ -231,15 +231,19 @@ def test_done_json_that_cannot_be_read_is_74(place: Path, used: Path) -> None:
 
 
 TOLD_ONCE = {
-    "weights that are not there": (sets("stage1.weights=nowhere.safetensors"), 74),
-    "a file that is no checkpoint": (sets("stage1.image_checkpoint=t.yaml"), 74),
-    "another recipe": (sets("seed=3"), 78),
+    "weights that are not there": ("told once", sets("stage1.weights=nowhere.safetensors"), 74),
+    "a file that is no checkpoint": ("told once", sets("stage1.image_checkpoint=text.safetensors"), 74),
+    "another recipe": ("used", sets("seed=3"), 78),
 }
 
 
-@pytest.mark.parametrize(("arguments", "code"), TOLD_ONCE.values(), ids=TOLD_ONCE)
-def test_what_all_ranks_find_one_of_them_tells(place: Path, used: Path, arguments: list[str], code: int) -> None:
-    ranks = [rank.wait(60) for rank in train_ranks(2, place, *START, used.name, *arguments)]
+@pytest.mark.parametrize(("run", "arguments", "code"), TOLD_ONCE.values(), ids=TOLD_ONCE)
+def test_what_all_ranks_find_one_of_them_tells(
+    place: Path, used: Path, run: str, arguments: list[str], code: int
+) -> None:
+    assert used
+    (place / "text.safetensors").write_text("no tensors")
+    ranks = [rank.wait() for rank in train_ranks(2, place, *START, run, *arguments)]
     assert [rank.code for rank in ranks] == [code, code]
     assert_refused(ranks[0], code)
     assert ranks[1].err == ""
