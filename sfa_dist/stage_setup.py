@@ -92,20 +92,22 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     classes = classes_id(index.classes, stage.model)
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
-    parts = _assemble(run, stage, classes)
+    parts = run.runtime.each(lambda: _assemble(run, stage, classes))
     counts = parts.parameters()
     failpoints = run.failpoints.within(stage=name)
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
         state = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
-        refuse_other_inputs(name, recorded_origin(state, checkpoint), {**inputs, **origin(run, index)})
+        run.runtime.on_main(
+            lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), {**inputs, **origin(run, index)})
+        )
         run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
     trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
-        refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256})
+        run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))
         run.runtime.everywhere(lambda: ckpt.load_engine(checkpoint, engine, progress.step, failpoints))
     if parts.frozen is not None:
         parts.frozen.to(run.runtime.device)

@@ -179,16 +179,16 @@ def run_stages(run: Run, only: str | None) -> None:
 def train(run: Run, name: str, stage: StageBlock) -> None:
     """One training stage, from wherever it stands to its final weights."""
     if isinstance(stage, Stage1) and stage.weights:
-        if not Path(stage.weights).is_file():
-            raise CheckpointError(f"stage1.weights: no file {stage.weights}")
+        run.runtime.everywhere(lambda: _require_given_weights(stage))
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
     index = open_split(run, stage.data.train, f"{name}.data.train", stage.data.remote)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
-    done = read_done(run.directory / name)
+    done = run.runtime.on_main(lambda: read_done(run.directory / name))
     if done is not None and not run.dry_run:
-        refuse_other_inputs(name, done["inputs"], inputs)
+        recorded = done["inputs"]
+        run.runtime.on_main(lambda: refuse_other_inputs(name, recorded, inputs))
         if done["result"]["steps"] >= planned_steps(stage, steps_per_epoch(stage, index)):
             run.tracker.say(f"{name}: done before, skipped")
             return
@@ -207,6 +207,11 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
     _finish(run, name, stage, setup, inputs)
+
+
+def _require_given_weights(stage: Stage1) -> None:
+    if not Path(stage.weights or "").is_file():
+        raise CheckpointError(f"stage1.weights: no file {stage.weights}")
 
 
 def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[str, Any]) -> None:
@@ -252,7 +257,8 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         return
     trained = json.loads(read_metadata(run.weights(name)).get("classes", "null"))
     run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
-    parts = load_for_test(stage, run.weights(name), run.weights("stage1") if name == "stage2" else None)
+    trunk_weights = run.weights("stage1") if name == "stage2" else None
+    parts = run.runtime.each(lambda: load_for_test(stage, run.weights(name), trunk_weights))
     for module in filter(None, (parts.trainable, parts.frozen)):
         module.to(run.runtime.device)
     result = _score(run, stage, parts, index, stage.data.frame_order)

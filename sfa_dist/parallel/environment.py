@@ -15,3 +15,9 @@ def environment() -> Mapping[str, str]:
 def set_default(name: str, value: str) -> None:
     """Sets a variable for libraries that read it at import, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def replace_environment(values: Mapping[str, str]) -> None:
+    """Makes `values` all the variables of this process: for one that was forked to be another program."""
+    os.environ.clear()
+    os.environ.update(values)

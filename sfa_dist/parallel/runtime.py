@@ -106,6 +106,12 @@ class Runtime:
             raise self.for_all(first)
         return [value for value, _ in told]
 
+    def each(self, work: Callable[[], T]) -> T:
+        """Runs `work` on every rank and gives each its own value, which stays there. Errors as in `everywhere`."""
+        own: list[T] = []
+        self.everywhere(lambda: own.append(work()))
+        return own[0]
+
     def _await_main(self) -> None:
         """Returns when rank 0 is here. Not in a collective, which gives up after COLLECTIVE_TIMEOUT; whether rank 0
         still lives is the watch's business."""

@@ -233,6 +233,25 @@ def test_done_json_that_cannot_be_read_is_74(place: Path, used: Path) -> None:
     assert_refused(train(place, *START, "garbled"), 74, "stage2/done.json")
 
 
+TOLD_ONCE = {
+    "weights that are not there": ("told once", sets("stage1.weights=nowhere.safetensors"), 74),
+    "a file that is no checkpoint": ("told once", sets("stage1.image_checkpoint=text.safetensors"), 74),
+    "another recipe": ("used", sets("seed=3"), 78),
+}
+
+
+@pytest.mark.parametrize(("run", "arguments", "code"), TOLD_ONCE.values(), ids=TOLD_ONCE)
+def test_what_all_ranks_find_one_of_them_tells(
+    place: Path, used: Path, run: str, arguments: list[str], code: int
+) -> None:
+    assert used
+    (place / "text.safetensors").write_text("no tensors")
+    ranks = [rank.wait() for rank in train_ranks(2, place, *START, run, *arguments)]
+    assert [rank.code for rank in ranks] == [code, code]
+    assert_refused(ranks[0], code)
+    assert ranks[1].err == ""
+
+
 # ------------------------------------------------------------------------------------------------ data
 
 

@@ -35,7 +35,7 @@ LAYERS = (
         "stages",
         "report",
     ),
-    ("train", "tools"),
+    ("train", "chaos", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 APART = {"models", "data", "parallel"}

@@ -1,0 +1,1 @@
+"""Faults on purpose: what a recipe's run promises, tried on real processes, shards and checkpoints."""

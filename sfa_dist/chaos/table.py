@@ -1,0 +1,68 @@
+"""What came of the trials: the table for people, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from sfa_dist.chaos.trials import Result, Trial
+from sfa_dist.chaos.workplace import Workplace
+
+
+def list_table(trials: Sequence[Trial]) -> Table:
+    """What `--list` shows."""
+    table = Table("trial", "guarantee", "fault", "rows", "ranks", title="trials")
+    for each in trials:
+        table.add_row(each.name, each.guarantee, each.fault, _rows(each.rows), each.on)
+    return table
+
+
+def result_table(results: Sequence[Result], seconds: float) -> Table:
+    """One line a trial and number of ranks, and the totals."""
+    table = Table(title="guarantees, and what was seen", show_lines=True, show_footer=True)
+    failed = sum(not result.passed for result in results)
+    totals = f"{len(results) - failed} of {len(results)} hold" + (f", {failed} FAILED" if failed else "")
+    table.add_column("guarantee", footer=totals, max_width=26)
+    table.add_column("fault", max_width=28)
+    table.add_column("rows")
+    table.add_column("ranks", justify="right")
+    table.add_column("seen", ratio=1)
+    table.add_column("", justify="center", footer="FAIL" if failed else "pass")
+    table.add_column("seconds", justify="right", footer=f"{seconds:.0f}")
+    for result in results:
+        verdict = "[green]pass[/green]" if result.passed else "[bold red]FAIL[/bold red]"
+        seen = _literal(result.seen + (f" (evidence: {result.evidence})" if result.evidence else ""))
+        rows, ranks = _rows(result.rows), str(result.ranks)
+        table.add_row(result.guarantee, result.fault, rows, ranks, seen, verdict, f"{result.seconds:.1f}")
+    return table
+
+
+def as_json(results: Sequence[Result], place: Workplace, seed: int, seconds: float) -> dict[str, Any]:
+    """The same as plain values."""
+    failed = sum(not result.passed for result in results)
+    return {
+        "recipe": place.source,
+        "changed": place.notes,
+        "seed": seed,
+        "passed": len(results) - failed,
+        "failed": failed,
+        "seconds": round(seconds, 1),
+        "trials": [result.as_json() for result in results],
+    }
+
+
+def progress_line(result: Result) -> str:
+    """What the console says when a trial is over."""
+    verdict = "[green]pass[/green]" if result.passed else "[bold red]FAIL[/bold red]"
+    seen = "" if result.passed else f": {_literal(result.seen)}"
+    return f"{verdict} {result.name} on {result.ranks} ({result.seconds:.1f} s){seen}"
+
+
+def _literal(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _rows(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows))
