@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,12 +65,12 @@ class ZeroEngine:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.module.named_parameters())
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Tensor:
         self._engine.train()
         return self._engine(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Any) -> Tensor:
         self._engine.eval()
         return self._engine(inputs)
 
@@ -157,6 +157,18 @@ class ZeroEngine:
 
     def optimizer_bytes(self) -> int:
         return sum(4 * f.numel * (1 + len(self.moments)) for f in self.fragments())
+
+
+def activation_checkpoint(offload: bool) -> Callable[..., Any]:
+    """DeepSpeed's `checkpoint(function, *args)`, which keeps the arguments, in the host's memory for `offload`."""
+    deepspeed = _import_deepspeed()
+    deepspeed.init_distributed(dist_init_required=False)
+    # Without a card the arguments are in the host's memory already, and DeepSpeed (0.19.8), which makes no second copy
+    # there, would empty them.
+    offload = offload and torch.cuda.is_available()
+    checkpointing = deepspeed.checkpointing
+    checkpointing.configure(None, partition_activations=False, checkpoint_in_cpu=offload)
+    return checkpointing.checkpoint
 
 
 def _import_deepspeed() -> Any:
