@@ -60,8 +60,15 @@ class _OverChunks(torch.autograd.Function):
         ctx.autocast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
         ctx.kind = kind
         # Weights that autocast keeps would be those without a graph, in a backward that needs one.
+        out: Tensor | None = None
         with torch.autocast(kind, **ctx.autocast, cache_enabled=False):
-            return torch.cat([run(features.load(index)) for index in range(len(features.spans))])
+            for index, span in enumerate(features.spans):
+                rows = run(features.load(index))
+                if out is None:
+                    out = rows.new_empty(features.spans[-1].stop, *rows.shape[1:])
+                out[span] = rows
+        assert out is not None
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

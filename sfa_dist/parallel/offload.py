@@ -162,11 +162,13 @@ class HostFeatures:
         """Chunk `index` on the device. It holds until the next call."""
         self._release()
         if self._inward is None:
-            self._inward = self._link.inward(self._fill, self.spans, self._host.shape[1:], self._host.dtype)
-        return self._inward.load(index)
+            host, spans = self._host, self.spans  # Not self: a circle would keep the buffer until the collector comes.
 
-    def _fill(self, index: int, out: Tensor) -> None:
-        out.copy_(self._host[self.spans[index]], non_blocking=True)
+            def fill(index: int, out: Tensor) -> None:
+                out.copy_(host[spans[index]], non_blocking=True)
+
+            self._inward = self._link.inward(fill, spans, host.shape[1:], host.dtype)
+        return self._inward.load(index)
 
     def whole(self) -> Tensor:
         """All of it on the device, (B, F, ...), for what must see all frames at once."""
