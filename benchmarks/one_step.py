@@ -57,7 +57,7 @@ def main() -> None:
         small += [f"stage2.batch={{size: {world}, micro: 1}}"]
         recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
         assert recipe.stage2 is not None, "the recipe has no stage2"
-        run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), "auto", dry_run=True)
+        run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
         index = open_split(runtime, recipe.stage2.data.train, "stage2.data.train")
         trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
         built = runtime.peak_memory_gib()

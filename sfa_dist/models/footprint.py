@@ -63,11 +63,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 class StoragePeak(TorchDispatchMode):
     """Counts the bytes of all storages that operations make while it is active, until they are freed.
 
-    `now` are those alive, `peak` the most so far. Views and in-place operations make none.
+    `now` are those alive, `peak` the most so far. Views and in-place operations make none. `device_type` counts those
+    of one kind of device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str | None = None) -> None:
         super().__init__()
+        self._device_type = device_type
         self.now = self.peak = 0
         self._seen: set[int] = set()
 
@@ -75,8 +77,10 @@ class StoragePeak(TorchDispatchMode):
         inputs = {_key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and _key(leaf) not in inputs | self._seen:
-                self._count(leaf)
+            if isinstance(leaf, Tensor) and self._device_type in (None, leaf.device.type):
+                key = _key(leaf)
+                if key not in inputs and key not in self._seen:
+                    self._count(leaf)
         return out
 
     def _count(self, tensor: Tensor) -> None:

@@ -22,7 +22,7 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engine import Fragment
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state, set_lr
-from sfa_dist.parallel.zero_config import check_known_keys, derive_config
+from sfa_dist.parallel.zero_config import check_known_keys, derive_config, limit_buckets
 from sfa_dist.recipe import StageBlock
 
 
@@ -32,6 +32,7 @@ class ZeroEngine:
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
         config = derive_config(stage, dist.get_world_size(), accumulation)
+        limit_buckets(config, sum(p.numel() for p in module.parameters()))
         deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero

@@ -300,8 +300,8 @@ class TestFramesAreFree:
         return (device_peak(MANY, placement, offload) - device_peak(FEW, placement, offload)) / (MANY - FEW)
 
     def test_offloaded_tokens_are_flat(self) -> None:
-        """Nothing grows but the vectors that the temporal encoder takes: one in fp32, and at most its gradient."""
-        assert self.growth("tokens", True) <= 2 * VECTOR_A_FRAME
+        """Nothing grows: the peak is the same to the byte, beyond what the temporal encoder needs."""
+        assert abs(self.growth("tokens", True)) < 1
 
     def test_tokens_on_the_device_do_grow(self) -> None:
         """The same measure finds growth where there is some: the tokens, and what the adapter keeps of them in fp32."""
@@ -309,9 +309,9 @@ class TestFramesAreFree:
 
     @pytest.mark.parametrize("offload", [True, False])
     def test_pooled_frames_take_their_vectors(self, offload: bool) -> None:
-        """The pooled vector in bf16 and fp32, and what the adapter keeps of it (3.24 times); the clip's own pixels,
-        3 x 32 x 32 bytes a frame, are the input and not counted."""
-        assert self.growth("pooled", offload) <= (0.5 + 1 + 3.24 + 1) * VECTOR_A_FRAME
+        """At most three vectors in fp32; the clip's own pixels, 3 x 32 x 32 bytes a frame, are the input and not
+        counted. At the size of ViViT-H that is 7.5 KiB a frame and 147 KiB of pixels."""
+        assert self.growth("pooled", offload) <= 3 * VECTOR_A_FRAME
 
 
 # ------------------------------------------------------------------------------------------------ fake tensors
