@@ -37,6 +37,10 @@ EXECUTION_KEYS = (
     "data.limits.seconds",
     "schedule.max_steps",
     "chunk_frames",
+    "offload",
+    "compile",
+    "activation",
+    "activation_backend",
     "weights",
     "image_checkpoint",
 )

@@ -28,6 +28,7 @@ from sfa_dist.recipe import Recipe, RemoteBlock, Stage1, Stage2, StageBlock, sha
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import RANDOM_VERSION, Progress, Streams, Trainer, mix_seed
+from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
 IMAGE_STAGE = "stage:image"
 TRUNK = "frozen trunk (sha256)"
@@ -104,13 +105,17 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
     trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    for words in prepare_trainable(parts.trainable, stage):
+        run.tracker.say(f"{name}: {words}")
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
         run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))
         run.runtime.everywhere(lambda: ckpt.load_engine(checkpoint, engine, progress.step, failpoints))
-    if parts.frozen is not None:
-        parts.frozen.to(run.runtime.device)
+    chunk_frames = None
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
+        chunk_frames = parts.frozen.chunk_frames
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
     clips = (len(index), index_size(val))
     run.tracker.say(setup_table(name, stage, counts, clips, steps, world, engine.optimizer_bytes()))
@@ -125,7 +130,12 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         tracker=run.tracker,
         stop=run.stop,
         saver=ckpt.Saver(run.directory / name / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
-        state_extra={"inputs": inputs, "origin": origin(run, index), "trunk_sha256": trunk_sha256},
+        state_extra={
+            "inputs": inputs,
+            "origin": origin(run, index),
+            "trunk_sha256": trunk_sha256,
+            "chunk_frames": chunk_frames,
+        },
         log_every=run.recipe.log.every,
         progress=progress,
         saved_step=progress.step,

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.data.shard_index import INDEX_NAME, read_index
+from sfa_dist.data.index_file import INDEX_NAME, read_index
 from sfa_dist.data.shard_walk import Member
 
 MANIFEST = "MANIFEST.json"

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.data.shard_index import build_index, read_index
+from sfa_dist.data.index_file import read_index
+from sfa_dist.data.shard_index import build_index
 from sfa_dist.data.shard_walk import CLIP_SUFFIXES, ShardEntry, walk_shard
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, RecipeError
@@ -181,9 +182,11 @@ def _cut(place: Workplace, split: str, patterns: Sequence[str], count: int) -> l
     if not patterns:
         return []
     try:
-        paths = expand_shards(patterns)
+        paths = [path for path in expand_shards(patterns) if isinstance(path, Path)]
     except DataError as error:
         raise DataError(f"{split.replace('.', '.data.', 1)}: {error}") from error
+    if not paths:
+        raise DataError(f"{split.replace('.', '.data.', 1)}: names no shard on this machine to copy clips from")
     folder = place.folder / "clips" / split
     samples = list(take_samples(paths, count))
     if not samples:

@@ -9,6 +9,7 @@ from typing import Any
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe import StageBlock
 
+BUCKET_ELEMENTS = 2**25  # 64 MiB in bf16; torch's DDP takes 25 MB.
 # Native blocks whose whole purpose a recipe key has taken.
 OWNED_BLOCKS = {"optimizer": "optimizer", "scheduler": "schedule", "fp16": "engine.precision"}
 
@@ -47,6 +48,14 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
         # Adding many bf16 micro-batch gradients in bf16 would lose the small ones.
         defaults["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(_merge(defaults, stage.deepspeed), derived)
+
+
+def limit_buckets(config: dict[str, Any], trainable: int) -> None:
+    """Gives DeepSpeed's reduction bucket a size that fits the model, where the recipe gives none.
+
+    DeepSpeed takes 500 million elements of the device (1 GB in bf16) for it, however few parameters there are.
+    """
+    config["zero_optimization"].setdefault("reduce_bucket_size", min(trainable, BUCKET_ELEMENTS))
 
 
 def check_known_keys(config: Mapping[str, Any], parse: Callable[[dict[str, Any]], Any]) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
         "run_lock",
         "run_record",
         "trainer",
+        "trunk_setup",
         "stage_setup",
         "stages",
         "report",
