@@ -41,7 +41,7 @@ class PyAVVideo:
         self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
         times: list[int] = []
         end = 0
-        with _opened(data) as (container, stream):
+        with opened(data) as (container, stream):
             context = stream.codec_context
             check_frame_size(context.height, context.width)
             for packet in container.demux(stream):
@@ -90,7 +90,7 @@ class PyAVVideo:
     @cached_property
     def _quarter_turns(self) -> int:
         """Counter-clockwise quarter turns that make a frame upright. Only a decoded frame tells."""
-        with _opened(self._data) as (container, stream):
+        with opened(self._data) as (container, stream):
             for frame in container.decode(stream):
                 return _quarter_turns(frame)
         raise BadSample("no frame can be decoded")
@@ -108,10 +108,10 @@ class PyAVVideo:
         """Frames (H, W, 3) at the given times, decoding from the seek point to the last of them."""
         wanted = set(times)
         found: dict[int, Pixels] = {}
-        with _opened(self._data) as (container, stream):
+        with opened(self._data) as (container, stream):
             if seek_to is not None:
                 container.seek(seek_to, stream=stream, backward=True, any_frame=False)
-            to_rgb = _RgbConverter(stream)
+            to_rgb = RgbConverter(stream)
             for frame in container.decode(stream):
                 time = frame.pts if frame.pts is not None else frame.dts
                 if time in wanted and time not in found:
@@ -121,7 +121,7 @@ class PyAVVideo:
         return found
 
 
-class _RgbConverter:
+class RgbConverter:
     """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
     video in another way than FFmpeg and torchcodec do."""
 
@@ -157,7 +157,7 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
     try:
         with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:

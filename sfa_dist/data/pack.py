@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from sfa_dist import __version__
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.pack_probe import Probe, Prober, start_probe_process
 from sfa_dist.data.pack_source import ClipRow, class_list, class_numbers, read_rows, select_split
+from sfa_dist.data.reencode import SUFFIX, Encoding, Reencoder
 from sfa_dist.data.sample_plan import permuted
 from sfa_dist.data.shard_index import build_index, write_json_atomically
 from sfa_dist.errors import DataError
@@ -39,6 +41,16 @@ class _Clip:
     row: ClipRow
     probe: Probe
     label: int
+
+    @property
+    def file(self) -> Path:
+        """What is packed: the source's file, or what it was encoded to."""
+        return self.probe.encoded or self.row.path
+
+    @property
+    def suffix(self) -> str:
+        """Of `file`."""
+        return SUFFIX if self.probe.encoded else self.row.suffix
 
 
 def pack(
@@ -58,6 +70,7 @@ def pack(
     workers: int = 0,
     decoder: Literal["auto", "torchcodec", "pyav"] = "auto",
     decode_all: bool = False,
+    encoding: Encoding | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +79,7 @@ def pack(
     Writes `<prefix>-000000.tar` ... of at most `shard_size` clips and `shard_bytes` bytes, then index.json,
     manifest.json and report.json. prefix: the split's name, or "shard". classes: a file with one class name a line.
     workers: processes that check files, 0 for none. progress(done, total) is called as files are checked.
+    encoding: encodes videos anew; what an interrupted pack has encoded is not encoded again.
     Of files with the same content only the first is packed. Raises DataError for a label outside the classes, and,
     after the report is written, when nothing is left or more than `max_bad_fraction` of the clips are bad.
     """
@@ -76,7 +90,9 @@ def pack(
     numbers = class_numbers(rows, names)
     manifest = _manifest_to_extend(out_dir, names, prefix, overwrite)
 
-    probes = _probe_all(rows, Prober(decoder, min_frames, decode_all), workers, progress)
+    work = out_dir / f".encoded-{prefix}"
+    reencoder = Reencoder(encoding, work) if encoding else None
+    probes = _probe_all(rows, Prober(decoder, min_frames, decode_all, reencoder), workers, progress)
     clips, report = _sort_out(rows, numbers, probes)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomically(out_dir / REPORT_NAME, {"source": str(source), **report}, indent=1)
@@ -84,6 +100,7 @@ def pack(
 
     order = permuted(np.arange(len(clips), dtype=np.int64), seed)
     shards = _write_shards([clips[i] for i in order], names, out_dir, prefix, shard_size, shard_bytes)
+    shutil.rmtree(work, ignore_errors=True)
     build_index(shards, workers=workers)
     manifest["packs"][prefix] = {
         "shards": [path.name for path in shards],
@@ -92,6 +109,7 @@ def pack(
         "program": f"sfa_dist {__version__}",
         "decoder": choose_decoder(decoder).version,
         "options": {"seed": seed, "shard_size": shard_size, "shard_bytes": shard_bytes, "min_frames": min_frames},
+        "encoding": asdict(encoding) if encoding else None,
     }
     manifest["samples"] = sum(each["samples"] for each in manifest["packs"].values())
     write_json_atomically(out_dir / MANIFEST_NAME, manifest, indent=1)
@@ -205,7 +223,7 @@ def _grouped(clips: Sequence[_Clip], shard_size: int, shard_bytes: int | None) -
     group: list[_Clip] = []
     size = 0
     for clip in clips:
-        clip_size = clip.row.path.stat().st_size
+        clip_size = clip.file.stat().st_size
         if group and (len(group) >= shard_size or (shard_bytes is not None and size + clip_size > shard_bytes)):
             yield group
             group, size = [], 0
@@ -237,7 +255,7 @@ def _sample(clip: _Clip, names: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "__key__": clip.key,
-        row.suffix: row.path.read_bytes(),
+        clip.suffix: clip.file.read_bytes(),
         "json": json.dumps(facts, sort_keys=True).encode(),
         "cls": str(clip.label).encode(),
     }

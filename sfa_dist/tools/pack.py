@@ -6,13 +6,19 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sfa_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfa_dist.data.reencode import Encoding
 
 _EPILOG = """\
 examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
   sfa pack list.csv shards/ --root /data/videos --workers 16  csv with the header path,label
   sfa pack list.csv shards/ --split-column split --split train --classes classes.txt
+  sfa pack list.csv shards/ --short-side 256 --gop 12         encode anew: smaller, and quicker to decode
 """
 
 _OPTIONS = (
@@ -51,6 +57,19 @@ def add_parser(commands: Any) -> None:
     add("--workers", type=int, default=0, help="processes that check the files (default: this one alone)")
     add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
     add("--decode-all", action="store_true", help="decode every frame, not only the first, middle and last")
+    add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
+    add(
+        "--gop",
+        type=_positive,
+        help="encode videos anew, with a key frame every so many frames (with --short-side: 12)",
+    )
+    add(
+        "--crf",
+        type=int,
+        choices=range(52),
+        metavar="0..51",
+        help="quality where videos are encoded anew (default: 23)",
+    )
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
@@ -60,10 +79,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Packs and says what was left out. Raises DataError, which ends with exit code 65."""
     from sfa_dist.data.pack import pack  # Brings torch, which the other commands' --help need not wait for.
 
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
     report = pack(arguments.source, arguments.out_dir, progress=_show if sys.stderr.isatty() else None, **options)
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir))
     return 0
+
+
+def _encoding(arguments: argparse.Namespace) -> Encoding | None:
+    """How videos are encoded anew, None where none of the options asks for it. Raises UsageError for a lone --crf."""
+    from sfa_dist.data.reencode import Encoding
+
+    given = {name: getattr(arguments, name) for name in ("short_side", "gop", "crf")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.keys() == {"crf"}:
+        raise UsageError("--crf is of no use without --short-side or --gop: videos are packed as they are")
+    return Encoding(**given) if given else None
 
 
 def summary(report: dict[str, Any], out_dir: Path) -> str:
