@@ -96,13 +96,19 @@ class PyAVVideo:
         raise BadSample("no frame can be decoded")
 
     def _spans(self, times: list[int]) -> Iterator[tuple[int | None, list[int]]]:
-        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file."""
-        groups: dict[int, list[int]] = {}
+        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file.
+
+        A key frame that follows at once begins no new group: opening the file again costs more than going on."""
+        groups: list[tuple[int, list[int]]] = []
+        previous = -2
         for time in times:
-            group = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
-            groups.setdefault(group, []).append(time)
-        for group, span in groups.items():
-            yield (self._key_frames[group][1] if group > 0 else None), span
+            key_frame = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
+            if key_frame > previous + 1:
+                groups.append((key_frame, []))
+            groups[-1][1].append(time)
+            previous = key_frame
+        for key_frame, span in groups:
+            yield (self._key_frames[key_frame][1] if key_frame > 0 else None), span
 
     def _decode_span(self, seek_to: int | None, times: list[int]) -> dict[int, Pixels]:
         """Frames (H, W, 3) at the given times, decoding from the seek point to the last of them."""

@@ -1,7 +1,7 @@
 """Encodes clips anew before they are packed: smaller frames, and a key frame every few frames.
 
 A training clip starts at a random frame, and the decoder has to begin at the key frame before it. Videos from the web
-have one every 250 frames; with one every 12 a loader process decodes about 1.5 times as many clips a second, for
+have one every 250 frames; with one every 12 a loader process decodes about 1.7 times as many clips a second, for
 bytes that the smaller frames save again (benchmarks/decode.py measures both).
 """
 
