@@ -70,12 +70,28 @@ class AdapterBlock(Block):
     placement: Literal["pooled", "tokens"] = "pooled"
 
 
+class LimitsBlock(Block):
+    """What one video may take at most; one that takes more is a bad sample. Sizes are judged from the file's header.
+
+    `mib` is the size of the file and `frames` its length. `megapixels` is the size of one frame, and `decoded_mib`
+    that of a whole clip (all its views) before it is resized. `seconds` is for opening a video or decoding one clip.
+    """
+
+    mib: Positive = 1024
+    frames: Positive = 200_000
+    megapixels: Annotated[float, Field(gt=0.0)] = 17.0
+    decoded_mib: Positive = 4096
+    seconds: Annotated[float, Field(gt=0.0)] = 120.0
+
+
 class DataBlock(Block):
     """Where the shards are and how a clip is cut from a video.
 
     `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`).
     `stride` is the distance in video frames between two frames of a clip; 0 repeats one frame (a static clip).
     `resize` is the short side in pixels before cropping to `model.image_size`.
+    `damaged: strict` takes a video that is cut or does not decode for a bad sample; `salvage` takes the clip from the
+    frames before the damage, where there are enough.
     """
 
     train: list[str] = []
@@ -90,6 +106,8 @@ class DataBlock(Block):
     workers: NonNegative = 4
     shuffle_shards: Positive = 64
     max_bad_fraction: Fraction = 0.01
+    damaged: Literal["strict", "salvage"] = "strict"
+    limits: LimitsBlock = LimitsBlock()
 
 
 class AugmentBlock(Block):

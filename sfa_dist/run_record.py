@@ -33,6 +33,7 @@ EXECUTION_KEYS = (
     "data.test",
     "data.decoder",
     "data.max_bad_fraction",
+    "data.limits.seconds",
     "schedule.max_steps",
     "chunk_frames",
     "weights",

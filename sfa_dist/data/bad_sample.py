@@ -9,3 +9,7 @@ class BadSample(Exception):  # noqa: N818 -- it is a verdict on a sample, counte
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class OverLimit(BadSample):
+    """A video that takes more than `data.limits`: there is nothing to salvage."""

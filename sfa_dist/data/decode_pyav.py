@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version as package_version
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -20,7 +21,9 @@ import torch
 from av.filter import Graph
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import FrameNumbers, check_frame_size
+from sfa_dist.data.decode import FrameNumbers
+from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
+from sfa_dist.recipe import LimitsBlock
 
 _DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
 Pixels = npt.NDArray[np.uint8]
@@ -31,24 +34,44 @@ def version() -> str:
     return f"PyAV {package_version('av')}"
 
 
+def sound_frames(data: bytes, limits: LimitsBlock) -> int:
+    """See `decode.sound_frames`. Raises BadSample only where the file cannot be opened."""
+    count = 0
+    with opened(data) as (container, stream):
+        stream.codec_context.options = {"err_detect": "explode"}
+        try:
+            for packet in container.demux(stream):
+                if packet.is_corrupt:  # cut short by the end of the file
+                    break
+                for frame in packet.decode():
+                    check_time()
+                    check_frame_size(frame.height, frame.width, limits)
+                    if frame.is_corrupt:
+                        return count
+                    count += 1
+        except _DECODE_ERRORS:
+            return count
+    return count
+
+
 class PyAVVideo:
     """A `Video` on PyAV. It holds only the bytes and the time stamps; files are open only inside a call."""
 
-    def __init__(self, data: bytes) -> None:
-        if not data:
-            raise BadSample("empty file")
-        self._data = data
+    def __init__(self, data: bytes, limits: LimitsBlock) -> None:
+        self._data, self._limits = data, limits
         self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
         times: list[int] = []
         end = 0
         with opened(data) as (container, stream):
             context = stream.codec_context
-            check_frame_size(context.height, context.width)
+            check_frame_size(context.height, context.width, limits)
             for packet in container.demux(stream):
+                check_time()
                 time = packet.pts if packet.pts is not None else packet.dts
                 if packet.size == 0 or packet.is_discard or time is None:  # discard: cut away by an edit list
                     continue
                 times.append(time)
+                check_frame_count(len(times), limits)
                 end = max(end, time + (packet.duration or 0))
                 if packet.is_keyframe:
                     # Some containers seek by pts, others by dts: the smaller of the two lands on this one or before.
@@ -76,16 +99,21 @@ class PyAVVideo:
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
-        wanted = [self._times[index] for index in indices]
-        frames: dict[int, Pixels] = {}
-        for seek_to, span in self._spans(sorted(set(wanted))):
-            frames |= self._decode_span(seek_to, span)
-        missing = [time for time in wanted if time not in frames]
-        if missing:
-            raise BadSample(f"frame {self._times.index(missing[0])} of {self.num_frames} cannot be decoded")
-        if len({pixels.shape for pixels in frames.values()}) > 1:
-            raise BadSample("the size of the frames changes inside the video")
-        return torch.from_numpy(np.stack([frames[time] for time in wanted]))
+        check_clip_bytes(len(indices), *self._size, self._limits)
+        rows: dict[int, list[int]] = {}
+        for row, index in enumerate(indices):
+            rows.setdefault(self._times[index], []).append(row)
+        clip: Pixels | None = None
+        for seek_to, span in self._spans(sorted(rows)):
+            for time, pixels in self._decode_span(seek_to, span):
+                if clip is None:
+                    clip = np.empty((len(indices), *pixels.shape), np.uint8)
+                if pixels.shape != clip.shape[1:]:
+                    raise BadSample("the size of the frames changes inside the video")
+                clip[rows.pop(time)] = pixels
+        if rows or clip is None:
+            raise BadSample(f"frame {self._times.index(min(rows))} of {self.num_frames} cannot be decoded")
+        return torch.from_numpy(clip)
 
     @cached_property
     def _quarter_turns(self) -> int:
@@ -110,34 +138,34 @@ class PyAVVideo:
         for key_frame, span in groups:
             yield (self._key_frames[key_frame][1] if key_frame > 0 else None), span
 
-    def _decode_span(self, seek_to: int | None, times: list[int]) -> dict[int, Pixels]:
-        """Frames (H, W, 3) at the given times, decoding from the seek point to the last of them."""
-        wanted = set(times)
-        found: dict[int, Pixels] = {}
+    def _decode_span(self, seek_to: int | None, times: list[int]) -> Iterator[tuple[int, Pixels]]:
+        """(time, frame (H, W, 3)) for each of the given times, decoding from the seek point to the last of them."""
+        missing = set(times)
         with opened(self._data) as (container, stream):
             if seek_to is not None:
                 container.seek(seek_to, stream=stream, backward=True, any_frame=False)
-            to_rgb = RgbConverter(stream)
+            to_rgb = RgbConverter(stream, self._limits)
             for frame in container.decode(stream):
+                check_time()
                 time = frame.pts if frame.pts is not None else frame.dts
-                if time in wanted and time not in found:
-                    found[time] = to_rgb(frame)
-                if len(found) == len(wanted):
-                    break
-        return found
+                if time in missing:
+                    missing.remove(time)
+                    yield time, to_rgb(frame)
+                if not missing:
+                    return
 
 
 class RgbConverter:
     """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
     video in another way than FFmpeg and torchcodec do."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: av.VideoStream, limits: LimitsBlock) -> None:
+        self._stream, self._limits = stream, limits
         self._graph: Graph | None = None
         self._layout: tuple[int, int, str] = (0, 0, "")
 
     def __call__(self, frame: av.VideoFrame) -> Pixels:
-        check_frame_size(frame.height, frame.width)
+        check_frame_size(frame.height, frame.width, self._limits)
         layout = (frame.width, frame.height, frame.format.name)
         if self._graph is None or layout != self._layout:
             self._graph, self._layout = self._build(frame), layout
@@ -163,10 +191,12 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(data: bytes | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
     try:
-        with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:
+        with av.open(
+            io.BytesIO(data) if isinstance(data, bytes) else data, mode="r", metadata_errors="replace"
+        ) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BadSample("no video stream")

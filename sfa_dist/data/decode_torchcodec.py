@@ -11,7 +11,9 @@ import torchcodec
 from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import FrameNumbers, check_frame_size
+from sfa_dist.data.decode import FrameNumbers
+from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.recipe import LimitsBlock
 
 # It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
 _FFMPEG = getattr(torchcodec, "ffmpeg_major_version", "")
@@ -21,6 +23,9 @@ if _FFMPEG is None:
 # What torchcodec raises for a bad file: RuntimeError from FFmpeg, ValueError without a video stream, IndexError and
 # TypeError where the header promises what the content does not have.
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
+
+
+_SLICE = 8  # frames decoded between two looks at the clock
 
 
 def version() -> str:
@@ -33,9 +38,8 @@ class TorchcodecVideo:
     about the number of frames, the approximate mode returns the wrong frames. One thread: the loader's workers are
     the parallelism."""
 
-    def __init__(self, data: bytes) -> None:
-        if not data:
-            raise BadSample("empty file")
+    def __init__(self, data: bytes, limits: LimitsBlock) -> None:
+        self._limits = limits
         try:
             self._decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
             metadata = self._decoder.metadata
@@ -47,14 +51,22 @@ class TorchcodecVideo:
             raise BadSample(f"cannot be opened as a video: {_one_line(error)}") from error
         if self.num_frames < 1:
             raise BadSample("no frame can be decoded")
-        check_frame_size(self.height, self.width)
+        check_frame_size(self.height, self.width, limits)
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
+        check_clip_bytes(len(indices), self.height, self.width, self._limits)
+        wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8)
         try:
-            return self._decoder.get_frames_at(np.asarray(indices).tolist()).data
+            for start in range(0, len(wanted), _SLICE):
+                check_time()
+                frames = self._decoder.get_frames_at(wanted[start : start + _SLICE].tolist()).data
+                rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
+                clip[rows] = frames[order[rows] - start]
         except _DECODE_ERRORS as error:
             raise BadSample(f"frames cannot be decoded: {_one_line(error)}") from error
+        return clip
 
 
 def _one_line(error: Exception) -> str:

@@ -29,11 +29,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sfa_dist.data.augment import eval_transform, train_transform
-from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.decode import Decoder, Video, choose_decoder
+from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.randomness import permutation, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
+from sfa_dist.data.salvage import valid_prefix
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import DataError
@@ -51,6 +53,11 @@ class ClipSettings:
     frames: int
     crop: int
     seed: int
+
+    @property
+    def span(self) -> int:
+        """Frames of a video from the first to the last of a clip."""
+        return (self.frames - 1) * self.data.stride + 1
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,17 @@ class MicroBatches(Dataset[Batch]):
         """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
         if sample in self.index.errors or self.index.label[sample] < 0:
             raise BadSample(self.index.errors.get(sample, "no single label"))
-        video = self.decoder.open(read_clip_bytes(self.index, sample))
-        return self.views(video, self.epoch, sample)
+        settings = self.views.clip
+        check_bytes(int(self.index.size[sample]), settings.data.limits)  # before it is read
+        data = read_clip_bytes(self.index, sample)
+        try:
+            check_whole(data)
+            return self.views(self.decoder.open(data), self.epoch, sample)
+        except BadSample as damage:
+            if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
+                raise
+            video = valid_prefix(self.decoder, data, settings.data.limits, settings.span, damage)
+            return self.views(video, self.epoch, sample)
 
 
 def train_plan(index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int) -> SamplePlan:
@@ -191,7 +207,7 @@ def train_loader(
     """
     plan = train_plan(index, data, batch, seed)
     views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-    chosen = decoder or choose_decoder(data.decoder)
+    chosen = decoder or choose_decoder(data.decoder, data.limits)
     batches = MicroBatches(index, plan, views, chosen, epoch=epoch, rank=rank, world_size=world_size, micro=batch.micro)
     items = range(start_step * batches.accumulation, len(batches))
     return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
@@ -218,7 +234,7 @@ def eval_loader(
     micro = batch.eval_micro or batch.micro
     plan = eval_plan(index, micro, world_size)
     views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
-    chosen = decoder or choose_decoder(data.decoder)
+    chosen = decoder or choose_decoder(data.decoder, data.limits)
     batches = MicroBatches(index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro)
     return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
 

@@ -14,6 +14,7 @@ from sfa_dist.data import decode
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.errors import RecipeError
+from sfa_dist.recipe import LimitsBlock
 
 
 def usable() -> list[Decoder]:
@@ -110,11 +111,11 @@ def test_random_damage_is_a_bad_sample_or_nothing(decoder):
 
 
 @each_decoder
-def test_too_large_frames_are_refused_before_decoding(decoder, monkeypatch):
-    data = video_bytes(2)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 32 * 31)
-    with pytest.raises(BadSample, match="limit"):
-        decoder.open(data)
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_too_large_frames_are_refused_before_decoding(decoder, container):
+    small = choose_decoder(decoder.name, LimitsBlock(megapixels=32 * 31e-6))
+    with pytest.raises(BadSample, match=r"32x32 pixels \(data\.limits\.megapixels"):
+        small.open(video_bytes(2, container=container))
 
 
 @each_decoder
@@ -124,7 +125,7 @@ def test_very_long_shapes_are_refused(decoder):
 
 
 def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
-    def absent() -> Decoder:
+    def absent(_: LimitsBlock) -> Decoder:
         raise RuntimeError("Could not load libtorchcodec\nmore lines")
 
     monkeypatch.setattr(decode, "_torchcodec", absent)
@@ -134,7 +135,7 @@ def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
 
 
 REAL = os.environ.get("SFA_REAL_DATA")
-REASONS = {"torchcodec_audio_only.mp3": "no video stream", "decord_corrupted.mp4": "cannot be decoded"}
+REASONS = {"torchcodec_audio_only.mp3": "not a mp4", "decord_corrupted.mp4": "cannot be decoded"}
 
 
 @both

@@ -161,7 +161,7 @@ def test_bad_samples_have_no_weight_and_a_reason_and_are_not_replaced(tmp_path):
         assert weights == {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 1.0}
         reasons = dict(batch["bad"])
         assert "crc32 mismatch" in reasons["x.tar/flipped"]
-        assert "decoded" in reasons["x.tar/html"]
+        assert "not a mp4" in reasons["x.tar/html"]
         assert "not a number" in reasons["x.tar/word"]
         assert len(reasons) == 3
         rows = {n: batch["clips"][row] for row, n in enumerate(batch["ids"].tolist())}

@@ -12,7 +12,10 @@ from sfa_dist.errors import DataError
 Heads = dict[str, list[str]]  # Class names in label order, by head.
 
 EPIC_CLASSES = {"verb": 97, "noun": 300}  # The action classes of EPIC-Kitchens-100.
-_EPIC_FILES = {"verb": ("EPIC_100_verb_classes.csv",), "noun": ("EPIC_100_noun_classes_v2.csv", "EPIC_100_noun_classes.csv")}
+_EPIC_FILES = {
+    "verb": ("EPIC_100_verb_classes.csv",),
+    "noun": ("EPIC_100_noun_classes_v2.csv", "EPIC_100_noun_classes.csv"),
+}
 _SOMETHING_FILES = ("labels.json", "something-something-v2-labels.json")
 _MAX_CLASSES = 1_000_000
 
@@ -46,7 +49,9 @@ def class_numbers(rows: Sequence[ClipRow], heads: Heads) -> list[dict[str, int]]
         numbers.append(own)
         strangers += [f"{row.labels[head]!r} ({row.where})" for head, n in own.items() if not 0 <= n < len(heads[head])]
     if strangers:
-        sizes = ", ".join(f"{len(names)} {head} classes" for head, names in heads.items()).replace("label classes", "classes")
+        sizes = ", ".join(f"{len(names)} {head} classes" for head, names in heads.items()).replace(
+            "label classes", "classes"
+        )
         raise DataError(
             f"{len(strangers)} rows have a label outside the {sizes}: {', '.join(strangers[:5])}. "
             "Correct the labels or give the class list with --classes"

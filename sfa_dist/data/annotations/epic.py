@@ -9,6 +9,7 @@ from sfa_dist.data.annotations.tables import columns_of, records_of
 from sfa_dist.errors import DataError
 
 COLUMNS = frozenset({"narration_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame"})
+USUAL_FPS = 59.94  # of the videos that EPIC-Kitchens-55 had already; the later ones have 50
 _KEPT = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
 
 
@@ -25,10 +26,18 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
     """
     if not {"verb_class", "noun_class"} <= set(columns_of(source)):
         raise DataError(f"{source}: no columns verb_class and noun_class (a test list?): pack train and validation")
-    return [_row(where, record, videos) for where, record in records_of(source)]
+    rates = _frame_rates(source.parent / "EPIC_100_video_info.csv")
+    return [_row(where, record, videos, rates) for where, record in records_of(source)]
 
 
-def _row(where: str, record: dict[str, str], videos: VideoFiles) -> ClipRow:
+def _frame_rates(info: Path) -> dict[str, float]:
+    """Frames a second by video, from the official table where it lies beside the annotations."""
+    if not info.is_file():
+        return {}
+    return {record["video_id"]: float(record["fps"]) for _, record in records_of(info)}
+
+
+def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str, float]) -> ClipRow:
     labels = {"verb": record["verb_class"], "noun": record["noun_class"]}
     extra = {key: record[key] for key in _KEPT if key in record}
     cut = (seconds_of(record["start_timestamp"], where), seconds_of(record["stop_timestamp"], where))
@@ -39,7 +48,8 @@ def _row(where: str, record: dict[str, str], videos: VideoFiles) -> ClipRow:
     folder = None if path.is_file() else videos.folder(video)
     if folder is None:
         return ClipRow(path, name, labels, where, extra, cut=cut)
-    return ClipRow(folder, name, labels, where, extra, frames=(int(record["start_frame"]), int(record["stop_frame"])))
+    frames = (int(record["start_frame"]), int(record["stop_frame"]))
+    return ClipRow(folder, name, labels, where, extra, frames=frames, fps=rates.get(video, USUAL_FPS))
 
 
 def seconds_of(text: str, where: str) -> float:

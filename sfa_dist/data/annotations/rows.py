@@ -20,7 +20,8 @@ class ClipRow:
 
     `name` is what the source calls it, `where` the place in the source for messages. `labels` has one entry a head:
     {"label": "walk"}, or {"verb": "3", "noun": "14"}. `cut` is (start, end) in seconds where the clip is a part of the
-    video; `frames` is (first, last) where `path` is a folder of numbered pictures. `extra` is kept with the clip.
+    video; `frames` is (first, last) where `path` is a folder of numbered pictures, `fps` of them a second. `extra` is
+    kept with the clip.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class ClipRow:
     extra: dict[str, str] = field(default_factory=dict)
     cut: tuple[float, float] | None = None
     frames: tuple[int, int] | None = None
+    fps: float = 0.0
 
     @property
     def suffix(self) -> str:

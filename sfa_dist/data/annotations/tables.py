@@ -29,7 +29,7 @@ def rows_of_csv(source: Path, root: Path | None) -> list[ClipRow]:
         path = record.pop("path")
         labels = {head: record.pop(head) for head in heads}
         if not path or not all(labels.values()):
-            raise DataError(f"{where}: {', '.join(('path', *heads))} must not be empty")
+            raise DataError(f"{where}: {' and '.join(('path', *heads))} must not be empty")
         rows.append(ClipRow((root or source.parent) / path, path, labels, where, record))
     return rows
 

@@ -1,0 +1,194 @@
+"""What a video file's header promises, read from its bytes without a decoder and without taking memory for it.
+
+A decoder that opens a file already sizes its tables and decodes a first frame by what the header says, so a small
+file can make it take gigabytes; and it takes a file that was cut for one that is merely shorter. So the limits and
+the question whether the file is whole are answered here, the same for every decoder. What cannot be understood
+promises nothing: the decoder judges it.
+
+Boxes: ISO/IEC 14496-12 (mp4, mov). Chunks: RIFF (avi). Elements: RFC 8794 and RFC 9559 (mkv, webm). Pictures: PNG
+(third edition, 5.3) and JPEG (ITU-T T.81, B.1).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_TOP_BOXES = {
+    *(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid", b"meta", b"udta"),
+    *(b"styp", b"moof", b"mfra", b"sidx", b"ssix", b"prft", b"emsg", b"pdin"),
+}
+_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
+_TRACKS, _TRACK, _VIDEO, _WIDTH, _HEIGHT = 0x1654AE6B, 0xAE, 0xE0, 0xB0, 0xBA
+_START_OF_FRAME = {*range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
+_MAX_PARTS = 10_000  # looked at in one level: a header of nothing but empty boxes ends here
+
+
+class VideoPromise(NamedTuple):
+    """Frames of the longest video track, height and width in pixels of the largest; 0 where the header is silent."""
+
+    frames: int = 0
+    height: int = 0
+    width: int = 0
+
+
+class _Part(NamedTuple):
+    """A box or element: its name, and where its content starts and should end."""
+
+    name: bytes | int
+    start: int
+    end: int
+
+
+_Split = Callable[[bytes, _Part], Iterator[_Part]]
+
+
+def is_known(data: bytes) -> bool:
+    """Whether this is a container of the suffixes that shards may hold, whatever its name says."""
+    return _is_iso(data) or _is_avi(data) or _is_matroska(data) or _is_png(data) or _is_jpeg(data)
+
+
+def promised_size(data: bytes) -> int:
+    """Bytes that the whole file should have; 0 where the header does not say."""
+    whole = _Part(b"", 0, len(data))
+    try:
+        if _is_iso(data):
+            return max((box.end for box in _boxes(data, whole) if box.name in _TOP_BOXES), default=0)
+        if _is_avi(data):
+            return 8 + int(struct.unpack_from("<I", data, 4)[0])
+        if _is_matroska(data):
+            return max((element.end for element in _elements(data, whole) if element.name == _SEGMENT), default=0)
+    except (struct.error, IndexError):
+        return 0
+    return 0
+
+
+def promised_video(data: bytes) -> VideoPromise:
+    """What the header says about the video in the file."""
+    try:
+        if _is_iso(data):
+            return _largest(_iso_tracks(data))
+        if _is_avi(data):
+            return _avi(data)
+        if _is_matroska(data):
+            return _largest(_matroska_tracks(data))
+        if _is_png(data):
+            width, height = struct.unpack_from(">II", data, 16)
+            return VideoPromise(1, height, width)
+        if _is_jpeg(data):
+            return _jpeg(data)
+    except (struct.error, IndexError):
+        return VideoPromise()
+    return VideoPromise()
+
+
+def _is_iso(data: bytes) -> bool:
+    return data[4:8] in _TOP_BOXES
+
+
+def _is_avi(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"AVI "
+
+
+def _is_matroska(data: bytes) -> bool:
+    return data[:4] == _EBML.to_bytes(4, "big")
+
+
+def _is_png(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def _largest(tracks: Iterator[VideoPromise]) -> VideoPromise:
+    found = list(tracks) or [VideoPromise()]
+    largest = max(found, key=lambda track: track.height * track.width)
+    return largest._replace(frames=max(track.frames for track in found))
+
+
+def _inside(data: bytes, split: _Split, parent: _Part, *path: bytes | int) -> Iterator[_Part]:
+    """The parts under `parent` that the names of `path` lead to."""
+    for part in split(data, parent):
+        if part.name == path[0]:
+            yield from _inside(data, split, part, *path[1:]) if path[1:] else (part,)
+
+
+def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
+    for track in _inside(data, _boxes, _Part(b"", 0, len(data)), b"moov", b"trak"):
+        kinds = [data[box.start + 8 : box.start + 12] for box in _inside(data, _boxes, track, b"mdia", b"hdlr")]
+        for table in _inside(data, _boxes, track, b"mdia", b"minf", b"stbl") if kinds == [b"vide"] else ():
+            sizes = [struct.unpack_from(">HH", data, box.start + 40) for box in _inside(data, _boxes, table, b"stsd")]
+            frames = [
+                struct.unpack_from(">I", data, box.start + 8)[0]
+                for name in (b"stsz", b"stz2")
+                for box in _inside(data, _boxes, table, name)
+            ]
+            for width, height in sizes:
+                yield VideoPromise(max(frames, default=0), height, width)
+
+
+def _boxes(data: bytes, parent: _Part) -> Iterator[_Part]:
+    start, end = parent.start, min(parent.end, len(data))
+    for _ in range(_MAX_PARTS):
+        if end - start < 8:  # a few bytes of padding at the end are no box
+            return
+        size, name = struct.unpack_from(">I4s", data, start)
+        content = start + 8
+        if size == 1:
+            size, content = struct.unpack_from(">Q", data, content)[0], content + 8
+        stop = start + size if size else end  # 0: to the end of the file
+        if stop < content:
+            return
+        yield _Part(name, content, stop)
+        start = stop
+
+
+def _avi(data: bytes) -> VideoPromise:
+    header = data.find(b"avih", 12, 4096)
+    if header < 0:
+        return VideoPromise()
+    frames = struct.unpack_from("<I", data, header + 8 + 16)[0]
+    width, height = struct.unpack_from("<II", data, header + 8 + 32)
+    return VideoPromise(frames, height, width)
+
+
+def _jpeg(data: bytes) -> VideoPromise:
+    place = 2
+    for _ in range(_MAX_PARTS):
+        marker, size = struct.unpack_from(">HH", data, place)
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return VideoPromise(1, height, width)
+        place += 2 + size
+    return VideoPromise()
+
+
+def _matroska_tracks(data: bytes) -> Iterator[VideoPromise]:
+    for video in _inside(data, _elements, _Part(b"", 0, len(data)), _SEGMENT, _TRACKS, _TRACK, _VIDEO):
+        values = {part.name: int.from_bytes(data[part.start : part.end], "big") for part in _elements(data, video)}
+        yield VideoPromise(0, values.get(_HEIGHT, 0), values.get(_WIDTH, 0))
+
+
+def _elements(data: bytes, parent: _Part) -> Iterator[_Part]:
+    start, end = parent.start, min(parent.end, len(data))
+    for _ in range(_MAX_PARTS):
+        if end - start < 2:
+            return
+        name, place = _variable(data, start, keep_marker=True)
+        size, content = _variable(data, place, keep_marker=False)
+        unknown = size == (1 << 7 * (content - place)) - 1  # all ones: to the end, as in a live recording
+        stop = end if unknown else content + size
+        yield _Part(name, content, stop)
+        start = stop
+
+
+def _variable(data: bytes, place: int, *, keep_marker: bool) -> tuple[int, int]:
+    """(an EBML variable-length integer, the place behind it). Raises IndexError where there is none."""
+    length = 9 - data[place].bit_length()
+    if length > 8:
+        raise IndexError("no such length")
+    value = int.from_bytes(data[place : place + length], "big")
+    return value if keep_marker else value & ((1 << 7 * length) - 1), place + length

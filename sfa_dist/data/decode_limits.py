@@ -1,0 +1,102 @@
+"""How much a single video may take: bytes, pixels, frames and time. What takes more is a bad sample (OverLimit).
+
+Sizes are judged from the header, before memory is taken for them (`check_promise`), and again by what the decoder
+finds, since a header may lie. Time is judged twice too: decoders ask `check_time` between two frames, and one that
+hangs inside its library is left behind in its thread by `within`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+from sfa_dist.data.bad_sample import BadSample, OverLimit
+from sfa_dist.data.container import is_known, promised_size, promised_video
+from sfa_dist.recipe import LimitsBlock
+
+MAX_ASPECT = 32  # resizing the short side makes the long one as many times longer
+MIB = 1 << 20
+_GRACE_SECONDS = 1.0  # for the frame in progress, before a decoder counts as hanging
+_clock = threading.local()
+T = TypeVar("T")
+
+
+def check_bytes(size: int, limits: LimitsBlock) -> None:
+    """Raises OverLimit for a file of more than `limits.mib`."""
+    if size > limits.mib * MIB:
+        raise OverLimit(f"{size} bytes (data.limits.mib is {limits.mib})")
+
+
+def check_promise(data: bytes, limits: LimitsBlock) -> None:
+    """Raises BadSample for a file of no known kind, and OverLimit for one whose header promises too much."""
+    check_bytes(len(data), limits)
+    if not is_known(data):
+        raise BadSample("not a mp4, mov, avi, mkv, webm, png or jpg file" if data else "empty file")
+    promise = promised_video(data)
+    if promise.height and promise.width:
+        check_frame_size(promise.height, promise.width, limits)
+    check_frame_count(promise.frames, limits)
+
+
+def check_whole(data: bytes) -> None:
+    """Raises BadSample for a file that is shorter than its header says: a download or a copy that broke off."""
+    promised = promised_size(data)
+    if promised > len(data):
+        raise BadSample(f"the file was cut: {len(data)} bytes of {promised} are there")
+
+
+def check_frame_size(height: int, width: int, limits: LimitsBlock) -> None:
+    """Raises OverLimit for frames that are empty, too large or of an absurd shape."""
+    if height <= 0 or width <= 0 or height * width > limits.megapixels * 1e6:
+        raise OverLimit(f"frames of {width}x{height} pixels (data.limits.megapixels is {limits.megapixels:g})")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise OverLimit(f"frames of {width}x{height} pixels (the limit is an aspect of {MAX_ASPECT} to 1)")
+
+
+def check_frame_count(frames: int, limits: LimitsBlock) -> None:
+    """Raises OverLimit for a video of more than `limits.frames`."""
+    if frames > limits.frames:
+        raise OverLimit(f"{frames} frames (data.limits.frames is {limits.frames})")
+
+
+def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) -> None:
+    """Raises OverLimit for a clip whose decoded frames, before they are resized, take more than
+    `limits.decoded_mib`."""
+    size = frames * height * width * 3
+    if size > limits.decoded_mib * MIB:
+        what = f"{frames} frames of {width}x{height} pixels are {size / MIB:.0f} MiB"
+        raise OverLimit(f"{what} (data.limits.decoded_mib is {limits.decoded_mib})")
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work()` returns or raises. Raises OverLimit once it has taken `seconds`.
+
+    It runs in a thread of its own: nothing else can leave a library that does not return. Such a thread stays behind,
+    and is no obstacle to the process's end.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        _clock.limit, _clock.end = seconds, time.monotonic() + seconds
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 -- raised again by the thread that waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="decode", daemon=True).start()
+    if not wait([outcome], timeout=seconds + _GRACE_SECONDS).done:
+        raise _too_slow(seconds)
+    return outcome.result()
+
+
+def check_time() -> None:
+    """Raises OverLimit where the time that `within` gave this thread is over; elsewhere nothing."""
+    if time.monotonic() > getattr(_clock, "end", float("inf")):
+        raise _too_slow(_clock.limit)
+
+
+def _too_slow(seconds: float) -> OverLimit:
+    return OverLimit(f"decoding took longer than {seconds:g} s (data.limits.seconds)")

@@ -1,0 +1,45 @@
+"""`data.damaged: salvage`: a clip from the frames before the damage, where a damaged video has enough of them.
+
+Where the damage starts is a property of the file alone, found by FFmpeg's strictest reading whichever decoder then
+gives the pixels. So a salvaged clip is the same on any rank and under either decoder.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode import Decoder, FrameNumbers, Video, sound_frames
+from sfa_dist.data.decode_limits import within
+from sfa_dist.recipe import LimitsBlock
+
+
+class Prefix:
+    """The first `num_frames` frames of a video, as a `Video`."""
+
+    def __init__(self, video: Video, num_frames: int) -> None:
+        self._video, self.num_frames, self.fps = video, num_frames, video.fps
+
+    @property
+    def height(self) -> int:
+        """Upright height in pixels."""
+        return self._video.height
+
+    @property
+    def width(self) -> int:
+        """Upright width in pixels."""
+        return self._video.width
+
+    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+        """See `Video.frames_at`."""
+        return self._video.frames_at(indices)
+
+
+def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int, damage: BadSample) -> Video:
+    """The frames before the damage. Raises BadSample where they are fewer than `needed`, with the reason of `damage`,
+    or where the video cannot be opened at all."""
+    video = decoder.open(data)
+    sound = min(within(limits.seconds, lambda: sound_frames(data, limits)), video.num_frames)
+    if sound < needed:
+        raise BadSample(f"{damage.reason}; {sound} frames are before the damage, a clip needs {needed}")
+    return Prefix(video, sound)
