@@ -188,7 +188,7 @@ def epic(tmp_path: Path) -> Path:
 
 def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
     out = tmp_path / "out"
-    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2)
+    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2, decoder="pyav")
     assert (report["format"], report["packed"]) == ("epic", 3)
     facts = packed(out)
     assert {name: each["frames"] for name, each in facts.items()} == {"P01_01_0": 6, "P01_01_1": 7, "P02_07_5": 4}
