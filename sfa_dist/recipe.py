@@ -174,13 +174,30 @@ class DataBlock(Block):
         return self
 
 
+class RandAugmentBlock(Block):
+    """`layers` operations of RandAugment for each clip; the official magnitudes are 15 and 20."""
+
+    layers: Positive = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 15
+
+
 class AugmentBlock(Block):
-    """Training augmentation of the official Kinetics recipe. Each parameter is drawn once for all frames of a clip."""
+    """Training augmentation of the official ViViT recipes. Each parameter is drawn once for all frames of a clip.
+
+    `rand_augment` takes the place of `color` and `gray`, which are probabilities.
+    """
 
     scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
     flip: Fraction = 0.5
     color: Fraction = 0.8
     gray: Fraction = 0.1
+    rand_augment: RandAugmentBlock | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_color(self) -> AugmentBlock:
+        if self.rand_augment is not None and (self.color or self.gray):
+            raise complain("rand_augment", "takes the place of color and gray: set both to 0")
+        return self
 
 
 class BatchBlock(Block):

@@ -1,7 +1,8 @@
 """Augmentation of whole clips: uint8 (T, H, W, 3) in, contiguous uint8 (3, T, S, S) out.
 
-The training order is that of the official ViViT recipe for Kinetics: resize the short side, scale height and width by
-two independent factors, crop, flip, colour, grey. Parameters are drawn once a clip and are the same for all its frames.
+The training order is that of the official ViViT recipes: resize the short side, scale height and width by two
+independent factors, crop, flip, then either RandAugment, or colour and grey. Parameters are drawn once a clip and are
+the same for all its frames.
 The two resizes are done as one. A clip that already has the wanted size is not resampled.
 """
 
@@ -14,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import adjust_hue
 
+from sfa_dist.data.rand_augment import GRAY_WEIGHTS, rand_augment
 from sfa_dist.data.randomness import below, uniform
 from sfa_dist.recipe import AugmentBlock
 
 MAX_BRIGHTNESS = 32 / 255
 SATURATION = CONTRAST = (0.6, 1.4)
 MAX_HUE = 0.2  # of a full turn
-GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # ITU-R 601, as tf.image.rgb_to_grayscale
 _FRAMES_AT_ONCE = 8  # colour works in float32: a few frames at a time stay in the cache
 
 
@@ -53,6 +54,8 @@ def train_transform(
         hue=uniform(rng, -MAX_HUE, MAX_HUE),
     )
     has_color, has_gray = rng.random() < augment.color, rng.random() < augment.gray
+    if augment.rand_augment is not None:
+        frames = rand_augment(frames, augment.rand_augment.layers, augment.rand_augment.magnitude, rng)
     frames = adjust_color(frames, color if has_color else None, has_gray)
     return frames.transpose(0, 1).contiguous()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version as package_version
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -37,7 +38,7 @@ def version() -> str:
 def sound_frames(data: bytes, limits: LimitsBlock) -> int:
     """See `decode.sound_frames`. Raises BadSample only where the file cannot be opened."""
     count, cut = 0, promised_size(data) > len(data)
-    with _opened(data) as (container, stream):
+    with opened(data) as (container, stream):
         stream.codec_context.options = {"err_detect": "explode"}
         try:
             for packet in container.demux(stream):
@@ -62,7 +63,7 @@ class PyAVVideo:
         self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
         times: list[int] = []
         end = 0
-        with _opened(data) as (container, stream):
+        with opened(data) as (container, stream):
             context = stream.codec_context
             check_frame_size(context.height, context.width, limits)
             for packet in container.demux(stream):
@@ -118,27 +119,33 @@ class PyAVVideo:
     @cached_property
     def _quarter_turns(self) -> int:
         """Counter-clockwise quarter turns that make a frame upright. Only a decoded frame tells."""
-        with _opened(self._data) as (container, stream):
+        with opened(self._data) as (container, stream):
             for frame in container.decode(stream):
                 return _quarter_turns(frame)
         raise BadSample("no frame can be decoded")
 
     def _spans(self, times: list[int]) -> Iterator[tuple[int | None, list[int]]]:
-        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file."""
-        groups: dict[int, list[int]] = {}
+        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file.
+
+        A key frame that follows at once begins no new group: opening the file again costs more than going on."""
+        groups: list[tuple[int, list[int]]] = []
+        previous = -2
         for time in times:
-            group = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
-            groups.setdefault(group, []).append(time)
-        for group, span in groups.items():
-            yield (self._key_frames[group][1] if group > 0 else None), span
+            key_frame = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
+            if key_frame > previous + 1:
+                groups.append((key_frame, []))
+            groups[-1][1].append(time)
+            previous = key_frame
+        for key_frame, span in groups:
+            yield (self._key_frames[key_frame][1] if key_frame > 0 else None), span
 
     def _decode_span(self, seek_to: int | None, times: list[int]) -> Iterator[tuple[int, Pixels]]:
         """(time, frame (H, W, 3)) for each of the given times, decoding from the seek point to the last of them."""
         missing = set(times)
-        with _opened(self._data) as (container, stream):
+        with opened(self._data) as (container, stream):
             if seek_to is not None:
                 container.seek(seek_to, stream=stream, backward=True, any_frame=False)
-            to_rgb = _RgbConverter(stream, self._limits)
+            to_rgb = RgbConverter(stream, self._limits)
             for frame in container.decode(stream):
                 check_time()
                 time = frame.pts if frame.pts is not None else frame.dts
@@ -149,7 +156,7 @@ class PyAVVideo:
                     return
 
 
-class _RgbConverter:
+class RgbConverter:
     """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
     video in another way than FFmpeg and torchcodec do."""
 
@@ -185,10 +192,12 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(data: bytes | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
     try:
-        with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:
+        with av.open(
+            io.BytesIO(data) if isinstance(data, bytes) else data, mode="r", metadata_errors="replace"
+        ) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BadSample("no video stream")

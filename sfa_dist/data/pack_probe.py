@@ -1,8 +1,10 @@
-"""Looks at one file before it is packed: is it there, does it decode, how long is it."""
+"""Looks at one clip before it is packed: is it there, does it decode, how long is it; and encodes it where asked."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,21 +12,27 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sfa_dist.data.annotations.rows import PACKABLE, ClipRow
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import choose_decoder, sound_frames
+from sfa_dist.data.decode import Video, choose_decoder, sound_frames
 from sfa_dist.data.decode_limits import check_whole
-from sfa_dist.data.pack_source import PACKABLE, ClipRow
+from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, reencode
+from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
+
+Problem = Literal["missing", "corrupt", "short"]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file, hex."""
+    """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
+    for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew."""
 
     frames: int = 0
     fps: float = 0.0
     sha256: str = ""
-    problem: Literal["missing", "corrupt", "short"] | None = None
+    problem: Problem | None = None
     reason: str = ""
+    encoded: str = ""
 
     @property
     def duration(self) -> float:
@@ -34,31 +42,89 @@ class Probe:
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes rows; can be sent to another process. `decode_all` also decodes each frame, strictly; without it, the
-    first, middle and last."""
+    """Probes rows; can be sent to another process.
+
+    `decode_all` also decodes each frame, strictly; without it, the first, middle and last. Clips are encoded into
+    `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is.
+    """
 
     decoder: Literal["auto", "torchcodec", "pyav"]
     min_frames: int
     decode_all: bool
+    folder: Path
+    encoding: Encoding | None = None
+    dry: bool = False
 
     def __call__(self, row: ClipRow) -> Probe:
         """Never raises for a bad file: the answer says what is wrong with it."""
-        if not row.path.is_file():
+        if not row.path.exists():
             return Probe(problem="missing", reason="no such file")
-        if row.suffix not in PACKABLE:
-            return Probe(problem="corrupt", reason=f"suffix {row.suffix!r} is not one of {', '.join(PACKABLE)}")
         try:
-            data = Path(row.path).read_bytes()
-            check_whole(data)
-            video = choose_decoder(self.decoder).open(data)
-            if video.num_frames < self.min_frames:
-                return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-            video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
-            if self.decode_all and (sound := sound_frames(data)) < video.num_frames:
-                raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
+            return self._part(row) if row.cut or row.frames else self._whole(row)
         except (BadSample, OSError) as error:
             return Probe(problem="corrupt", reason=str(error))
-        return Probe(video.num_frames, video.fps, hashlib.sha256(data).hexdigest())
+
+    def identity(self, row: ClipRow) -> str:
+        """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
+        state = row.path.stat()
+        parts = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, self.min_frames, self.decode_all)
+        return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
+
+    def _whole(self, row: ClipRow) -> Probe:
+        if row.suffix not in PACKABLE:
+            return Probe(problem="corrupt", reason=f"suffix {row.suffix!r} is not one of {', '.join(PACKABLE)}")
+        data = row.path.read_bytes()
+        check_whole(data)
+        video = self._open(data)
+        if video.num_frames < self.min_frames:
+            return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
+        if self.decode_all and (sound := sound_frames(data)) < video.num_frames:
+            raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.encoding is None or self.dry or row.suffix not in VIDEO_SUFFIXES:
+            return Probe(video.num_frames, video.fps, sha256)
+        file = self._encoded(row, lambda encoding: reencode(data, encoding))
+        frames = self._open(file.read_bytes()).num_frames
+        if frames != video.num_frames:
+            file.unlink()
+            raise BadSample(f"{frames} of {video.num_frames} frames are left after encoding it anew")
+        return Probe(frames, video.fps, sha256, encoded=str(file))
+
+    def _part(self, row: ClipRow) -> Probe:
+        """A part of a long video or of a folder of frames: nothing can be said of it before it is cut out."""
+        if self.dry:
+            return Probe(sha256=self.identity(row))
+        file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
+        data = file.read_bytes()
+        video = self._open(data)
+        if video.num_frames < self.min_frames:
+            return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
+        return Probe(video.num_frames, video.fps, hashlib.sha256(data).hexdigest(), encoded=str(file))
+
+    def _open(self, data: bytes) -> Video:
+        """An opened video of which some frames were decoded."""
+        video = choose_decoder(self.decoder).open(data)
+        video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
+        return video
+
+    def _encoded(self, row: ClipRow, encode: Callable[[Encoding], bytes]) -> Path:
+        """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""
+        final = self.folder / f"{self.identity(row)}.{SUFFIX}"
+        if not final.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = final.with_name(f".{final.name}.{os.getpid()}")
+            try:
+                temporary.write_bytes(encode(self.encoding or Encoding()))
+                temporary.replace(final)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return final
+
+
+def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:
+    if row.frames is not None:
+        return encode_frames(row.path, *row.frames, row.fps, encoding)
+    return reencode(row.path, encoding, row.cut)
 
 
 def start_probe_process() -> None:

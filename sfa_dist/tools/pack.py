@@ -5,19 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sfa_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from sfa_dist.data.reencode import Encoding
+
+_FORMATS = ("auto", "table", "folder", "kinetics", "moments", "something", "epic")
 _EPILOG = """\
 examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
-  sfa pack list.csv shards/ --root /data/videos --workers 16  csv with the header path,label
+  sfa pack list.csv shards/ --videos /data/videos --workers 16     csv with the header path,label (or path,verb,noun)
   sfa pack list.csv shards/ --split-column split --split train --classes classes.txt
+  sfa pack list.csv shards/ --short-side 256 --gop 12         encode anew: smaller, and quicker to decode
+  sfa pack list.csv shards/ --check                           only say what is there, class by class
+
+official lists, told by their form (or by --format):
+  sfa pack kinetics400/val.csv shards/ --videos kinetics400/val --prefix val
+  sfa pack moments/trainingSet.csv shards/ --videos moments --classes moments/moments_categories.txt
+  sfa pack something-something-v2-train.json shards/ --videos ssv2/videos --classes something-something-v2-labels.json
+  sfa pack something-else/compositional/train.json shards/ --videos ssv2/videos --classes .../labels.json
+  sfa pack EPIC_100_train.csv shards/ --videos EPIC-KITCHENS --short-side 256
 """
 
 _OPTIONS = (
-    *("root", "classes", "split_column", "split", "prefix", "shard_size", "shard_bytes", "min_frames"),
-    *("max_bad_fraction", "seed", "workers", "decoder", "decode_all", "overwrite"),
+    *("format", "videos", "classes", "split_column", "split", "prefix", "shard_size", "shard_bytes", "min_frames"),
+    *("max_bad_fraction", "seed", "workers", "decoder", "decode_all", "overwrite", "check"),
 )
 
 
@@ -27,19 +44,17 @@ def add_parser(commands: Any) -> None:
         "pack",
         help="pack videos and labels into indexed shards",
         description="Checks videos, packs the good ones into WebDataset shards, and reports the missing, corrupt, "
-        "short and duplicate ones. Of files with the same content only the first is packed.",
+        "short and duplicate ones. Of files with the same content only the first is packed. A pack that was "
+        "interrupted goes on with what it had checked.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "source",
-        type=Path,
-        help="a csv with the columns path and label, or a folder with one sub-folder a class",
-    )
+    add("source", type=Path, help="a table with the columns path and label, an official list, or a folder of folders")
     add("out_dir", type=Path, help="where the shards go")
-    add("--root", type=Path, help="folder that relative paths of the csv start from (default: the csv's)")
-    add("--classes", type=Path, help="class names, one a line, in label order (default: the sorted labels)")
+    add("--format", choices=_FORMATS, default="auto", help="of the source (default: told by its form)")
+    add("--videos", "--root", type=Path, help="folder below which the videos lie (default for a table: the table's)")
+    add("--classes", type=Path, help="class list: names, one a line, or the data set's own (default: sorted labels)")
     add("--split-column", help="column that says which split a row is of (default: split)")
     add("--split", help="pack only the rows of this split")
     add("--prefix", help="shards are <prefix>-000000.tar ... (default: the split, or 'shard')")
@@ -51,7 +66,11 @@ def add_parser(commands: Any) -> None:
     add("--workers", type=int, default=0, help="processes that check the files (default: this one alone)")
     add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
     add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
+    add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
+    add("--gop", type=_positive, help="encode videos anew, with a key frame every so many (default then: 12)")
+    add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of what is encoded anew (default: 23)")
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
+    add("--check", action="store_true", help="report what is there, class by class, and write nothing")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
@@ -60,27 +79,66 @@ def run(arguments: argparse.Namespace) -> int:
     """Packs and says what was left out. Raises DataError, which ends with exit code 65."""
     from sfa_dist.data.pack import pack  # Brings torch, which the other commands' --help need not wait for.
 
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
-    report = pack(arguments.source, arguments.out_dir, progress=_show if sys.stderr.isatty() else None, **options)
-    print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir))
+    options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
+    with _progress() as progress:
+        report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
+    print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, arguments.check))
     return 0
 
 
-def summary(report: dict[str, Any], out_dir: Path) -> str:
-    """The report for a person: counts, and the first few clips of each problem."""
-    lines = [f"packed {report['packed']} of {report['listed']} clips into {out_dir}"]
+def _encoding(arguments: argparse.Namespace) -> Encoding | None:
+    """How videos are encoded anew, None where none of the options asks for it. Raises UsageError for a lone --crf."""
+    from sfa_dist.data.reencode import Encoding
+
+    given = {name: getattr(arguments, name) for name in ("short_side", "gop", "crf")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.keys() == {"crf"}:
+        raise UsageError("--crf is of no use without --short-side or --gop: videos are packed as they are")
+    return Encoding(**given) if given else None
+
+
+def summary(report: dict[str, Any], out_dir: Path, checked: bool = False) -> str:
+    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most."""
+    done = "can be packed" if checked else f"packed into {out_dir}"
+    lines = [f"{report['packed']} of {report['listed']} clips {done} (list of the format {report['format']})"]
     for problem in ("missing", "corrupt", "short", "duplicate"):
         entries = report[problem]
         if entries:
             some = "; ".join(f"{each['path']} ({each.get('reason') or each['same_as']})" for each in entries[:3])
             lines.append(f"  {len(entries)} {problem}: {some}{' ...' if len(entries) > 3 else ''}")
+    for head, classes in report["classes"].items():
+        lines += _class_lines(head, classes)
     if len(lines) > 1:
-        lines.append(f"all of them: {out_dir / 'report.json'}")
+        lines.append("all of them: --json" if checked else f"all of them: {out_dir / 'report.json'}")
     return "\n".join(lines)
 
 
-def _show(done: int, total: int) -> None:
-    print(f"\rchecked {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
+    empty = [name for name, counts in classes.items() if not counts.get("packed")]
+    lacking = sorted(classes.items(), key=lambda item: item[1].get("packed", 0) - item[1]["listed"])
+    worst = [f"{name} ({c.get('packed', 0)} of {c['listed']})" for name, c in lacking if c["listed"]][:5]
+    lines = []
+    if worst:
+        lines.append(f"  {head} classes that lack the most: {', '.join(worst)}")
+    if empty:
+        lines.append(
+            f"  {len(empty)} {head} classes without any clip: {', '.join(empty[:5])}{' ...' if empty[5:] else ''}"
+        )
+    return lines
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal; None where stderr is a file."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("checking clips", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _positive(text: str) -> int:

@@ -1,0 +1,61 @@
+"""EPIC-Kitchens-100: actions of a verb and a noun, cut out of long videos or out of folders of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfa_dist.data.annotations.rows import ClipRow, VideoFiles
+from sfa_dist.data.annotations.tables import columns_of, records_of
+from sfa_dist.errors import DataError
+
+COLUMNS = frozenset({"narration_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame"})
+USUAL_FPS = 59.94  # of the videos that EPIC-Kitchens-55 had already; the later ones have 50
+_KEPT = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
+
+
+def matches(source: Path) -> bool:
+    """Whether a file's header is that of EPIC-Kitchens-100."""
+    return set(columns_of(source)) >= COLUMNS
+
+
+def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+    """The segments of EPIC_100_train.csv or EPIC_100_validation.csv.
+
+    `<video_id>.MP4` anywhere below `videos` is cut by time stamps; where there is only a folder `<video_id>` of frames,
+    its frames `start_frame` to `stop_frame` are taken. Raises DataError for the test list, which has no classes.
+    """
+    if not {"verb_class", "noun_class"} <= set(columns_of(source)):
+        raise DataError(f"{source}: no columns verb_class and noun_class (a test list?): pack train and validation")
+    rates = _frame_rates(source.parent / "EPIC_100_video_info.csv")
+    return [_row(where, record, videos, rates) for where, record in records_of(source)]
+
+
+def _frame_rates(info: Path) -> dict[str, float]:
+    """Frames a second by video, from the official table where it lies beside the annotations."""
+    if not info.is_file():
+        return {}
+    return {record["video_id"]: float(record["fps"]) for _, record in records_of(info)}
+
+
+def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str, float]) -> ClipRow:
+    labels = {"verb": record["verb_class"], "noun": record["noun_class"]}
+    extra = {key: record[key] for key in _KEPT if key in record}
+    cut = (seconds_of(record["start_timestamp"], where), seconds_of(record["stop_timestamp"], where))
+    if cut[1] <= cut[0]:
+        raise DataError(f"{where}: the action ends at {record['stop_timestamp']}, before it starts")
+    name, video = record["narration_id"], record["video_id"]
+    path = videos.find([video])
+    folder = None if path.is_file() else videos.folder(video)
+    if folder is None:
+        return ClipRow(path, name, labels, where, extra, cut=cut)
+    frames = (int(record["start_frame"]), int(record["stop_frame"]))
+    return ClipRow(folder, name, labels, where, extra, frames=frames, fps=rates.get(video, USUAL_FPS))
+
+
+def seconds_of(text: str, where: str) -> float:
+    """`00:01:02.50` in seconds. Raises DataError."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        raise DataError(f"{where}: {text!r} is no time stamp HH:MM:SS.ss") from None

@@ -1,0 +1,32 @@
+"""Moments in Time, version 1: `<class>/<file>.mp4,<class>,<votes for>,<votes against>`, without a header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles, suffix_of
+from sfa_dist.data.annotations.tables import columns_of, fields_of
+from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
+from sfa_dist.errors import DataError
+
+_SUB_FOLDERS = ("", "training", "validation")
+
+
+def matches(source: Path) -> bool:
+    """Whether the first line begins with a video, as no header does."""
+    first = columns_of(source)
+    return len(first) >= 2 and suffix_of(Path(first[0])) in VIDEO_SUFFIXES
+
+
+def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+    """The clips of trainingSet.csv or validationSet.csv; files lie below `videos`, or in its folders training and
+    validation. Raises DataError for a line with several classes (Multi-Moments in Time)."""
+    rows = []
+    for where, fields in fields_of(source):
+        path, label, *votes = fields
+        if not all(vote.isdigit() for vote in votes):
+            raise DataError(f"{where}: several labels for one clip; only version 1 with one label each can be packed")
+        places = [videos.root / folder / path for folder in _SUB_FOLDERS]
+        found = next((place for place in places if place.is_file()), places[0])
+        rows.append(ClipRow(found, path, {SINGLE: label}, where))
+    return rows

@@ -1,0 +1,154 @@
+"""Which of the listed clips can be packed: all are probed, by several processes, and what is found goes to a journal,
+so that an interrupted survey of a large data set goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from sfa_dist.data.annotations.classes import Heads
+from sfa_dist.data.annotations.rows import ClipRow
+from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.pack_probe import Probe, Prober, start_probe_process
+from sfa_dist.data.reencode import SUFFIX
+from sfa_dist.errors import DataError
+
+Progress = Callable[[int, int], None]
+PROBLEMS = ("missing", "corrupt", "short")
+KINDS = (*PROBLEMS, "duplicate")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A good clip with its key in the shards and its class numbers by head."""
+
+    key: str
+    row: ClipRow
+    probe: Probe
+    labels: dict[str, int]
+
+    @property
+    def file(self) -> Path:
+        """What is packed: the source's file, or what it was encoded to."""
+        return Path(self.probe.encoded) if self.probe.encoded else self.row.path
+
+    @property
+    def suffix(self) -> str:
+        """Of `file`."""
+        return SUFFIX if self.probe.encoded else self.row.suffix
+
+
+def probe_all(
+    rows: Sequence[ClipRow], prober: Prober, journal: Path | None, workers: int, progress: Progress | None
+) -> list[Probe]:
+    """The probe of each row, in order, from `workers` processes (0: from this one).
+
+    What `journal` (a file, None for none) knows of files that have not changed since is not looked at again.
+    """
+    choose_decoder(prober.decoder)  # a decoder that cannot be used is said here, once
+    known = _read_journal(journal) if journal else {}
+    keys = [prober.identity(row) if row.path.exists() else "" for row in rows]
+    found: dict[int, Probe] = {number: known[key] for number, key in enumerate(keys) if key in known}
+    left = [number for number in range(len(rows)) if number not in found]
+    with _journal(journal) as note:
+        for number, probe in zip(left, _probes([rows[number] for number in left], prober, workers), strict=True):
+            found[number] = probe
+            if keys[number]:  # a missing file may come yet
+                note(keys[number], probe)
+            if progress is not None:
+                progress(len(found), len(rows))
+    return [found[number] for number in range(len(rows))]
+
+
+def _probes(rows: Sequence[ClipRow], prober: Prober, workers: int) -> Iterator[Probe]:
+    if workers < 1:
+        yield from map(prober, rows)
+        return
+    try:
+        with ProcessPoolExecutor(workers, initializer=start_probe_process) as pool:
+            yield from pool.map(prober, rows, chunksize=8)
+    except BrokenProcessPool as error:
+        raise DataError("a file crashed the decoder: pack with --workers 0 to see which one is the last") from error
+
+
+def _read_journal(path: Path) -> dict[str, Probe]:
+    known = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            probe = Probe(**entry["probe"])
+        except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
+            continue
+        if not probe.encoded or Path(probe.encoded).is_file():
+            known[entry["key"]] = probe
+    return known
+
+
+@contextmanager
+def _journal(path: Path | None) -> Iterator[Callable[[str, Probe], None]]:
+    """Adds lines to the journal, each flushed."""
+    if path is None:
+        yield lambda key, probe: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        _end_line(file)
+        yield lambda key, probe: print(json.dumps({"key": key, "probe": asdict(probe)}), file=file, flush=True)
+
+
+def _end_line(file: TextIO) -> None:
+    """A line that was cut off must not swallow the next one; an empty line says nothing."""
+    if file.tell():
+        file.write("\n")
+
+
+def sort_out(
+    rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[Probe], heads: Heads
+) -> tuple[list[Clip], dict[str, Any]]:
+    """(clips to pack, report). Keys are the rows' numbers in the source, so they are unique and stay the same.
+
+    The report has `listed`, `packed`, `bad_fraction`, a list for each of KINDS, and `classes`: by head and class name,
+    the counts of those that are not all packed.
+    """
+    clips: list[Clip] = []
+    first_with: dict[str, Clip] = {}
+    report: dict[str, Any] = {"listed": len(rows), "packed": 0, "bad_fraction": 0.0, **{kind: [] for kind in KINDS}}
+    kinds: list[str] = []
+    for number, (row, labels, probe) in enumerate(zip(rows, numbers, probes, strict=True)):
+        if probe.problem:
+            report[probe.problem].append({"path": row.name, "where": row.where, "reason": probe.reason})
+            kinds.append(probe.problem)
+            continue
+        clip = Clip(f"{number:08d}", row, probe, labels)
+        first = first_with.setdefault(probe.sha256, clip)
+        if first is clip:
+            clips.append(clip)
+            kinds.append("packed")
+            continue
+        same = {"path": row.name, "same_as": first.row.name, "same_label": first.labels == labels}
+        report["duplicate"].append(same)
+        kinds.append("duplicate")
+    report["packed"] = len(clips)
+    report["bad_fraction"] = sum(len(report[problem]) for problem in PROBLEMS) / len(rows)
+    report["classes"] = {head: _by_class(names, [n[head] for n in numbers], kinds) for head, names in heads.items()}
+    return clips, report
+
+
+def _by_class(names: Sequence[str], labels: Iterable[int], kinds: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Counts by class of what became of its clips; classes of which all clips are packed are left out, but not those
+    that have none."""
+    counts = [Counter[str]() for _ in names]
+    for label, kind in zip(labels, kinds, strict=True):
+        counts[label][kind] += 1
+    return {
+        name: {"listed": count.total(), **dict(sorted(count.items()))}
+        for name, count in zip(names, counts, strict=True)
+        if count["packed"] < count.total() or not count
+    }

@@ -1,0 +1,168 @@
+"""Encodes clips anew before they are packed: smaller frames, a key frame every few frames, cut out of a longer video.
+
+A training clip starts at a random frame, and the decoder has to begin at the key frame before it. Videos from the web
+have one every 250 frames; with one every 12 a loader process decodes about 1.7 times as many clips a second, for
+bytes that the smaller frames save again (benchmarks/decode.py measures both).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode_limits import check_frame_size
+from sfa_dist.data.decode_pyav import RgbConverter, opened
+from sfa_dist.recipe import LimitsBlock
+
+SUFFIX = "mp4"
+_LIMITS = LimitsBlock()
+_TIME_BASE = Fraction(1, 90_000)
+_FRAME_NAME = re.compile(r"(\d+)\.(jpe?g|png)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """H.264 in an mp4, without sound, upright. `short_side` in pixels is an upper bound (None: the size stays), `gop`
+    the frames from one key frame to the next, `crf` x264's quality (lower is better, 18 is hard to tell from the
+    source)."""
+
+    short_side: int | None = None
+    gop: int = 12
+    crf: int = 23
+
+
+class _Picture(NamedTuple):
+    """An upright frame, uint8 RGB (H, W, 3), and its time in seconds from the start of the clip."""
+
+    pixels: npt.NDArray[np.uint8]
+    seconds: Fraction
+
+
+def reencode(source: bytes | Path, encoding: Encoding, cut: tuple[float, float] | None = None) -> bytes:
+    """A video in (its bytes, or a file too large to be read at once), an mp4 with the same frames at the same times
+    out; only those from `cut[0]` up to `cut[1]` seconds where it is given. One thread, so that the same input gives the
+    same bytes. Raises BadSample for what cannot be decoded."""
+    if isinstance(source, bytes):
+        return _encode_stream(io.BytesIO(source), encoding, cut)
+    with source.open("rb") as file:
+        return _encode_stream(file, encoding, cut)
+
+
+def encode_frames(folder: Path, first: int, last: int, fps: float, encoding: Encoding) -> bytes:
+    """The pictures numbered `first` to `last` of a folder as a video of `fps` frames a second. Raises BadSample where
+    one is missing or cannot be read."""
+    rate = Fraction(fps).limit_denominator(1001)
+
+    def pictures() -> Iterator[_Picture]:
+        files = _frame_files(folder, folder.stat().st_mtime_ns)
+        for place, number in enumerate(range(first, last + 1)):
+            if number not in files:
+                raise BadSample(f"frame {number} is not in {folder}")
+            yield _Picture(_read_picture(files[number]), place / rate)
+
+    return _encode(pictures(), rate, _TIME_BASE, encoding)
+
+
+def target_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """(height, width) with the short side at most `short_side` and the same shape; even, as H.264 wants it."""
+    scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+
+def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] | None) -> bytes:
+    with opened(file) as (container, stream):
+        rate = stream.average_rate or Fraction(25)
+        return _encode(_pictures(container, stream, cut), rate, stream.time_base or _TIME_BASE, encoding)
+
+
+def _pictures(
+    container: av.container.InputContainer, stream: av.VideoStream, cut: tuple[float, float] | None
+) -> Iterator[_Picture]:
+    base = stream.time_base or _TIME_BASE
+    origin = (stream.start_time or 0) * base  # time stamps of a data set count from the first frame
+    begin, end = (origin + _exact(cut[0]), origin + _exact(cut[1])) if cut else (None, None)
+    if begin is not None:
+        container.seek(int(begin / base), stream=stream, backward=True, any_frame=False)
+    to_rgb = RgbConverter(stream, _LIMITS)
+    first: Fraction | None = None
+    for number, frame in enumerate(container.decode(stream)):
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        time = stamp * base if stamp is not None else number / (stream.average_rate or Fraction(25))
+        if begin is not None and time < begin:
+            continue
+        if end is not None and time >= end:
+            return
+        first = time if first is None else first
+        yield _Picture(to_rgb(frame), time - first)
+
+
+def _exact(seconds: float) -> Fraction:
+    """The decimal number that a float stands for, or the frame at just that time would be lost."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def _encode(pictures: Iterator[_Picture], rate: Fraction, base: Fraction, encoding: Encoding) -> bytes:
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as out:
+        stream: av.VideoStream | None = None
+        last = -1
+        for pixels, seconds in pictures:
+            if stream is None:
+                stream = _add_stream(out, encoding, rate, base, *pixels.shape[:2])
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
+            last = max(last + 1, round(seconds / base))  # x264 wants times that rise
+            frame.pts, frame.time_base = last, base
+            _write(out, stream.encode(frame), rate)
+        if stream is None:
+            raise BadSample("no frame can be decoded")
+        _write(out, stream.encode(None), rate)
+    return target.getvalue()
+
+
+def _write(out: av.container.OutputContainer, packets: Iterable[av.Packet], rate: Fraction) -> None:
+    for packet in packets:
+        if not packet.duration and packet.time_base:
+            packet.duration = round(1 / rate / packet.time_base)  # what the last frame of the file is told by
+        out.mux(packet)
+
+
+def _add_stream(
+    out: av.container.OutputContainer, encoding: Encoding, rate: Fraction, base: Fraction, height: int, width: int
+) -> av.VideoStream:
+    stream = out.add_stream("libx264", rate=rate)
+    stream.height, stream.width = target_size(height, width, encoding.short_side)
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = base
+    stream.codec_context.gop_size, stream.codec_context.thread_count = encoding.gop, 1
+    stream.options = {"crf": str(encoding.crf), "preset": "medium", "sc_threshold": "0"}
+    return stream
+
+
+@functools.lru_cache(maxsize=8)
+def _frame_files(folder: Path, changed: int) -> dict[int, Path]:
+    """The pictures of a folder by the number that ends their names. `changed` is when, for the cache."""
+    del changed
+    found = ((_FRAME_NAME.search(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in found if match}
+
+
+def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            check_frame_size(image.height, image.width, _LIMITS)  # known from the header, before anything is decoded
+            return np.asarray(image.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise BadSample(f"{path} cannot be read ({error})") from error

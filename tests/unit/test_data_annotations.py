@@ -1,0 +1,283 @@
+"""The lists that the owners of data sets hand out, in their true forms, packed with clips that the test makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from data_samples import frame_level, video_bytes
+from PIL import Image
+
+from sfa_dist.data.annotations import read_rows
+from sfa_dist.data.annotations.classes import class_lists, read_class_list
+from sfa_dist.data.annotations.epic import seconds_of
+from sfa_dist.data.pack import pack
+from sfa_dist.data.shard_index import load_index
+from sfa_dist.data.shards import expand_shards
+from sfa_dist.errors import DataError, UsageError
+from sfa_dist.recipe import LimitsBlock
+from sfa_dist.tools.pack import summary
+
+
+def write_video(path: Path, frames: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(video_bytes(frames, container={".webm": "matroska"}.get(path.suffix, "mp4")))
+
+
+def packed(out: Path) -> dict[str, dict]:
+    """The json of every sample by the name that its list gave it."""
+    samples = (
+        sample for shard in sorted(out.glob("*.tar")) for sample in wds.WebDataset(str(shard), shardshuffle=False)
+    )
+    facts = [json.loads(sample["json"]) for sample in samples]
+    return {each["path"]: each for each in facts}
+
+
+# ------------------------------------------------------------------------------------------------------------ Kinetics
+
+KINETICS = """\
+label,youtube_id,time_start,time_end,split
+playing guitar,-0I-xyz12_4,5,15,train
+air drumming,abcdefghijk,12,22,train
+"playing guitar",gone1234567,0,10,train
+air drumming,AAAAAAAAAAA,121,131,val
+"""
+
+
+@pytest.fixture
+def kinetics(tmp_path: Path) -> Path:
+    (tmp_path / "k400.csv").write_text(KINETICS)
+    videos = tmp_path / "videos"
+    write_video(videos / "playing_guitar" / "-0I-xyz12_4_000005_000015.mp4", 6)
+    write_video(videos / "zz_other" / "-0I-xyz12_4_000005_000015.mp4", 9)  # not the folder of its class
+    write_video(videos / "air_drumming" / "abcdefghijk.mkv", 7)
+    write_video(videos / "AAAAAAAAAAA_000121_000131.mp4", 8)
+    return tmp_path
+
+
+def test_kinetics(kinetics, tmp_path):
+    out = tmp_path / "out"
+    report = pack(kinetics / "k400.csv", out, videos=kinetics / "videos", split="train", max_bad_fraction=0.5)
+    assert (report["format"], report["listed"], report["packed"]) == ("kinetics", 3, 2)
+    assert [entry["path"] for entry in report["missing"]] == ["gone1234567_000000_000010"]
+    assert report["classes"]["label"] == {"playing guitar": {"listed": 2, "missing": 1, "packed": 1}}
+    facts = packed(out)
+    assert facts["-0I-xyz12_4_000005_000015"]["frames"] == 6
+    assert facts["abcdefghijk_000012_000022"]["frames"] == 7
+    assert facts["abcdefghijk_000012_000022"]["label_name"] == "air drumming"
+    assert load_index(expand_shards([str(out / "*.tar")])).classes == ["air drumming", "playing guitar"]
+    pack(kinetics / "k400.csv", out, videos=kinetics / "videos", split="val")
+    assert json.loads((out / "manifest.json").read_text())["samples"] == 3
+
+
+def test_kinetics_lists_that_cannot_be_packed(kinetics):
+    (kinetics / "test.csv").write_text("youtube_id,time_start,time_end,split\nabcdefghijk,1,2,test\n")
+    with pytest.raises(DataError, match="no column label"):
+        read_rows(kinetics / "test.csv", videos=kinetics)
+    (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", ",soon,"))
+    with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is no number"):
+        read_rows(kinetics / "odd.csv", videos=kinetics)
+    with pytest.raises(UsageError, match="--videos DIR"):
+        read_rows(kinetics / "k400.csv")
+    with pytest.raises(DataError, match="no such folder"):
+        read_rows(kinetics / "k400.csv", videos=kinetics / "nowhere")
+
+
+# ----------------------------------------------------------------------------------------------------- Moments in Time
+
+
+def test_moments(tmp_path):
+    (tmp_path / "trainingSet.csv").write_text('clapping/yt-1_13.mp4,clapping,4,0\n"praying/a,b_2.mp4",praying,3,1\n')
+    (tmp_path / "moments_categories.txt").write_text("praying,1\nclapping,0\nadult+female+singing,2\n")
+    write_video(tmp_path / "videos" / "training" / "clapping" / "yt-1_13.mp4", 5)
+    write_video(tmp_path / "videos" / "training" / "praying" / "a,b_2.mp4", 6)
+    out = tmp_path / "out"
+    classes = tmp_path / "moments_categories.txt"
+    report = pack(tmp_path / "trainingSet.csv", out, videos=tmp_path / "videos", classes=classes)
+    assert (report["format"], report["packed"]) == ("moments", 2)
+    assert report["classes"]["label"] == {"adult+female+singing": {"listed": 0}}
+    assert {path: each["label"] for path, each in packed(out).items()} == {
+        "clapping/yt-1_13.mp4": 0,
+        "praying/a,b_2.mp4": 1,
+    }
+    (tmp_path / "multi.csv").write_text("a/b.mp4,clapping,praying\n")
+    with pytest.raises(DataError, match="several labels for one clip"):
+        read_rows(tmp_path / "multi.csv", videos=tmp_path)
+
+
+# ------------------------------------------------------------------------------- Something-Something v2, Something-Else
+
+SOMETHING = [
+    {
+        "id": "78687",
+        "label": "holding potato next to vicks vaporub bottle",
+        "template": "Holding [something] next to [something]",
+        "placeholders": ["potato", "vicks vaporub bottle"],
+    },
+    {"id": "42326", "label": "tipping basket over", "template": "Tipping [something] over", "placeholders": ["basket"]},
+]
+# A Something-Else split has the same form and one field more.
+ELSE = [{**entry, "new_placeholdes": entry["placeholders"]} for entry in SOMETHING]
+
+
+@pytest.mark.parametrize("entries", [SOMETHING, ELSE], ids=["SSv2", "Something-Else"])
+@pytest.mark.parametrize("labels_name", ["labels.json", "something-something-v2-labels.json", None])
+def test_something(tmp_path, entries, labels_name):
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    labels = {"Tipping something over": "1", "Holding something next to something": "0", "Closing something": "2"}
+    if labels_name:
+        (tmp_path / labels_name).write_text(json.dumps(labels))
+    write_video(tmp_path / "videos" / "78687.webm", 5)
+    write_video(tmp_path / "videos" / "42326.mp4", 6)
+    out = tmp_path / "out"
+    report = pack(tmp_path / "train.json", out, videos=tmp_path / "videos")
+    assert (report["format"], report["packed"]) == ("something", 2)
+    facts = packed(out)
+    assert facts["78687"]["label_name"] == "Holding something next to something"
+    assert facts["78687"]["caption"] == "holding potato next to vicks vaporub bottle"
+    assert (facts["78687"]["label"], facts["42326"]["label"]) == (0, 1)
+    classes = load_index(expand_shards([str(out / "*.tar")])).classes
+    assert classes is not None
+    assert len(classes) == (3 if labels_name else 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"id": "1"}]', "entry 0: no template"),
+        ('[{"template": "x"}]', "entry 0: not an object with an id"),
+        ('{"id": 1}', "not a list of clips"),
+        ("[", "cannot be read as JSON"),
+    ],
+)
+def test_something_lists_that_cannot_be_packed(tmp_path, text, message):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / "list.json", videos=tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- EPIC-Kitchens-100
+
+EPIC_HEADER = (
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
+    "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
+)
+EPIC = EPIC_HEADER + (
+    "P01_01_0,P01,P01_01,00:00:01.089,00:00:00.40,00:00:00.95,4,9,open door,open,3,door,3,['door'],[3]\n"
+    'P01_01_1,P01,P01_01,00:00:02.6,00:00:00.80,00:00:01.50,8,14,"take, put",take,0,cup,13,"[\'cup\', 1]","[13, 5]"\n'
+    "P02_07_5,P02,P02_07,00:00:02.629,00:00:00.10,00:00:00.50,2,5,wash pan,wash,2,pan,5,['pan'],[5]\n"
+)
+
+
+@pytest.fixture
+def epic(tmp_path: Path) -> Path:
+    (tmp_path / "EPIC_100_train.csv").write_text(EPIC)
+    verbs = "id,key,instances,category\n0,take,\"['a', 'b']\",x\n3,open,[],y\n"
+    (tmp_path / "EPIC_100_verb_classes.csv").write_text(verbs)
+    (tmp_path / "EPIC_100_video_info.csv").write_text("video_id,duration,fps,resolution\nP02_07,10.0,50.0,1920x1080\n")
+    write_video(tmp_path / "videos" / "P01" / "videos" / "P01_01.MP4", 19)
+    frames = tmp_path / "videos" / "P02" / "rgb_frames" / "P02_07"
+    frames.mkdir(parents=True)
+    for number in range(1, 8):
+        Image.fromarray(np.full((32, 48, 3), frame_level(number), np.uint8)).save(frames / f"frame_{number:010d}.jpg")
+    return tmp_path
+
+
+def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
+    out = tmp_path / "out"
+    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2, decoder="pyav")
+    assert (report["format"], report["packed"]) == ("epic", 3)
+    facts = packed(out)
+    assert {name: each["frames"] for name, each in facts.items()} == {"P01_01_0": 6, "P01_01_1": 7, "P02_07_5": 4}
+    assert facts["P02_07_5"]["fps"] == pytest.approx(50)
+    first = facts["P01_01_0"]
+    assert (first["verb"], first["noun"], first["verb_name"], first["noun_name"]) == (3, 3, "open", "3")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["classes"] is None
+    assert {head: len(names) for head, names in manifest["heads"].items()} == {"verb": 97, "noun": 300}
+    index = load_index(expand_shards([str(out / "*.tar")]))
+    assert not index.errors  # a verb and a noun are a label too
+
+
+def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
+    from sfa_dist.data.decode_pyav import PyAVVideo
+    from sfa_dist.data.reencode import Encoding, encode_frames
+
+    folder = epic / "videos" / "P02" / "rgb_frames" / "P02_07"
+    data = encode_frames(folder, 2, 5, 50.0, Encoding(crf=5))
+    levels = PyAVVideo(data, LimitsBlock()).frames_at(range(4)).float().mean(dim=(1, 2, 3))
+    assert levels.numpy() == pytest.approx([frame_level(number) for number in range(2, 6)], abs=3)
+    (folder / "frame_0000000004.jpg").unlink()
+    report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", videos=epic / "videos", max_bad_fraction=0.5)
+    [corrupt] = report["corrupt"]
+    assert (corrupt["path"], "frame 4 is not in" in corrupt["reason"]) == ("P02_07_5", True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("00:00:00.95", "00:00:00.10", "line 2: the action ends at 00:00:00.10, before it starts"),
+        ("00:00:00.95", "soon", "line 2: 'soon' is no time stamp"),
+        ("verb_class", "verb_klass", "a test list"),
+    ],
+)
+def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
+    (epic / "odd.csv").write_text(EPIC.replace(old, new, 1))
+    with pytest.raises(DataError, match=message):
+        read_rows(epic / "odd.csv", videos=epic / "videos")
+
+
+def test_seconds_of():
+    assert seconds_of("01:02:03.50", "x") == 3723.5
+
+
+# ---------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_a_table_of_verbs_and_nouns(tmp_path):
+    write_video(tmp_path / "a.mp4", 5)
+    write_video(tmp_path / "b.mp4", 6)
+    (tmp_path / "own.csv").write_text("path,verb,noun,who\na.mp4,cut,bread,x\nb.mp4,cut,apple,y\n")
+    pack(tmp_path / "own.csv", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["heads"] == {"verb": ["cut"], "noun": ["apple", "bread"]}
+    assert manifest["packs"]["shard"]["per_class"] == {"verb": [2], "noun": [1, 1]}
+    (tmp_path / "names.txt").write_text("x\n")
+    with pytest.raises(DataError, match="verb and noun take no single class list"):
+        class_lists(read_rows(tmp_path / "own.csv")[1], tmp_path / "own.csv", "table", tmp_path / "names.txt")
+
+
+def test_check_says_the_same_and_writes_nothing(kinetics, tmp_path):
+    arguments = {"videos": kinetics / "videos", "split": "train", "max_bad_fraction": 0.5}
+    checked = pack(kinetics / "k400.csv", tmp_path / "out", check=True, **arguments)
+    assert not (tmp_path / "out").exists()
+    assert checked == pack(kinetics / "k400.csv", tmp_path / "out", **arguments)
+    text = summary(checked, tmp_path / "out", checked=True)
+    assert "2 of 3 clips can be packed" in text
+    assert "playing guitar (1 of 2)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "b\na\n", ["b", "a"]),
+        ("a.txt", "b,1\na,0\n", ["a", "b"]),
+        ("a.json", '{"b": "1", "a": "0"}', ["a", "b"]),
+        ("a.json", '["b", "a"]', ["b", "a"]),
+        ("a.txt", "b,2\na,0\n", None),
+        ("a.json", '{"b": "x"}', None),
+        ("a.json", "3", None),
+        ("a.txt", "a\na\n", None),
+        ("a.txt", "", None),
+    ],
+)
+def test_class_lists_of_any_form(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    if expected is None:
+        with pytest.raises(DataError, match="class list"):
+            read_class_list(tmp_path / name)
+    else:
+        assert read_class_list(tmp_path / name) == expected
