@@ -94,7 +94,7 @@ def replaced_shard(bench: Bench) -> str:
     """By a valid one that is indexed anew: only the hash of all clips can tell."""
     shards, arguments = bench.own_clips()
     job = bench.start("run", *_first_stage_only(bench), *arguments)
-    bench.until_step(job, 3)
+    bench.until(job, lambda: bool(bench.checkpoints()))  # A run without one starts over, and may do so with any clips.
     job.send_to_groups(signal.SIGKILL)
     job.ends(PATIENCE_S)
     done = injectors.drop_last_sample(bench.chance.choice(shards))

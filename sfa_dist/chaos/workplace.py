@@ -75,28 +75,26 @@ def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, 
     if not tiny_model:
         _refuse_too_large(loaded.recipe, source, steps)
     folder.mkdir(parents=True, exist_ok=True)
-    place = Workplace(folder, loaded.recipe, steps, {}, source=source)
+    workplace = Workplace(folder, loaded.recipe, steps, {}, source=source)
     stages: dict[str, StageBlock] = {}
     for name in STAGE_NAMES:
         stage = getattr(loaded.recipe, name)
         if stage is not None:
             asked = {
-                key.removeprefix(f"{name}."): place
-                for key, place in loaded.origins.items()
-                if place.startswith("--set ")
+                key.removeprefix(f"{name}.") for key, place in loaded.origins.items() if place.startswith("--set ")
             }
-            stages[name] = _shrink(place, name, stage, set(asked), tiny_model)
+            stages[name] = _shrink(workplace, name, stage, asked, tiny_model)
     test = loaded.recipe.test.model_copy(update={"temporal_views": min(2, loaded.recipe.test.temporal_views)})
     log = loaded.recipe.log.model_copy(update={"every": 1, "wandb": "off"})
-    place.recipe = Recipe.model_validate(
+    workplace.recipe = Recipe.model_validate(
         loaded.recipe.model_copy(update={**stages, "test": test, "log": log}).model_dump()
     )
-    place.recipe_file.write_text(dump_recipe(place.recipe))
-    place.notes = [
+    workplace.recipe_file.write_text(dump_recipe(workplace.recipe))
+    workplace.notes = [
         f"global batch {BATCH}, {steps} steps a stage, a checkpoint every {SAVE_EVERY} steps, wandb off, on CPU",
-        *dict.fromkeys(place.notes),
+        *dict.fromkeys(workplace.notes),
     ]
-    return place
+    return workplace
 
 
 def _shrink(place: Workplace, name: str, stage: StageBlock, asked: set[str], tiny_model: bool) -> StageBlock:
