@@ -5,8 +5,7 @@
 
 Rounds are interleaved, so that all modes see the same machine; bytes are counted in the first, which is not timed.
 "kept" is what stands on the device between forward and backward beyond weights; on a CPU what was moved to the host is
-taken off it. "moved" is told by torch's backend alone; on a CPU the other two move nothing, since the device is the
-host.
+taken off it. "moved" is told by torch's backend alone; on a CPU the other two move nothing: the device is the host.
 """
 
 from __future__ import annotations

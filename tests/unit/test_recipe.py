@@ -168,6 +168,16 @@ def test_missing_file_lists_what_is_near(write: Write) -> None:
         ("stage2: {}", "a.yaml:5: stage2: 'frames' is missing"),
         ("stage2: {frames: 7}", "a.yaml:5: stage2.frames: 7 is not a multiple of model.tubelet (2)"),
         ("stage2: {frames: 8, chunk_frames: 3}", "a.yaml:5: stage2.chunk_frames: 3 is not a multiple of"),
+        ("stage2: {chunk_frames: 0, frames: 8}", "a.yaml:5: stage2.chunk_frames: expected a number of frames greater"),
+        ("activation: drop", "a.yaml:5: activation: expected 'keep', 'checkpoint', 'offload' or 'checkpoint_offload'"),
+        (
+            "activation: offload\nactivation_backend: fairscale",
+            "a.yaml:5: activation: fairscale cannot offload without checkpoints: use torch",
+        ),
+        (
+            "engine: {zero: 0}\nactivation: checkpoint\nactivation_backend: deepspeed",
+            "a.yaml:7: activation_backend: deepspeed forgets the autocast that bf16 is here: use torch",
+        ),
     ],
 )
 def test_wrong_values(write: Write, line: str, message: str) -> None:
