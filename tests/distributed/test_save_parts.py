@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,19 @@ import pytest
 import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessExitedException
 from toy_training import REPLICATED, make_stage, start, train
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import files
 from sfa_dist.checkpoint import saver as saver_module
-from sfa_dist.errors import CheckpointError
+from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.failpoints import parse_failpoints
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.recipe import LogBlock
+from sfa_dist.tracking import Tracker
+from sfa_dist.trainer import Progress, Streams, Trainer
 
 RANKS = 3
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
@@ -150,3 +156,75 @@ def test_the_ranks_verify_between_them(heard: tuple[Path, list[list[Any]]]) -> N
         assert "cannot read" in rank[9][0]
         assert "input/output error" in rank[9][0]
     assert [rank[9][1] for rank in ranks] == [False, True, True]
+
+
+def save_again(runtime: Runtime, root: Path, mark: str, failpoints: str) -> None:
+    stage = make_stage("tree", "fp32", "adamw")
+    saver = ckpt.Saver(root, runtime, 1, parse_failpoints(failpoints))
+    saver.begin(3, start(runtime, stage), {"mark": mark})
+    saver.finish()
+
+
+@pytest.mark.fault(3)
+def test_a_process_that_dies_between_the_two_renames_leaves_the_replaced_one(tmp_path: Path) -> None:
+    """With keep 1 the one that is replaced is the only one: it goes when the new one stands."""
+    run_ranks(1, save_again, tmp_path, "first", "")
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_ranks(1, save_again, tmp_path, "second", "save.between_renames:kill")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003.old", "step-00000003.tmp"]
+    found, faults = ckpt.newest_valid(tmp_path)
+    assert found is not None
+    assert (ckpt.read_state(found)["mark"], faults) == ("first", [])
+    run_ranks(1, save_again, tmp_path, "third", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert ckpt.read_state(tmp_path / "step-00000003")["mark"] == "third"
+
+
+def refuse(runtime: Runtime, root: Path, key: str) -> tuple[list[dict[str, Any]], str]:
+    """Saves until the run gives up, with NaN in one master value or moment: the events, and the last error."""
+    stage = make_stage("zero2", "fp32", "adamw")
+    engine = start(runtime, stage)
+    train(runtime, engine, stage, range(1))
+    tracker = Tracker(root, LogBlock(wandb="off"), {}, {})
+    trainer = Trainer(
+        name="stage2",
+        stage=stage,
+        seed=0,
+        engine=engine,
+        frozen=None,
+        streams=Streams(1000, 1, lambda epoch, first: [], None),
+        runtime=runtime,
+        tracker=tracker,
+        stop=StopFlag(),
+        saver=ckpt.Saver(root, runtime, 1),
+        state_extra={},
+        log_every=1,
+        progress=Progress(step=1),
+    )
+    trainer.save()
+    next(iter(engine.fragments())).tensors[key][0] = torch.nan
+    error = ""
+    for step in range(2, 12):
+        trainer.progress.step = step
+        try:
+            trainer.save()
+            trainer.settle_save()
+        except LostRankError as caught:
+            error = str(caught)
+            break
+    tracker.close()
+    return [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()], error
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize("key", ["master", "exp_avg"])
+def test_what_is_not_finite_stops_the_run_when_it_stays(tmp_path: Path, key: str) -> None:
+    [(lines, error)] = run_ranks(1, refuse, tmp_path, key)
+    assert [(line["event"], line["step"]) for line in lines] == [
+        ("checkpoint", 1),
+        *(("checkpoint_refused", step) for step in range(2, 7)),
+    ]
+    assert all("finite" in line["reason"] for line in lines[1:])
+    assert "step 6" in error
+    assert "5 refused in a row" in error
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]

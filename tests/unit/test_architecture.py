@@ -151,6 +151,18 @@ def test_nothing_is_loaded_by_pickle(file: Path) -> None:
 
 
 @each_file
+def test_nothing_is_drawn_from_global_random_numbers(file: Path) -> None:
+    """But from generators that are keyed by (seed, epoch, sample) or (seed, stage, step): so no generator's state has
+    to be saved, and none depends on the number of ranks. torch's own is seeded before each use."""
+    assert not imports_of(file, "random")
+    for name, call in calls(file):
+        drawn = name.removeprefix("numpy.").removeprefix("np.")
+        if drawn.startswith("random."):
+            assert drawn in ("random.Generator", "random.Philox", "random.default_rng"), f"{file}:{call.lineno}: {name}"
+            assert call.args or call.keywords, f"{file}:{call.lineno}: {name} without a seed"
+
+
+@each_file
 def test_webdataset_only_writes(file: Path) -> None:
     """Its decoders unpickle members by their suffix; our own reader goes by offsets and an allow-list."""
     assert set(imports_of(file, "webdataset")) <= {"webdataset.TarWriter"}
