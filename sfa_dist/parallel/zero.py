@@ -31,7 +31,8 @@ class ZeroEngine:
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
-        config = derive_config(stage, dist.get_world_size(), accumulation)
+        elements = sum(p.numel() for p in module.parameters())
+        config = derive_config(stage, dist.get_world_size(), accumulation, elements)
         deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero

@@ -11,10 +11,22 @@ from sfa_dist.recipe import StageBlock
 
 # Native blocks whose whole purpose a recipe key has taken.
 OWNED_BLOCKS = {"optimizer": "optimizer", "scheduler": "schedule", "fp16": "engine.precision"}
+LARGEST_BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in elements.
 
 
-def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict[str, Any]:
-    """The config dictionary for `deepspeed.initialize`.
+def bucket_elements(stage: StageBlock, elements: int) -> int:
+    """Elements of the buffer that gradients are reduced in, for `elements` trained parameters.
+
+    DeepSpeed allocates it whole in each backward pass, 1 GB in bf16 by its default, even for a model of a tenth of
+    that. One that takes all gradients at once is as good.
+    """
+    return int(stage.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", min(LARGEST_BUCKET, elements)))
+
+
+def derive_config(
+    stage: StageBlock, world_size: int, accumulation: int, elements: int = LARGEST_BUCKET
+) -> dict[str, Any]:
+    """The config dictionary for `deepspeed.initialize` around `elements` trained parameters.
 
     `stage.deepspeed` is merged in. Raises RecipeError where it contradicts what the recipe says elsewhere.
     """
@@ -43,6 +55,8 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
             key = ".".join(("deepspeed", *path))
             raise RecipeError(f"{key} is {native!r}, but the recipe's own keys make it {value!r}; remove {key}")
     defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1}
+    if sharded:
+        defaults["zero_optimization"] = {"reduce_bucket_size": bucket_elements(stage, elements)}
     if bf16 and sharded and accumulation > 1:
         # Adding many bf16 micro-batch gradients in bf16 would lose the small ones.
         defaults["data_types"] = {"grad_accum_dtype": "fp32"}

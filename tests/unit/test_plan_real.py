@@ -1,0 +1,105 @@
+"""The planner's bytes beside those that a real step takes: the stage's own modules under its own engine, on a CPU.
+
+Real allocations are torch.profiler's memory events; on a card, the caching allocator's peak.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from sfa_dist.plan.memory import predict
+from sfa_dist.recipe import Stage1, Stage2, StageBlock
+from sfa_dist.tools.plan_probe import run_steps
+
+MARK = 1_234_567  # Bytes of a tensor that is made right before the step that is measured: nothing else has this size.
+SMALL = {"size": "tiny", "classes": 10, "image_size": 64, "temporal_depth": 2}
+LARGE = {**SMALL, "width": 192, "depth": 6, "heads": 3, "mlp": 768, "image_size": 96}
+SIZES = {"small": SMALL, "large": LARGE}
+
+
+def make_stage(kind: str, size: str, **engine: Any) -> StageBlock:
+    """A stage with two micro-batches of two clips a step on one rank."""
+    micro_batches = engine.pop("micro_batches", 2)
+    name = engine.pop("optimizer", "adamw")
+    common = {
+        "model": SIZES[size],
+        "data": {"train": ["x"]},
+        "batch": {"size": 2 * micro_batches, "micro": 2},
+        "optimizer": {"name": name, "lr": 0.01},
+        "schedule": {"epochs": 1},
+        "engine": engine,
+    }
+    if kind == "e2e":
+        return Stage1.model_validate({**common, "frames": 8})
+    adapter = {"placement": "tokens"} if kind == "tokens" else {}
+    return Stage2.model_validate({**common, "frames": 16, "chunk_frames": 4, "adapter": adapter})
+
+
+@pytest.fixture(scope="module")
+def _alone() -> Iterator[None]:
+    """A process group of this process alone, and one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it.
+        yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+def real_peak(stage: StageBlock) -> int:
+    """Bytes that are allocated at the peak of the second step."""
+    # DeepSpeed holds an engine until it makes the next one, and what dies while it is measured would count as negative.
+    run_steps(make_stage("pooled", "small", zero=2), torch.device("cpu"), 1, lambda step: None)
+    gc.collect()
+
+    def mark(step: int) -> None:
+        if step == 1:
+            gc.collect()  # What building the engine has left in cycles.
+            torch.empty(MARK, dtype=torch.uint8)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run_steps(stage, torch.device("cpu"), 2, mark)
+    assert recorded.profiler is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    live = list(accumulate(changes))
+    return max(live[changes.index(MARK) + 1 :])
+
+
+# Peaks in forward, in backward, while gradients are reduced, and in the step.
+CASES = [
+    ("e2e", {"zero": 0, "precision": "fp32"}),
+    ("e2e", {"zero": 0, "precision": "bf16"}),
+    ("e2e", {"zero": 1, "precision": "bf16"}),
+    ("e2e", {"zero": 2, "precision": "bf16"}),
+    ("e2e", {"zero": 2, "precision": "fp32", "micro_batches": 1, "optimizer": "sgd"}),
+    ("e2e", {"reduction": "tree", "precision": "fp32"}),
+    ("pooled", {"zero": 2, "precision": "bf16"}),
+    ("pooled", {"zero": 0, "precision": "fp32", "micro_batches": 1, "optimizer": "sgd"}),
+    ("tokens", {"zero": 2, "precision": "bf16"}),
+    ("tokens", {"zero": 1, "precision": "fp32", "micro_batches": 1}),
+]
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("kind", "engine"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+)
+def test_the_plan_is_what_a_step_allocates(kind: str, engine: dict[str, Any], size: str) -> None:
+    stage = make_stage(kind, size, **engine)
+    real = real_peak(stage)
+    plan = predict(stage, device="cpu")
+    mib = f"real {real / 2**20:.2f} MiB, planned {plan.peak_bytes / 2**20:.2f} MiB"
+    print(f"{kind} {size} {engine}: {mib} ({plan.peak_bytes / real - 1:+.2%})")
+    assert plan.peak_bytes == pytest.approx(real, rel=0.02)
