@@ -152,7 +152,7 @@ def test_activations_that_are_moved_are_counted_in_the_host() -> None:
         mode: predict(kinetics("B", 64, sfa=False, zero=2, precision="bf16", activation=mode))
         for mode in ("keep", "checkpoint", "offload", "checkpoint_offload")
     }
-    assert plans["checkpoint"].peak_bytes < plans["keep"].peak_bytes / 2
+    assert plans["checkpoint"].peak_bytes < 0.7 * plans["keep"].peak_bytes
     assert plans["offload"].host_bytes > plans["checkpoint_offload"].host_bytes > 0 == plans["keep"].host_bytes
     assert plans["checkpoint_offload"].peak_bytes <= plans["checkpoint"].peak_bytes
 
