@@ -75,9 +75,11 @@ def _without_storage() -> Iterator[None]:
 
 
 def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
-    """The trunk as stage 2 runs it: in the engine's precision, in chunks."""
+    """The trunk as stage 2 runs it: in the engine's precision, in chunks (of one tubelet step until
+    `trunk_setup.place_trunk` has looked how large they may be, for `chunk_frames: auto`)."""
     dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
-    return FrozenTrunk(trunk, stage.chunk_frames, pooled, stage.data.mean, stage.data.std, dtype)
+    frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
+    return FrozenTrunk(trunk, frames, pooled, stage.data.mean, stage.data.std, dtype)
 
 
 def save_final(path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sfa_dist.errors import RecipeError
@@ -30,8 +30,20 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
-STAGE_BLOCKS = ("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed")
+STAGE_BLOCKS = (
+    *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
+    *("activation", "activation_backend"),
+)
 STAGE_NAMES = ("image", "stage1", "stage2")
+
+
+def _frames_or_auto(value: object) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"expected a number of frames greater than 0, or auto, got {value!r}")
+
+
+FramesOrAuto = Annotated[int | Literal["auto"], PlainValidator(_frames_or_auto)]
 
 
 class Block(BaseModel):
@@ -165,7 +177,13 @@ class CheckpointBlock(Block):
 
 
 class StageBlock(Block):
-    """One training stage with all its blocks. `frames` is the clip's length in frames."""
+    """One training stage with all its blocks. `frames` is the clip's length in frames.
+
+    `activation` says what becomes of the activations of each trained transformer block between forward and backward:
+    `keep` them, `checkpoint` (keep the block's input and compute the rest again), `offload` (move them to the host's
+    memory), or `checkpoint_offload` (move the block's input and compute the rest again). `activation_backend` is
+    whose code does it.
+    """
 
     frames: Positive
     model: ModelBlock
@@ -177,6 +195,8 @@ class StageBlock(Block):
     engine: EngineBlock = EngineBlock()
     checkpoint: CheckpointBlock = CheckpointBlock()
     deepspeed: dict[str, Any] = {}
+    activation: Literal["keep", "checkpoint", "offload", "checkpoint_offload"] = "keep"
+    activation_backend: Literal["torch", "fairscale", "deepspeed"] = "torch"
 
     @field_validator("deepspeed")
     @classmethod
@@ -199,6 +219,16 @@ class StageBlock(Block):
         if self.deepspeed and (engine.name != "deepspeed" or engine.reduction == "tree"):
             key = f"name is {engine.name}" if engine.name != "deepspeed" else "reduction is tree"
             raise complain("deepspeed", f"has no effect: engine.{key}; remove the block")
+        if self.activation == "offload" and self.activation_backend != "torch":
+            raise complain("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
+        replicated_bf16 = engine.reduction == "tree" or (engine.name == "deepspeed" and engine.zero == 0)
+        if engine.precision == "bf16" and replicated_bf16 and self.activation_backend != "torch":
+            # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
+            other = "or engine.zero: 1, 2 or 3" if engine.reduction != "tree" else "or engine.precision: fp32"
+            raise complain(
+                "activation_backend",
+                f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
+            )
         if engine.reduction == "tree" and batch.size % batch.micro:
             raise complain(
                 "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
@@ -226,16 +256,21 @@ class Stage2(StageBlock):
     """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
 
     `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
-    anew. `chunk_frames` is how many frames of one clip the trunk takes at a time.
+    anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
+    the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
+    does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
+    `compile` compiles the trunk's blocks.
     """
 
     adapter: AdapterBlock | None = AdapterBlock()
     head: Literal["auto", "zero"] = "auto"
-    chunk_frames: Positive = 8
+    chunk_frames: FramesOrAuto = 8
+    offload: Literal["on", "off", "auto"] = "auto"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _chunk_fills_tubelets(self) -> Stage2:
-        if self.chunk_frames % self.model.tubelet:
+        if self.chunk_frames != "auto" and self.chunk_frames % self.model.tubelet:
             raise complain(
                 "chunk_frames", f"{self.chunk_frames} is not a multiple of model.tubelet ({self.model.tubelet})"
             )

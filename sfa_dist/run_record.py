@@ -35,6 +35,10 @@ EXECUTION_KEYS = (
     "data.max_bad_fraction",
     "schedule.max_steps",
     "chunk_frames",
+    "offload",
+    "compile",
+    "activation",
+    "activation_backend",
     "weights",
     "image_checkpoint",
 )

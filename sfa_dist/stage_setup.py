@@ -23,6 +23,7 @@ from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.run_record import index_size, refuse_other_inputs, setup_table
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Progress, Streams, Trainer, mix_seed
+from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
 IMAGE_STAGE = "stage:image"
 
@@ -92,6 +93,8 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
     trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    for words in prepare_trainable(parts.trainable, stage):
+        run.tracker.say(f"{name}: {words}")
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
@@ -99,8 +102,10 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
             raise RecipeError(f"{checkpoint} was trained on another frozen trunk than the one loaded now")
         ckpt.load_engine(checkpoint, engine, progress.step)
         run.tracker.say(f"{name}: resumed from {checkpoint}")
-    if parts.frozen is not None:
-        parts.frozen.to(run.runtime.device)
+    chunk_frames = None
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
+        chunk_frames = parts.frozen.chunk_frames
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
     clips = (len(index), index_size(val))
     run.tracker.say(setup_table(name, stage, counts, clips, steps, world, engine.optimizer_bytes()))
@@ -115,7 +120,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         tracker=run.tracker,
         stop=run.stop,
         directory=run.directory / name,
-        state_extra={"inputs": inputs, "trunk_sha256": trunk_sha256},
+        state_extra={"inputs": inputs, "trunk_sha256": trunk_sha256, "chunk_frames": chunk_frames},
         log_every=run.recipe.log.every,
         progress=progress,
         watch=run.watch,

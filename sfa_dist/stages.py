@@ -28,7 +28,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import watched
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import (
@@ -42,6 +42,7 @@ from sfa_dist.run_record import (
 from sfa_dist.stage_setup import Run, Setup, check_classes, given_checkpoint, open_split, prepare, steps_per_epoch
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import evaluate, note_bad_test_clips, planned_steps
+from sfa_dist.trunk_setup import place_trunk
 
 
 def run_recipe(loaded: LoadedRecipe, run_dir: Path, resume: str, only: str | None, dry_run: bool) -> None:
@@ -216,8 +217,9 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     trained = json.loads(read_metadata(run.weights(name)).get("classes", "null"))
     run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
     parts = load_for_test(stage, run.weights(name), run.weights("stage1") if name == "stage2" else None)
-    for module in filter(None, (parts.trainable, parts.frozen)):
-        module.to(run.runtime.device)
+    parts.trainable.to(run.runtime.device)
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        place_trunk(parts.frozen, stage, run.runtime)
     result = _score(run, stage, parts, index, stage.data.frame_order)
     views = run.recipe.test.temporal_views * run.recipe.test.spatial_views
     run.tracker.record("eval", stage="test", step=0, views=views, **result)
@@ -247,8 +249,9 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
 
     @torch.no_grad()
     def predict(batch: dict[str, Any]) -> Tensor:
-        clips = batch["clips"].to(run.runtime.device, non_blocking=True)
-        return parts.trainable(clips if parts.frozen is None else parts.frozen(clips))
+        if parts.frozen is not None:
+            return parts.trainable(parts.frozen(batch["clips"]))
+        return parts.trainable(batch["clips"].to(run.runtime.device, non_blocking=True))
 
     budget = stage.data.max_bad_fraction
     return evaluate(

@@ -177,9 +177,9 @@ class Trainer:
     def _enter(self, phase: str) -> None:
         self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
-    def _features(self, batch: Batch) -> Tensor:
-        clips = self._to_device(batch["clips"])
-        return clips if self.frozen is None else self.frozen(clips)
+    def _features(self, batch: Batch) -> Any:
+        # A frozen trunk brings clips to the device itself: chunk by chunk, where it offloads.
+        return self._to_device(batch["clips"]) if self.frozen is None else self.frozen(batch["clips"])
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.runtime.device, non_blocking=True)

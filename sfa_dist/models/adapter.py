@@ -10,6 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_dist.models.chunked import ChunkedFeatures, Recompute, over_chunks
 from sfa_dist.models.vit import Pooling
 
 Placement = Literal["pooled", "tokens"]
@@ -26,17 +27,23 @@ class Adapter(nn.Module):
     def __init__(self, width: int, hidden: float, residual: bool, placement: Placement, pooling: Pooling) -> None:
         super().__init__()
         self.residual, self.placement, self.pooling = residual, placement, pooling
+        self.recompute: Recompute = "function"
         inner = max(1, round(width * hidden))
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled (B, F, D) or tokens (B, F, L, D) -> (B, F, D)."""
+        """Pooled (..., D) or tokens (..., L, D) -> (..., D)."""
         change = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         if self.placement == "tokens":
             change = change.mean(dim=-2)
             x = x[..., 0, :] if self.pooling == "cls" else x.mean(dim=-2)
         return x + change if self.residual else change
+
+    def over_chunks(self, features: ChunkedFeatures) -> Tensor:
+        """Tokens (R, L, D) that come in chunks -> (B, F, D); `recompute` says how backward gets at them again."""
+        dtype = self.fc1.bias.dtype
+        return over_chunks(lambda x: self(x.to(dtype)), features, tuple(self.parameters()), self.recompute)
 
     def init_weights(self) -> None:
         """Xavier; the last layer is zero where a residual makes that the identity."""

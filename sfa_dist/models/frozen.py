@@ -2,25 +2,52 @@
 
 It stands outside the engine: nothing of it is sharded, optimised, reduced or checkpointed. Its weights are held once in
 bf16, it stays in eval mode whatever `.train()` is called, and its sha256 stands in the checkpoint instead of a copy.
+
+Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F rows, L tokens, D width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sfa_dist.models.chunked import ChunkedFeatures
+from sfa_dist.models.folding import FoldedEmbed
 from sfa_dist.models.vivit import Trunk, normalise
+
+
+class _Inward(Protocol):
+    def load(self, index: int) -> Tensor: ...
+
+
+class _Store(ChunkedFeatures, Protocol):
+    def put(self, span: slice, value: Tensor) -> None: ...
+
+    def whole(self) -> Tensor: ...
+
+
+class OffloadLink(Protocol):
+    """What moves chunks between the host's memory and the device (parallel/offload.py)."""
+
+    def inward(
+        self, fill: Callable[[int, Tensor], None], spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
+    ) -> _Inward:
+        """Chunks of the clip for the device, the next beside the computation on this one."""
+
+    def store(self, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype) -> _Store:
+        """Room in the host's memory for what the trunk puts out."""
 
 
 class FrozenTrunk(nn.Module):
     """Runs `trunk` over uint8 clips in chunks of `chunk_frames` frames.
 
-    Peak memory is that of one chunk plus the output, (B, F, D) or (B, F, L, D), so it does not grow with the frames
-    of a clip
-    beyond what the tail needs to see.
+    Without a `link` the clip and the output, (B, F, D) or (B, F, L, D), stand on the device, and all else is that of
+    one chunk. With one, the clip stays in the host's memory and the output goes there: the device holds two chunks of
+    the clip and of the tokens, whatever the number of frames.
     """
 
     def __init__(
@@ -31,12 +58,15 @@ class FrozenTrunk(nn.Module):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: torch.dtype = torch.bfloat16,
+        fold: bool = True,
     ) -> None:
         super().__init__()
-        self.trunk = trunk.to(dtype).requires_grad_(False)
-        self.chunk_rows = max(1, chunk_frames // trunk.tubelet)
+        self.trunk = cast(trunk, dtype).requires_grad_(False)
         self.pooled, self.dtype = pooled, dtype
         self.mean, self.std = tuple(mean), tuple(std)
+        self.folded = FoldedEmbed(trunk.embed, mean, std) if fold else None
+        self.link: OffloadLink | None = None
+        self.chunk_frames = chunk_frames
         super().train(False)
 
     def train(self, mode: bool = True) -> FrozenTrunk:
@@ -44,22 +74,86 @@ class FrozenTrunk(nn.Module):
         del mode
         return super().train(False)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """uint8 clips (B, C, T, H, W) -> features (B, F, D) or (B, F, L, D) in `dtype`, ready for autograd."""
-        batch, steps = clips.shape[0], clips.shape[2] // self.trunk.tubelet
-        rows = self.trunk.rows(clips)
-        shape = (len(rows), self.trunk.width) if self.pooled else (len(rows), self.trunk.tokens, self.trunk.width)
+    def compile_blocks(self) -> None:
+        """Compiles the transformer's blocks; they share one compiled graph, which takes any number of rows."""
+        for block in self.trunk.encoder.blocks:
+            block.compile(dynamic=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.trunk.embed.bias.device
+
+    def forward(self, clips: Tensor) -> Tensor | ChunkedFeatures:
+        """uint8 clips (B, C, T, H, W), on the device or not -> features (B, F, D) or (B, F, L, D) in `dtype`, ready
+        for autograd; with a `link`, tokens in chunks outside of the device."""
+        batch, rows = len(clips), len(clips) * (clips.shape[2] // self.trunk.tubelet)
+        size = max(1, self.chunk_frames // self.trunk.tubelet)
+        spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        row_shape = (self.trunk.width,) if self.pooled else (self.trunk.tokens, self.trunk.width)
+        if self.link is not None:
+            return self._offloaded(clips, spans, row_shape)
+        clips = clips.to(self.device, non_blocking=True)
         # Made outside of inference mode: an inference tensor could not be saved for backward by the tail.
-        features = torch.empty(shape, dtype=self.dtype, device=clips.device)
+        features = torch.empty((rows, *row_shape), dtype=self.dtype, device=self.device)
         with torch.inference_mode():
-            for start in range(0, len(rows), self.chunk_rows):
-                chunk = normalise(rows[start : start + self.chunk_rows], self.mean, self.std, self.dtype)
-                features[start : start + self.chunk_rows] = self.trunk.forward_rows(chunk, pooled=self.pooled)
-        return features.unflatten(0, (batch, steps))
+            for span in spans:
+                features[span] = self.run_rows(cut_rows(clips, self.trunk.tubelet, span))
+        return features.unflatten(0, (batch, -1))
+
+    def _offloaded(self, clips: Tensor, spans: list[slice], row_shape: tuple[int, ...]) -> Tensor | ChunkedFeatures:
+        assert self.link is not None
+        tubelet = self.trunk.tubelet
+        store = self.link.store(len(clips), spans, row_shape, self.dtype)
+        pixels = (clips.shape[1], tubelet, *clips.shape[3:])
+        inward = self.link.inward(lambda i, out: copy_rows(clips, tubelet, spans[i], out), spans, pixels, clips.dtype)
+        with torch.inference_mode():
+            for index, span in enumerate(spans):
+                store.put(span, self.run_rows(inward.load(index)))
+        # A pooled tail looks at all frames at once.
+        return store.whole() if self.pooled else store
+
+    def run_rows(self, rows: Tensor) -> Tensor:
+        """uint8 rows (r, C, t, H, W) on the device -> (r, D) or (r, L, D): what one chunk costs."""
+        if self.folded is not None:
+            tokens = self.folded(rows)
+        else:
+            tokens = self.trunk.embed(normalise(rows, self.mean, self.std, self.dtype))
+        tokens = self.trunk.encoder(tokens)
+        return self.trunk.encoder.pool(tokens) if self.pooled else tokens
 
     def sha256(self) -> str:
-        """Hash over names, dtypes, shapes and bytes of all weights."""
+        """Hash over names, dtypes, shapes and bytes of all weights; the folded copy, which follows from them, is not
+        part of it."""
         return module_sha256(self.trunk)
+
+
+def cast(trunk: Trunk, dtype: torch.dtype) -> Trunk:
+    """The trunk in `dtype`. One that is in it already is not touched: fake tensors cannot be swapped in a module."""
+    if any(parameter.dtype != dtype for parameter in trunk.parameters()):
+        trunk.to(dtype)
+    return trunk
+
+
+def cut_rows(clips: Tensor, tubelet: int, span: slice) -> Tensor:
+    """Rows `span` of clips (B, C, T, H, W), as (r, C, t, H, W) on the clips' device; nothing else is copied."""
+    shape = (span.stop - span.start, clips.shape[1], tubelet, *clips.shape[3:])
+    out = torch.empty(shape, dtype=clips.dtype, device=clips.device)
+    copy_rows(clips, tubelet, span, out)
+    return out
+
+
+def copy_rows(clips: Tensor, tubelet: int, span: slice, out: Tensor) -> None:
+    """Rows `span` of clips (B, C, T, H, W) into `out` (r, C, t, H, W), which may be on another device.
+
+    One channel of a row is one run of memory on both sides, so a copy from pinned memory waits for nothing.
+    """
+    steps = clips.shape[2] // tubelet
+    for place, row in enumerate(range(span.start, span.stop)):
+        clip, step = divmod(row, steps)
+        for channel in range(clips.shape[1]):
+            frames = clips[clip, channel, step * tubelet : (step + 1) * tubelet]
+            out[place, channel].copy_(frames, non_blocking=True)
 
 
 def module_sha256(module: nn.Module) -> str:

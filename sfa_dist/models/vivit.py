@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfa_dist.models.adapter import Adapter
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.vit import Encoder, init_encoder, init_lecun_normal
 from sfa_dist.recipe import AdapterBlock, ModelBlock
 
@@ -79,11 +80,14 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, t, H, W) -> (R, N, D)."""
+        return F.linear(self.patches(x), self.weight.flatten(1), self.bias)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """(R, C, t, H, W) -> (R, N, C t p p): the voxels of each tubelet, in the order of the weights."""
         rows, channels, tubelet, height, width = x.shape
         p = self.patch
         patches = x.view(rows, channels, tubelet, height // p, p, width // p, p)
-        patches = patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(rows, (height // p) * (width // p), -1)
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        return patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(rows, (height // p) * (width // p), -1)
 
 
 class Trunk(nn.Module):
@@ -149,11 +153,18 @@ class Tail(nn.Module):
         """Whether the trunk must hand over all tokens (B, F, L, D) instead of pooled vectors (B, F, D)."""
         return self.adapter is not None and self.adapter.placement == "tokens"
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Pooled (B, F, D) or tokens (B, F, L, D) in any float dtype -> logits (B, classes) in fp32."""
-        x = features.to(self.head.bias.dtype)
-        if self.adapter is not None:
-            x = self.adapter(x)
+    def forward(self, features: Tensor | ChunkedFeatures) -> Tensor:
+        """Pooled (B, F, D) or tokens (B, F, L, D) in any float dtype -> logits (B, classes) in fp32.
+
+        Tokens may stand outside of the device: then the adapter takes them chunk by chunk.
+        """
+        if isinstance(features, Tensor):
+            x = features.to(self.head.bias.dtype)
+            x = x if self.adapter is None else self.adapter(x)
+        elif self.adapter is None or not self.takes_tokens:
+            raise TypeError("features in chunks are for an adapter on tokens")
+        else:
+            x = self.adapter.over_chunks(features)
         x = x.mean(dim=1) if self.temporal is None else self.temporal.pool(self.temporal(x))
         return self.head(x).float()
 

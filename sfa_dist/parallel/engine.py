@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -34,10 +34,11 @@ class Engine(Protocol):
     module: nn.Module
     replicated: bool  # Every rank owns everything: one of them speaks for all.
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The module's output; in training mode with gradients."""
+    def forward(self, inputs: Any) -> Tensor:
+        """The module's output; in training mode with gradients. `inputs` is whatever the module takes: a tensor, or
+        features that come in chunks."""
 
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Any) -> Tensor:
         """The module's output in eval mode, under no_grad (inference mode would break ZeRO-3's next step)."""
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -13,6 +13,7 @@ divides V gives each of them a whole branch. Parameters and moments are replicat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,13 +48,13 @@ class ExactEngine:
         self._optimizer = make_optimizer(self._parameters, stage.optimizer, fused=device.type == "cuda")
         self._sum = TreeSum(accumulation)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Tensor:
         self.module.train()
         with self._bf16:
             return self.module(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Any) -> Tensor:
         self.module.eval()
         with self._bf16:
             return self.module(inputs)

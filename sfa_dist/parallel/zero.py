@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engine import Fragment
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state, set_lr
-from sfa_dist.parallel.zero_config import check_known_keys, derive_config
+from sfa_dist.parallel.zero_config import check_known_keys, derive_config, limit_buckets
 from sfa_dist.recipe import StageBlock
 
 
@@ -31,8 +31,8 @@ class ZeroEngine:
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
-        elements = sum(p.numel() for p in module.parameters())
-        config = derive_config(stage, dist.get_world_size(), accumulation, elements)
+        config = derive_config(stage, dist.get_world_size(), accumulation)
+        limit_buckets(config, sum(p.numel() for p in module.parameters()))
         deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero
@@ -66,12 +66,12 @@ class ZeroEngine:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.module.named_parameters())
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Tensor:
         self._engine.train()
         return self._engine(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Any) -> Tensor:
         self._engine.eval()
         return self._engine(inputs)
 
@@ -158,6 +158,18 @@ class ZeroEngine:
 
     def optimizer_bytes(self) -> int:
         return sum(4 * f.numel * (1 + len(self.moments)) for f in self.fragments())
+
+
+def activation_checkpoint(offload: bool) -> Callable[..., Any]:
+    """DeepSpeed's `checkpoint(function, *args)`, which keeps the arguments, in the host's memory for `offload`."""
+    deepspeed = _import_deepspeed()
+    deepspeed.init_distributed(dist_init_required=False)
+    # Without a card the arguments are in the host's memory already, and DeepSpeed (0.19.8), which makes no second copy
+    # there, would empty them.
+    offload = offload and torch.cuda.is_available()
+    checkpointing = deepspeed.checkpointing
+    checkpointing.configure(None, partition_activations=False, checkpoint_in_cpu=offload)
+    return checkpointing.checkpoint
 
 
 def _import_deepspeed() -> Any:

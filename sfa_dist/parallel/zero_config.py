@@ -9,24 +9,13 @@ from typing import Any
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe import StageBlock
 
+BUCKET_ELEMENTS = 2**25  # 64 MiB in bf16; torch's DDP takes 25 MB.
 # Native blocks whose whole purpose a recipe key has taken.
 OWNED_BLOCKS = {"optimizer": "optimizer", "scheduler": "schedule", "fp16": "engine.precision"}
-LARGEST_BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in elements.
 
 
-def bucket_elements(stage: StageBlock, elements: int) -> int:
-    """Elements of the buffer that gradients are reduced in, for `elements` trained parameters.
-
-    DeepSpeed allocates it whole in each backward pass, 1 GB in bf16 by its default, even for a model of a tenth of
-    that. One that takes all gradients at once is as good.
-    """
-    return int(stage.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", min(LARGEST_BUCKET, elements)))
-
-
-def derive_config(
-    stage: StageBlock, world_size: int, accumulation: int, elements: int = LARGEST_BUCKET
-) -> dict[str, Any]:
-    """The config dictionary for `deepspeed.initialize` around `elements` trained parameters.
+def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict[str, Any]:
+    """The config dictionary for `deepspeed.initialize`.
 
     `stage.deepspeed` is merged in. Raises RecipeError where it contradicts what the recipe says elsewhere.
     """
@@ -55,12 +44,18 @@ def derive_config(
             key = ".".join(("deepspeed", *path))
             raise RecipeError(f"{key} is {native!r}, but the recipe's own keys make it {value!r}; remove {key}")
     defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1}
-    if sharded:
-        defaults["zero_optimization"] = {"reduce_bucket_size": bucket_elements(stage, elements)}
     if bf16 and sharded and accumulation > 1:
         # Adding many bf16 micro-batch gradients in bf16 would lose the small ones.
         defaults["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(_merge(defaults, stage.deepspeed), derived)
+
+
+def limit_buckets(config: dict[str, Any], trainable: int) -> None:
+    """Gives DeepSpeed's reduction bucket a size that fits the model, where the recipe gives none.
+
+    DeepSpeed takes 500 million elements of the device (1 GB in bf16) for it, however few parameters there are.
+    """
+    config["zero_optimization"].setdefault("reduce_bucket_size", min(trainable, BUCKET_ELEMENTS))
 
 
 def check_known_keys(config: Mapping[str, Any], parse: Callable[[dict[str, Any]], Any]) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from sfa_dist.models.footprint import offloads
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.duration import step_seconds
 from sfa_dist.plan.engine_memory import Setting
-from sfa_dist.plan.flops import activation_of
 from sfa_dist.plan.memory import MemoryPlan, accumulation_of, predict
 from sfa_dist.recipe import Stage2, StageBlock
 
@@ -82,17 +82,17 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
     engine = stage.engine
     for micro in sorted({stage.batch.micro // 2, stage.batch.micro // 4, 1} - {0, stage.batch.micro}, reverse=True):
         yield _Change("batch", "micro", micro)
-    if isinstance(stage, Stage2) and isinstance(stage.chunk_frames, int) and stage.chunk_frames > stage.model.tubelet:
+    if isinstance(stage, Stage2) and stage.chunk_frames != stage.model.tubelet:
         yield _Change("", "chunk_frames", stage.model.tubelet)
     sharded = engine.name == "deepspeed" and engine.reduction == "native"
     if sharded and world_size > 1:
         for zero in (2, 3):
             if engine.zero < zero:
                 yield _Change("engine", "zero", zero)
-    if activation_of(stage) == "keep":
+    if stage.activation == "keep":
         yield _Change("", "activation", "checkpoint")
         yield _Change("", "activation", "checkpoint_offload")
-    if isinstance(stage, Stage2) and stage.adapter is not None and stage.adapter.placement == "tokens":
+    if isinstance(stage, Stage2) and not offloads(stage):
         yield _Change("", "offload", "on")
     if sharded and engine.zero > 0 and not engine.cpu_offload:
         yield _Change("engine", "cpu_offload", True)

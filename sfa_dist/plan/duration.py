@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from sfa_dist.plan.cards import Card
 from sfa_dist.plan.dataset import Clips
 from sfa_dist.plan.engine_memory import Setting
-from sfa_dist.plan.flops import activation_of, clip_flops, forward_macs
+from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
+from sfa_dist.plan.modules import gathers, keeps_clips_on_host
 from sfa_dist.recipe import Recipe, Stage2, StageBlock
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
@@ -67,10 +68,9 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
     micro_batch = stage.batch.micro * clip_flops(stage, recomputed=True) / (speed * 1e12)
     # A smaller micro-batch keeps a card less busy: assumed 2 % at one clip, halved with each doubling.
     micro_batch *= 1 + 0.02 / stage.batch.micro
-    gathered = stage.engine.reduction == "native" and (stage.engine.name == "fsdp" or stage.engine.zero == 3)
     if setting.world > 1:
-        micro_batch += (3 if gathered else 1) * trained * width / LINK_BYTES_PER_SECOND
-    if activation_of(stage).endswith("offload") or getattr(stage, "offload", "off") == "on":
+        micro_batch += (3 if gathers(stage.engine) else 1) * trained * width / LINK_BYTES_PER_SECOND
+    if stage.activation.endswith("offload") or keeps_clips_on_host(stage):
         micro_batch += 2 * plan.host_bytes / LINK_BYTES_PER_SECOND
     step = setting.accumulation * micro_batch
     if setting.offload:

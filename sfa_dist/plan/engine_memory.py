@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state
-from sfa_dist.parallel.zero_config import bucket_elements
+from sfa_dist.parallel.zero_config import limit_buckets
 from sfa_dist.plan.trace import HOST, MemoryTrace, materialise
 from sfa_dist.recipe import StageBlock
 
@@ -60,6 +60,12 @@ class Setting:
     def zero_block(self) -> Mapping[str, Any]:
         """The recipe's native `deepspeed.zero_optimization` keys."""
         return self.stage.deepspeed.get("zero_optimization", {})
+
+    def bucket_elements(self, trainable: int) -> int:
+        """Elements of the buffer that DeepSpeed reduces gradients in."""
+        config = {"zero_optimization": dict(self.zero_block)}
+        limit_buckets(config, trainable)
+        return int(config["zero_optimization"]["reduce_bucket_size"])
 
 
 class EngineReplay(Protocol):
@@ -163,7 +169,7 @@ class Partitioned:
         self._bucket: Tensor | None = None
         self._filled = 0
         self._reduced: list[Tensor] = []  # This rank's reduced gradients in the compute dtype.
-        self.bucket_size = bucket_elements(setting.stage, sum(p.numel() for p in self.parameters))
+        self.bucket_size = setting.bucket_elements(sum(p.numel() for p in self.parameters))
         for p in self.parameters:
             p.register_post_accumulate_grad_hook(self._hook)
         if setting.offload:
@@ -314,7 +320,7 @@ class Gathered:
             self._keep("parameters", shard, self.dtype)
             self._keep(home, shard * (1 + moments), torch.float32)
             self._gradient = (0 if setting.offload else shard, torch.float32 if setting.wide else self.dtype)
-            self._buffer = width * bucket_elements(setting.stage, numel)
+            self._buffer = width * setting.bucket_elements(numel)
             self._at_step = 0 if setting.offload else shard * 4
         with trace.category("buffers"):
             self._gathered = torch.empty(gathered, dtype=self.dtype)

@@ -57,11 +57,6 @@ def clip_flops(stage: StageBlock, recomputed: bool = False) -> float:
     return flops
 
 
-def activation_of(stage: StageBlock) -> str:
-    """What becomes of the trained blocks' activations: keep, checkpoint, offload or checkpoint_offload."""
-    return getattr(stage, "activation", "keep")
-
-
 def recomputes(stage: StageBlock) -> bool:
     """Whether the trained blocks run their forward pass once more in backward."""
-    return activation_of(stage).startswith("checkpoint")
+    return stage.activation.startswith("checkpoint")

@@ -15,9 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.plan.engine_memory import Setting, optimizer_bytes_per_rank, replay
-from sfa_dist.plan.flops import activation_of
-from sfa_dist.plan.modules import Shapes, shapes_of, skip_repeated_chunks, treat_activations
-from sfa_dist.plan.trace import CATEGORIES, MemoryTrace, materialise
+from sfa_dist.plan.modules import (
+    Shapes,
+    keeps_clips_on_host,
+    link_to_host,
+    quick_chunks,
+    shapes_of,
+    treat_activations,
+)
+from sfa_dist.plan.trace import CATEGORIES, HOST, MemoryTrace, materialise
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
 
 
@@ -88,19 +94,22 @@ def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
     trace = MemoryTrace()
     # A kernel without a fake twin must not run on real memory: that would be the whole model's.
     mode = FakeTensorMode(allow_fallback_kernels=False)
-    with mode, trace:
+    host = keeps_clips_on_host(stage)
+    with mode, trace, quick_chunks(shapes.frozen, trace):
         if shapes.frozen is not None:
             with trace.category("frozen"):
                 materialise(shapes.frozen)
-            skip_repeated_chunks(shapes.frozen, trace)
+            if host:
+                link_to_host(shapes.frozen, trace)
         engine = replay(shapes.trainable, setting, trace)
-        treat_activations(shapes.trainable, activation_of(stage), trace)
+        treat_activations(shapes.trainable, stage.activation, trace)
         micro, side = stage.batch.micro, stage.model.image_size
         labels = torch.empty(micro, dtype=torch.int64)
         weights = torch.empty(micro)
 
-        def features() -> torch.Tensor:  # A frame of its own, as in the trainer: the clips die with it.
-            clips = torch.empty(micro, 3, stage.frames, side, side, dtype=torch.uint8)
+        def features() -> Any:  # A frame of its own, as in the trainer: the clips die with it.
+            with trace.category(HOST if host else "activations"):
+                clips = torch.empty(micro, 3, stage.frames, side, side, dtype=torch.uint8)
             return clips if shapes.frozen is None else shapes.frozen(clips)
 
         logits = engine.forward(features())

@@ -1,11 +1,13 @@
 """The modules that a stage trains and freezes, as shapes on the meta device: what the traces run.
 
-The same constructors as in `assemble.py`, which stands in a later layer and loads weights too; a test compares the two.
+The same constructors as in `assemble.py` and the same settings as in `trunk_setup.py`, which stand in a later layer and
+load weights and look at the machine too; a test compares the modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +18,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.models import frozen as frozen_module
+from sfa_dist.models.footprint import offloads
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
+from sfa_dist.parallel.offload import HostPool, Link
 from sfa_dist.plan.trace import HOST, MemoryTrace
-from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe import EngineBlock, Stage2, StageBlock
+
+AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
 
 
 @dataclass(frozen=True)
@@ -49,32 +56,74 @@ def shapes_of(stage: StageBlock) -> Shapes:
                 return Shapes(ViViT(stage.model, stage.frames, mean=data.mean, std=data.std), None)
             trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
             dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
-            frozen = FrozenTrunk(trunk, stage.chunk_frames, not tail.takes_tokens, data.mean, data.std, dtype)
+            chunk = AUTO_CHUNK_FRAMES if stage.chunk_frames == "auto" else stage.chunk_frames
+            frozen = FrozenTrunk(trunk, chunk, not tail.takes_tokens, data.mean, data.std, dtype)
+            if tail.adapter is not None:
+                tail.adapter.recompute = "checkpoint" if gathers(stage.engine) else "function"
             return Shapes(tail, frozen)
     except ValueError as error:
         raise RecipeError(f"the recipe's model cannot be built: {error}") from error
 
 
-def skip_repeated_chunks(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
+def gathers(engine: EngineBlock) -> bool:
+    """Whether an engine holds whole parameters only where a block runs: ZeRO 3 and FSDP2."""
+    return engine.reduction == "native" and (engine.name == "fsdp" or engine.zero == 3)
+
+
+def keeps_clips_on_host(stage: StageBlock) -> bool:
+    """Whether clips, and with an adapter on tokens the trunk's output too, stay in the host's memory."""
+    return isinstance(stage, Stage2) and offloads(stage)
+
+
+def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
+    """Lets the trunk offload as in training, over the same code; its host buffers are counted in the host."""
+    link = Link(torch.device("cpu"))
+    link.pool = _CountedPool(trace)
+    frozen.link = link
+
+
+class _CountedPool(HostPool):
+    """Host buffers that the trace knows to be such."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        super().__init__(pinned=False)
+        self._trace = trace
+
+    def take(self, shape: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with self._trace.category(HOST):
+            return super().take(shape, dtype)
+
+
+@contextmanager
+def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[None]:
     """Lets the trunk run each shape of chunk once; a repetition only tells the trace how far the first one rose.
 
-    The trunk keeps nothing of a chunk but its output, so this is exact, and 1,024 frames trace as fast as 8.
+    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows make no storage, so this
+    is exact, and 1,024 frames trace as fast as 8.
     """
-    run: Callable[..., Tensor] = frozen.trunk.forward_rows
-    seen: dict[tuple[object, ...], tuple[int, torch.Size, torch.dtype]] = {}
+    if frozen is None:
+        yield
+        return
+    run: Callable[[Tensor], Tensor] = frozen.run_rows
+    seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
 
-    def forward_rows(rows: Tensor, *args: object, **kwargs: object) -> Tensor:
-        key = (rows.shape, rows.dtype, args, tuple(sorted(kwargs.items())))
-        if key in seen:
-            rise, shape, dtype = seen[key]
+    def run_rows(rows: Tensor) -> Tensor:
+        if rows.shape in seen:
+            rise, shape, dtype = seen[rows.shape]
             trace.bump(rise)
             return torch.empty(shape, dtype=dtype, device=rows.device)
         with trace.transient() as risen:
-            out = run(rows, *args, **kwargs)
-        seen[key] = (risen[0], out.shape, out.dtype)
+            out = run(rows)
+        seen[rows.shape] = (risen[0], out.shape, out.dtype)
         return out
 
-    frozen.trunk.forward_rows = forward_rows  # type: ignore[method-assign]
+    copy_rows = frozen_module.copy_rows
+    frozen.run_rows = run_rows  # type: ignore[method-assign]
+    frozen_module.copy_rows = lambda clips, tubelet, span, out: None
+    try:
+        yield
+    finally:
+        frozen_module.copy_rows = copy_rows
 
 
 def treat_activations(module: nn.Module, mode: str, trace: MemoryTrace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -157,11 +158,28 @@ def test_activations_that_are_moved_are_counted_in_the_host() -> None:
     assert plans["checkpoint_offload"].peak_bytes <= plans["checkpoint"].peak_bytes
 
 
-def test_repeated_chunks_are_skipped_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = stage2("b_32f", "stage2.frames=32", "stage2.adapter.placement=tokens")
+@pytest.mark.parametrize("offload", ["on", "off"])
+def test_repeated_chunks_are_skipped_without_a_difference(offload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [f"stage2.offload={offload}", "stage2.adapter.placement=tokens", "model.depth=2", "batch.micro=1"]
+    stage = stage2("b_32f", "stage2.frames=32", *sets)
     quick = predict(stage, 64)
-    monkeypatch.setattr("sfa_dist.plan.memory.skip_repeated_chunks", lambda frozen, trace: None)
-    assert predict(stage, 64).by_category == quick.by_category
+    monkeypatch.setattr("sfa_dist.plan.memory.quick_chunks", lambda frozen, trace: nullcontext())
+    slow = predict(stage, 64)
+    assert (slow.peak_bytes, slow.by_category) == (quick.peak_bytes, quick.by_category)
+
+
+def test_offloaded_tokens_take_no_more_of_the_device_for_more_frames() -> None:
+    few, many, kept = (
+        predict(stage2("h_96f", "stage2.adapter.placement=tokens", "batch.micro=1", *sets), 64)
+        for sets in (
+            ["stage2.frames=16", "stage2.offload=on"],
+            ["stage2.frames=256", "stage2.offload=on"],
+            ["stage2.frames=256", "stage2.offload=off"],
+        )
+    )
+    assert many.peak_bytes - few.peak_bytes < 240 * MIB  # What grows is the temporal encoder's, as for pooled features.
+    assert kept.peak_bytes - many.peak_bytes > 256 * MIB
+    assert many.host_bytes > 128 * 257 * 1280 * 2
 
 
 @pytest.mark.parametrize("placement", ["pooled", "tokens"])

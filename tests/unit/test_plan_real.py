@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.memory import predict
 from sfa_dist.recipe import Stage1, Stage2, StageBlock
 from sfa_dist.tools.plan_probe import run_steps
@@ -45,19 +46,18 @@ def make_stage(kind: str, size: str, **engine: Any) -> StageBlock:
 
 
 @pytest.fixture(scope="module")
-def _alone() -> Iterator[None]:
-    """A process group of this process alone, and one thread."""
+def runtime() -> Iterator[Runtime]:
+    """This process alone, with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it.
-        yield
-    dist.destroy_process_group()
+        yield parallel_runtime.start({})
+        parallel_runtime.stop()
     torch.set_num_threads(threads)
 
 
-def real_peak(stage: StageBlock) -> int:
+def real_peak(stage: StageBlock, runtime: Runtime) -> int:
     """Bytes that are allocated at the peak of the second step."""
     gc.collect()  # What an earlier test has left must not die while this one is measured.
 
@@ -67,7 +67,7 @@ def real_peak(stage: StageBlock) -> int:
             torch.empty(MARK, dtype=torch.uint8)
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run_steps(stage, torch.device("cpu"), 2, mark)
+        run_steps(stage, runtime, 2, mark)
     assert recorded.profiler is not None
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
@@ -90,25 +90,23 @@ CASES = [
 ]
 
 
-def compare(stage: StageBlock, label: str) -> None:
+def compare(stage: StageBlock, label: str, runtime: Runtime) -> None:
     """Fails where plan and reality differ by 2 % or more; shows both."""
-    real = real_peak(stage)
+    real = real_peak(stage, runtime)
     plan = predict(stage, device="cpu")
     mib = f"real {real / 2**20:.2f} MiB, planned {plan.peak_bytes / 2**20:.2f} MiB"
     print(f"{label}: {mib} ({plan.peak_bytes / real - 1:+.2%})")
     assert plan.peak_bytes == pytest.approx(real, rel=0.02)
 
 
-@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("kind", "engine"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
 )
-def test_the_plan_is_what_a_step_allocates(kind: str, engine: dict[str, Any], size: str) -> None:
-    compare(make_stage(kind, size, **engine), f"{kind} {size} {engine}")
+def test_the_plan_is_what_a_step_allocates(kind: str, engine: dict[str, Any], size: str, runtime: Runtime) -> None:
+    compare(make_stage(kind, size, **engine), f"{kind} {size} {engine}", runtime)
 
 
-@pytest.mark.usefixtures("_alone")
-def test_zero_1_in_bf16_keeps_whole_gradients() -> None:
+def test_zero_1_in_bf16_keeps_whole_gradients(runtime: Runtime) -> None:
     """The last test: the gradients of this engine outlive it, and would die while the next one is measured."""
-    compare(make_stage("e2e", "large", zero=1, precision="bf16"), "e2e large zero 1")
+    compare(make_stage("e2e", "large", zero=1, precision="bf16"), "e2e large zero 1", runtime)

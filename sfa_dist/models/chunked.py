@@ -1,0 +1,82 @@
+"""A function over features that do not stand on the device: they come chunk by chunk, and are not kept for backward.
+
+The trunk is frozen, so nothing is asked for the gradient of the features: only the function's parameters get one. Its
+value for a chunk therefore needs no other chunk, and backward can compute it again when it comes to it. On the device
+there is one chunk (and the next, on its way), whatever the number of frames.
+
+Shape legend: B clips, F tubelet steps, R = B * F rows, L tokens of a row, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# `function` adds the chunks' gradients in fp32 and is for parameters that stand whole on each rank. `checkpoint` leaves
+# forward and backward to autograd, so that an engine's hooks gather what it has sharded.
+Recompute = Literal["function", "checkpoint"]
+
+
+class ChunkedFeatures(Protocol):
+    """Features (R, L, D) outside of the device, to be had in chunks of rows."""
+
+    clips: int  # B
+
+    @property
+    def spans(self) -> Sequence[slice]:
+        """The rows of each chunk, in order."""
+
+    def load(self, index: int) -> Tensor:
+        """Chunk `index`, (r, L, D) on the device. It holds until the next call."""
+
+
+def over_chunks(
+    run: Callable[[Tensor], Tensor], features: ChunkedFeatures, parameters: Sequence[Tensor], recompute: Recompute
+) -> Tensor:
+    """`run` over each chunk, (r, L, D) -> (r, D'), put together to (B, F, D'); `parameters` are all that it trains."""
+    if recompute == "checkpoint":
+        rows = [
+            checkpoint(lambda i: run(features.load(i)), index, use_reentrant=False)
+            for index in range(len(features.spans))
+        ]
+        out: Tensor = torch.cat(rows)
+    else:
+        out = _OverChunks.apply(run, features, *parameters)
+    return out.unflatten(0, (features.clips, -1))
+
+
+class _OverChunks(torch.autograd.Function):
+    """Forward keeps nothing; backward runs each chunk again and adds the parameters' gradients in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[Tensor], Tensor], features: ChunkedFeatures, *parameters: Tensor) -> Tensor:
+        ctx.run, ctx.features = run, features
+        ctx.save_for_backward(*parameters)
+        kind = parameters[0].device.type
+        ctx.autocast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+        ctx.kind = kind
+        # Weights that autocast keeps would be those without a graph, in a backward that needs one.
+        out: Tensor | None = None
+        with torch.autocast(kind, **ctx.autocast, cache_enabled=False):
+            for index, span in enumerate(features.spans):
+                rows = run(features.load(index))
+                if out is None:
+                    out = rows.new_empty(features.spans[-1].stop, *rows.shape[1:])
+                out[span] = rows
+        assert out is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parameters, features = ctx.saved_tensors, ctx.features
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        for index, span in enumerate(features.spans):
+            with torch.enable_grad(), torch.autocast(ctx.kind, **ctx.autocast, cache_enabled=False):
+                out = ctx.run(features.load(index))
+            for total, gradient in zip(sums, torch.autograd.grad(out, parameters, grads[0][span]), strict=True):
+                total += gradient
+        return None, None, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))

@@ -1,0 +1,96 @@
+"""Bytes: of what a stage would leave on the device without offload, and of what a piece of work takes at its peak."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.recipe import Stage2
+
+OFFLOAD_FROM_BYTES = 256 * 2**20
+# Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the
+# inner layer before and after GELU (measured: 3.24 at an inner width of half the model's).
+TOKENS_KEPT = 3.24
+
+
+def takes_tokens(stage: Stage2) -> bool:
+    """Whether the adapter works on every token of the trunk."""
+    return stage.adapter is not None and stage.adapter.placement == "tokens"
+
+
+def feature_bytes(stage: Stage2) -> int:
+    """Bytes that the trunk puts out for one micro-batch."""
+    side = stage.model.image_size // dims_of(stage.model).patch
+    tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
+    rows = stage.batch.micro * stage.frames // stage.model.tubelet
+    return rows * tokens * dims_of(stage.model).width * (2 if stage.engine.precision == "bf16" else 4)
+
+
+def clip_bytes(stage: Stage2) -> int:
+    """Bytes of the uint8 clips of one micro-batch."""
+    return stage.batch.micro * 3 * stage.frames * stage.model.image_size**2
+
+
+def offloads(stage: Stage2) -> bool:
+    """Whether the stage runs with offload. `auto` follows from the recipe alone, so that a run that goes on elsewhere
+    takes the same way: on for tokens that would take more than OFFLOAD_FROM_BYTES."""
+    if stage.offload != "auto":
+        return stage.offload == "on"
+    return takes_tokens(stage) and clip_bytes(stage) + (1 + TOKENS_KEPT) * feature_bytes(stage) > OFFLOAD_FROM_BYTES
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `work` takes on `device` at its peak, beyond what is taken before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with StoragePeak() as storages:
+        work()
+    return storages.peak
+
+
+class StoragePeak(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make while it is active, until they are freed.
+
+    `now` are those alive, `peak` the most so far. Views and in-place operations make none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = {_key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and _key(leaf) not in inputs | self._seen:
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
