@@ -15,7 +15,7 @@ from sfa_dist.models.footprint import offloads
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.duration import step_seconds
-from sfa_dist.plan.engine_memory import Setting
+from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.memory import MemoryPlan, accumulation_of, predict
 from sfa_dist.recipe import Stage2, StageBlock
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sfa_dist.plan.cards import Card
 from sfa_dist.plan.dataset import Clips
-from sfa_dist.plan.engine_memory import Setting
+from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.modules import gathers, keeps_clips_on_host

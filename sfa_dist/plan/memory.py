@@ -2,7 +2,7 @@
 
 What runs is the project's own: the stage's modules, its frozen trunk with its chunks, its loss and its optimizer
 (`modules.py`), inside a replay of the engine's buffers (`engine_memory.py`), under a mode that counts storages
-(`trace.py`). The optimizer's state is there from the start, as in every step but the first.
+(`memory_trace.py`). The optimizer's state is there from the start, as in every step but the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.metrics import weighted_loss_sum
-from sfa_dist.plan.engine_memory import Setting, optimizer_bytes_per_rank, replay
+from sfa_dist.plan.engine_memory import replay
+from sfa_dist.plan.engine_setting import Setting, optimizer_bytes_per_rank
+from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
 from sfa_dist.plan.modules import (
     Shapes,
     keeps_clips_on_host,
@@ -23,7 +25,6 @@ from sfa_dist.plan.modules import (
     shapes_of,
     treat_activations,
 )
-from sfa_dist.plan.trace import CATEGORIES, HOST, MemoryTrace, materialise
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
 
 

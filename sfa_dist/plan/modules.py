@@ -23,7 +23,7 @@ from sfa_dist.models.footprint import offloads
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.parallel.offload import HostPool, Link
-from sfa_dist.plan.trace import HOST, MemoryTrace
+from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe import EngineBlock, Stage2, StageBlock
 
 AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.

@@ -23,11 +23,11 @@ from sfa_dist.plan.dataset import count_clips
 from sfa_dist.plan.duration import cost_ratio, stage_duration
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import predict
+from sfa_dist.plan.memory_trace import HOST, MemoryTrace, rounded
 from sfa_dist.plan.modules import shapes_of
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.plan.search import largest
 from sfa_dist.plan.table4 import PAPER, table4_stage
-from sfa_dist.plan.trace import HOST, MemoryTrace, rounded
 from sfa_dist.recipe import AdapterBlock, ModelBlock, Recipe, Stage2, StageBlock, load_recipe
 from sfa_dist.tools.cli import main
 
