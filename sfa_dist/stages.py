@@ -31,6 +31,7 @@ from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
+from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
@@ -196,6 +197,8 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     setup = prepare(run, name, stage, index, inputs)
     if run.dry_run:
         run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
+        world, device = run.runtime.world_size, run.runtime.device
+        run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line(stage, world, device))}")
         return
     # Only now: a recipe that the run directory refuses must not replace the one it holds.
     run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))

@@ -31,7 +31,8 @@ from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
-from sfa_dist.plan.flops import peak_tflops, step_flops
+from sfa_dist.plan.cards import peak_tflops
+from sfa_dist.plan.flops import clip_flops
 from sfa_dist.probe import Probe, place_of
 from sfa_dist.recipe import StageBlock
 from sfa_dist.schedule import learning_rate
@@ -389,8 +390,7 @@ class Trainer:
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         if peak is None:
             return None
-        flops = step_flops(self.stage.model, self.stage.frames, trunk_frozen=self.frozen is not None)
-        return rate * flops / (peak * 1e12 * self.runtime.world_size)
+        return rate * clip_flops(self.stage) / (peak * 1e12 * self.runtime.world_size)
 
 
 def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:

@@ -22,8 +22,8 @@ from sfa_dist.data.shard_walk import CLIP_SUFFIXES, ShardEntry, walk_shard
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.plan.flops import step_flops
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, ModelBlock, Recipe, Stage1, Stage2, StageBlock, dump_recipe
+from sfa_dist.plan.flops import clip_flops
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, ModelBlock, Recipe, Stage1, StageBlock, dump_recipe
 
 BATCH, MICRO, KEEP, SAVE_EVERY = 8, 2, 3, 2
 SHARDS, EVAL_CLIPS = 3, 7
@@ -163,7 +163,7 @@ def _refuse_too_large(recipe: Recipe, source: str, steps: int) -> None:
         dims = dims_of(stage.model)
         parameters = dims.depth * (4 * dims.width**2 + 2 * dims.width * dims.mlp)
         clips = min(stage.batch.size, BATCH) * steps
-        seconds = clips * step_flops(stage.model, stage.frames, isinstance(stage, Stage2)) / CPU_FLOPS
+        seconds = clips * clip_flops(stage) / CPU_FLOPS
         if parameters > MAX_PARAMETERS or seconds > MAX_RUN_SECONDS:
             raise RecipeError(
                 f"{name} of {source} is too large for a CPU: about {parameters / 1e6:,.0f}M parameters in the spatial "

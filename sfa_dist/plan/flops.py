@@ -1,23 +1,29 @@
-"""Arithmetic of a factorised encoder, counted from its shapes (facts: ViViT's "GFLOPs" are multiply-accumulates)."""
+"""Arithmetic of a factorised encoder, counted from its shapes (ViViT's "GFLOPs" are multiply-accumulates).
+
+Exact for the matrix products, which is what FlopCounterMode counts too; norms, GELU and softmax are left out.
+"""
 
 from __future__ import annotations
 
-from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe import ModelBlock
+from dataclasses import dataclass
 
-# Sustained dense bf16 matrix peak in TFLOP/s by the name that the driver gives a card (vendors' data sheets, no
-# sparsity).
-CARD_PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A6000": 155.0,
-    "4090": 165.0,
-    "3090": 71.0,
-    "V100": 125.0,
-}
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.recipe import AdapterBlock, ModelBlock, Stage2, StageBlock
+
+
+@dataclass(frozen=True)
+class ForwardMacs:
+    """Multiply-accumulates of one clip's forward pass, by part."""
+
+    trunk: int
+    adapter: int
+    temporal: int
+    head: int
+
+    @property
+    def tail(self) -> int:
+        """What stage 2 trains."""
+        return self.adapter + self.temporal + self.head
 
 
 def block_macs(tokens: int, width: int, mlp: int) -> int:
@@ -25,8 +31,8 @@ def block_macs(tokens: int, width: int, mlp: int) -> int:
     return 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * mlp
 
 
-def forward_macs(model: ModelBlock, frames: int) -> tuple[int, int]:
-    """(trunk, temporal encoder) multiply-accumulates of one clip's forward pass."""
+def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> ForwardMacs:
+    """What the forward pass of one clip of `frames` frames multiplies."""
     dims = dims_of(model)
     patches = (model.image_size // dims.patch) ** 2
     steps = frames // model.tubelet
@@ -34,16 +40,23 @@ def forward_macs(model: ModelBlock, frames: int) -> tuple[int, int]:
     embed = steps * patches * 3 * dims.patch**2 * model.tubelet * dims.width
     spatial = steps * dims.depth * block_macs(patches + extra, dims.width, dims.mlp)
     temporal = model.temporal_depth * block_macs(steps + extra, dims.width, dims.mlp)
-    return embed + spatial, temporal
+    vectors = 0 if adapter is None else steps * (patches + extra if adapter.placement == "tokens" else 1)
+    inner = 0 if adapter is None else max(1, round(dims.width * adapter.hidden))
+    return ForwardMacs(embed + spatial, 2 * vectors * dims.width * inner, temporal, dims.width * model.classes)
 
 
-def step_flops(model: ModelBlock, frames: int, trunk_frozen: bool) -> float:
-    """Floating-point operations of one training clip: 2 a MAC; backward costs two forwards, and a frozen trunk has
-    none."""
-    trunk, temporal = forward_macs(model, frames)
-    return 2.0 * (trunk * (1 if trunk_frozen else 3) + temporal * 3)
+def clip_flops(stage: StageBlock, recomputed: bool = False) -> float:
+    """Floating-point operations that training takes a clip of a stage: 2 a MAC. Backward costs two forwards, and a
+    frozen trunk has none. With `recomputed`, those that checkpointed blocks do a second time are counted too; they do
+    the machine's work, but not the model's (mfu)."""
+    frozen = isinstance(stage, Stage2)
+    macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
+    flops = 2.0 * (macs.trunk * (1 if frozen else 3) + macs.tail * 3)
+    if recomputed and recomputes(stage):
+        flops += 2.0 * (macs.temporal + (0 if frozen else macs.trunk))
+    return flops
 
 
-def peak_tflops(card: str) -> float | None:
-    """The bf16 matrix peak of a card by its name, None where it is not known (or is a CPU)."""
-    return next((peak for name, peak in CARD_PEAK_TFLOPS.items() if name in card), None)
+def recomputes(stage: StageBlock) -> bool:
+    """Whether the trained blocks run their forward pass once more in backward."""
+    return stage.activation.startswith("checkpoint")

@@ -237,6 +237,16 @@ def test_resume_from_a_given_checkpoint(place: Path, stopped: Path, whole: Path)
 
 
 @pytest.mark.fault(22)
+@pytest.mark.fault(28)
+def test_other_loader_processes_go_on_with_the_same_bits(place: Path, stopped: Path, whole: Path) -> None:
+    run = place / "other workers"
+    shutil.copytree(stopped, run)
+    finished = train(place, *START, "other workers", *DROP_PATH, *sets("data.workers=2"))
+    assert finished.code == 0, finished.err
+    assert [event["step"] for event in events(run, "resume")] == [7]
+    assert_the_same_scores_but_step_7(run, whole)
+
+
 def test_where_all_checkpoints_are_damaged_the_run_is_not_started_over(place: Path, stopped: Path) -> None:
     run = place / "all damaged"
     shutil.copytree(stopped, run)

@@ -358,6 +358,7 @@ def test_a_dry_run_builds_everything_and_writes_nothing(variant: Callable[[str],
     finished = train(place, "--recipe", "t.yaml", "--run-dir", "dry", "--dry-run")
     assert finished.code == 0, finished.err
     assert all(f"{stage}: data found, model and engine built; dry run, no step" in finished.out for stage in STAGES)
+    assert all(f"{stage}: memory plan: " in finished.out for stage in STAGES)
     assert tree(place) == before
 
 

@@ -1,0 +1,126 @@
+"""The cheapest change that makes a stage fit, by tracing what each change would take.
+
+Changes are tried in the order of what they cost in time, by a rough model (`duration.step_seconds`): first one at a
+time, then together with the others of the same stage. Ranks come last: they cost no time, but someone has to have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from sfa_dist.models.footprint import offloads
+from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
+from sfa_dist.plan.duration import step_seconds
+from sfa_dist.plan.engine_setting import Setting
+from sfa_dist.plan.memory import MemoryPlan, accumulation_of, predict
+from sfa_dist.recipe import Stage2, StageBlock
+
+MOST_TRACES = 10
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`sets` are the `--set` values that make the stage fit, `ranks` how many it then runs on, `slower` the time of a
+    step as a multiple of what it would be if it fitted as it is."""
+
+    sets: tuple[str, ...]
+    ranks: int
+    slower: float
+    gib: float
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One key of a stage and its value; `block` is the block it stands in, "" for the stage itself."""
+
+    block: str
+    key: str
+    value: Any
+
+    def apply(self, stage: StageBlock) -> StageBlock:
+        if not self.block:
+            return stage.model_copy(update={self.key: self.value})
+        block = getattr(stage, self.block).model_copy(update={self.key: self.value})
+        return stage.model_copy(update={self.block: block})
+
+    def as_set(self, name: str) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return ".".join(filter(None, (name, self.block, self.key))) + f"={value}"
+
+
+def cheapest_fit(name: str, stage: StageBlock, card: Card, world_size: int, plan: MemoryPlan) -> Advice | None:
+    """What to set so that stage `name`, planned as `plan`, fits; None where nothing that is tried does."""
+    limit = largest_peak(card)
+    before = _seconds(stage, card, world_size, plan)
+    candidates: list[tuple[float, tuple[_Change, ...], int]] = []
+    changes = list(_changes(stage, world_size))
+    for count in (1, 2, 3):
+        for chosen in combinations(changes, count):
+            if len({(change.block, change.key) for change in chosen}) == count:
+                changed = _apply(stage, chosen)
+                if _persistent_bytes(changed, world_size, plan) <= limit:
+                    candidates.append((_seconds(changed, card, world_size, plan), chosen, world_size))
+    candidates.sort(key=lambda candidate: (candidate[0], len(candidate[1])))
+    for ranks in (world_size * 2, world_size * 4, world_size * 8):
+        if _persistent_bytes(stage, ranks, plan) <= limit:
+            candidates.append((_seconds(stage, card, ranks, plan), (), ranks))
+    for _, chosen, ranks in candidates[: MOST_TRACES - 2] + candidates[-2:]:
+        changed = _apply(stage, chosen)
+        found = predict(changed, ranks)
+        if found.peak_bytes <= limit:
+            slower = _seconds(changed, card, ranks, found) / before
+            needed = (found.peak_bytes + reserve_bytes(found.peak_bytes)) / GIB
+            return Advice(tuple(change.as_set(name) for change in chosen), ranks, slower, needed)
+    return None
+
+
+def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
+    engine = stage.engine
+    for micro in sorted({stage.batch.micro // 2, stage.batch.micro // 4, 1} - {0, stage.batch.micro}, reverse=True):
+        yield _Change("batch", "micro", micro)
+    if isinstance(stage, Stage2) and stage.chunk_frames != stage.model.tubelet:
+        yield _Change("", "chunk_frames", stage.model.tubelet)
+    sharded = engine.name == "deepspeed" and engine.reduction == "native"
+    if sharded and world_size > 1:
+        for zero in (2, 3):
+            if engine.zero < zero:
+                yield _Change("engine", "zero", zero)
+    if stage.activation == "keep":
+        yield _Change("", "activation", "checkpoint")
+        yield _Change("", "activation", "checkpoint_offload")
+    if isinstance(stage, Stage2) and not offloads(stage):
+        yield _Change("", "offload", "on")
+    if sharded and engine.zero > 0 and not engine.cpu_offload:
+        yield _Change("engine", "cpu_offload", True)
+
+
+def _apply(stage: StageBlock, changes: tuple[_Change, ...]) -> StageBlock:
+    for change in changes:
+        stage = change.apply(stage)
+    return stage
+
+
+def _seconds(stage: StageBlock, card: Card, world_size: int, plan: MemoryPlan) -> float:
+    return step_seconds(stage, card, _setting(stage, world_size), plan)
+
+
+def _setting(stage: StageBlock, world_size: int) -> Setting:
+    return Setting(stage, world_size, accumulation_of(stage, world_size), fused=True)
+
+
+def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> int:
+    """What stands on the device all the time, as a bound from below that needs no trace."""
+    setting, trained = _setting(stage, world_size), plan.trainable_parameters
+    width = 2 if setting.bf16 else 4
+    engine = stage.engine
+    frozen = plan.frozen_parameters * width
+    state = 0 if setting.offload else 4 * trained * (1 + len(moments_of(stage.optimizer)))
+    if engine.reduction == "tree" or (engine.name, engine.zero) == ("deepspeed", 0):
+        return frozen + 4 * trained + state
+    if engine.name == "fsdp" or engine.zero == 3:
+        return frozen + state // world_size
+    return frozen + width * trained + state // world_size

@@ -1,0 +1,62 @@
+"""How many clips a stage trains on: from its shards' index, from the command line, or from the public set's size.
+
+Counts of the public sets are those of the copies in use (mmaction2's and scenic's lists): videos are removed in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfa_dist.data.shard_index import INDEX_NAME, load_index
+from sfa_dist.data.shards import expand_shards
+from sfa_dist.errors import DataError
+from sfa_dist.recipe import StageBlock
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips for training and for one evaluation, None where nobody says; `source` says who does."""
+
+    train: int | None
+    val: int | None
+    source: str
+
+
+# By a part of the shards' path, else by the number of classes.
+PUBLIC = {
+    "kinetics400": (400, Clips(240_436, 19_796, "Kinetics-400 as it is in use")),
+    "kinetics600": (600, Clips(383_393, 27_910, "Kinetics-600 as it is in use")),
+    "moments": (339, Clips(791_297, 33_900, "Moments in Time v1")),
+    "something_else": (None, Clips(54_919, 57_876, "Something-Else, compositional split")),
+    "something": (174, Clips(168_913, 24_777, "Something-Something v2")),
+    "epic": (397, Clips(67_217, 9_668, "EPIC-Kitchens-100")),
+}
+
+
+def count_clips(stage: StageBlock, given: int | None) -> Clips:
+    """The clips of a stage: indexed shards first, then `given` (`--clips`), then the public set that it looks like."""
+    train = _indexed(stage.data.train)
+    if train is not None:
+        return Clips(train, _indexed(stage.data.val) or 0, "the shards' index")
+    if given is not None:
+        return Clips(given, 0, "--clips")
+    where = " ".join(stage.data.train).lower().replace("-", "_")
+    for word, (_, clips) in PUBLIC.items():
+        if word in where.replace("kinetics_", "kinetics"):
+            return clips
+    for _, (classes, clips) in PUBLIC.items():
+        if classes == stage.model.classes:
+            return Clips(clips.train, clips.val, f"{clips.source}, by its number of classes")
+    return Clips(None, None, "unknown: give --clips N")
+
+
+def _indexed(patterns: Sequence[str]) -> int | None:
+    """Clips in shards of this machine that are indexed. Nothing is read but the index, and none is built."""
+    try:
+        paths = expand_shards(patterns)
+        if not paths or not all(isinstance(path, Path) and (path.parent / INDEX_NAME).is_file() for path in paths):
+            return None
+        return len(load_index(paths))
+    except DataError:
+        return None

@@ -1,0 +1,95 @@
+"""How long a stage takes: floating-point operations over the card's sustained speed, or a measured micro-batch.
+
+Loading, decoding and communication are not in it, and evaluation is told apart. `step_seconds` adds rough costs of
+what moves over links; it is only for ranking one change against another (`advice.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfa_dist.plan.cards import Card
+from sfa_dist.plan.dataset import Clips
+from sfa_dist.plan.engine_setting import Setting
+from sfa_dist.plan.flops import clip_flops, forward_macs
+from sfa_dist.plan.memory import MemoryPlan
+from sfa_dist.plan.modules import gathers, keeps_clips_on_host
+from sfa_dist.recipe import Recipe, Stage2, StageBlock
+
+LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
+HOST_BYTES_PER_SECOND = 20e9  # A rank's share of the host's memory while it steps an optimizer there. Assumed.
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Steps and hours of a stage on `world_size` ranks; None where clips or speed are not known."""
+
+    steps: int | None
+    hours: float | None
+    gpu_hours: float | None
+    evaluation_hours: float | None
+
+
+def stage_duration(
+    stage: StageBlock, clips: Clips, card: Card, world_size: int, micro_seconds: float | None = None
+) -> Duration:
+    """Training hours of a stage. `micro_seconds` is a measured micro-batch of it, in place of the card's speed."""
+    if clips.train is None:
+        return Duration(None, None, None, None)
+    full = stage.schedule.epochs * -(-clips.train // stage.batch.size)
+    steps = min(full, stage.schedule.max_steps or full)
+    per_micro = micro_seconds or compute_seconds(stage, card)
+    if per_micro is None:
+        return Duration(steps, None, None, None)
+    accumulation = -(-stage.batch.size // (world_size * stage.batch.micro))
+    hours = steps * accumulation * per_micro / 3600
+    epochs = steps / max(1, full) * stage.schedule.epochs
+    share = forward_share(stage)
+    evaluations = epochs * (clips.val or 0) / (world_size * stage.batch.micro)
+    return Duration(steps, hours, hours * world_size, evaluations * per_micro * share / 3600)
+
+
+def compute_seconds(stage: StageBlock, card: Card) -> float | None:
+    """Seconds of one micro-batch at the card's sustained speed."""
+    speed = card.sustained_tflops(stage.engine.precision)
+    return None if speed is None else stage.batch.micro * clip_flops(stage, recomputed=True) / (speed * 1e12)
+
+
+def forward_share(stage: StageBlock) -> float:
+    """A clip's forward pass as a share of its training."""
+    macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
+    return 2.0 * (macs.trunk + macs.tail) / clip_flops(stage, recomputed=True)
+
+
+def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPlan) -> float:
+    """One optimizer step, with rough costs of transfers that nothing hides: only for comparing settings."""
+    speed = card.sustained_tflops(stage.engine.precision) or 100.0
+    trained, width = plan.trainable_parameters, 2 if setting.bf16 else 4
+    micro_batch = stage.batch.micro * clip_flops(stage, recomputed=True) / (speed * 1e12)
+    # A smaller micro-batch keeps a card less busy: assumed 2 % at one clip, halved with each doubling.
+    micro_batch *= 1 + 0.02 / stage.batch.micro
+    if setting.world > 1:
+        micro_batch += (3 if gathers(stage.engine) else 1) * trained * width / LINK_BYTES_PER_SECOND
+    if stage.activation.endswith("offload") or keeps_clips_on_host(stage):
+        micro_batch += 2 * plan.host_bytes / LINK_BYTES_PER_SECOND
+    step = setting.accumulation * micro_batch
+    if setting.offload:
+        step += 2 * trained * width / setting.world / LINK_BYTES_PER_SECOND
+        step += 2 * plan.optimizer_bytes_per_rank / HOST_BYTES_PER_SECOND
+    return step
+
+
+def cost_ratio(recipe: Recipe) -> float | None:
+    """Operations of stage 1 and stage 2 over those of training all of stage 2's frames end to end for its epochs.
+
+    None where the recipe has no stage 2. Equal speed of all operations, no loading: the floor of the method.
+    """
+    if recipe.stage1 is None or recipe.stage2 is None:
+        return None
+    first, second = recipe.stage1, recipe.stage2
+    macs = forward_macs(second.model, second.frames)
+    baseline = 6.0 * (macs.trunk + macs.tail) * second.schedule.epochs
+    own = clip_flops(second, recomputed=True) * second.schedule.epochs
+    if not first.weights:
+        own += clip_flops(first, recomputed=True) * first.schedule.epochs
+    return own / baseline

@@ -1,0 +1,54 @@
+"""What an engine's memory depends on, apart from its module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.parallel.zero_config import limit_buckets
+from sfa_dist.recipe import StageBlock
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A stage on one of `world` ranks that takes `accumulation` micro-batches a step."""
+
+    stage: StageBlock
+    world: int
+    accumulation: int
+    fused: bool  # Fused optimizers have no temporaries; the CPU's have.
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the engine computes in bf16."""
+        return self.stage.engine.precision == "bf16"
+
+    @property
+    def offload(self) -> bool:
+        """Whether masters and moments lie in the host's memory."""
+        return self.stage.engine.cpu_offload
+
+    @property
+    def wide(self) -> bool:
+        """Whether bf16 gradients of several micro-batches are added in fp32."""
+        return self.bf16 and self.accumulation > 1
+
+    @property
+    def zero_block(self) -> Mapping[str, Any]:
+        """The recipe's native `deepspeed.zero_optimization` keys."""
+        return self.stage.deepspeed.get("zero_optimization", {})
+
+    def bucket_elements(self, trainable: int) -> int:
+        """Elements of the buffer that DeepSpeed reduces gradients in."""
+        config = {"zero_optimization": dict(self.zero_block)}
+        limit_buckets(config, trainable)
+        return int(config["zero_optimization"]["reduce_bucket_size"])
+
+
+def optimizer_bytes_per_rank(trainable: int, setting: Setting) -> int:
+    """fp32 masters and moments that one rank owns, wherever they lie."""
+    engine = setting.stage.engine
+    shards = 1 if engine.reduction == "tree" or (engine.name, engine.zero) == ("deepspeed", 0) else setting.world
+    return 4 * -(-trainable // shards) * (1 + len(moments_of(setting.stage.optimizer)))

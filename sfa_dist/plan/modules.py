@@ -1,0 +1,157 @@
+"""The modules that a stage trains and freezes, as shapes on the meta device: what the traces run.
+
+The same constructors as in `assemble.py` and the same settings as in `trunk_setup.py`, which stand in a later layer and
+load weights and look at the machine too; a test compares the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.models import frozen as frozen_module
+from sfa_dist.models.footprint import offloads
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import Tail, Trunk, ViViT
+from sfa_dist.parallel.offload import HostPool, Link
+from sfa_dist.plan.memory_trace import HOST, MemoryTrace
+from sfa_dist.recipe import EngineBlock, Stage2, StageBlock
+
+AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the engine gets, and what runs frozen in front of it (None where everything is trained)."""
+
+    trainable: nn.Module
+    frozen: FrozenTrunk | None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Elements that are trained."""
+        return sum(p.numel() for p in self.trainable.parameters())
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Elements that are not."""
+        return sum(p.numel() for p in self.frozen.parameters()) if self.frozen else 0
+
+
+def shapes_of(stage: StageBlock) -> Shapes:
+    """A stage's modules without storage. Raises RecipeError for sizes that do not go together."""
+    data = stage.data
+    try:
+        with torch.device("meta"):
+            if not isinstance(stage, Stage2):
+                return Shapes(ViViT(stage.model, stage.frames, mean=data.mean, std=data.std), None)
+            trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
+            dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+            chunk = AUTO_CHUNK_FRAMES if stage.chunk_frames == "auto" else stage.chunk_frames
+            frozen = FrozenTrunk(trunk, chunk, not tail.takes_tokens, data.mean, data.std, dtype)
+            if tail.adapter is not None:
+                tail.adapter.recompute = "checkpoint" if gathers(stage.engine) else "function"
+            return Shapes(tail, frozen)
+    except ValueError as error:
+        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
+
+
+def gathers(engine: EngineBlock) -> bool:
+    """Whether an engine holds whole parameters only where a block runs: ZeRO 3 and FSDP2."""
+    return engine.reduction == "native" and (engine.name == "fsdp" or engine.zero == 3)
+
+
+def keeps_clips_on_host(stage: StageBlock) -> bool:
+    """Whether clips, and with an adapter on tokens the trunk's output too, stay in the host's memory."""
+    return isinstance(stage, Stage2) and offloads(stage)
+
+
+def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
+    """Lets the trunk offload as in training, over the same code; its host buffers are counted in the host."""
+    link = Link(torch.device("cpu"))
+    link.pool = _CountedPool(trace)
+    frozen.link = link
+
+
+class _CountedPool(HostPool):
+    """Host buffers that the trace knows to be such."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        super().__init__(pinned=False)
+        self._trace = trace
+
+    def take(self, shape: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with self._trace.category(HOST):
+            return super().take(shape, dtype)
+
+
+@contextmanager
+def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[None]:
+    """Lets the trunk run each shape of chunk once; a repetition only tells the trace how far the first one rose.
+
+    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows make no storage, so this
+    is exact, and 1,024 frames trace as fast as 8.
+    """
+    if frozen is None:
+        yield
+        return
+    run: Callable[[Tensor], Tensor] = frozen.run_rows
+    seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def run_rows(rows: Tensor) -> Tensor:
+        if rows.shape in seen:
+            rise, shape, dtype = seen[rows.shape]
+            trace.bump(rise)
+            return torch.empty(shape, dtype=dtype, device=rows.device)
+        with trace.transient() as risen:
+            out = run(rows)
+        seen[rows.shape] = (risen[0], out.shape, out.dtype)
+        return out
+
+    copy_rows = frozen_module.copy_rows
+    frozen.run_rows = run_rows  # type: ignore[method-assign]
+    frozen_module.copy_rows = lambda clips, tubelet, span, out: None
+    try:
+        yield
+    finally:
+        frozen_module.copy_rows = copy_rows
+
+
+def treat_activations(module: nn.Module, mode: str, trace: MemoryTrace) -> None:
+    """Lets each block (entry of a ModuleList) keep, recompute or move away what it saves, as `stage.activation` says.
+
+    Call it when `module` has its storages. What goes to the host is counted there.
+    """
+    for block in [block for blocks in module.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]:
+        run = block.forward
+        if mode.startswith("checkpoint"):
+            run = partial(checkpoint, run, use_reentrant=False)
+        if mode.endswith("offload"):
+            run = partial(_with_host, run, block, trace)
+        block.forward = run
+
+
+def _with_host(run: Callable[..., Any], block: nn.Module, trace: MemoryTrace, *args: Any) -> Any:
+    own = {id(p.untyped_storage()) for p in block.parameters()}
+
+    def pack(tensor: Tensor) -> tuple[bool, Tensor]:
+        if id(tensor.untyped_storage()) in own:
+            return False, tensor
+        with trace.category(HOST):
+            return True, torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    def unpack(packed: tuple[bool, Tensor]) -> Tensor:
+        moved, tensor = packed
+        return torch.empty(tensor.shape, dtype=tensor.dtype) if moved else tensor
+
+    with saved_tensors_hooks(pack, unpack):
+        return run(*args)

@@ -1,0 +1,210 @@
+"""The plan of a whole recipe on a card: memory, frames and clips that fit, hours, disk and advice, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.plan.advice import Advice, cheapest_fit
+from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
+from sfa_dist.plan.dataset import Clips, count_clips
+from sfa_dist.plan.duration import Duration, cost_ratio, stage_duration
+from sfa_dist.plan.memory import MemoryPlan, predict, stages_of
+from sfa_dist.plan.search import largest_frames, largest_micro
+from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for."""
+
+    name: str
+    stage: StageBlock
+    memory: MemoryPlan
+    fits: bool
+    max_frames: int | None
+    max_micro: int | None
+    clips: Clips
+    duration: Duration
+    checkpoint_bytes: int
+    advice: Advice | None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Allocated peak and reserve: what is compared with the card."""
+        return self.memory.peak_bytes + reserve_bytes(self.memory.peak_bytes)
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """The plans of a recipe's stages on `world_size` cards of one kind."""
+
+    recipe: Recipe
+    card: Card
+    world_size: int
+    stages: list[StagePlan]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage does."""
+        return all(plan.fits for plan in self.stages)
+
+    @property
+    def hardest(self) -> StagePlan:
+        """The stage that needs the most memory."""
+        return max(self.stages, key=lambda plan: plan.needed_bytes)
+
+    @property
+    def last(self) -> StagePlan:
+        """The stage whose model is the result: its frames and parameters are the recipe's."""
+        return self.stages[-1]
+
+    def advice(self) -> list[str]:
+        """What to change, one sentence each; empty where everything fits and nothing is odd."""
+        lines = [_advise(plan, self.card, self.world_size) for plan in self.stages if not plan.fits]
+        if not self.card.has_bf16 and any(plan.stage.engine.precision == "bf16" for plan in self.stages):
+            lines.append(
+                f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours are fp32's already)"
+            )
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of the contract, and more. GiB are 2**30 bytes."""
+        hours = {plan.name: plan.duration.hours for plan in self.stages}
+        gpu_hours = [plan.duration.gpu_hours for plan in self.stages]
+        memory = self.last.memory
+        return {
+            "fits": self.fits,
+            "peak_gib": self.hardest.needed_bytes / GIB,
+            "peak_by_category": categories_gib(self.hardest),
+            "peak_stage": self.hardest.name,
+            "max_frames": self.last.max_frames,
+            "max_micro_batch": self.last.max_micro,
+            "total_parameters": memory.trainable_parameters + memory.frozen_parameters,
+            "trainable_parameters": memory.trainable_parameters,
+            "frozen_parameters": memory.frozen_parameters,
+            "optimizer_bytes_per_rank": memory.optimizer_bytes_per_rank,
+            "stage_hours": hours,
+            "gpu_hours": None if None in gpu_hours else sum(filter(None, gpu_hours)),
+            "cache_gib": cache_gib(self),
+            "checkpoint_gib": sum(plan.checkpoint_bytes for plan in self.stages) / GIB,
+            "advice": self.advice(),
+            "cost_ratio": cost_ratio(self.recipe),
+            "card": {"name": self.card.name, "gib": self.card.gib, "ranks": self.world_size},
+            "stages": {plan.name: _stage_json(plan) for plan in self.stages},
+        }
+
+
+def plan_recipe(
+    recipe: Recipe,
+    card: Card,
+    world_size: int,
+    *,
+    clips: int | None = None,
+    only: str | None = None,
+    search: bool = True,
+    micro_seconds: dict[str, float] | None = None,
+) -> RecipePlan:
+    """Plans the stages that train (`only` one of them). `micro_seconds` are measured ones, by stage.
+
+    Without `search` it neither looks for the largest frames and clips nor for advice. Raises RecipeError.
+    """
+    plans = []
+    for name, stage in stages_of(recipe).items():
+        if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
+            continue
+        memory = predict(stage, world_size)
+        limit = largest_peak(card)
+        fits = memory.peak_bytes <= limit
+        known = count_clips(stage, clips)
+        measured = (micro_seconds or {}).get(name)
+        plans.append(
+            StagePlan(
+                name,
+                stage,
+                memory,
+                fits,
+                largest_frames(stage, world_size, limit, memory.peak_bytes) if search else None,
+                largest_micro(stage, world_size, limit, memory.peak_bytes) if search else None,
+                known,
+                stage_duration(stage, known, card, world_size, measured),
+                checkpoint_bytes(stage, memory),
+                cheapest_fit(name, stage, card, world_size, memory) if search and not fits else None,
+            )
+        )
+    return RecipePlan(recipe, card, world_size, plans)
+
+
+def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
+    """Disk that a stage's checkpoints take at most: those kept, the one being written, and the final weights."""
+    one = 4 * memory.trainable_parameters * (1 + len(moments_of(stage.optimizer)))
+    return (stage.checkpoint.keep + 1) * one + 4 * memory.trainable_parameters
+
+
+def cache_gib(plan: RecipePlan) -> float | None:
+    """One view of the training clips as pooled bf16 features of the frames of a clip; None without a stage 2."""
+    stage, clips = plan.last.stage, plan.last.clips.train
+    if not isinstance(stage, Stage2) or clips is None:
+        return None
+    return clips * stage.frames // stage.model.tubelet * dims_of(stage.model).width * 2 / GIB
+
+
+def categories_gib(plan: StagePlan) -> dict[str, float]:
+    """GiB by category at the peak, the reserve among them; their sum is what the stage needs."""
+    sizes = {**plan.memory.by_category, "reserve": reserve_bytes(plan.memory.peak_bytes)}
+    return {name: size / GIB for name, size in sizes.items()}
+
+
+def memory_line(stage: StageBlock, world_size: int, device: torch.device) -> str:
+    """One line on whether a stage fits the card of this process, for `--dry-run`."""
+    peak = predict(stage, world_size).peak_bytes
+    needed = f"memory plan: {(peak + reserve_bytes(peak)) / GIB:.1f} GiB a GPU, {peak / GIB:.1f} GiB of it tensors"
+    if device.type != "cuda":
+        return f"{needed}; there is no GPU here to compare it with"
+    properties = torch.cuda.get_device_properties(device)
+    card = Card(properties.name, properties.total_memory / GIB, None, None)
+    verdict = "fits" if peak <= largest_peak(card) else "does NOT fit (see sfa plan)"
+    return f"{needed}; {verdict} {card.name} ({card.gib:.1f} GiB)"
+
+
+def _stage_json(plan: StagePlan) -> dict[str, Any]:
+    return {
+        "fits": plan.fits,
+        "peak_gib": plan.needed_bytes / GIB,
+        "allocated_gib": plan.memory.peak_bytes / GIB,
+        "host_gib": plan.memory.host_bytes / GIB,
+        "peak_by_category": categories_gib(plan),
+        "frames": plan.stage.frames,
+        "max_frames": plan.max_frames,
+        "micro_batch": plan.stage.batch.micro,
+        "max_micro_batch": plan.max_micro,
+        "trainable_parameters": plan.memory.trainable_parameters,
+        "frozen_parameters": plan.memory.frozen_parameters,
+        "optimizer_bytes_per_rank": plan.memory.optimizer_bytes_per_rank,
+        "clips": plan.clips.train,
+        "clips_source": plan.clips.source,
+        "steps": plan.duration.steps,
+        "hours": plan.duration.hours,
+        "gpu_hours": plan.duration.gpu_hours,
+        "evaluation_hours": plan.duration.evaluation_hours,
+        "checkpoint_gib": plan.checkpoint_bytes / GIB,
+    }
+
+
+def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
+    needed = f"{plan.name} needs {plan.needed_bytes / GIB:.1f} GiB, {card.name} has {card.gib:g}"
+    found = plan.advice
+    if found is None:
+        return f"{needed}: nothing that was tried makes it fit; take a larger card, a smaller model or fewer frames"
+    what = " ".join(f"--set {value}" for value in found.sets)
+    if found.ranks != world_size:
+        what = f"{what} --ranks {found.ranks}".strip()
+    if found.slower < 0.995:
+        cost = f"a step takes {found.slower:.2f} of the time"
+    else:
+        cost = f"about {found.slower - 1:.0%} slower"
+    return f"{needed}: {what} makes it {found.gib:.1f} GiB, {cost}"

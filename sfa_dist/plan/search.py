@@ -1,0 +1,74 @@
+"""The largest number of frames, or of clips, with which a stage still fits: few traces, by interpolation.
+
+The peak of memory is the largest of several straight lines (forward, backward, step), so it is convex in what grows:
+the straight line between a size that fits and one that does not lies above it, and where that line meets the limit, the
+stage fits. Where the lines are straight, that is the answer, and the trace of it the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sfa_dist.plan.memory import predict
+from sfa_dist.recipe import StageBlock
+
+FRAMES_LIMIT = 4096  # More is not asked for: 4,096 frames at stride 1 are over two minutes of video.
+TRACES = 8
+
+
+def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ceiling: int, known: int) -> int:
+    """The largest multiple of `granule` up to `ceiling` with `peak(size) <= limit`, and 0 where there is none.
+
+    `known` is `peak(start)`. After TRACES traces it is the best so far.
+    """
+    low, low_peak, high, high_peak = 0, 0, 0, 0
+    if known <= limit:
+        low, low_peak = start, known
+        if start >= ceiling or (high_peak := peak(ceiling)) <= limit:
+            return max(start, ceiling)
+        high = ceiling
+    else:
+        high, high_peak = start, known
+        if start <= granule or (low_peak := peak(granule)) > limit:
+            return 0
+        low = granule
+    for _ in range(TRACES):
+        if high - low <= granule:
+            break
+        ideal = low + (high - low) * (limit - low_peak) / (high_peak - low_peak)
+        guess = min(max(int(ideal) // granule * granule, low + granule), high - granule)
+        size = peak(guess)
+        if size > limit:
+            high, high_peak = guess, size
+            continue
+        # Convex: the next size takes at least as much more as those before it did.
+        slope = (size - low_peak) / (guess - low)
+        low, low_peak = guess, size
+        if size + slope * granule > limit:
+            break
+    return low
+
+
+def largest_frames(stage: StageBlock, world_size: int, limit: int, known: int, ceiling: int = FRAMES_LIMIT) -> int:
+    """Frames up to `ceiling` with which the stage's peak stays within `limit` bytes."""
+
+    def peak(frames: int) -> int:
+        return predict(with_frames(stage, frames), world_size).peak_bytes
+
+    return largest(peak, limit, stage.model.tubelet, stage.frames, ceiling, known)
+
+
+def largest_micro(stage: StageBlock, world_size: int, limit: int, known: int) -> int:
+    """Clips of a micro-batch, up to a rank's share of the batch, with which the peak stays within `limit` bytes."""
+
+    def peak(micro: int) -> int:
+        batch = stage.batch.model_copy(update={"micro": micro})
+        return predict(stage.model_copy(update={"batch": batch}), world_size).peak_bytes
+
+    share = max(1, -(-stage.batch.size // world_size))
+    return largest(peak, limit, 1, stage.batch.micro, share, known)
+
+
+def with_frames(stage: StageBlock, frames: int) -> StageBlock:
+    """The stage with another clip length, which its validators have not seen."""
+    return stage.model_copy(update={"frames": frames})

@@ -1,0 +1,178 @@
+"""`sfa plan`: whether a recipe fits a card, how long it takes and what it costs. No GPU needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sfa_dist.errors import RecipeError, UsageError
+from sfa_dist.parallel.environment import environment
+from sfa_dist.plan.cards import BF16_SHARE, DEFAULT_CARD, FP32_SHARE, GIB, Card, card_of_size, find_card, with_memory
+from sfa_dist.plan.recipe_plan import RecipePlan, StagePlan, categories_gib, plan_recipe
+from sfa_dist.plan.search import FRAMES_LIMIT
+from sfa_dist.plan.table4 import print_table4, table4
+from sfa_dist.recipe import STAGE_NAMES, load_recipe
+from sfa_dist.tools.plan_probe import PROBE_STEPS, probe_recipe
+
+_EPILOG = """\
+examples:
+  sfa plan --recipe recipes/g_48f.yaml --card A100-40 --ranks 8
+  sfa plan --recipe recipes/h_96f.yaml --card 3090 --nodes 2 --gpus-per-node 4 --set stage2.frames=256 --json
+  sfa plan --recipe mine.yaml --gib 16 --clips 12000      a card by its memory; data that is not packed yet
+  sfa plan --table4                                       the frames of the paper's Table 4, up to 1,024
+
+exit code 0 when every stage fits, 78 when one does not. How it works and what it cannot see: docs/planning.md
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Registers the sub-command."""
+    parser = commands.add_parser(
+        "plan",
+        help="memory, time and disk of a recipe, before it runs",
+        description="Prints whether a recipe fits a card, its peak memory by category, the largest frames and "
+        "micro-batch that fit, hours, disk, and the cheapest change that makes it fit. Needs no GPU.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", type=Path, help="the YAML that describes the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--stage", choices=STAGE_NAMES, help="only this stage")
+    parser.add_argument("--card", help=f"a card by name, e.g. A100-80, V100-16, 3090 (default: {DEFAULT_CARD})")
+    parser.add_argument("--gib", type=float, help="memory of a card in GiB; with --card, in place of its own")
+    parser.add_argument("--ranks", type=int, help="GPUs in all (default: 1)")
+    parser.add_argument("--nodes", type=int, help="with --gpus-per-node: GPUs in all")
+    parser.add_argument("--gpus-per-node", type=int)
+    parser.add_argument("--clips", type=int, help="training clips, where no indexed shards are there")
+    parser.add_argument(
+        "--probe", action="store_true", help=f"measure {PROBE_STEPS} real steps on the GPU of this machine"
+    )
+    parser.add_argument("--table4", action="store_true", help="the paper's Table 4 instead of a recipe")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plans and prints. Raises UsageError and RecipeError."""
+    ranks = _ranks(arguments)
+    if arguments.table4:
+        rows = table4(ranks or 64)
+        print(json.dumps([row.as_json() for row in rows], indent=1)) if arguments.json else print_table4(rows)
+        return 0
+    if arguments.recipe is None:
+        raise UsageError("plan needs --recipe, or --table4")
+    if arguments.probe and not torch.cuda.is_available():
+        raise UsageError("--probe measures steps on a GPU, and there is none here; without it a table of cards is used")
+    recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
+    if arguments.stage and getattr(recipe, arguments.stage) is None:
+        raise RecipeError(f"--stage {arguments.stage}: the recipe has no such stage")
+    card = _card(arguments)
+    measured = probe_recipe(recipe, arguments.stage) if arguments.probe else {}
+    plan = plan_recipe(
+        recipe,
+        card,
+        ranks or 1,
+        clips=arguments.clips,
+        only=arguments.stage,
+        micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
+    )
+    if not plan.stages:
+        raise RecipeError("the recipe trains nothing: stage1.weights are given and there is no other stage")
+    if arguments.json:
+        extra = {"probe": {name: probe.as_json() for name, probe in measured.items()}} if measured else {}
+        print(json.dumps({**plan.as_json(), **extra}, indent=1))
+    else:
+        _print(plan, bool(measured))
+    return 0 if plan.fits else RecipeError.exit_code
+
+
+def _ranks(arguments: argparse.Namespace) -> int | None:
+    by_node = (arguments.nodes, arguments.gpus_per_node)
+    if arguments.ranks is not None and any(value is not None for value in by_node):
+        raise UsageError("give either --ranks, or --nodes and --gpus-per-node")
+    if (arguments.nodes is None) != (arguments.gpus_per_node is None):
+        raise UsageError("--nodes and --gpus-per-node go together")
+    for name in ("ranks", "nodes", "gpus_per_node", "clips", "gib"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
+    return arguments.nodes * arguments.gpus_per_node if arguments.nodes is not None else arguments.ranks
+
+
+def _card(arguments: argparse.Namespace) -> Card:
+    if arguments.card is None:
+        return find_card(DEFAULT_CARD) if arguments.gib is None else card_of_size(arguments.gib)
+    card = find_card(arguments.card)
+    return card if arguments.gib is None else with_memory(card, arguments.gib)
+
+
+def _print(plan: RecipePlan, measured: bool) -> None:
+    console = Console()
+    card = plan.card
+    console.print(f"{plan.recipe.name} on {plan.world_size} x {card.name} ({card.gib:g} GiB)", highlight=False)
+    table = Table(box=None, header_style="", pad_edge=False)
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_column(stage.name, justify="right")
+    for label, cells in _rows(plan.stages):
+        table.add_row(label, *cells)
+    console.print(table, highlight=False)
+    whole = plan.as_json()
+    lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
+    if whole["cache_gib"] is not None:
+        lines.append(f"cache        {whole['cache_gib']:.1f} GiB for one view of the training clips (pooled, bf16)")
+    if whole["gpu_hours"] is not None:
+        lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
+    if whole["cost_ratio"] is not None:
+        lines.append(
+            f"cost ratio   {whole['cost_ratio']:.2f} of training end to end on all frames, by operations alone"
+        )
+    lines.append(f"clips        {plan.last.clips.source}")
+    lines += [f"advice       {line}" for line in whole["advice"]]
+    lines.append("it fits" if plan.fits else "it does NOT fit")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
+    categories = list(categories_gib(stages[0]))
+    return [
+        ("frames", [str(plan.stage.frames) for plan in stages]),
+        ("trained / frozen, millions", [_millions(plan) for plan in stages]),
+        *((f"{name}, GiB", [f"{categories_gib(plan)[name]:.2f}" for plan in stages]) for name in categories),
+        ("needed, GiB", [f"{plan.needed_bytes / GIB:.2f}" for plan in stages]),
+        ("in the host's memory, GiB", [f"{plan.memory.host_bytes / GIB:.2f}" for plan in stages]),
+        ("fits", ["yes" if plan.fits else "NO" for plan in stages]),
+        ("largest frames that fit", [_at_least(plan.max_frames, FRAMES_LIMIT) for plan in stages]),
+        ("micro-batch / largest", [f"{plan.stage.batch.micro} / {plan.max_micro}" for plan in stages]),
+        ("optimizer bytes a rank, GiB", [f"{plan.memory.optimizer_bytes_per_rank / GIB:.2f}" for plan in stages]),
+        ("steps", [_number(plan.duration.steps, ",d") for plan in stages]),
+        ("hours", [_number(plan.duration.hours, ".1f") for plan in stages]),
+        ("hours of evaluation beside", [_number(plan.duration.evaluation_hours, ".1f") for plan in stages]),
+    ]
+
+
+def _millions(plan: StagePlan) -> str:
+    return f"{plan.memory.trainable_parameters / 1e6:.1f} / {plan.memory.frozen_parameters / 1e6:.1f}"
+
+
+def _at_least(value: int | None, ceiling: int) -> str:
+    return f"{value} or more" if value == ceiling else str(value)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else format(value, form)
+
+
+def _speed(plan: RecipePlan, measured: bool) -> str:
+    if measured:
+        return "measured here; without loading"
+    assumed = {plan.card.sustained_tflops(stage.stage.engine.precision) or 0 for stage in plan.stages}
+    share = f"{BF16_SHARE:.0%} of the card's bf16 peak, {FP32_SHARE:.0%} of its fp32 peak"
+    return f"assumed {', '.join(f'{value:.0f}' for value in sorted(assumed))} TFLOP/s: {share}; without loading"

@@ -1,0 +1,95 @@
+"""Real optimizer steps of a stage with random weights and grey clips: how long they take and what they allocate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.plan.memory import accumulation_of, predict, stages_of
+from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.trunk_setup import place_trunk, prepare_trainable
+
+PROBE_STEPS = 20
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds of one micro-batch with its share of the step, and the allocator's peak beside what was planned."""
+
+    micro_seconds: float
+    peak_bytes: int
+    planned_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(vars(self))
+
+
+def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, Probe]:
+    """Probes each stage that trains on this machine's GPU, as one rank."""
+    runtime = parallel_runtime.start(environment())
+    try:
+        return {
+            name: probe_stage(stage, runtime)
+            for name, stage in stages_of(recipe).items()
+            if only in (None, name) and not (isinstance(stage, Stage1) and stage.weights)
+        }
+    finally:
+        parallel_runtime.stop()
+
+
+def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
+    """PROBE_STEPS steps of two micro-batches, or of one where the recipe has no more, on a GPU."""
+    device = runtime.device
+    size = min(2 * stage.batch.micro, stage.batch.size)
+    stage = stage.model_copy(update={"batch": stage.batch.model_copy(update={"size": size})})
+    started = 0.0
+
+    def note(step: int) -> None:
+        nonlocal started
+        if step == WARM_UP_STEPS:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            started = time.perf_counter()
+
+    run_steps(stage, runtime, WARM_UP_STEPS + PROBE_STEPS, note)
+    torch.cuda.synchronize(device)
+    seconds = (time.perf_counter() - started) / PROBE_STEPS
+    planned = predict(stage, world_size=1, device=device.type).peak_bytes
+    return Probe(seconds / accumulation_of(stage, 1), torch.cuda.max_memory_allocated(device), planned)
+
+
+def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:
+    """Optimizer steps of a stage as the trainer's, on one rank; `before(step)` is called first."""
+    device = runtime.device
+    parts = assemble_stage2(stage, None, "") if isinstance(stage, Stage2) else assemble_end_to_end(stage, None)
+    accumulation = accumulation_of(stage, 1)
+    prepare_trainable(parts.trainable, stage)
+    engine = make_engine(parts.trainable, stage, accumulation, device)
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        place_trunk(parts.frozen, stage, runtime)
+    micro, side = stage.batch.micro, stage.model.image_size
+
+    def features() -> Any:
+        clips = torch.full((micro, 3, stage.frames, side, side), 128, dtype=torch.uint8)
+        return clips.to(device) if parts.frozen is None else parts.frozen(clips)
+
+    for step in range(steps):
+        before(step)
+        for index in range(accumulation):
+            labels = torch.zeros(micro, dtype=torch.int64, device=device)
+            logits = engine.forward(features())
+            loss = weighted_loss_sum(logits, labels, torch.ones(micro, device=device), stage.optimizer.label_smoothing)
+            engine.backward(loss / micro, last=index == accumulation - 1)
+        engine.step(0.0)
