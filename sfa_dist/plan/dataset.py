@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sfa_dist.data.shard_index import INDEX_NAME, load_index
 from sfa_dist.data.shards import expand_shards

@@ -236,7 +236,6 @@ def test_resume_from_a_given_checkpoint(place: Path, stopped: Path, whole: Path)
     assert_the_same_scores_but_step_7(run, whole)
 
 
-@pytest.mark.fault(22)
 @pytest.mark.fault(28)
 def test_other_loader_processes_go_on_with_the_same_bits(place: Path, stopped: Path, whole: Path) -> None:
     run = place / "other workers"
@@ -247,6 +246,7 @@ def test_other_loader_processes_go_on_with_the_same_bits(place: Path, stopped: P
     assert_the_same_scores_but_step_7(run, whole)
 
 
+@pytest.mark.fault(22)
 def test_where_all_checkpoints_are_damaged_the_run_is_not_started_over(place: Path, stopped: Path) -> None:
     run = place / "all damaged"
     shutil.copytree(stopped, run)
