@@ -5,7 +5,8 @@
 
 For each number of frames: the trunk by chunks, adapter on pooled vectors and on tokens, offload off and on. On a GPU
 "device" is the peak of allocated memory, weights included; on a CPU it is what operations took beyond weights, clip
-and host buffers. "host" is pinned memory. Times are medians of interleaved rounds, as ratios to the first line.
+and host buffers. "host" is pinned memory. Times are medians of interleaved rounds, as ratios to the first line;
+on a CPU it is CPU time, which what runs beside it hardly changes.
 "predicted" is that of the planner, where it tells one for this stage.
 """
 
@@ -56,12 +57,13 @@ class Case:
         device = self.runtime.device
         self.runtime.synchronize()
         self.runtime.reset_peak_memory()
-        started = time.perf_counter()
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        started = clock()
         count = len(self.seconds) == 1 and device.type == "cpu"  # Host buffers and gradients are there by then.
         with StoragePeak(device.type) if count else nullcontext() as storages:
             self.parts.trainable(self.frozen(self.clips)).sum().backward()
         self.runtime.synchronize()
-        self.seconds.append(time.perf_counter() - started)
+        self.seconds.append(clock() - started)
         if storages is not None:
             self.peak = storages.peak
         elif device.type == "cuda":
