@@ -164,6 +164,36 @@ class CheckpointBlock(Block):
     keep: Annotated[int, Field(ge=1)] = 2
 
 
+class CacheBlock(Block):
+    """The feature cache: what the frozen trunk puts out for `views` augmented views of each video (docs/cache.md).
+
+    `phases` of the tubelet x stride temporal phases are stored, all of which make every temporal crop exact.
+    `dir` null is the run directory's own `cache/`. `live_fraction` of the clips of each epoch run through the trunk as
+    without a cache; `refresh` more of them do from the epoch on in which stored views are seen again. `mixup` is the
+    alpha of mixup on features, 0 for none.
+    """
+
+    views: Positive = 4
+    phases: Positive = 1
+    dir: str | None = None
+    live_fraction: Fraction = 0.0
+    refresh: Fraction = 0.0
+    mixup: Fraction = 0.0
+
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether some clips run through the trunk all the same."""
+        return self.live_fraction + self.refresh > 0
+
+    @model_validator(mode="after")
+    def _live_shares(self) -> CacheBlock:
+        if self.live_fraction + self.refresh > 1:
+            raise complain("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+        if self.mixup and self.runs_trunk:
+            raise complain("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+        return self
+
+
 class StageBlock(Block):
     """One training stage with all its blocks. `frames` is the clip's length in frames."""
 
@@ -226,12 +256,30 @@ class Stage2(StageBlock):
     """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
 
     `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
-    anew. `chunk_frames` is how many frames of one clip the trunk takes at a time.
+    anew. `chunk_frames` is how many frames of one clip the trunk takes at a time. `cache: null` runs the trunk live.
     """
 
     adapter: AdapterBlock | None = AdapterBlock()
     head: Literal["auto", "zero"] = "auto"
     chunk_frames: Positive = 8
+    cache: CacheBlock | None = None
+
+    @model_validator(mode="after")
+    def _cache_holds_what_is_trained_on(self) -> Stage2:
+        if self.cache is None:
+            return self
+        if self.adapter is not None and self.adapter.placement == "tokens":
+            raise complain(
+                "cache",
+                "holds pooled features, and adapter.placement is tokens: four views of all tokens of Kinetics-400 are "
+                "about 20 TB, pooled 0.1 TB; set adapter.placement: pooled, or cache: null",
+            )
+        pitch = self.model.tubelet * self.data.stride
+        if not pitch or self.data.frame_order != "time":
+            raise complain("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
+        if self.cache.phases > pitch:
+            raise complain("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+        return self
 
     @model_validator(mode="after")
     def _chunk_fills_tubelets(self) -> Stage2:

@@ -35,9 +35,11 @@ EXECUTION_KEYS = (
     "data.max_bad_fraction",
     "schedule.max_steps",
     "chunk_frames",
+    "cache.dir",
     "weights",
     "image_checkpoint",
 )
+CACHE_STAGE = "cache"
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -102,7 +104,8 @@ def read_done(directory: Path) -> dict[str, Any] | None:
 
 def collect_results(run_dir: Path) -> dict[str, Any]:
     """The stages' own results and the totals of result.json."""
-    stages = {name: done["result"] for name in STAGE_NAMES if (done := read_done(run_dir / name)) is not None}
+    names = (*STAGE_NAMES[:-1], CACHE_STAGE, STAGE_NAMES[-1])  # In the order in which they run.
+    stages = {name: done["result"] for name in names if (done := read_done(run_dir / name)) is not None}
     last = list(stages.values())[-1] if stages else {}
     totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
     seconds = sum(stage["seconds"] for stage in stages.values())

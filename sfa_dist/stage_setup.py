@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,20 @@ import torch
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import expand_shards
-from sfa_dist.data.stream import check_labels, eval_loader, train_loader
+from sfa_dist.data.stream import Batch, check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, RecipeError
+from sfa_dist.feature_cache import (
+    FeatureCache,
+    SplitPlan,
+    cache_block,
+    missing_views,
+    open_cache,
+    plan_cache,
+    trunk_weights_sha256,
+)
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
@@ -44,6 +56,11 @@ class Run:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
         given = self.recipe.stage1.weights if stage == "stage1" and self.recipe.stage1 else None
         return Path(given) if given else self.directory / stage / "weights.safetensors"
+
+    def cache_directory(self, stage: Stage2) -> Path:
+        """Where the feature cache of stage 2 is."""
+        given = stage.cache.dir if stage.cache else None
+        return Path(given) if given else self.directory / "cache"
 
     def source(self, stage: StageBlock) -> str | None:
         """What a stage starts from: a weights file, a `timm:` name, or None for random weights."""
@@ -79,18 +96,21 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    streams = make_streams(run, stage, index, val)
+    cache = open_features(run, stage, index, val)
+    streams = make_streams(run, stage, index, val, cache)
     classes = classes_id(index.classes, stage.model)
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
-    parts = _assemble(run, stage, classes)
+    parts = _assemble(run, stage, classes, cache)
     counts = parts.parameters()
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
         state = ckpt.read_state(checkpoint)
         refuse_other_inputs(name, state["inputs"], inputs)
         load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
-    trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
+    trunk_sha256 = parts.trunk_sha256()
+    if cache is not None and trunk_sha256 != cache.trunk_sha256:
+        raise RecipeError(f"the feature cache {cache.train.folders[0].parent} was made by another trunk than stage 1's")
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
@@ -123,7 +143,28 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     return Setup(parts, trainer, classes)
 
 
-def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
+def plan_features(
+    run: Run, stage: Stage2, train: SampleIndex, val: SampleIndex | None
+) -> tuple[SplitPlan, SplitPlan | None]:
+    """What the feature cache of stage 2 has to be. Collective. Raises CheckpointError without stage 1's weights."""
+    weights = run.weights("stage1")
+    trunk = run.runtime.on_main(lambda: trunk_weights_sha256(weights))
+    return plan_cache(run.recipe, stage, run.cache_directory(stage), trunk, train, val)
+
+
+def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIndex | None) -> FeatureCache | None:
+    """The feature cache that the stage reads, None where it runs live, or where a dry run finds no complete one."""
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return None
+    if run.dry_run and not run.weights("stage1").is_file():
+        return None
+    plans = plan_features(run, stage, train, val)
+    if run.dry_run and run.runtime.on_main(lambda: any(missing_views(plan) for plan in plans if plan)):
+        return None
+    return run.runtime.on_main(lambda: open_cache(stage, *plans))
+
+
+def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | None) -> Parts:
     source = run.source(stage)
     made_here = source is not None and not source.startswith("timm:") and Path(source).is_relative_to(run.directory)
     if source is not None and made_here and not Path(source).is_file():
@@ -133,7 +174,8 @@ def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
             )
         source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
     if isinstance(stage, Stage2):
-        return assemble_stage2(stage, Path(source) if source else None, classes)
+        in_place = cache.trunk_sha256 if cache is not None and not cache_block(stage).runs_trunk else None
+        return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
     return assemble_end_to_end(stage, source)
 
 
@@ -162,8 +204,10 @@ def given_checkpoint(path: Path) -> tuple[str, Path]:
     return str(ckpt.read_state(path).get("stage")), path
 
 
-def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None) -> Streams:
-    """The stage's training and evaluation streams for this rank."""
+def make_streams(
+    run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
+) -> Streams:
+    """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
     world = run.runtime.world_size
     common: dict[str, Any] = {
         "data": stage.data,
@@ -175,14 +219,35 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
         "world_size": world,
         "pin_memory": run.runtime.device.type == "cuda",
     }
+    make_train: Callable[[int, int], Iterable[Batch]]
+    make_eval: Callable[[], Iterable[Batch]] | None = None
+    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
+        make_train = partial(_feature_epoch, train_index, cache, stage, common)
+        if val_index is not None and cache.val is not None:
+            shared = {key: value for key, value in common.items() if key not in ("crop", "seed")}
+            make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
+    else:
+        make_train = partial(_clip_epoch, train_index, stage, common)
+        make_eval = None if val_index is None else partial(eval_loader, val_index, **common)
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
-        train=lambda epoch, first: train_loader(
-            train_index, augment=stage.augment, epoch=epoch, start_step=first, **common
-        ),
-        evaluate=None if val_index is None else lambda: eval_loader(val_index, **common),
+        train=make_train,
+        evaluate=make_eval,
     )
+
+
+def _clip_epoch(
+    index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int
+) -> Iterable[Batch]:
+    return train_loader(index, augment=stage.augment, epoch=epoch, start_step=first, **common)
+
+
+def _feature_epoch(
+    index: SampleIndex, cache: FeatureCache, stage: Stage2, common: dict[str, Any], epoch: int, first: int
+) -> Iterable[Batch]:
+    own: dict[str, Any] = {"cache": stage.cache, "augment": stage.augment, "epoch": epoch, "start_step": first}
+    return feature_train_loader(index, cache.train, cache.grid, **own, **common)
 
 
 def check_classes(trained: list[str] | None, index: SampleIndex) -> None:

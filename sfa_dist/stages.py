@@ -1,4 +1,4 @@
-"""The stages of a run: image -> stage1 -> stage2 -> test -> report.
+"""The stages of a run: image -> stage1 -> cache -> stage2 -> test -> report.
 
 A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its
 newest intact
@@ -19,18 +19,21 @@ from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
+from sfa_dist.cache_build import run_cache_stage
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.feature_cache import cache_block
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import watched
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import (
+    CACHE_STAGE,
     code_sha256,
     collect_results,
     environment_record,
@@ -125,7 +128,12 @@ def run_stages(run: Run, only: str | None) -> None:
     stages = _stages(run.recipe)
     if only in STAGE_NAMES and only not in stages:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
+    if only == CACHE_STAGE:
+        cache_block(stages.get("stage2"))
     for name, stage in stages.items():
+        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
+            run_cache_stage(run, stage)
+            gc.collect()
         if only in (None, name):
             train(run, name, stage)
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.

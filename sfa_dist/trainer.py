@@ -167,7 +167,7 @@ class Trainer:
             self._enter("forward")
             logits = self.engine.forward(self._features(batch))
             self._enter("backward")
-            loss = weighted_loss_sum(logits, labels, weights, self.stage.optimizer.label_smoothing)
+            loss = self._loss(logits, labels, weights, batch)
             self.engine.backward(loss * scale, last=index == len(batches) - 1)
             losses.append(loss.detach())
         self._enter("step")
@@ -176,9 +176,22 @@ class Trainer:
     def _enter(self, phase: str) -> None:
         self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
+    def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.stage.optimizer.label_smoothing
+        if "partners" not in batch:
+            return weighted_loss_sum(logits, labels, weights, smoothing)
+        shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixed features.
+        own = weighted_loss_sum(logits, labels, weights * shares, smoothing)
+        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing)
+
     def _features(self, batch: Batch) -> Tensor:
-        clips = self._to_device(batch["clips"])
-        return clips if self.frozen is None else self.frozen(clips)
+        if "features" not in batch:
+            clips = self._to_device(batch["clips"])
+            return clips if self.frozen is None else self.frozen(clips)
+        features = self._to_device(batch["features"])
+        if "clips" in batch and self.frozen is not None:  # Some clips of a cached batch run live.
+            features[self._to_device(batch["live"])] = self.frozen(self._to_device(batch["clips"]))
+        return features
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.runtime.device, non_blocking=True)

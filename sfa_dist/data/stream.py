@@ -241,7 +241,7 @@ def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> I
 
 
 def _loader(
-    batches: MicroBatches, items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
+    batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> DataLoader[Batch]:
     return DataLoader(
         batches,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sfa_dist import __version__, train
-from sfa_dist.tools import index, pack, report
+from sfa_dist.tools import cache, index, pack, report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_arguments(training)
     training.set_defaults(run=train.run)
-    for module in (pack, index, report):
+    for module in (pack, index, cache, report):
         module.add_parser(commands)
     return parser
 

@@ -22,7 +22,10 @@ LAYERS = (
     ("errors", "recipe", "recipe_errors", "recipe_source", "recipe_yaml"),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
-    ("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
+    (
+        *("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
+        *("feature_cache", "cache_build"),
+    ),
     ("train", "tools"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
