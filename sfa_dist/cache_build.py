@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,15 @@ from sfa_dist import __version__
 from sfa_dist.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.checkpoint import write_json
 from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.feature_shards import PartWriter, begin_view, close_view, missing_parts, plan_parts, read_manifest
+from sfa_dist.data.feature_shards import (
+    PartWriter,
+    begin_view,
+    close_view,
+    drop_leftovers,
+    missing_parts,
+    plan_parts,
+    read_manifest,
+)
 from sfa_dist.data.feature_slices import Part, Slice, VideoSlices, slice_loader
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, SfaError
 from sfa_dist.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key, trunk_dtype
@@ -105,8 +114,12 @@ def build_views(run: Run, stage: Stage2, plan: SplitPlan, trunk: FrozenTrunk, tr
 
     Raises RecipeError for parts of another recipe, CheckpointError when the disk refuses, PreemptedError on a stop.
     """
-    for view in run.runtime.on_main(lambda: missing_views(plan)):
-        _build_view(run, stage, plan, view, trunk, trunk_sha256)
+    missing = run.runtime.on_main(lambda: missing_views(plan))
+    for view in range(plan.views):
+        if view in missing:
+            _build_view(run, stage, plan, view, trunk, trunk_sha256)
+        else:  # A kill may have come between its manifest and this.
+            run.runtime.on_main(partial(drop_leftovers, plan.view(view), plan_parts(plan.index, view)))
 
 
 def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: FrozenTrunk, trunk_sha256: str) -> None:

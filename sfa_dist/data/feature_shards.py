@@ -166,9 +166,13 @@ def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], wo
     shards = [path.name for path in paths]
     content = {**manifest, "samples": len(frames), "shards": shards, "bad": bad, "rank_seconds": seconds}
     write_json_atomically(folder / MANIFEST_NAME, content, indent=1)
-    for path in paths:
-        path.with_suffix(".json").unlink(missing_ok=True)
-    (folder / BUILDING_NAME).unlink(missing_ok=True)
+    drop_leftovers(folder, parts)
+
+
+def drop_leftovers(folder: Path, parts: Sequence[Part]) -> None:
+    """Removes what a complete view needs no longer."""
+    for name in (BUILDING_NAME, *(f"{part.name}.json" for part in parts)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _save_array(path: Path, array: npt.NDArray[np.int64]) -> None:
