@@ -145,14 +145,32 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) 
         load_exactly(parts.trainable, read_state(weights), str(weights))
     else:
         parts = assemble_stage2(stage, trunk_weights, classes="")
-        tail_state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
-        load_exactly(parts.trainable, tail_state, str(weights))
+        _load_tail(parts.trainable, weights)
         expected = read_metadata(weights).get("trunk_sha256")
         if parts.frozen is not None and parts.frozen.sha256() != expected:
             raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
-    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
-    parts.trainable.to(dtype).eval().requires_grad_(False)
+    _make_ready(parts.trainable, stage)
     return parts
+
+
+def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
+    """Stage 2 without its trunk, for features of the trunk with this hash (else RecipeError)."""
+    tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
+    _load_tail(tail, weights)
+    if read_metadata(weights).get("trunk_sha256") != trunk_sha256:
+        raise RecipeError(f"{weights} was trained on another trunk than that of stage 1")
+    _make_ready(tail, stage)
+    return tail
+
+
+def _load_tail(tail: nn.Module, weights: Path) -> None:
+    state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+    load_exactly(tail, state, str(weights))
+
+
+def _make_ready(module: nn.Module, stage: StageBlock) -> None:
+    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+    module.to(dtype).eval().requires_grad_(False)
 
 
 def classes_id(names: list[str] | None, model: ModelBlock) -> str:

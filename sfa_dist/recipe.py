@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,10 @@ Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 STAGE_BLOCKS = ("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed")
 STAGE_NAMES = ("image", "stage1", "stage2")
+# What the heads of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
+SWEPT_KEYS = ("adapter.hidden", "adapter.residual", "head", "model.temporal_depth", "model.drop_path", "seed")
+SWEPT_BLOCKS = ("optimizer.",)
+MAX_MEMBERS = 1024
 
 
 class Block(BaseModel):
@@ -257,12 +262,14 @@ class Stage2(StageBlock):
 
     `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
     anew. `chunk_frames` is how many frames of one clip the trunk takes at a time. `cache: null` runs the trunk live.
+    `seed` is of the tail's initial weights and drop-path alone (null: the run's); the order of clips stays the run's.
     """
 
     adapter: AdapterBlock | None = AdapterBlock()
     head: Literal["auto", "zero"] = "auto"
     chunk_frames: Positive = 8
     cache: CacheBlock | None = None
+    seed: NonNegative | None = None
 
     @model_validator(mode="after")
     def _cache_holds_what_is_trained_on(self) -> Stage2:
@@ -311,13 +318,18 @@ class LogBlock(Block):
 
 
 class Recipe(Block):
-    """A whole run. At least one of the stages is there; they run in the order image, stage1, stage2, test."""
+    """A whole run. At least one of the stages is there; they run in the order image, stage1, cache, stage2, test.
+
+    `sweep` trains a stage 2 for every combination of its values together on one feature cache: keys of stage 2 with
+    dots, such as `optimizer.lr: [0.1, 0.2]`.
+    """
 
     name: str
     seed: NonNegative = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
+    sweep: dict[str, list[Any]] = {}
     test: TestBlock = TestBlock()
     log: LogBlock = LogBlock()
 
@@ -332,6 +344,58 @@ class Recipe(Block):
         if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
             raise complain("stage1", "image_checkpoint is stage:image, but there is no image block")
         return self
+
+    @model_validator(mode="after")
+    def _sweeps_heads_on_a_cache(self) -> Recipe:
+        if not self.sweep:
+            return self
+        if self.stage2 is None or self.stage2.cache is None or self.stage2.cache.runs_trunk:
+            raise complain("sweep", "needs a stage2.cache without live clips: all members share its features")
+        for key, values in self.sweep.items():
+            if key not in SWEPT_KEYS and not key.startswith(SWEPT_BLOCKS):
+                known = ", ".join((*SWEPT_KEYS, *(f"{block}*" for block in SWEPT_BLOCKS)))
+                raise complain("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
+            if not values or len({json.dumps(value) for value in values}) < len(values):
+                raise complain("sweep", f"{key} needs a list of different values")
+        try:
+            members = sweep_members(self)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise complain("sweep", f"{key} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+        if len(members) > MAX_MEMBERS:
+            raise complain("sweep", f"has {len(members)} members, at most {MAX_MEMBERS} train together")
+        return self
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head of a sweep: its name (m000, ...), what sets it apart, and its whole stage."""
+
+    name: str
+    settings: dict[str, Any]
+    stage: Stage2
+
+
+def sweep_members(recipe: Recipe) -> list[Member]:
+    """Every combination of the sweep's values, the last key running fastest. Raises ValidationError for one that is no
+    stage 2."""
+    stage = recipe.stage2
+    if stage is None or not recipe.sweep:
+        return []
+    members = []
+    for number, values in enumerate(product(*recipe.sweep.values())):
+        settings = dict(zip(recipe.sweep, values, strict=True))
+        tree = stage.model_dump()
+        for key, value in settings.items():
+            *blocks, last = key.split(".")
+            block = tree
+            for name in blocks:
+                block[name] = block[name] or {}
+                block = block[name]
+            block[last] = value
+        members.append(Member(f"m{number:03d}", settings, Stage2.model_validate(tree)))
+    return members
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,10 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         for key, value in flatten(stage.model_dump(mode="json")).items()
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
     }
+    own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,
+        **({"seed of the tail": own_seed} if own_seed is not None else {}),
         "seed": recipe.seed,
         "train clips (sha256)": index_sha256,
         "starting weights (sha256)": source_sha256,

@@ -87,6 +87,23 @@ class Setup:
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
+    data = open_data(run, name, stage, index)
+    checkpoint = None if run.dry_run else find_checkpoint(run, name)
+    return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on: its streams, the cache behind them (None: live), the class list, clips (train, val)."""
+
+    streams: Streams
+    cache: FeatureCache | None
+    classes: str
+    clips: tuple[int, int]
+
+
+def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
+    """Opens and checks all that the stage reads. Collective."""
     val = open_split(run.runtime, stage.data.val, f"{name}.data.val") if stage.data.val else None
 
     def check() -> None:
@@ -98,10 +115,22 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     run.runtime.on_main(check)
     cache = open_features(run, stage, index, val)
     streams = make_streams(run, stage, index, val, cache)
-    classes = classes_id(index.classes, stage.model)
-    checkpoint = None if run.dry_run else find_checkpoint(run, name)
-    torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
-    parts = _assemble(run, stage, classes, cache)
+    return StageData(streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)))
+
+
+def set_up(
+    run: Run,
+    name: str,
+    stage: StageBlock,
+    data: StageData,
+    inputs: dict[str, Any],
+    directory: Path,
+    checkpoint: Path | None,
+) -> Setup:
+    """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given."""
+    seed = stage.seed if isinstance(stage, Stage2) and stage.seed is not None else run.recipe.seed
+    torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
+    parts = _assemble(run, stage, data.classes, data.cache)
     counts = parts.parameters()
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
@@ -109,9 +138,11 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         refuse_other_inputs(name, state["inputs"], inputs)
         load_exactly(parts.trainable, ckpt.read_parameters(checkpoint), str(checkpoint))
     trunk_sha256 = parts.trunk_sha256()
-    if cache is not None and trunk_sha256 != cache.trunk_sha256:
-        raise RecipeError(f"the feature cache {cache.train.folders[0].parent} was made by another trunk than stage 1's")
+    if data.cache is not None and trunk_sha256 != data.cache.trunk_sha256:
+        made = data.cache.train.folders[0].parent
+        raise RecipeError(f"the feature cache {made} was made by another trunk than stage 1's")
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    streams = data.streams
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
@@ -122,25 +153,24 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     if parts.frozen is not None:
         parts.frozen.to(run.runtime.device)
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
-    clips = (len(index), index_size(val))
-    run.tracker.say(setup_table(name, stage, counts, clips, steps, world, engine.optimizer_bytes()))
+    run.tracker.say(setup_table(name, stage, counts, data.clips, steps, world, engine.optimizer_bytes()))
     trainer = Trainer(
         name=name,
         stage=stage,
-        seed=run.recipe.seed,
+        seed=seed,
         engine=engine,
         frozen=parts.frozen,
         streams=streams,
         runtime=run.runtime,
         tracker=run.tracker,
         stop=run.stop,
-        directory=run.directory / name,
+        directory=directory,
         state_extra={"inputs": inputs, "trunk_sha256": trunk_sha256},
         log_every=run.recipe.log.every,
         progress=progress,
         watch=run.watch,
     )
-    return Setup(parts, trainer, classes)
+    return Setup(parts, trainer, data.classes)
 
 
 def plan_features(
@@ -179,12 +209,13 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
     return assemble_end_to_end(stage, source)
 
 
-def find_checkpoint(run: Run, name: str) -> Path | None:
+def find_checkpoint(run: Run, name: str, directory: Path | None = None) -> Path | None:
     """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
-    one."""
-    if run.resume_from is not None and run.resume_from[0] == name:
+    one. `directory` is that of a sweep's member."""
+    if directory is None and run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
-    found, faults = run.runtime.on_main(lambda: ckpt.newest_valid(run.directory / name / "checkpoints"))
+    root = (directory or run.directory / name) / "checkpoints"
+    found, faults = run.runtime.on_main(lambda: ckpt.newest_valid(root))
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
         run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")

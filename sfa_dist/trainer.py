@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -94,6 +94,11 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from `progress` to the last step. Raises PreemptedError (state saved) on a stop request."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """`fit`, one optimizer step at a time, with what comes before it: a sweep takes turns in its members."""
         while True:
             epoch, first = divmod(self.progress.step, self.streams.steps_per_epoch)
             at_epoch_end = first == 0 or self.progress.step >= self.total_steps
@@ -101,9 +106,9 @@ class Trainer:
                 self._end_epoch()
             if self.progress.step >= self.total_steps:
                 return
-            self._run_epoch(epoch, first)
+            yield from self._run_epoch(epoch, first)
 
-    def _run_epoch(self, epoch: int, first: int) -> None:
+    def _run_epoch(self, epoch: int, first: int) -> Iterator[None]:
         micro_batches = iter(self.streams.train(epoch, first))
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
@@ -128,6 +133,7 @@ class Trainer:
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
                 advance()
+                yield
 
     def _stop(self) -> None:
         self.save()
@@ -326,21 +332,32 @@ def evaluate(
     Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
     `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do.
     """
-    sums = ClassificationSums()
+    return evaluate_all(lambda batch: [predict(batch)], 1, batches, runtime, note_bad)[0]
+
+
+def evaluate_all(
+    predict: Callable[[Batch], Iterable[Tensor]],
+    models: int,
+    batches: Iterable[Batch],
+    runtime: Runtime,
+    note_bad: Callable[[list[tuple[str, str]], int], None],
+) -> list[dict[str, Any]]:
+    """`evaluate` of several models in one pass: `predict` gives the logits of each."""
+    sums = [ClassificationSums() for _ in range(models)]
     bad: list[tuple[str, str]] = []
     for batch in batches:
         bad += batch["bad"]
-        logits = predict(batch)
-        logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
-        sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
-    result = ClassificationSums(runtime.sum(*sums.sums)).result()
+        for own, logits in zip(sums, predict(batch), strict=True):
+            logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
+            own.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+    results = [ClassificationSums(runtime.sum(*own.sums)).result() for own in sums]
     everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
     if everywhere:
         try:
-            note_bad(everywhere, int(result["samples"]))
+            note_bad(everywhere, int(results[0]["samples"]))
         except SfaError as error:
             raise runtime.for_all(error) from None
-    return result
+    return results
 
 
 def note_bad_test_clips(

@@ -24,7 +24,7 @@ LAYERS = (
     ("checkpoint", "metrics", "plan"),
     (
         *("tracking", "assemble", "run_lock", "run_record", "trainer", "stage_setup", "stages", "report"),
-        *("feature_cache", "cache_build"),
+        *("feature_cache", "cache_build", "sweep"),
     ),
     ("train", "tools"),
 )
