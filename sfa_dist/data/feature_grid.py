@@ -33,27 +33,21 @@ class StepGrid:
         """Frames from the start of one tubelet step of a clip to the start of the next."""
         return self.tubelet * self.stride
 
-    @property
-    def phase_starts(self) -> Indices:
-        """First frames of the phases, spread evenly, int64 (phases,); the first is 0."""
-        return np.arange(self.phases, dtype=np.int64) * self.pitch // self.phases
-
     def num_steps(self, num_video_frames: int) -> int:
         """Tubelet steps stored of a video."""
-        whole, rest = divmod(num_video_frames, self.pitch)
-        return whole * self.phases + int(np.searchsorted(self.phase_starts, rest))
+        return -(-num_video_frames * self.phases // self.pitch)
 
     def starts(self, num_video_frames: int) -> Indices:
-        """First frames of all stored steps, rising, int64 (num_steps,)."""
-        rounds = -(-num_video_frames // self.pitch)
-        starts = (np.arange(rounds, dtype=np.int64)[:, None] * self.pitch + self.phase_starts).ravel()
-        return starts[starts < num_video_frames]
+        """First frames of all stored steps, rising, int64 (num_steps,): phases spread evenly, the first at 0."""
+        return np.arange(self.num_steps(num_video_frames), dtype=np.int64) * self.pitch // self.phases
 
     def clip_rows(self, num_video_frames: int, frames: int, offset: int) -> Indices:
-        """Rows of `starts` that make the clip of `frames` frames from frame `offset` on, int64 (frames / tubelet,)."""
+        """Rows of `starts` that make the clip of `frames` frames from frame `offset` on, int64 (frames / tubelet,).
+
+        Row i starts at i * pitch // phases: the last that starts at p or before is ((p + 1) * phases - 1) // pitch.
+        """
         wanted = clip_starts(num_video_frames, frames, self.tubelet, self.stride, offset)
-        rounds, rest = np.divmod(wanted, self.pitch)
-        return rounds * self.phases + np.searchsorted(self.phase_starts, rest, side="right") - 1
+        return ((wanted + 1) * self.phases - 1) // self.pitch
 
 
 def clip_starts(num_video_frames: int, frames: int, tubelet: int, stride: int, offset: int) -> Indices:

@@ -57,10 +57,10 @@ class ClipRows:
         """Steps that the cache holds of a video."""
         return self.steps if self.grid is None else self.grid.num_steps(num_video_frames)
 
-    def __call__(self, num_video_frames: int, sample: int) -> Indices | slice:
-        """The rows of the clip that live training would cut in this epoch."""
+    def __call__(self, num_video_frames: int, sample: int) -> Indices:
+        """The rows of the clip that live training would cut in this epoch, int64 (steps,)."""
         if self.grid is None:
-            return slice(None)
+            return np.arange(self.steps, dtype=np.int64)
         rng = sample_rng(self.seed, self.epoch, sample, "clip")
         offset = random_offset(rng, num_video_frames, self.frames, self.grid.stride)
         return self.grid.clip_rows(num_video_frames, self.frames, offset)
@@ -119,7 +119,7 @@ class FeatureBatches(Dataset[Batch]):
 
     def _batch(self, ids: Ids) -> Batch:
         features = self._zeros(len(ids))
-        labels, weights = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float32)
+        labels, weights = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32)
         bad: list[tuple[str, str]] = []
         clips: dict[int, torch.Tensor] = {}
         for row, sample in enumerate(ids.tolist()):
@@ -133,11 +133,11 @@ class FeatureBatches(Dataset[Batch]):
             except BadSample as error:
                 bad.append((self.index.name(sample), error.reason))
                 continue
-            labels[row], weights[row] = int(self.index.label[sample]), 1.0
+            labels[row], weights[row] = self.index.label[sample], 1.0
         batch = {
             "features": self._tensor(features),
-            "labels": labels,
-            "weights": weights,
+            "labels": torch.from_numpy(labels),
+            "weights": torch.from_numpy(weights),
             "ids": torch.from_numpy(ids.copy()),
             "views": 1,
             "bad": bad,
@@ -167,7 +167,8 @@ class FeatureBatches(Dataset[Batch]):
         if not data.startswith(header) or len(data) != len(header) + stored * out[0].nbytes:
             raise BadSample(f"features are not ({stored}, {self.split.width}) {descr}: the cache is damaged")
         array = np.frombuffer(data, out.dtype, offset=len(header)).reshape(stored, self.split.width)
-        out[:] = array[self.rows(num_video_frames, sample)]
+        # Rows are inside by construction; "clip" lets numpy write into the batch without a copy between.
+        np.take(array, self.rows(num_video_frames, sample), axis=0, out=out, mode="clip")
 
     def _mix(self, batch: Batch, ids: Ids, partners: Ids, share: float) -> None:
         """Row = share x clip + (1 - share) x partner; a clip whose partner is padding or bad stays itself."""
