@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.clip_sampling import Indices, random_offset
+from sfa_dist.data.clip_sampling import Indices, offset_choices
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import STORED, npy_header, open_view
-from sfa_dist.data.randomness import sample_rng
+from sfa_dist.data.randomness import first_random, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
@@ -61,8 +61,9 @@ class ClipRows:
         """The rows of the clip that live training would cut in this epoch, int64 (steps,)."""
         if self.grid is None:
             return np.arange(self.steps, dtype=np.int64)
-        rng = sample_rng(self.seed, self.epoch, sample, "clip")
-        offset = random_offset(rng, num_video_frames, self.frames, self.grid.stride)
+        # As clip_sampling.random_offset draws it.
+        choices = offset_choices(num_video_frames, self.frames, self.grid.stride)
+        offset = int(first_random(self.seed, self.epoch, sample, "clip") * choices)
         return self.grid.clip_rows(num_video_frames, self.frames, offset)
 
 
@@ -76,7 +77,7 @@ class LiveShare:
     epoch: int
 
     def __contains__(self, sample: int) -> bool:
-        return float(sample_rng(self.seed, self.epoch, sample, "live").random()) < self.share
+        return first_random(self.seed, self.epoch, sample, "live") < self.share
 
 
 class FeatureBatches(Dataset[Batch]):

@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from sfa_dist.data.clip_sampling import frame_indices, random_offset
 from sfa_dist.data.feature_grid import StepGrid, step_frames
-from sfa_dist.data.randomness import sample_rng
+from sfa_dist.data.randomness import first_random, sample_rng
 
 VIDEOS = st.tuples(st.integers(1, 90), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
+
+
+def test_the_first_number_is_that_of_the_generator():
+    for sample in range(500):
+        for place in ((0, 0, sample, "clip"), (7, 29, 10**9 + sample, "live")):
+            assert first_random(*place) == sample_rng(*place).random()
 
 
 def frames_of_clip(grid: StepGrid, video: int, frames: int, offset: int) -> np.ndarray:
