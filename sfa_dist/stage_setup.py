@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id, read_metadata
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import expand_shards
@@ -131,6 +132,7 @@ def set_up(
     seed = stage.seed if isinstance(stage, Stage2) and stage.seed is not None else run.recipe.seed
     torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
     parts = _assemble(run, stage, data.classes, data.cache)
+    _say_other_depth(run, name, stage)
     counts = parts.parameters()
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
@@ -171,6 +173,18 @@ def set_up(
         watch=run.watch,
     )
     return Setup(parts, trainer, data.classes)
+
+
+def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
+    """A temporal encoder that is deeper or shallower than stage 1's is meant, or a mistake: the console tells."""
+    weights = run.weights("stage1")
+    if not isinstance(stage, Stage2) or not weights.is_file():
+        return
+    trained = json.loads(read_metadata(weights).get("model", "{}")).get("temporal_depth", stage.model.temporal_depth)
+    if trained != stage.model.temporal_depth:
+        kept = min(trained, stage.model.temporal_depth)
+        told = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
+        run.tracker.say(f"{name}: {told}: the first {kept} blocks are taken from it")
 
 
 def plan_features(

@@ -161,6 +161,7 @@ KILLS = {
 }
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("when", KILLS)
 def test_kill_9_anywhere(place: Path, built: Path, when: str) -> None:
     run = place / f"killed {when}"
@@ -174,6 +175,7 @@ def test_kill_9_anywhere(place: Path, built: Path, when: str) -> None:
     assert contents(run / "cache") == contents(built / "cache")
 
 
+@pytest.mark.fault(7)
 def test_a_stop_request_to_one_rank_ends_all_with_75(place: Path, built: Path) -> None:
     run = place / "stopped"
     ranks = train_ranks(2, place, *BUILD, "stopped")
@@ -188,6 +190,22 @@ def test_a_stop_request_to_one_rank_ends_all_with_75(place: Path, built: Path) -
     assert losses(run) == losses(built)
 
 
+def test_a_part_that_cannot_be_written_ends_all_ranks_with_74(place: Path, built: Path) -> None:
+    run = place / "no room"
+    blocked = run / "cache" / "train" / "view-00" / "part-000001-000.tar"
+    blocked.mkdir(parents=True)
+    ended = [rank.wait() for rank in train_ranks(2, place, *BUILD, run.name)]
+    assert [end.code for end in ended] == [74, 74], ended
+    assert "view 1 of 2: rank 1 on " in ended[0].err
+    assert "finished parts are kept" in ended[0].err
+    assert ended[1].err == ""
+    blocked.rmdir()
+    finished = train(place, *BUILD, run.name)
+    assert finished.code == 0, finished.err
+    assert contents(run / "cache") == contents(built / "cache")
+
+
+@pytest.mark.fault(2)
 def test_kill_9_of_the_training_on_a_cache(place: Path, built: Path) -> None:
     """Invariant 4."""
     run = place / "killed in stage2"

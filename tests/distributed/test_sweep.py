@@ -103,6 +103,9 @@ def test_members_of_any_depth_take_the_first_blocks_of_stage_1(swept: Path) -> N
         for line in json.loads((swept / "result.json").read_text())["sweep"]
     }
     assert len(set(sizes.values())) == 4
+    said = (swept / "console.log").read_text()
+    assert "m003: stage2: model.temporal_depth is 2 and was 1 in stage 1: the first 1 blocks are taken from it" in said
+    assert "m000: stage2: model.temporal_depth" not in said
 
 
 def test_kill_9_and_a_stop_request_change_nothing(place: Path, swept: Path) -> None:
