@@ -190,6 +190,10 @@ class CacheBlock(Block):
         """Whether some clips run through the trunk all the same."""
         return self.live_fraction + self.refresh > 0
 
+    def live_share(self, epoch: int) -> float:
+        """Share of an epoch's clips that do."""
+        return self.live_fraction + (self.refresh if epoch >= self.views else 0.0)
+
     @model_validator(mode="after")
     def _live_shares(self) -> CacheBlock:
         if self.live_fraction + self.refresh > 1:

@@ -31,7 +31,7 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
 from sfa_dist.plan.flops import peak_tflops, step_flops
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
 
@@ -311,7 +311,10 @@ class Trainer:
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         if peak is None:
             return None
-        flops = step_flops(self.stage.model, self.stage.frames, trunk_frozen=self.frozen is not None)
+        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
+        epoch = (self.progress.step - 1) // self.streams.steps_per_epoch
+        live = cache.live_share(epoch) if cache else 1.0
+        flops = step_flops(self.stage.model, self.stage.frames, self.frozen is not None, live)
         return rate * flops / (peak * 1e12 * self.runtime.world_size)
 
 

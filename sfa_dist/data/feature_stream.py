@@ -224,7 +224,7 @@ def feature_train_loader(
     """As `stream.train_loader`, from the cache: `index` is that of the source's videos, `split` their features."""
     plan = train_plan(index, data, batch, seed)
     folder = split.folders[view_of(epoch, cache.views)]
-    share = cache.live_fraction + (cache.refresh if epoch >= cache.views else 0.0)
+    share = cache.live_share(epoch)
     common = {"rank": rank, "world_size": world_size, "micro": batch.micro}
     live = None
     if share:

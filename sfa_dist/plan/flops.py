@@ -37,11 +37,11 @@ def forward_macs(model: ModelBlock, frames: int) -> tuple[int, int]:
     return embed + spatial, temporal
 
 
-def step_flops(model: ModelBlock, frames: int, trunk_frozen: bool) -> float:
+def step_flops(model: ModelBlock, frames: int, trunk_frozen: bool, live: float = 1.0) -> float:
     """Floating-point operations of one training clip: 2 a MAC; backward costs two forwards, and a frozen trunk has
-    none."""
+    none. `live` is the share of clips whose features are not read from a cache."""
     trunk, temporal = forward_macs(model, frames)
-    return 2.0 * (trunk * (1 if trunk_frozen else 3) + temporal * 3)
+    return 2.0 * (trunk * live * (1 if trunk_frozen else 3) + temporal * 3)
 
 
 def peak_tflops(card: str) -> float | None:
