@@ -23,15 +23,25 @@ from sfa_dist.recipe import ModelBlock, Stage2, StageBlock
 
 @dataclass
 class Parts:
-    """What the engine gets, and what runs frozen in front of it (None where everything is trained)."""
+    """What the engine gets, and what runs frozen in front of it (None where everything is trained).
+
+    `cached` is the trunk that a feature cache stands for where it does not run: (sha256, parameters).
+    """
 
     trainable: nn.Module
     frozen: FrozenTrunk | None
+    cached: tuple[str, int] | None = None
 
     def parameters(self) -> tuple[int, int]:
         """(trainable, frozen) parameter counts."""
         frozen = sum(p.numel() for p in self.frozen.parameters()) if self.frozen else 0
-        return sum(p.numel() for p in self.trainable.parameters()), frozen
+        return sum(p.numel() for p in self.trainable.parameters()), self.cached[1] if self.cached else frozen
+
+    def trunk_sha256(self) -> str | None:
+        """Hash of the frozen trunk that the features come from, None where everything is trained."""
+        if self.cached:
+            return self.cached[0]
+        return self.frozen.sha256() if self.frozen else None
 
 
 def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
@@ -44,24 +54,49 @@ def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Part
     return Parts(model, None)
 
 
-def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str) -> Parts:
+def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_trunk: str | None = None) -> Parts:
     """Frozen trunk and trainable tail, both from stage 1's weights (None: random, for measurements).
 
-    `classes` identifies the class list of the data; the head is kept when it is that of stage 1.
+    `classes` identifies the class list of the data; the head is kept when it is that of stage 1. `cached_trunk` is the
+    sha256 of a trunk whose stored features are read: it takes no memory then.
     """
     with _without_storage():
         trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
-    # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
-    build(trunk)
     state = read_state(stage1) if stage1 else None
-    if state is not None:
-        load_trunk(trunk, state, str(stage1))
-    frozen = freeze(trunk, stage, pooled=not tail.takes_tokens)
+    if cached_trunk is not None:
+        parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
+    else:
+        # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
+        parts = Parts(tail, _built_frozen(trunk, stage, state, str(stage1), pooled=not tail.takes_tokens))
     build(tail)
     if state is not None and stage1 is not None:
         keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
         load_stage1_into_tail(tail, state, keep_head, str(stage1))
-    return Parts(tail, frozen)
+    return parts
+
+
+def trunk_parameters(stage: StageBlock) -> int:
+    """How many parameters the trunk has, without building it."""
+    with _without_storage():
+        return sum(p.numel() for p in Trunk(stage.model).parameters())
+
+
+def assemble_trunk(stage: Stage2, stage1: Path) -> FrozenTrunk:
+    """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
+    with _without_storage():
+        trunk = Trunk(stage.model)
+    return _built_frozen(trunk, stage, read_state(stage1), str(stage1), pooled=True)
+
+
+def _built_frozen(
+    trunk: Trunk, stage: Stage2, state: Mapping[str, Tensor] | None, source: str, pooled: bool
+) -> FrozenTrunk:
+    # Its random weights must not shift the tail's, which are the same whether the trunk is built or not.
+    with torch.random.fork_rng(devices=[]):
+        build(trunk)
+    if state is not None:
+        load_trunk(trunk, state, source)
+    return freeze(trunk, stage, pooled)
 
 
 @contextmanager
@@ -84,8 +119,9 @@ def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
 
 def save_final(path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """A stage's final weights in fp32. Of a frozen trunk only the hash is kept (metadata `trunk_sha256`)."""
-    prefix = "tail." if parts.frozen else ""
-    extra = {"trunk_sha256": parts.frozen.sha256()} if parts.frozen else {}
+    trunk = parts.trunk_sha256()
+    prefix = "tail." if trunk else ""
+    extra = {"trunk_sha256": trunk} if trunk else {}
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in {**metadata, **extra}.items()}
     write_weights(path, {prefix + name: tensor for name, tensor in parameters.items()}, text)
 
@@ -111,14 +147,32 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) 
         load_exactly(parts.trainable, read_state(weights), str(weights))
     else:
         parts = assemble_stage2(stage, trunk_weights, classes="")
-        tail_state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
-        load_exactly(parts.trainable, tail_state, str(weights))
+        _load_tail(parts.trainable, weights)
         expected = read_metadata(weights).get("trunk_sha256")
         if parts.frozen is not None and parts.frozen.sha256() != expected:
             raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
-    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
-    parts.trainable.to(dtype).eval().requires_grad_(False)
+    _make_ready(parts.trainable, stage)
     return parts
+
+
+def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
+    """Stage 2 without its trunk, for features of the trunk with this hash (else RecipeError)."""
+    tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
+    _load_tail(tail, weights)
+    if read_metadata(weights).get("trunk_sha256") != trunk_sha256:
+        raise RecipeError(f"{weights} was trained on another trunk than that of stage 1")
+    _make_ready(tail, stage)
+    return tail
+
+
+def _load_tail(tail: nn.Module, weights: Path) -> None:
+    state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+    load_exactly(tail, state, str(weights))
+
+
+def _make_ready(module: nn.Module, stage: StageBlock) -> None:
+    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+    module.to(dtype).eval().requires_grad_(False)
 
 
 def classes_id(names: list[str] | None, model: ModelBlock) -> str:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,10 @@ STAGE_BLOCKS = (
     *("activation", "activation_backend"),
 )
 STAGE_NAMES = ("image", "stage1", "stage2")
+# What the heads of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
+SWEPT_KEYS = ("adapter.hidden", "adapter.residual", "head", "model.temporal_depth", "model.drop_path", "seed")
+SWEPT_BLOCKS = ("optimizer.",)
+MAX_MEMBERS = 1024
 
 
 def _frames_or_auto(value: object) -> int | str:
@@ -265,6 +270,40 @@ class CheckpointBlock(Block):
     keep: Annotated[int, Field(ge=1)] = 2
 
 
+class CacheBlock(Block):
+    """The feature cache: what the frozen trunk puts out for `views` augmented views of each video (docs/cache.md).
+
+    `phases` of the tubelet x stride temporal phases are stored, all of which make every temporal crop exact.
+    `dir` null is the run directory's own `cache/`. `live_fraction` of the clips of each epoch run through the trunk as
+    without a cache; `refresh` more of them do from the epoch on in which stored views are seen again. `mixup` is the
+    alpha of mixup on features, 0 for none.
+    """
+
+    views: Positive = 4
+    phases: Positive = 1
+    dir: str | None = None
+    live_fraction: Fraction = 0.0
+    refresh: Fraction = 0.0
+    mixup: Fraction = 0.0
+
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether some clips run through the trunk all the same."""
+        return self.live_fraction + self.refresh > 0
+
+    def live_share(self, epoch: int) -> float:
+        """Share of an epoch's clips that do."""
+        return self.live_fraction + (self.refresh if epoch >= self.views else 0.0)
+
+    @model_validator(mode="after")
+    def _live_shares(self) -> CacheBlock:
+        if self.live_fraction + self.refresh > 1:
+            raise complain("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+        if self.mixup and self.runs_trunk:
+            raise complain("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+        return self
+
+
 class StageBlock(Block):
     """One training stage with all its blocks. `frames` is the clip's length in frames.
 
@@ -348,7 +387,8 @@ class Stage2(StageBlock):
     anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
     the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
     does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
-    `compile` compiles the trunk's blocks.
+    `compile` compiles the trunk's blocks. `cache: null` runs the trunk live. `seed` is of the tail's initial weights
+    and drop-path alone (null: the run's); the order of clips stays the run's.
     """
 
     adapter: AdapterBlock | None = AdapterBlock()
@@ -356,6 +396,27 @@ class Stage2(StageBlock):
     chunk_frames: FramesOrAuto = 8
     offload: Literal["on", "off", "auto"] = "auto"
     compile: bool = False
+    cache: CacheBlock | None = None
+    seed: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _cache_holds_what_is_trained_on(self) -> Stage2:
+        if self.cache is None:
+            return self
+        if self.adapter is not None and self.adapter.placement == "tokens":
+            raise complain(
+                "cache",
+                "holds pooled features, and adapter.placement is tokens: four views of all tokens of Kinetics-400 are "
+                "about 20 TB, pooled 0.1 TB; set adapter.placement: pooled, or cache: null",
+            )
+        pitch = self.model.tubelet * self.data.stride
+        if not pitch or self.data.frame_order != "time":
+            raise complain("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
+        if self.data.damaged == "salvage":
+            raise complain("cache", "holds whole videos: set data.damaged: strict, or cache: null")
+        if self.cache.phases > pitch:
+            raise complain("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+        return self
 
     @model_validator(mode="after")
     def _chunk_fills_tubelets(self) -> Stage2:
@@ -398,13 +459,18 @@ class StopBlock(Block):
 
 
 class Recipe(Block):
-    """A whole run. At least one of the stages is there; they run in the order image, stage1, stage2, test."""
+    """A whole run. At least one of the stages is there; they run in the order image, stage1, cache, stage2, test.
+
+    `sweep` trains a stage 2 for every combination of its values together on one feature cache: keys of stage 2 with
+    dots, such as `optimizer.lr: [0.1, 0.2]`.
+    """
 
     name: str
     seed: NonNegative = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
+    sweep: dict[str, list[Any]] = {}
     test: TestBlock = TestBlock()
     log: LogBlock = LogBlock()
     stop: StopBlock = StopBlock()
@@ -420,6 +486,58 @@ class Recipe(Block):
         if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
             raise complain("stage1", "image_checkpoint is stage:image, but there is no image block")
         return self
+
+    @model_validator(mode="after")
+    def _sweeps_heads_on_a_cache(self) -> Recipe:
+        if not self.sweep:
+            return self
+        if self.stage2 is None or self.stage2.cache is None or self.stage2.cache.runs_trunk:
+            raise complain("sweep", "needs a stage2.cache without live clips: all members share its features")
+        for key, values in self.sweep.items():
+            if key not in SWEPT_KEYS and not key.startswith(SWEPT_BLOCKS):
+                known = ", ".join((*SWEPT_KEYS, *(f"{block}*" for block in SWEPT_BLOCKS)))
+                raise complain("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
+            if not values or len({json.dumps(value) for value in values}) < len(values):
+                raise complain("sweep", f"{key} needs a list of different values")
+        try:
+            members = sweep_members(self)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise complain("sweep", f"{key} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+        if len(members) > MAX_MEMBERS:
+            raise complain("sweep", f"has {len(members)} members, at most {MAX_MEMBERS} train together")
+        return self
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head of a sweep: its name (m000, ...), what sets it apart, and its whole stage."""
+
+    name: str
+    settings: dict[str, Any]
+    stage: Stage2
+
+
+def sweep_members(recipe: Recipe) -> list[Member]:
+    """Every combination of the sweep's values, the last key running fastest. Raises ValidationError for one that is no
+    stage 2."""
+    stage = recipe.stage2
+    if stage is None or not recipe.sweep:
+        return []
+    members = []
+    for number, values in enumerate(product(*recipe.sweep.values())):
+        settings = dict(zip(recipe.sweep, values, strict=True))
+        tree = stage.model_dump()
+        for key, value in settings.items():
+            *blocks, last = key.split(".")
+            block = tree
+            for name in blocks:
+                block[name] = block[name] or {}
+                block = block[name]
+            block[last] = value
+        members.append(Member(f"m{number:03d}", settings, Stage2.model_validate(tree)))
+    return members
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def latest_by_step(records: list[dict[str, Any]], kind: str) -> dict[str, list[d
     time."""
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
-        if record.get("kind") == kind and "frame_order" not in record:
+        if record.get("kind") == kind and not record.keys() & {"frame_order", "member"}:
             stages.setdefault(record["stage"], {})[record["step"]] = record
     return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in stages.items()}
 
@@ -128,6 +128,38 @@ def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def sweep_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, heads, rows) of a sweep: its members, and means over seeds where there are several."""
+    lines, means = result.get("sweep", []), result.get("sweep_means", [])
+    if not lines:
+        return []
+    keys = list(lines[0]["settings"])
+    members = [
+        [
+            line["member"] + (" (best on validation)" if line["member"] == result.get("best") else ""),
+            *(str(line["settings"][key]) for key in keys),
+            f"{line['trainable_parameters']:,}",
+            *(f"{line[key]:.2%}" for key in ("acc1", "acc5")),
+            f"{line['loss']:.4f}",
+        ]
+        for line in lines
+    ]
+    tables = [("Sweep", ["member", *keys, "trainable", "top-1", "top-5", "loss"], members)]
+    if "seed" in keys:
+        keys.remove("seed")
+        rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean)] for mean in means]
+        tables.append(("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
+    return tables
+
+
+def _mean_cells(mean: dict[str, Any]) -> list[str]:
+    cells = [str(len(mean["members"]))]
+    for key, form in (("acc1", "{:.2%}"), ("acc5", "{:.2%}"), ("loss", "{:.4f}")):
+        deviation = mean[f"{key}_deviation"]
+        cells.append(form.format(mean[key]) + ("" if deviation is None else f" ± {form.format(deviation)}"))
+    return cells
+
+
 def _facts(records: list[dict[str, Any]], env: dict[str, Any]) -> list[tuple[str, str]]:
     ranks = env.get("ranks", [])
     devices = sorted({rank["device"] for rank in ranks})
@@ -153,6 +185,9 @@ def _markdown(
         heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
+    for title, heads, rows in sweep_tables(result):
+        lines += [f"## {title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
     lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
     if bad := bad_clips(records):
@@ -181,6 +216,10 @@ def _html(
             for row in _stage_rows(result)
         )
         parts.append(f"<h2>Stages</h2><table><tr><th>stage</th>{heads}</tr>{rows}</table>")
+    for title, titles, table in sweep_tables(result):
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in titles)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
+        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
     parts.append("<h2>How it went</h2>")
     for figure in figures:
         data = base64.b64encode(figure.read_bytes()).decode()

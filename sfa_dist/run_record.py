@@ -41,9 +41,11 @@ EXECUTION_KEYS = (
     "compile",
     "activation",
     "activation_backend",
+    "cache.dir",
     "weights",
     "image_checkpoint",
 )
+CACHE_STAGE = "cache"
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -65,8 +67,10 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         for key, value in flatten(stage.model_dump(mode="json")).items()
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
     }
+    own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,
+        **({"seed of the tail": own_seed} if own_seed is not None else {}),
         "seed": recipe.seed,
         "train clips (sha256)": index_sha256,
         "starting weights (sha256)": source_sha256,
@@ -108,7 +112,8 @@ def read_done(directory: Path) -> dict[str, Any] | None:
 
 def collect_results(run_dir: Path) -> dict[str, Any]:
     """The stages' own results and the totals of result.json."""
-    stages = {name: done["result"] for name in STAGE_NAMES if (done := read_done(run_dir / name)) is not None}
+    names = (*STAGE_NAMES[:-1], CACHE_STAGE, STAGE_NAMES[-1])  # In the order in which they run.
+    stages = {name: done["result"] for name in names if (done := read_done(run_dir / name)) is not None}
     last = list(stages.values())[-1] if stages else {}
     totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
     seconds = sum(stage["seconds"] for stage in stages.values())

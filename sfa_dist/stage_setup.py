@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id
+from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id, read_metadata
+from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, feed
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
-from sfa_dist.data.stream import check_labels, eval_loader, train_loader
+from sfa_dist.data.stream import Loader, check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, RecipeError
 from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
+from sfa_dist.feature_cache import (
+    FeatureCache,
+    SplitPlan,
+    cache_block,
+    missing_views,
+    open_cache,
+    plan_cache,
+    trunk_weights_sha256,
+)
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.runtime import Runtime
@@ -54,6 +67,11 @@ class Run:
         given = self.recipe.stage1.weights if stage == "stage1" and self.recipe.stage1 else None
         return Path(given) if given else self.directory / stage / "weights.safetensors"
 
+    def cache_directory(self, stage: Stage2) -> Path:
+        """Where the feature cache of stage 2 is."""
+        given = stage.cache.dir if stage.cache else None
+        return Path(given) if given else self.directory / "cache"
+
     def source(self, stage: StageBlock) -> str | None:
         """What a stage starts from: a weights file, a `timm:` name, or None for random weights."""
         if isinstance(stage, Stage2):
@@ -70,17 +88,38 @@ class Run:
 
 @dataclass
 class Setup:
-    """A stage that is ready to run; `classes` identifies its class list in the metadata of its weights."""
+    """A stage that is ready to run; `classes` identifies its class list in the metadata of its weights, which come into
+    `directory`."""
 
     parts: Parts
     trainer: Trainer
     classes: str
+    directory: Path
 
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
-    data = stage.data
-    val = open_split(run, data.val, f"{name}.data.val", data.remote) if data.val else None
+    data = open_data(run, name, stage, index)
+    checkpoint = None if run.dry_run else find_checkpoint(run, name)
+    return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on: its streams, the cache behind them (None: live), the class list, clips (train, val), and
+    the training clips' sha256."""
+
+    streams: Streams
+    cache: FeatureCache | None
+    classes: str
+    clips: tuple[int, int]
+    sha256: str
+
+
+def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
+    """Opens and checks all that the stage reads. Collective."""
+    blocks = stage.data
+    val = open_split(run, blocks.val, f"{name}.data.val", blocks.remote) if blocks.val else None
 
     def check() -> None:
         check_labels(index, stage.model.classes)
@@ -89,24 +128,43 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    streams = make_streams(run, stage, index, val)
-    classes = classes_id(index.classes, stage.model)
-    checkpoint = None if run.dry_run else find_checkpoint(run, name)
-    torch.manual_seed(mix_seed(run.recipe.seed, name, "init"))  # The same initial weights on every rank.
-    parts = run.runtime.each(lambda: _assemble(run, stage, classes))
+    cache = open_features(run, stage, index, val)
+    streams = make_streams(run, stage, index, val, cache)
+    return StageData(
+        streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
+    )
+
+
+def set_up(
+    run: Run,
+    name: str,
+    stage: StageBlock,
+    data: StageData,
+    inputs: dict[str, Any],
+    directory: Path,
+    checkpoint: Path | None,
+) -> Setup:
+    """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given."""
+    seed = stage.seed if isinstance(stage, Stage2) and stage.seed is not None else run.recipe.seed
+    torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
+    parts = run.runtime.each(lambda: _assemble(run, stage, data.classes, data.cache))
+    _say_other_depth(run, name, stage)
     counts = parts.parameters()
     failpoints = run.failpoints.within(stage=name)
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
         state = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
-        run.runtime.on_main(
-            lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), {**inputs, **origin(run, index)})
-        )
+        wanted = {**inputs, **origin(run, data)}
+        run.runtime.on_main(lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), wanted))
         run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
-    trunk_sha256 = parts.frozen.sha256() if parts.frozen else None
+    trunk_sha256 = parts.trunk_sha256()
+    if data.cache is not None and trunk_sha256 != data.cache.trunk_sha256:
+        made = data.cache.train.folders[0].parent
+        raise RecipeError(f"the feature cache {made} was made by another trunk than stage 1's")
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     for words in prepare_trainable(parts.trainable, stage):
         run.tracker.say(f"{name}: {words}")
+    streams = data.streams
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
     progress = Progress(**state["progress"])
     if checkpoint is not None:
@@ -117,22 +175,21 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
         run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
         chunk_frames = parts.frozen.chunk_frames
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
-    clips = (len(index), index_size(val))
-    run.tracker.say(setup_table(name, stage, counts, clips, steps, world, engine.optimizer_bytes()))
+    run.tracker.say(setup_table(name, stage, counts, data.clips, steps, world, engine.optimizer_bytes()))
     trainer = Trainer(
         name=name,
         stage=stage,
-        seed=run.recipe.seed,
+        seed=seed,
         engine=engine,
         frozen=parts.frozen,
         streams=streams,
         runtime=run.runtime,
         tracker=run.tracker,
         stop=run.stop,
-        saver=ckpt.Saver(run.directory / name / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
+        saver=ckpt.Saver(directory / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
         state_extra={
             "inputs": inputs,
-            "origin": origin(run, index),
+            "origin": origin(run, data),
             "trunk_sha256": trunk_sha256,
             "chunk_frames": chunk_frames,
         },
@@ -144,10 +201,10 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     if checkpoint is not None:
         _check_probe(trainer, state["probe"], checkpoint)
         run.tracker.say(f"{name}: resumed from {checkpoint}")
-    return Setup(parts, trainer, classes)
+    return Setup(parts, trainer, data.classes, directory)
 
 
-def origin(run: Run, index: SampleIndex) -> dict[str, Any]:
+def origin(run: Run, data: StageData) -> dict[str, Any]:
     """What the meaning of a step number depends on: which clips a step is, and which random numbers are drawn in it.
 
     Together with the step it is all the state that data and random numbers have: both are functions of it.
@@ -155,7 +212,7 @@ def origin(run: Run, index: SampleIndex) -> dict[str, Any]:
     return {
         "sample plan (version)": PLAN_VERSION,
         "random numbers (version)": RANDOM_VERSION,
-        "train clips (sha256)": index.sha256,
+        "train clips (sha256)": data.sha256,
         "seed": run.recipe.seed,
     }
 
@@ -180,7 +237,40 @@ def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -
     trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
 
 
-def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
+def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
+    """A temporal encoder that is deeper or shallower than stage 1's is meant, or a mistake: the console tells."""
+    weights = run.weights("stage1")
+    if not isinstance(stage, Stage2) or not weights.is_file():
+        return
+    trained = json.loads(read_metadata(weights).get("model", "{}")).get("temporal_depth", stage.model.temporal_depth)
+    if trained != stage.model.temporal_depth:
+        kept = min(trained, stage.model.temporal_depth)
+        told = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
+        run.tracker.say(f"{name}: {told}: the first {kept} blocks are taken from it")
+
+
+def plan_features(
+    run: Run, stage: Stage2, train: SampleIndex, val: SampleIndex | None
+) -> tuple[SplitPlan, SplitPlan | None]:
+    """What the feature cache of stage 2 has to be. Collective. Raises CheckpointError without stage 1's weights."""
+    weights = run.weights("stage1")
+    trunk = run.runtime.on_main(lambda: trunk_weights_sha256(weights))
+    return plan_cache(run.recipe, stage, run.cache_directory(stage), trunk, train, val)
+
+
+def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIndex | None) -> FeatureCache | None:
+    """The feature cache that the stage reads, None where it runs live, or where a dry run finds no complete one."""
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return None
+    if run.dry_run and not run.weights("stage1").is_file():
+        return None
+    plans = plan_features(run, stage, train, val)
+    if run.dry_run and run.runtime.on_main(lambda: any(missing_views(plan) for plan in plans if plan)):
+        return None
+    return run.runtime.on_main(lambda: open_cache(stage, *plans))
+
+
+def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | None) -> Parts:
     source = run.source(stage)
     made_here = source is not None and not source.startswith("timm:") and Path(source).is_relative_to(run.directory)
     if source is not None and made_here and not Path(source).is_file():
@@ -190,16 +280,17 @@ def _assemble(run: Run, stage: StageBlock, classes: str) -> Parts:
             )
         source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
     if isinstance(stage, Stage2):
-        return assemble_stage2(stage, Path(source) if source else None, classes)
+        in_place = cache.trunk_sha256 if cache is not None and not cache_block(stage).runs_trunk else None
+        return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
     return assemble_end_to_end(stage, source)
 
 
-def find_checkpoint(run: Run, name: str) -> Path | None:
+def find_checkpoint(run: Run, name: str, directory: Path | None = None) -> Path | None:
     """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
-    one."""
-    if run.resume_from is not None and run.resume_from[0] == name:
+    one. `directory` is that of a sweep's member."""
+    if directory is None and run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
-    root = run.directory / name / "checkpoints"
+    root = (directory or run.directory / name) / "checkpoints"
     found, faults = ckpt.newest_valid(root, run.runtime, run.failpoints.within(stage=name))
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
@@ -220,8 +311,10 @@ def given_checkpoint(path: Path) -> tuple[str, Path]:
     return str(ckpt.read_state(path).get("stage")), path
 
 
-def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None) -> Streams:
-    """The stage's training and evaluation streams for this rank."""
+def make_streams(
+    run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
+) -> Streams:
+    """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
     world = run.runtime.world_size
     place = feed_place(run)
 
@@ -238,13 +331,21 @@ def make_streams(run: Run, stage: StageBlock, train_index: SampleIndex, val_inde
         "world_size": world,
         "pin_memory": run.runtime.device.type == "cuda",
     }
+    make_train: Callable[[int, int], Loader]
+    make_eval: Callable[[], Loader] | None = None
+    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
+        make_train = partial(_feature_epoch, train_index, cache, stage, common)
+        if val_index is not None and cache.val is not None:
+            shared = {key: value for key, value in common.items() if key not in ("crop", "seed")}
+            make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
+    else:
+        make_train = partial(_clip_epoch, train_index, stage, common)
+        make_eval = None if val_index is None else partial(eval_loader, val_index, **common)
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
-        train=lambda epoch, first: feed(
-            train_loader(train_index, augment=stage.augment, epoch=epoch, start_step=first, **common), place, asked
-        ),
-        evaluate=None if val_index is None else lambda: feed(eval_loader(val_index, **common), place, asked),
+        train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
+        evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
         clip_name=train_index.name,
     )
 
@@ -263,6 +364,17 @@ def leave_if_asked(run: Run, when: str) -> None:
         run.tracker.event("preempted", reason=run.stop.reason)
         text = f"stopped {when}: what was done before is saved, run the same command again to go on"
         raise run.runtime.for_all(PreemptedError(text))
+
+
+def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
+    return train_loader(index, augment=stage.augment, epoch=epoch, start_step=first, **common)
+
+
+def _feature_epoch(
+    index: SampleIndex, cache: FeatureCache, stage: Stage2, common: dict[str, Any], epoch: int, first: int
+) -> Loader:
+    own: dict[str, Any] = {"cache": stage.cache, "augment": stage.augment, "epoch": epoch, "start_step": first}
+    return feature_train_loader(index, cache.train, cache.grid, **own, **common)
 
 
 def check_classes(trained: list[str] | None, index: SampleIndex) -> None:

@@ -1,4 +1,4 @@
-"""The stages of a run: image -> stage1 -> stage2 -> test -> report.
+"""The stages of a run: image -> stage1 -> cache -> stage2 -> test -> report.
 
 A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its
 newest intact
@@ -21,21 +21,33 @@ from sfa_dist import checkpoint as ckpt
 from sfa_dist import out_of_memory
 from sfa_dist.assemble import Parts, load_for_test, read_metadata, save_final
 from sfa_dist.attempts import Attempts
+from sfa_dist.cache_build import run_cache_stage
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feed import feed
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import check_labels, eval_loader
+from sfa_dist.data.stream import Loader, check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
+from sfa_dist.feature_cache import cache_block
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
+from sfa_dist.recipe import (
+    STAGE_NAMES,
+    LoadedRecipe,
+    Recipe,
+    Stage1,
+    Stage2,
+    StageBlock,
+    dump_recipe,
+    sweep_members,
+)
 from sfa_dist.report import write_report
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import (
+    CACHE_STAGE,
     code_sha256,
     collect_results,
     environment_record,
@@ -55,6 +67,8 @@ from sfa_dist.stage_setup import (
     prepare,
     steps_per_epoch,
 )
+from sfa_dist.sweep import STAGE as SWEPT
+from sfa_dist.sweep import member_directory, test_sweep, train_sweep
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import evaluate, note_bad_test_clips, planned_steps
 from sfa_dist.trunk_setup import place_trunk
@@ -165,7 +179,12 @@ def run_stages(run: Run, only: str | None) -> None:
     stages = _stages(run.recipe)
     if only in STAGE_NAMES and only not in stages:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
+    if only == CACHE_STAGE:
+        cache_block(stages.get("stage2"))
     for name, stage in stages.items():
+        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
+            run_cache_stage(run, stage)
+            gc.collect()
         if only in (None, name):
             leave_if_asked(run, f"before {name}")
             train(run, name, stage)
@@ -187,6 +206,8 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     run.watch.phase(f"{name} load")
     index = open_split(run, stage.data.train, f"{name}.data.train", stage.data.remote)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
+    if name == SWEPT and run.recipe.sweep:
+        inputs["sweep"] = run.recipe.sweep
     done = run.runtime.on_main(lambda: read_done(run.directory / name))
     if done is not None and not run.dry_run:
         recorded = done["inputs"]
@@ -194,6 +215,11 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         if done["result"]["steps"] >= planned_steps(stage, steps_per_epoch(stage, index)):
             run.tracker.say(f"{name}: done before, skipped")
             return
+    if name == SWEPT and run.recipe.sweep and isinstance(stage, Stage2):
+        if not run.dry_run:
+            run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+        train_sweep(run, stage, index, inputs, _finish)
+        return
     setup = prepare(run, name, stage, index, inputs)
     if run.dry_run:
         run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
@@ -210,7 +236,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         )
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
-    _finish(run, name, stage, setup, inputs)
+    _finish(run, name, setup, inputs)
 
 
 def _require_given_weights(stage: Stage1) -> None:
@@ -218,9 +244,9 @@ def _require_given_weights(stage: Stage1) -> None:
         raise CheckpointError(f"stage1.weights: no file {stage.weights}")
 
 
-def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[str, Any]) -> None:
+def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
     """Final weights, then `done.json`: in this order, so that a stage that counts as done has its weights."""
-    trainer = setup.trainer
+    trainer, stage = setup.trainer, setup.trainer.stage
     run.watch.phase(f"{name} save", trainer.progress.step)
     parameters = trainer.engine.full_parameters()
     _, frozen = setup.parts.parameters()
@@ -240,8 +266,8 @@ def _finish(run: Run, name: str, stage: StageBlock, setup: Setup, inputs: dict[s
     metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
 
     def write() -> None:
-        save_final(run.directory / name / "weights.safetensors", setup.parts, parameters, metadata)
-        ckpt.write_json(run.directory / name / "done.json", {"inputs": inputs, "result": result})
+        save_final(setup.directory / "weights.safetensors", setup.parts, parameters, metadata)
+        ckpt.write_json(setup.directory / "done.json", {"inputs": inputs, "result": result})
 
     run.runtime.on_main(write)
     run.tracker.event("done", stage=name, step=trainer.progress.step, seconds=trainer.progress.seconds)
@@ -259,27 +285,40 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
     if run.dry_run:
         return
-    trained = json.loads(read_metadata(run.weights(name)).get("classes", "null"))
+    swept = run.recipe.sweep and name == SWEPT
+    weights = (
+        member_directory(run, sweep_members(run.recipe)[0]) / run.weights(name).name if swept else run.weights(name)
+    )
+    trained = json.loads(read_metadata(weights).get("classes", "null"))
     run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
-    trunk_weights = run.weights("stage1") if name == "stage2" else None
-    parts = run.runtime.each(lambda: load_for_test(stage, run.weights(name), trunk_weights))
-    parts.trainable.to(run.runtime.device)
-    if parts.frozen is not None and isinstance(stage, Stage2):
-        place_trunk(parts.frozen, stage, run.runtime)
-    result = _score(run, stage, parts, index, stage.data.frame_order)
+    extra: dict[str, Any] = {}
+    if swept:
+        batches = feed(_test_batches(run, stage, index, "time"), feed_place(run), lambda: bool(run.stop))
+        found = test_sweep(run, batches, stage.data.max_bad_fraction)
+        stage, parts, result = found.best.stage, found.best_parts, found.best_result
+        extra = {"sweep": found.lines, "sweep_means": found.means, "best": found.best.name}
+        for line in found.lines:
+            run.tracker.record("eval", stage="test", step=0, **line)
+    else:
+        trunk_weights = run.weights("stage1") if name == "stage2" else None
+        parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights))
+        parts.trainable.to(run.runtime.device)
+        if parts.frozen is not None and isinstance(stage, Stage2):
+            place_trunk(parts.frozen, stage, run.runtime)
+        result = _score(run, stage, parts, index, stage.data.frame_order)
     views = run.recipe.test.temporal_views * run.recipe.test.spatial_views
     run.tracker.record("eval", stage="test", step=0, views=views, **result)
     if run.recipe.test.shuffled_frames:
         control = _score(run, stage, parts, index, "shuffled")
         run.tracker.record("eval", stage="test", step=0, views=views, frame_order="shuffled", **control)
         result["acc1_shuffled_frames"] = control["acc1"]
-    summary = {**result, "views": views, "frames": stage.frames, **collect_results(run.directory)}
+    summary = {**result, "views": views, "frames": stage.frames, **extra, **collect_results(run.directory)}
     run.runtime.on_main(lambda: ckpt.write_json(run.directory / "result.json", summary))
     _say_result(run, summary)
 
 
-def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order: str) -> dict[str, Any]:
-    batches = eval_loader(
+def _test_batches(run: Run, stage: StageBlock, index: SampleIndex, order: str) -> Loader:
+    return eval_loader(
         index,
         data=stage.data.model_copy(update={"frame_order": order}),
         batch=stage.batch,
@@ -293,6 +332,8 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
         pin_memory=run.runtime.device.type == "cuda",
     )
 
+
+def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order: str) -> dict[str, Any]:
     @torch.no_grad()
     def predict(batch: dict[str, Any]) -> Tensor:
         if parts.frozen is not None:
@@ -302,7 +343,7 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
     budget = stage.data.max_bad_fraction
     return evaluate(
         predict,
-        feed(batches, feed_place(run), lambda: bool(run.stop)),
+        feed(_test_batches(run, stage, index, order), feed_place(run), lambda: bool(run.stop)),
         run.runtime,
         run.stop,
         lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, budget, run.tracker),

@@ -168,6 +168,8 @@ class Tracker:
     def _send(self, kind: str, line: Mapping[str, Any]) -> None:
         stage = line.get("stage")
         group = {"train": "train", "eval": "test" if stage == "test" else "val"}[kind]
+        if "member" in line:  # Of a sweep: each has its own curves.
+            group = f"{group}/{line['member']}"
         out: dict[str, Any] = {"stage": stage}
         for key, value in line.items():
             if isinstance(value, int | float) and not isinstance(value, bool):

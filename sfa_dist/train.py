@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", default="auto", help="auto (go on where the run directory stands), never, or a checkpoint"
     )
-    parser.add_argument("--stage", choices=("image", "stage1", "stage2", "test", "report"), help="only this stage")
+    parser.add_argument(
+        "--stage", choices=("image", "stage1", "cache", "stage2", "test", "report"), help="only this stage"
+    )
     parser.add_argument(
         "--print-recipe", action="store_true", help="print the resolved recipe with each value's origin"
     )

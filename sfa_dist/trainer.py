@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +34,7 @@ from sfa_dist.parallel.watch import Watch
 from sfa_dist.plan.cards import peak_tflops
 from sfa_dist.plan.flops import clip_flops
 from sfa_dist.probe import Probe, place_of
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
 
@@ -112,6 +112,11 @@ class Trainer:
 
         Raises PreemptedError (state saved) on a stop request.
         """
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """`fit`, one optimizer step at a time, with what comes before it: a sweep takes turns in its members."""
         try:
             while True:
                 epoch, first = self._place()
@@ -120,7 +125,7 @@ class Trainer:
                     self._end_epoch()
                 if self.progress.step >= self.total_steps:
                     break
-                self._run_epoch(epoch, first)
+                yield from self._run_epoch(epoch, first)
             self.settle_save()
         except BaseException:
             self.saver.abandon()
@@ -130,7 +135,7 @@ class Trainer:
         """(epoch, steps of it that are done): all the state that the data has, besides the seed."""
         return divmod(self.progress.step, self.streams.steps_per_epoch)
 
-    def _run_epoch(self, epoch: int, first: int) -> None:
+    def _run_epoch(self, epoch: int, first: int) -> Iterator[None]:
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
         window = _Window()
@@ -157,13 +162,11 @@ class Trainer:
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
                 advance()
+                yield
 
     def _stop(self) -> NoReturn:
         """Saves what is not saved yet, and leaves."""
-        self.settle_save()
-        if self.progress.step not in (0, self.saved_step):
-            self.save()
-            self.settle_save()
+        self.save_now()
         self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=self.stop.reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
         saved = "state is saved"
@@ -208,7 +211,7 @@ class Trainer:
             self._enter("forward")
             logits = self.engine.forward(self._features(batch))
             self._enter("backward")
-            loss = weighted_loss_sum(logits, labels, weights, self.stage.optimizer.label_smoothing)
+            loss = self._loss(logits, labels, weights, batch)
             self.engine.backward(loss * scale, last=index == len(batches) - 1)
             losses.append(loss.detach())
         self._enter("step")
@@ -217,9 +220,22 @@ class Trainer:
     def _enter(self, phase: str) -> None:
         self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
+    def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.stage.optimizer.label_smoothing
+        if "partners" not in batch:
+            return weighted_loss_sum(logits, labels, weights, smoothing)
+        shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixed features.
+        own = weighted_loss_sum(logits, labels, weights * shares, smoothing)
+        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing)
+
     def _features(self, batch: Batch) -> Any:
-        # A frozen trunk brings clips to the device itself: chunk by chunk, where it offloads.
-        return self._to_device(batch["clips"]) if self.frozen is None else self.frozen(batch["clips"])
+        if "features" not in batch:
+            # A frozen trunk brings clips to the device itself: chunk by chunk, where it offloads.
+            return self._to_device(batch["clips"]) if self.frozen is None else self.frozen(batch["clips"])
+        features = self._to_device(batch["features"])
+        if "clips" in batch and self.frozen is not None:  # Some clips of a cached batch run live.
+            features[self._to_device(batch["live"])] = self.frozen(batch["clips"])
+        return features
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.runtime.device, non_blocking=True)
@@ -279,6 +295,13 @@ class Trainer:
         }
         self.saver.begin(self.progress.step, self.engine, state)
         if not self.stage.checkpoint.asynchronous:
+            self.settle_save()
+
+    def save_now(self) -> None:
+        """A checkpoint of the present step that stands when this returns, unless there is one already."""
+        self.settle_save()
+        if self.progress.step not in (0, self.saved_step):
+            self.save()
             self.settle_save()
 
     def settle_save(self) -> None:
@@ -390,7 +413,9 @@ class Trainer:
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         if peak is None:
             return None
-        return rate * clip_flops(self.stage) / (peak * 1e12 * self.runtime.world_size)
+        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
+        live = cache.live_share((self.progress.step - 1) // self.streams.steps_per_epoch) if cache else 1.0
+        return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
 
 
 def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
@@ -412,7 +437,19 @@ def evaluate(
     `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do. Raises
     PreemptedError on every rank, before the next batch, when one was asked to stop.
     """
-    sums = ClassificationSums()
+    return evaluate_all(lambda batch: [predict(batch)], 1, batches, runtime, stop, note_bad)[0]
+
+
+def evaluate_all(
+    predict: Callable[[Batch], Iterable[Tensor]],
+    models: int,
+    batches: BatchFeed,
+    runtime: Runtime,
+    stop: StopFlag,
+    note_bad: Callable[[list[tuple[str, str]], int], None],
+) -> list[dict[str, Any]]:
+    """`evaluate` of several models in one pass: `predict` gives the logits of each."""
+    sums = [ClassificationSums() for _ in range(models)]
     bad: list[tuple[str, str]] = []
     with closing(batches):
         while True:
@@ -424,17 +461,17 @@ def evaluate(
             if batch is None:  # On all ranks: each has as many batches.
                 break
             bad += batch["bad"]
-            logits = predict(batch)
-            logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
-            sums.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
-    result = ClassificationSums(runtime.sum(*sums.sums)).result()
+            for own, logits in zip(sums, predict(batch), strict=True):
+                logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
+                own.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+    results = [ClassificationSums(runtime.sum(*own.sums)).result() for own in sums]
     everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
     if everywhere:
         try:
-            note_bad(everywhere, int(result["samples"]))
+            note_bad(everywhere, int(results[0]["samples"]))
         except SfaError as error:
             raise runtime.for_all(error) from None
-    return result
+    return results
 
 
 def note_bad_test_clips(

@@ -24,9 +24,13 @@ def frame_indices(num_video_frames: int, frames: int, stride: int, offset: int) 
 
 def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, stride: int) -> int:
     """A uniform start such that the clip fits, or, where it cannot, any frame of the video (DMVR sample_sequence)."""
+    return below(rng, offset_choices(num_video_frames, frames, stride))
+
+
+def offset_choices(num_video_frames: int, frames: int, stride: int) -> int:
+    """How many starts there are to choose from, from frame 0 on."""
     span = (frames - 1) * stride
-    choices = num_video_frames - span if num_video_frames > span else num_video_frames
-    return below(rng, choices)
+    return num_video_frames - span if num_video_frames > span else num_video_frames
 
 
 def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) -> list[int]:

@@ -1,7 +1,7 @@
 """A loader's batches, waited for with open eyes: a stop request, a worker that died or one that is stuck ends the wait.
 
 The loader runs in a thread of its own and is asked for one batch at a time, so the main thread never waits inside of
-it. Workers write the sample that they are at into a few shared integers (`MicroBatches.places`): that is how a worker
+it. Workers write the sample that they are at into a few shared integers (`Batches.places`): that is how a worker
 that was killed, or whose decoder crashed, can be told with its clip.
 
 Killed workers are named. The clip of a crash (SIGSEGV and its like) goes to the quarantine too, so that the next start
@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sfa_dist.data.quarantine import add_to_quarantine
-from sfa_dist.data.stream import NO_SAMPLE, Batch, MicroBatches
+from sfa_dist.data.stream import NO_SAMPLE, Batch, Batches
 from sfa_dist.errors import LostRankError
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -55,7 +55,7 @@ class FeedPlace:
 def feed(
     loader: DataLoader[Batch], place: FeedPlace, stopped: Callable[[], bool] = bool
 ) -> Generator[Batch, None, None]:
-    """The batches of a loader of `MicroBatches`; they end early once `stopped()` is true. Close it when done.
+    """The batches of a loader of `Batches`; they end early once `stopped()` is true. Close it when done.
 
     Raises LostRankError that names worker and clip, when a worker died or is stuck.
     """
@@ -71,7 +71,7 @@ class _Source:
     """The thread that runs the loader, and what its workers are at."""
 
     def __init__(self, loader: DataLoader[Batch], place: FeedPlace) -> None:
-        assert isinstance(loader.dataset, MicroBatches)
+        assert isinstance(loader.dataset, Batches)
         self._loader, self._batches, self._place = loader, loader.dataset, place
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._given: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()

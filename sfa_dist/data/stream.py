@@ -109,12 +109,26 @@ class TestViews:
         )
 
 
-class MicroBatches(Dataset[Batch]):
-    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation.
+class Batches(Dataset[Batch]):
+    """Batches of the samples of `index`, made by `workers` processes that tell where they are.
 
     `places`, int64 (workers, 2), shared by all processes: each worker's process and the sample that it is at, or
     NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to.
     """
+
+    def __init__(self, index: SampleIndex, workers: int = 0) -> None:
+        self.index = index
+        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
+        self.stacks = os.devnull
+
+    def own_place(self) -> torch.Tensor:
+        """This process's row of `places`."""
+        worker = get_worker_info()
+        return self.places[worker.id if worker else 0]
+
+
+class MicroBatches(Batches):
+    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation."""
 
     def __init__(
         self,
@@ -129,9 +143,8 @@ class MicroBatches(Dataset[Batch]):
         micro: int,
         workers: int = 0,
     ) -> None:
-        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
-        self.stacks = os.devnull
-        self.index, self.plan, self.views, self.decoder = index, plan, views, decoder
+        super().__init__(index, workers)
+        self.plan, self.views, self.decoder = plan, views, decoder
         self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
         self.accumulation = plan.accumulation(world_size, micro)
 
@@ -148,8 +161,7 @@ class MicroBatches(Dataset[Batch]):
         clips = torch.zeros(shape, dtype=torch.uint8)
         labels, weights = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float32)
         bad: list[tuple[str, str]] = []
-        worker = get_worker_info()
-        place = self.places[worker.id if worker else 0]
+        place = self.own_place()
         for row, sample in enumerate(ids.tolist()):
             if sample < 0:
                 continue
@@ -307,7 +319,7 @@ def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> I
 
 
 def _loader(
-    batches: MicroBatches, items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
+    batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> Loader:
     return Loader(
         batches,
@@ -341,7 +353,7 @@ def _start_worker(worker: int) -> None:
     info = get_worker_info()
     assert info is not None
     batches = info.dataset
-    assert isinstance(batches, MicroBatches)
-    batches.places[worker, 0] = os.getpid()
-    faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
+    if isinstance(batches, Batches):
+        batches.places[worker, 0] = os.getpid()
+        faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -158,8 +158,13 @@ def copy_rows(clips: Tensor, tubelet: int, span: slice, out: Tensor) -> None:
 
 def module_sha256(module: nn.Module) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a module's state, in order of names."""
+    return tensors_sha256(module.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in order of names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -158,9 +158,11 @@ def resize_time_positions(positions: Tensor, steps: int, with_cls: bool) -> Tens
 def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: str) -> None:
     """Temporal encoder (positions interpolated to the tail's length) and, if `keep_head`, the head of stage 1.
 
-    The adapter keeps its initialisation. Raises RecipeError when the architectures differ.
+    The adapter keeps its initialisation. A temporal encoder of another depth takes the first blocks, as many as both
+    have; further ones keep their initialisation. Raises RecipeError when the architectures differ otherwise.
     """
     state = {key.removeprefix("tail."): value for key, value in stage1.items() if key.startswith("tail.")}
+    state = _first_blocks(state, tail)
     if tail.temporal is not None and "temporal.pos_embed" in state:
         with_cls = tail.temporal.pooling == "cls"
         steps = tail.temporal.pos_embed.shape[1] - with_cls
@@ -171,6 +173,16 @@ def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: st
     state = {key: value for key, value in state.items() if not key.startswith("adapter.")}
     state |= {key: own[key] for key in own if key.startswith("adapter.")}
     load_exactly(tail, state, source)
+
+
+def _first_blocks(state: dict[str, Tensor], tail: Tail) -> dict[str, Tensor]:
+    """Stage 1's temporal encoder as deep as the tail's: blocks left out, or the tail's own put in their place."""
+    own = {key: value for key, value in tail.state_dict().items() if key.startswith("temporal.")}
+    if "temporal.pos_embed" not in state or not own:
+        return {key: value for key, value in state.items() if not key.startswith("temporal.")} | own
+    blocks = {key for key in (*state, *own) if key.startswith("temporal.blocks.")}
+    kept = {key: value for key, value in state.items() if key not in blocks or key in own}
+    return kept | {key: own[key] for key in own.keys() & blocks if key not in state}
 
 
 def load_trunk(trunk: Trunk, stage1: State, source: str) -> None:

@@ -45,7 +45,7 @@ class ExactEngine:
         self.moments = moments_of(stage.optimizer)
         self._bf16 = torch.autocast(device.type, torch.bfloat16, enabled=stage.engine.precision == "bf16")
         self._parameters = dict(self.module.named_parameters())
-        self._optimizer = make_optimizer(self._parameters, stage.optimizer, fused=device.type == "cuda")
+        self._optimizer = make_optimizer(self._parameters, stage.optimizer)
         self._sum = TreeSum(accumulation)
 
     def forward(self, inputs: Any) -> Tensor:

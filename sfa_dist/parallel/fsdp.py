@@ -42,8 +42,7 @@ class FsdpEngine:
         # Taken now: during a forward the module shows its gathered parameters in their place.
         self._parameters: dict[str, Any] = dict(self.module.named_parameters())
         self._rows = {name: nn.Parameter(rows) for name, p in self._parameters.items() if (rows := _rows(p)).numel()}
-        fused = device.type == "cuda" or stage.engine.cpu_offload
-        self._optimizer = make_optimizer(self._rows, stage.optimizer, fused)
+        self._optimizer = make_optimizer(self._rows, stage.optimizer)
         self._device = device
         self._home = torch.device("cpu") if stage.engine.cpu_offload else device  # Of what the optimizer steps.
 

@@ -19,9 +19,11 @@ def moments_of(block: OptimizerBlock) -> tuple[str, ...]:
     return MOMENTS[block.name] if block.name == "adamw" or block.momentum > 0 else ()
 
 
-def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock, fused: bool) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD over named parameters, or over their rows; `fused` does a step in one kernel.
+def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock) -> torch.optim.Optimizer:
+    """torch's AdamW or SGD over named parameters, or over their rows.
 
+    A step is one fused kernel, on a CPU too: there AdamW took six times as long without (121 against 20 ms for 28M
+    parameters, one thread), more than half of a step on stored features.
     Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
     """
     matrices = [p for name, p in parameters.items() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))]
@@ -32,8 +34,8 @@ def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock, fuse
         groups = [{"params": matrices, "weight_decay": block.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if block.name == "adamw":
         beta1, beta2 = block.betas
-        return torch.optim.AdamW(groups, lr=block.lr, betas=(beta1, beta2), eps=block.eps, fused=fused or None)
-    return torch.optim.SGD(groups, lr=block.lr, momentum=block.momentum, fused=fused or None)
+        return torch.optim.AdamW(groups, lr=block.lr, betas=(beta1, beta2), eps=block.eps, fused=True)
+    return torch.optim.SGD(groups, lr=block.lr, momentum=block.momentum, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -46,11 +48,10 @@ def reset_state(
     optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], moments: tuple[str, ...], step: int
 ) -> None:
     """Zeroed fp32 moments for `parameters`, as if `step` steps were done."""
-    fused = optimizer.defaults.get("fused")
     for parameter in parameters:
         state: dict[str, Any] = {key: torch.zeros_like(parameter, dtype=torch.float32) for key in moments}
         if "exp_avg" in state:  # Only Adam counts its steps.
-            state["step"] = torch.tensor(float(step), device=parameter.device if fused else "cpu")
+            state["step"] = torch.tensor(float(step), device=parameter.device)
         optimizer.state[parameter] = state
 
 

@@ -44,7 +44,6 @@ class ZeroEngine:
         self.device = device
         self.module = module.to(device)
         self._offloaded = stage.engine.cpu_offload
-        fused = device.type == "cuda" or self._offloaded
         # DeepSpeed makes its masters from the parameters after rounding them to bf16; put the exact values back.
         exact = (
             {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
@@ -52,7 +51,7 @@ class ZeroEngine:
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=self.module,
-                optimizer=make_optimizer(dict(self._named()), stage.optimizer, fused),
+                optimizer=make_optimizer(dict(self._named()), stage.optimizer),
                 config=config,
                 dist_init_required=False,
             )

@@ -109,7 +109,7 @@ def _seconds(stage: StageBlock, card: Card, world_size: int, plan: MemoryPlan) -
 
 
 def _setting(stage: StageBlock, world_size: int) -> Setting:
-    return Setting(stage, world_size, accumulation_of(stage, world_size), fused=True)
+    return Setting(stage, world_size, accumulation_of(stage, world_size))
 
 
 def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> int:

@@ -60,7 +60,7 @@ class Replicated:
             materialise(module)
         named = dict(module.named_parameters())
         self.parameters = list(named.values())
-        self.optimizer = make_optimizer(named, setting.stage.optimizer, setting.fused)
+        self.optimizer = make_optimizer(named, setting.stage.optimizer)
         with trace.category("optimizer"):
             reset_state(self.optimizer, self.parameters, moments_of(setting.stage.optimizer), 1)
         self.numel = sum(p.numel() for p in self.parameters)
@@ -98,8 +98,6 @@ class Replicated:
 
     def step(self) -> None:
         """Fused optimizers allocate nothing (and have no fake kernel: they would run on real memory)."""
-        if not self.setting.fused:
-            self.optimizer.step()
 
 
 class Partitioned:
@@ -115,7 +113,7 @@ class Partitioned:
         self.shard = -(-sum(p.numel() for p in self.parameters) // setting.world)
         with trace.category(HOST if setting.offload else "optimizer"):
             self.master = nn.Parameter(torch.empty(self.shard))
-            self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer, setting.fused)
+            self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer)
             reset_state(self.optimizer, [self.master], moments_of(setting.stage.optimizer), 1)
         self._left = self._left_by_earlier_micro_batches()
         self._bucket: Tensor | None = None
@@ -197,8 +195,6 @@ class Partitioned:
                 self.master.grad = flat.float()
                 del flat
         self._reduced, self._left = [], []
-        if not self.setting.fused:
-            self.optimizer.step()
         self.master.grad = None
 
 
@@ -213,7 +209,7 @@ class WideGradients:
         self.numel = sum(p.numel() for p in module.parameters())
         with trace.category("optimizer"):
             self.master = nn.Parameter(torch.empty(-(-self.numel // setting.world)))
-            self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer, setting.fused)
+            self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer)
             reset_state(self.optimizer, [self.master], moments_of(setting.stage.optimizer), 1)
         with trace.category("gradients"):
             self.sum = torch.empty(self.numel, dtype=torch.float32)
@@ -238,10 +234,7 @@ class WideGradients:
         parameter.grad.float()  # Added to the sum.
 
     def step(self) -> None:
-        """The step takes this rank's part of the sum."""
-        if not self.setting.fused:
-            self.master.grad = self.sum[: self.master.numel()]
-            self.optimizer.step()
+        """The step takes this rank's part of the sum as it is."""
 
 
 def _retag_gradients(parameters: list[nn.Parameter], trace: MemoryTrace) -> None:

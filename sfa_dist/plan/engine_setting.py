@@ -18,7 +18,6 @@ class Setting:
     stage: StageBlock
     world: int
     accumulation: int
-    fused: bool  # Fused optimizers have no temporaries; the CPU's have.
 
     @property
     def bf16(self) -> bool:

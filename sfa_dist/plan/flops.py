@@ -45,13 +45,14 @@ def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = 
     return ForwardMacs(embed + spatial, 2 * vectors * dims.width * inner, temporal, dims.width * model.classes)
 
 
-def clip_flops(stage: StageBlock, recomputed: bool = False) -> float:
+def clip_flops(stage: StageBlock, recomputed: bool = False, live: float = 1.0) -> float:
     """Floating-point operations that training takes a clip of a stage: 2 a MAC. Backward costs two forwards, and a
     frozen trunk has none. With `recomputed`, those that checkpointed blocks do a second time are counted too; they do
-    the machine's work, but not the model's (mfu)."""
+    the machine's work, but not the model's (mfu). `live` is the share of clips whose features are not read from a
+    cache."""
     frozen = isinstance(stage, Stage2)
     macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
-    flops = 2.0 * (macs.trunk * (1 if frozen else 3) + macs.tail * 3)
+    flops = 2.0 * (macs.trunk * (live if frozen else 3) + macs.tail * 3)
     if recomputed and recomputes(stage):
         flops += 2.0 * (macs.temporal + (0 if frozen else macs.trunk))
     return flops

@@ -51,22 +51,16 @@ def accumulation_of(stage: StageBlock, world_size: int) -> int:
     return -(-stage.batch.size // (world_size * stage.batch.micro))
 
 
-def predict(
-    what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None, device: str = "cuda"
-) -> MemoryPlan:
+def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
     """The memory plan of a stage on one of `world_size` ranks; of a recipe, that of its most demanding stage.
 
-    `device` is "cuda" or "cpu": they differ in fused optimizers and in what autocast does. Raises RecipeError for a
-    model that cannot be built.
+    Raises RecipeError for a model that cannot be built.
     """
     if isinstance(what, Recipe):
-        plans = [
-            predict(stage, world_size, accumulation=accumulation, device=device) for stage in stages_of(what).values()
-        ]
+        plans = [predict(stage, world_size, accumulation=accumulation) for stage in stages_of(what).values()]
         return max(plans, key=lambda plan: plan.peak_bytes)
     accumulation = accumulation or accumulation_of(what, world_size)
-    offload = what.engine.cpu_offload
-    setting = Setting(what, world_size, accumulation, fused=device == "cuda" or offload)
+    setting = Setting(what, world_size, accumulation)
     shapes = shapes_of(what)
     trainable, frozen = shapes.trainable_parameters, shapes.frozen_parameters
     trace = trace_step(shapes, setting)

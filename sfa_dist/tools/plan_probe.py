@@ -66,7 +66,7 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
     run_steps(stage, runtime, WARM_UP_STEPS + PROBE_STEPS, note)
     torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - started) / PROBE_STEPS
-    planned = predict(stage, world_size=1, device=device.type).peak_bytes
+    planned = predict(stage, world_size=1).peak_bytes
     return Probe(seconds / accumulation_of(stage, 1), torch.cuda.max_memory_allocated(device), planned)
 
 

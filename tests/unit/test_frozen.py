@@ -107,3 +107,19 @@ def test_a_longer_tail_takes_stage1s_weights() -> None:
     assert out.shape == (2, 5)
     assert torch.isfinite(out).all()
     assert torch.equal(tail.head.weight, model.tail.head.weight)
+
+
+@pytest.mark.parametrize(("trained", "wanted"), [(3, 1), (1, 3), (2, 0), (0, 2)])
+def test_a_temporal_encoder_of_another_depth_takes_the_first_blocks(trained: int, wanted: int) -> None:
+    torch.manual_seed(0)
+    stage1 = build(ViViT(MODEL.model_copy(update={"temporal_depth": trained}), 4)).state_dict()
+    tail = build(Tail(MODEL.model_copy(update={"temporal_depth": wanted}), 8))
+    before = {key: value.clone() for key, value in tail.state_dict().items()}
+    load_stage1_into_tail(tail, stage1, keep_head=True, source="test")
+    for key, value in tail.state_dict().items():
+        if key == "temporal.pos_embed":
+            continue
+        source = stage1.get(f"tail.{key}")
+        assert torch.equal(value, before[key] if source is None else source), key
+    taken = [key for key in tail.state_dict() if key.startswith("temporal.blocks.") and f"tail.{key}" in stage1]
+    assert len({key.split(".")[2] for key in taken}) == min(trained, wanted)

@@ -94,7 +94,7 @@ CASES = [
 def compare(stage: StageBlock, label: str, runtime: Runtime) -> None:
     """Fails where plan and reality differ by 2 % or more; shows both."""
     real = real_peak(stage, runtime)
-    plan = predict(stage, device="cpu")
+    plan = predict(stage)
     mib = f"real {real / 2**20:.2f} MiB, planned {plan.peak_bytes / 2**20:.2f} MiB"
     print(f"{label}: {mib} ({plan.peak_bytes / real - 1:+.2%})")
     assert plan.peak_bytes == pytest.approx(real, rel=0.02)

@@ -1,0 +1,109 @@
+"""One optimizer step end to end, with the frozen trunk live, and from the feature cache: equal batch, same engine.
+
+    python benchmarks/step.py                                     # ViT-B/16, 8 frames, on whatever machine this is
+    python benchmarks/step.py --recipe recipes/l_128f.yaml --frames 128 --batch 8
+
+Random weights and pixels; stage 1's block is trained end to end on `--frames` frames, stage 2's by SFA. Rounds are
+interleaved, the table shows medians. On a CPU time is that of the process (other programs do not count), on a GPU that
+of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe import Recipe, load_recipe
+
+
+def make_steps(recipe: Recipe, batch: int, runtime: Runtime, precision: str) -> dict[str, Callable[[], None]]:
+    """A function that does one step, for each way."""
+    stage1, stage2, device = recipe.stage1, recipe.stage2, runtime.device
+    assert stage1 is not None
+    assert stage2 is not None
+    frames, size = stage2.frames, stage2.model.image_size
+    clips = torch.randint(0, 256, (batch, 3, frames, size, size), dtype=torch.uint8, device=device)
+    labels = torch.arange(batch, device=device) % stage2.model.classes
+    weights = torch.ones(batch, device=device)
+    whole = assemble_end_to_end(stage1, None)
+    live = assemble_stage2(stage2, None, "")
+    cached = assemble_stage2(stage2, None, "", cached_trunk="none")
+    trunk = live.frozen
+    assert trunk is not None
+    trunk.to(device)
+    features = torch.randn(batch, frames // stage2.model.tubelet, dims_of(stage2.model).width, device=device)
+    features = features.to(trunk.dtype)
+    engines = {
+        "end to end": (make_engine(whole.trainable, stage1, 1, device), lambda: clips),
+        "SFA live": (make_engine(live.trainable, stage2, 1, device), lambda: trunk(clips)),
+        "SFA cached": (make_engine(cached.trainable, stage2, 1, device), lambda: features),
+    }
+
+    def step(way: str) -> None:
+        engine, inputs = engines[way]
+        logits: Tensor = engine.forward(inputs())
+        engine.backward(weighted_loss_sum(logits, labels, weights, 0.0) / batch, last=True)
+        engine.step(1e-3)
+        runtime.synchronize()
+
+    return {f"{way}, {precision}": lambda way=way: step(way) for way in engines}  # type: ignore[misc]
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/b_32f.yaml"))
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
+    runtime = parallel_runtime.start(environment())
+    on_cpu = runtime.device.type == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if on_cpu else time.perf_counter
+    ways: dict[str, Callable[[], None]] = {}
+    for precision in arguments.precision:
+        own = [f"stage1.frames={arguments.frames}", f"stage2.frames={arguments.frames}", "stage1.image_checkpoint=null"]
+        own += [f"batch={{size: {arguments.batch}, micro: {arguments.batch}}}", f"engine.precision={precision}"]
+        own += ["engine.zero=0", "optimizer.name=adamw", *arguments.set]
+        recipe = load_recipe(arguments.recipe, own, environment()).recipe
+        ways |= make_steps(recipe, arguments.batch, runtime, precision)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(arguments.rounds + 1):
+        for way, step in ways.items():
+            started = clock()
+            step()
+            if number:  # The first round allocates.
+                seconds[way].append(clock() - started)
+    device = f"{platform.processor() or platform.machine()}, 1 thread" if on_cpu else torch.cuda.get_device_name()
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(f"{device}, {load}, torch {torch.__version__}; {recipe.name} with {arguments.frames} frames, ", end="")
+    print(f"batch {arguments.batch}, AdamW, ZeRO-0; median of {arguments.rounds} interleaved rounds")
+    print(f"{'step':18} {'ms':>9} {'of end to end, same precision':>30} {'spread':>8}")
+    for way, values in seconds.items():
+        median = statistics.median(values)
+        base = statistics.median(seconds[f"end to end, {way.rsplit(', ')[-1]}"])
+        print(f"{way:18} {1000 * median:9.1f} {median / base:30.4f} {(max(values) - min(values)) / median:8.0%}")
+    parallel_runtime.stop()
+
+
+if __name__ == "__main__":
+    main()

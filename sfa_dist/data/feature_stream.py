@@ -1,0 +1,277 @@
+"""From the feature cache to batches: the stream of stage 2 with stored features in place of decoded clips.
+
+Samples, their order, crops and verdicts are those of `stream`: the same SamplePlan over the same source index, the same
+random numbers. A batch has `features` (B, F, D) in place of `clips`, and where some clips run live also `clips` uint8
+(L, 3, T, S, S) with `live` int64 (L,), the rows of the batch that they belong in (zeros until then). With mixup also
+`partners` int64 (B,), labels, and `shares` float32 (B,), how much of a row is its own clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.clip_sampling import Indices, offset_choices
+from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.feature_grid import StepGrid
+from sfa_dist.data.feature_shards import STORED, npy_header, open_view
+from sfa_dist.data.randomness import first_random, sample_rng
+from sfa_dist.data.reader import read_clip_bytes
+from sfa_dist.data.sample_plan import Ids, SamplePlan
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.stream import (
+    NO_SAMPLE,
+    Batch,
+    Batches,
+    ClipSettings,
+    Loader,
+    MicroBatches,
+    TrainViews,
+    _loader,
+    eval_plan,
+    train_plan,
+)
+from sfa_dist.recipe import AugmentBlock, BatchBlock, CacheBlock, DataBlock
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """Where the features of a split are: a folder for each view, which begin with (steps, `width`) of `dtype`."""
+
+    folders: tuple[Path, ...]
+    width: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """Which stored steps make the clip of a sample. `grid` None: all that are stored (evaluation)."""
+
+    frames: int
+    tubelet: int
+    seed: int
+    epoch: int
+    grid: StepGrid | None
+
+    @property
+    def steps(self) -> int:
+        """Tubelet steps of a clip."""
+        return self.frames // self.tubelet
+
+    def stored(self, num_video_frames: int) -> int:
+        """Steps that the cache holds of a video."""
+        return self.steps if self.grid is None else self.grid.num_steps(num_video_frames)
+
+    def __call__(self, num_video_frames: int, sample: int) -> Indices:
+        """The rows of the clip that live training would cut in this epoch, int64 (steps,)."""
+        if self.grid is None:
+            return np.arange(self.steps, dtype=np.int64)
+        # As clip_sampling.random_offset draws it.
+        choices = offset_choices(num_video_frames, self.frames, self.grid.stride)
+        offset = int(first_random(self.seed, self.epoch, sample, "clip") * choices)
+        return self.grid.clip_rows(num_video_frames, self.frames, offset)
+
+
+@dataclass(frozen=True)
+class LiveShare:
+    """Which clips of an epoch run through the trunk all the same: a pure function of (seed, epoch, sample)."""
+
+    clips: MicroBatches
+    share: float
+    seed: int
+    epoch: int
+
+    def __contains__(self, sample: int) -> bool:
+        return first_random(self.seed, self.epoch, sample, "live") < self.share
+
+
+class FeatureBatches(Batches):
+    """Item k is this rank's k-th micro-batch of the epoch, as `stream.MicroBatches`."""
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        plan: SamplePlan,
+        split: CachedSplit,
+        folder: Path,
+        rows: ClipRows,
+        *,
+        rank: int,
+        world_size: int,
+        micro: int,
+        live: LiveShare | None = None,
+        mixup: float = 0.0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(index, workers)
+        self.plan, self.split, self.rows = plan, split, rows
+        self.view = open_view(folder)
+        self.rank, self.world_size, self.micro = rank, world_size, micro
+        self.live, self.mixup = live, mixup
+        self.accumulation = plan.accumulation(world_size, micro)
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.accumulation
+
+    def __getitem__(self, item: int) -> Batch:
+        step, part = divmod(item, self.accumulation)
+        epoch = self.rows.epoch
+        ids = self.plan.micro_batch_ids(epoch, step, self.rank, self.world_size, self.micro, part)
+        batch = self._batch(ids)
+        if self.mixup:
+            number = self.rank * self.accumulation + part
+            partners = partner_ids(self.plan, epoch, step, number * self.micro + np.arange(self.micro))
+            share = beta_share(sample_rng(self.rows.seed, epoch, step, "mixup"), self.mixup)
+            self._mix(batch, ids, partners, share)
+        return batch
+
+    def _batch(self, ids: Ids) -> Batch:
+        features = self._zeros(len(ids))
+        labels, weights = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32)
+        bad: list[tuple[str, str]] = []
+        clips: dict[int, torch.Tensor] = {}
+        place = self.own_place()
+        for row, sample in enumerate(ids.tolist()):
+            if sample < 0:
+                continue
+            place[1] = sample
+            try:
+                if self.live is not None and sample in self.live:
+                    clips[row] = self.live.clips._clips(sample)[0]
+                else:
+                    self._read(sample, features[row])
+            except BadSample as error:
+                bad.append((self.index.name(sample), error.reason))
+                continue
+            labels[row], weights[row] = self.index.label[sample], 1.0
+        place[1] = NO_SAMPLE
+        batch = {
+            "features": self._tensor(features),
+            "labels": torch.from_numpy(labels),
+            "weights": torch.from_numpy(weights),
+            "ids": torch.from_numpy(ids.copy()),
+            "views": 1,
+            "bad": bad,
+        }
+        if clips:
+            batch |= {"clips": torch.stack(list(clips.values())), "live": torch.tensor(list(clips), dtype=torch.int64)}
+        return batch
+
+    def _zeros(self, clips: int) -> npt.NDArray[np.generic]:
+        shape = (clips, self.rows.steps, self.split.width)
+        return np.zeros(shape, np.dtype(STORED[self.split.dtype][1]))
+
+    def _tensor(self, bits: npt.NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(bits).view(self.split.dtype)
+
+    def _read(self, sample: int, out: npt.NDArray[np.generic]) -> None:
+        """The features of a sample's clip into `out` (F, D). Raises BadSample, with the reason of the extraction where
+        there are none."""
+        if sample in self.view.bad:
+            raise BadSample(self.view.bad[sample])
+        data = read_clip_bytes(self.view.index, sample)
+        num_video_frames = int(self.view.frames[sample])
+        stored = self.rows.stored(num_video_frames)
+        descr = STORED[self.split.dtype][1]
+        header = npy_header(stored, self.split.width, descr)
+        # Compared instead of parsed: it is known what must stand there, and anything else is not ours.
+        if not data.startswith(header) or len(data) != len(header) + stored * out[0].nbytes:
+            raise BadSample(f"features are not ({stored}, {self.split.width}) {descr}: the cache is damaged")
+        array = np.frombuffer(data, out.dtype, offset=len(header)).reshape(stored, self.split.width)
+        # Rows are inside by construction; "clip" lets numpy write into the batch without a copy between.
+        np.take(array, self.rows(num_video_frames, sample), axis=0, out=out, mode="clip")
+
+    def _mix(self, batch: Batch, ids: Ids, partners: Ids, share: float) -> None:
+        """Row = share x clip + (1 - share) x partner; a clip whose partner is padding or bad stays itself."""
+        other = self._batch(np.where(ids >= 0, partners, -1))
+        shares = torch.where(other["weights"] > 0, share, 1.0).to(torch.float32)
+        weight = shares[:, None, None]
+        mixed = batch["features"].float() * weight + other["features"].float() * (1 - weight)
+        batch["features"] = mixed.to(self.split.dtype)
+        batch["partners"], batch["shares"] = other["labels"], shares
+
+
+def partner_ids(plan: SamplePlan, epoch: int, step: int, slots: Ids) -> Ids:
+    """With whom the clips in these slots of a global batch are mixed: the batch in reverse, as in the official code,
+    whatever the ranks and micro-batches. -1 for none."""
+    mirrored = plan.batch_size - 1 - slots
+    return plan.ids_at(epoch, np.where((mirrored >= 0) & (slots >= 0), step * plan.batch_size + mirrored, -1))
+
+
+def beta_share(rng: np.random.Generator, alpha: float) -> float:
+    """One draw of Beta(alpha, alpha) by uniform numbers alone (Joehnk 1964), alpha in (0, 1]."""
+    while True:
+        first, second = float(rng.random()) ** (1 / alpha), float(rng.random()) ** (1 / alpha)
+        if 0 < first + second <= 1:
+            return first / (first + second)
+
+
+def view_of(epoch: int, views: int) -> int:
+    """The view that an epoch reads. View v has the augmentation of live epoch v, so the first `views` epochs are those
+    of the live run, and later ones take turns."""
+    return epoch % views
+
+
+def feature_train_loader(
+    index: SampleIndex,
+    split: CachedSplit,
+    grid: StepGrid,
+    cache: CacheBlock,
+    data: DataBlock,
+    augment: AugmentBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    crop: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> Loader:
+    """As `stream.train_loader`, from the cache: `index` is that of the source's videos, `split` their features."""
+    plan = train_plan(index, data, batch, seed)
+    folder = split.folders[view_of(epoch, cache.views)]
+    share = cache.live_share(epoch)
+    common = {"rank": rank, "world_size": world_size, "micro": batch.micro}
+    live = None
+    if share:
+        views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
+        clips = MicroBatches(index, plan, views, choose_decoder(data.decoder, data.limits), epoch=epoch, **common)
+        live = LiveShare(clips, share, seed, epoch)
+    rows = ClipRows(frames, grid.tubelet, seed, epoch, grid)
+    batches = FeatureBatches(
+        index, plan, split, folder, rows, live=live, mixup=cache.mixup, workers=data.workers, **common
+    )
+    items = range(start_step * batches.accumulation, len(batches))
+    return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
+
+
+def feature_eval_loader(
+    index: SampleIndex,
+    split: CachedSplit,
+    data: DataBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    tubelet: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> Loader:
+    """As `stream.eval_loader` with one view, from the stored centre clips."""
+    micro = batch.eval_micro or batch.micro
+    plan = eval_plan(index, micro, world_size)
+    rows = ClipRows(frames, tubelet, 0, 0, None)
+    own: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro": micro, "workers": data.workers}
+    batches = FeatureBatches(index, plan, split, split.folders[0], rows, **own)
+    return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)

@@ -1,0 +1,269 @@
+"""A sweep: many heads trained together on one feature cache, for about the price of one pass over its features.
+
+Every member is a stage 2 of its own: own parameters, engine, optimizer state, checkpoints and log lines, under
+`stage2/members/<name>/`. Members take turns step by step and are handed the same batches, so each of them ends with
+what a run of its own recipe (`recipe.yaml` beside its weights) would give.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from sfa_dist.assemble import Parts, load_for_test, load_tail_for_test
+from sfa_dist.checkpoint import write_json
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.errors import PreemptedError
+from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
+from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
+from sfa_dist.stage_setup import Run, Setup, find_checkpoint, open_data, set_up
+from sfa_dist.tracking import Tracker
+from sfa_dist.trainer import Batch, BatchFeed, Trainer, evaluate_all, note_bad_test_clips, planned_steps
+from sfa_dist.trunk_setup import place_trunk
+
+STAGE = "stage2"
+Finish = Callable[[Run, str, Setup, dict[str, Any]], None]
+
+
+class MemberTracker(Tracker):
+    """The run's tracker for one member: every line says whose it is."""
+
+    def __init__(self, tracker: Tracker, member: str) -> None:
+        self._inner, self._member = tracker, member
+
+    @contextmanager
+    def progress(self, title: str, done: int, total: int) -> Iterator[Callable[[], None]]:
+        """No bar: there would be one for each member."""
+        yield lambda: None
+
+    def say(self, text: str | Table) -> None:
+        """Lines only: the tables of all members are much the same."""
+        if isinstance(text, str):
+            self._inner.say(f"{self._member}: {text}")
+
+    def record(self, kind: str, **values: Any) -> None:
+        """With `member`."""
+        self._inner.record(kind, member=self._member, **values)
+
+    def close(self) -> None:
+        """The run closes its own."""
+
+
+class SharedEpochs:
+    """One stream of batches for all members that begin an epoch, or the rest of one, at the same step.
+
+    The first to ask opens it, and the others get the same batches; a batch is kept until the last has taken it. The
+    stream is closed with the last of them.
+    """
+
+    def __init__(self, open_epoch: Callable[[int, int], BatchFeed], steps_per_epoch: int) -> None:
+        self._open_epoch, self._steps_per_epoch = open_epoch, steps_per_epoch
+        self._waiting: dict[int, list[BatchFeed]] = {}
+        self._streams_to: dict[str, int] = {}  # The step up to which a member has its stream.
+        self.trainers: dict[str, Trainer] = {}
+
+    def __call__(self, name: str, epoch: int, first: int) -> BatchFeed:
+        """For member `name`: the micro-batches from step `first` of the epoch on."""
+        step = epoch * self._steps_per_epoch + first
+        if step not in self._waiting:
+            takers = sum(
+                trainer.progress.step == step and self._streams_to.get(other, 0) <= step
+                for other, trainer in self.trainers.items()
+            )
+            self._waiting[step] = _shared(self._open_epoch(epoch, first), takers)
+        self._streams_to[name] = (epoch + 1) * self._steps_per_epoch
+        mine = self._waiting[step].pop()
+        if not self._waiting[step]:
+            del self._waiting[step]
+        return mine
+
+
+def _shared(stream: BatchFeed, takers: int) -> list[BatchFeed]:
+    """The same batches for each of `takers`; `stream` is closed when all of them are."""
+    open_still = set(range(takers))
+
+    def one(taker: int, batches: Iterator[Batch]) -> BatchFeed:
+        try:
+            yield from batches
+        finally:
+            open_still.discard(taker)
+            if not open_still:
+                stream.close()
+
+    return [one(taker, batches) for taker, batches in enumerate(tee(stream, takers))]
+
+
+def member_directory(run: Run, member: Member) -> Path:
+    """Where a member keeps what is its own."""
+    return run.directory / STAGE / "members" / member.name
+
+
+def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, Any], finish: Finish) -> None:
+    """Trains all members that are not done. Raises PreemptedError on a stop request, after all have saved."""
+    members = sweep_members(run.recipe)
+    data = open_data(run, STAGE, stage, index)
+    shared = SharedEpochs(data.streams.train, data.streams.steps_per_epoch)
+    source = run.source_sha256(stage)
+    trained: dict[str, tuple[Run, Setup, dict[str, Any]]] = {}
+    for member in members:
+        directory, own_run = member_directory(run, member), _run_of(run, member)
+        own = {**stage_inputs(run.recipe, member.stage, index.sha256, source), "settings": member.settings}
+        if _is_done(directory, member, own, data.streams.steps_per_epoch):
+            continue
+        checkpoint = None if run.dry_run else find_checkpoint(own_run, STAGE, directory)
+        streams = replace(data.streams, train=partial(shared, member.name))
+        setup = set_up(own_run, STAGE, member.stage, replace(data, streams=streams), own, directory, checkpoint)
+        trained[member.name] = own_run, setup, own
+    run.tracker.say(f"sweep: {len(members)} members, {len(members) - len(trained)} done before")
+    if run.dry_run:
+        return
+    shared.trainers = {name: setup.trainer for name, (_, setup, _) in trained.items()}
+    for own_run, setup, _ in trained.values():
+        step = setup.trainer.progress.step
+        own_run.tracker.event("resume" if step else "start", stage=STAGE, step=step)
+    for name in _take_turns(dict(shared.trainers)):
+        own_run, setup, own = trained.pop(name)
+        del shared.trainers[name]
+        finish(own_run, STAGE, setup, own)
+    run.runtime.on_main(lambda: _write_done(run, members, inputs))
+
+
+def _run_of(run: Run, member: Member) -> Run:
+    """The run as a member sees it; leaves the recipe of a run of its own beside its weights."""
+    directory = member_directory(run, member)
+    alone = run.recipe.model_copy(update={"stage2": member.stage, "sweep": {}})
+
+    def write() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "recipe.yaml").write_text(dump_recipe(alone))
+
+    if not run.dry_run:
+        run.runtime.on_main(write)
+    return replace(run, tracker=MemberTracker(run.tracker, member.name))
+
+
+def _is_done(directory: Path, member: Member, inputs: dict[str, Any], steps_per_epoch: int) -> bool:
+    done = read_done(directory)
+    if done is None:
+        return False
+    refuse_other_inputs(f"member {member.name}", done["inputs"], inputs)
+    return done["result"]["steps"] >= planned_steps(member.stage, steps_per_epoch)
+
+
+def _take_turns(trainers: dict[str, Trainer]) -> Iterator[str]:
+    """Steps the trainers, always one of those that are furthest behind; gives the name of each that has finished.
+
+    After a kill between two members' saves they stand at different steps: the ones behind catch up first.
+    """
+    running = {name: trainer.steps() for name, trainer in trainers.items()}
+    while running:
+        name = min(running, key=lambda name: trainers[name].progress.step)
+        try:
+            next(running[name])
+        except StopIteration:
+            del running[name]
+            yield name
+        except PreemptedError:  # It has saved its own state; all ranks know of the request.
+            for other in sorted(running.keys() - {name}):
+                trainers[other].save_now()
+            raise
+
+
+def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
+    """`done.json` of the whole stage: its members' results added up."""
+    results = [_result(run, member) for member in members]
+    total = {
+        "steps": min(result["steps"] for result in results),
+        "members": len(members),
+        **{key: results[0][key] for key in ("frozen_parameters", "samples_seen", "bad_samples", "data_share")},
+        "peak_memory_gib": max(result["peak_memory_gib"] for result in results),
+    }
+    for key in ("seconds", "gpu_seconds", "trainable_parameters", "optimizer_bytes_per_rank"):
+        total[key] = sum(result[key] for result in results)
+    write_json(run.directory / STAGE / "done.json", {"inputs": inputs, "result": total})
+
+
+def _result(run: Run, member: Member) -> dict[str, Any]:
+    return (read_done(member_directory(run, member)) or {})["result"]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The test of all members: a line for each, means over seeds, and the member that validation chooses."""
+
+    lines: list[dict[str, Any]]
+    means: list[dict[str, Any]]
+    best: Member
+    best_parts: Parts
+    best_result: dict[str, Any]
+
+
+def test_sweep(run: Run, batches: BatchFeed, max_bad_fraction: float) -> SweepResult:
+    """Scores all members in one pass: the trunk runs once a batch. Collective."""
+    members = sweep_members(run.recipe)
+    weights = [member_directory(run, member) / "weights.safetensors" for member in members]
+    first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
+    trunk, device = first.frozen, run.runtime.device
+    assert trunk is not None
+    trunk_sha256 = trunk.sha256()
+    others = [load_tail_for_test(m.stage, path, trunk_sha256) for m, path in zip(members[1:], weights[1:], strict=True)]
+    tails: list[nn.Module] = [module.to(device) for module in (first.trainable, *others)]
+    place_trunk(trunk, members[0].stage, run.runtime)
+
+    @torch.no_grad()
+    def predict(batch: Batch) -> list[Tensor]:
+        features = trunk(batch["clips"])
+        return [tail(features) for tail in tails]
+
+    results = evaluate_all(
+        predict,
+        len(tails),
+        batches,
+        run.runtime,
+        run.stop,
+        lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, max_bad_fraction, run.tracker),
+    )
+    trained = run.runtime.on_main(lambda: [_result(run, member) for member in members])
+    lines = [
+        {
+            "member": member.name,
+            "settings": member.settings,
+            **{key: result[key] for key in ("acc1", "acc5", "loss")},
+            "val_acc1": own["val"].get("acc1"),
+            "steps": own["steps"],
+            "trainable_parameters": own["trainable_parameters"],
+        }
+        for member, result, own in zip(members, results, trained, strict=True)
+    ]
+    chosen = max(range(len(lines)), key=lambda number: (lines[number]["val_acc1"] or 0.0, -number))
+    return SweepResult(lines, means_over_seeds(lines), members[chosen], Parts(tails[chosen], trunk), results[chosen])
+
+
+def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Members that differ in the seed alone, together: mean and sample standard deviation of their scores.
+
+    The deviation of a single seed is None.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        settings = {key: value for key, value in line["settings"].items() if key != "seed"}
+        groups.setdefault(repr(settings), []).append({**line, "settings": settings})
+    means = []
+    for group in groups.values():
+        mean: dict[str, Any] = {"settings": group[0]["settings"], "members": [line["member"] for line in group]}
+        for key in ("acc1", "acc5", "loss"):
+            values = [line[key] for line in group]
+            mean[key] = statistics.fmean(values)
+            mean[f"{key}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+        means.append(mean)
+    return means
