@@ -103,7 +103,7 @@ def _kept(outcome: Outcome | None, outcomes: list[Outcome]) -> Outcome | None:
     return outcome
 
 
-def show(windows: dict[str, list[Window]], title: str) -> Table:
+def show(windows: dict[str, list[Window]], steps: int, title: str) -> Table:
     """Medians over the rounds. What a save adds is the median over rounds of the difference within one round."""
     table = Table("save", "ms a step", "added a step", "standstill a save", "until it stands", title=title)
     for kind, own in windows.items():
@@ -148,7 +148,7 @@ def main() -> None:
                 f"{engine_title(recipe.stage2.engine)} on {runtime.world_size} rank(s); {device}, {os.cpu_count()} "
                 f"cores, load {os.getloadavg()[0]:.1f}, {file_system(root)}; medians of {arguments.rounds} rounds"
             )
-            Console().print(show(windows, title))
+            Console().print(show(windows, arguments.every, title))
     finally:
         runtime.barrier()
         if runtime.is_main:
