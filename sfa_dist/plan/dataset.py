@@ -6,7 +6,7 @@ Counts of the public sets are those of the copies in use (mmaction2's and scenic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfa_dist.data.shard_index import INDEX_NAME, load_index
@@ -17,18 +17,20 @@ from sfa_dist.recipe import StageBlock
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips for training and for one evaluation, None where nobody says; `source` says who does."""
+    """Clips for training and for one evaluation, None where nobody says; `source` says who does. `video_frames` is the
+    length of a usual video, where it is known."""
 
     train: int | None
     val: int | None
     source: str
+    video_frames: int | None = None
 
 
 # By a part of the shards' path, else by the number of classes.
 PUBLIC = {
-    "kinetics400": (400, Clips(240_436, 19_796, "Kinetics-400 as it is in use")),
-    "kinetics600": (600, Clips(383_393, 27_910, "Kinetics-600 as it is in use")),
-    "moments": (339, Clips(791_297, 33_900, "Moments in Time v1")),
+    "kinetics400": (400, Clips(240_436, 19_796, "Kinetics-400 as it is in use", 300)),
+    "kinetics600": (600, Clips(383_393, 27_910, "Kinetics-600 as it is in use", 300)),
+    "moments": (339, Clips(791_297, 33_900, "Moments in Time v1", 90)),
     "something_else": (None, Clips(54_919, 57_876, "Something-Else, compositional split")),
     "something": (174, Clips(168_913, 24_777, "Something-Something v2")),
     "epic": (397, Clips(67_217, 9_668, "EPIC-Kitchens-100")),
@@ -48,7 +50,7 @@ def count_clips(stage: StageBlock, given: int | None) -> Clips:
             return clips
     for _, (classes, clips) in PUBLIC.items():
         if classes == stage.model.classes:
-            return Clips(clips.train, clips.val, f"{clips.source}, by its number of classes")
+            return replace(clips, source=f"{clips.source}, by its number of classes")
     return Clips(None, None, "unknown: give --clips N")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfa_dist.plan.cards import Card
-from sfa_dist.plan.dataset import Clips
+from sfa_dist.plan.dataset import Clips, count_clips
 from sfa_dist.plan.engine_setting import Setting
+from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.modules import gathers, keeps_clips_on_host
@@ -52,20 +53,34 @@ def stage_duration(
 def compute_seconds(stage: StageBlock, card: Card) -> float | None:
     """Seconds of one micro-batch at the card's sustained speed."""
     speed = card.sustained_tflops(stage.engine.precision)
-    return None if speed is None else stage.batch.micro * clip_flops(stage, recomputed=True) / (speed * 1e12)
+    return None if speed is None else stage.batch.micro * trained_flops(stage) / (speed * 1e12)
+
+
+def trained_flops(stage: StageBlock) -> float:
+    """Operations of a clip in training, on the average of a schedule that reads some from a cache."""
+    return clip_flops(stage, recomputed=True, live=mean_live_share(stage) if isinstance(stage, Stage2) else 1.0)
+
+
+def extraction_hours(stage: Stage2, clips: Clips, card: Card, world_size: int) -> float | None:
+    """Hours in which `world_size` ranks fill the feature cache; None where speed or clips are not known."""
+    speed = card.sustained_tflops(stage.engine.precision)
+    if speed is None or clips.train is None:
+        return None
+    return extraction_flops(stage, clips) / (speed * 1e12) / world_size / 3600
 
 
 def forward_share(stage: StageBlock) -> float:
-    """A clip's forward pass as a share of its training."""
+    """A clip's forward pass in an evaluation, as a share of its training."""
     macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
-    return 2.0 * (macs.trunk + macs.tail) / clip_flops(stage, recomputed=True)
+    cached = isinstance(stage, Stage2) and stage.cache is not None
+    return 2.0 * ((0 if cached else macs.trunk) + macs.tail) / trained_flops(stage)
 
 
 def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPlan) -> float:
     """One optimizer step, with rough costs of transfers that nothing hides: only for comparing settings."""
     speed = card.sustained_tflops(stage.engine.precision) or 100.0
     trained, width = plan.trainable_parameters, 2 if setting.bf16 else 4
-    micro_batch = stage.batch.micro * clip_flops(stage, recomputed=True) / (speed * 1e12)
+    micro_batch = stage.batch.micro * trained_flops(stage) / (speed * 1e12)
     # A smaller micro-batch keeps a card less busy: assumed 2 % at one clip, halved with each doubling.
     micro_batch *= 1 + 0.02 / stage.batch.micro
     if setting.world > 1:
@@ -79,8 +94,9 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
     return step
 
 
-def cost_ratio(recipe: Recipe) -> float | None:
-    """Operations of stage 1 and stage 2 over those of training all of stage 2's frames end to end for its epochs.
+def cost_ratio(recipe: Recipe, clips: int | None = None) -> float | None:
+    """Operations of stage 1, the feature cache and stage 2 over those of training all of stage 2's frames end to end
+    for its epochs.
 
     None where the recipe has no stage 2. Equal speed of all operations, no loading: the floor of the method.
     """
@@ -89,7 +105,10 @@ def cost_ratio(recipe: Recipe) -> float | None:
     first, second = recipe.stage1, recipe.stage2
     macs = forward_macs(second.model, second.frames)
     baseline = 6.0 * (macs.trunk + macs.tail) * second.schedule.epochs
-    own = clip_flops(second, recomputed=True) * second.schedule.epochs
+    own = trained_flops(second) * second.schedule.epochs
+    if second.cache is not None:
+        known = count_clips(second, clips)
+        own += extraction_flops(second, known) / known.train if known.train else 0.0
     if not first.weights:
         own += clip_flops(first, recomputed=True) * first.schedule.epochs
     return own / baseline

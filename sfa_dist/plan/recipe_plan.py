@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.dataset import Clips, count_clips
-from sfa_dist.plan.duration import Duration, cost_ratio, stage_duration
+from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, stage_duration
+from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict, stages_of
 from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
@@ -63,6 +63,15 @@ class RecipePlan:
         """The stage whose model is the result: its frames and parameters are the recipe's."""
         return self.stages[-1]
 
+    def hours(self) -> dict[str, float | None]:
+        """Hours by stage, in their order; the feature cache is a stage of its own where the recipe has one."""
+        found: dict[str, float | None] = {}
+        for plan in self.stages:
+            if isinstance(plan.stage, Stage2) and plan.stage.cache is not None:
+                found["cache"] = extraction_hours(plan.stage, plan.clips, self.card, self.world_size)
+            found[plan.name] = plan.duration.hours
+        return found
+
     def advice(self) -> list[str]:
         """What to change, one sentence each; empty where everything fits and nothing is odd."""
         lines = [_advise(plan, self.card, self.world_size) for plan in self.stages if not plan.fits]
@@ -74,8 +83,8 @@ class RecipePlan:
 
     def as_json(self) -> dict[str, Any]:
         """The keys of the contract, and more. GiB are 2**30 bytes."""
-        hours = {plan.name: plan.duration.hours for plan in self.stages}
-        gpu_hours = [plan.duration.gpu_hours for plan in self.stages]
+        hours = self.hours()
+        known = None not in hours.values()
         memory = self.last.memory
         return {
             "fits": self.fits,
@@ -89,11 +98,11 @@ class RecipePlan:
             "frozen_parameters": memory.frozen_parameters,
             "optimizer_bytes_per_rank": memory.optimizer_bytes_per_rank,
             "stage_hours": hours,
-            "gpu_hours": None if None in gpu_hours else sum(filter(None, gpu_hours)),
+            "gpu_hours": self.world_size * sum(filter(None, hours.values())) if known else None,
             "cache_gib": cache_gib(self),
             "checkpoint_gib": sum(plan.checkpoint_bytes for plan in self.stages) / GIB,
             "advice": self.advice(),
-            "cost_ratio": cost_ratio(self.recipe),
+            "cost_ratio": cost_ratio(self.recipe, self.last.clips.train),
             "card": {"name": self.card.name, "gib": self.card.gib, "ranks": self.world_size},
             "stages": {plan.name: _stage_json(plan) for plan in self.stages},
         }
@@ -146,11 +155,10 @@ def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
 
 
 def cache_gib(plan: RecipePlan) -> float | None:
-    """One view of the training clips as pooled bf16 features of the frames of a clip; None without a stage 2."""
-    stage, clips = plan.last.stage, plan.last.clips.train
-    if not isinstance(stage, Stage2) or clips is None:
-        return None
-    return clips * stage.frames // stage.model.tubelet * dims_of(stage.model).width * 2 / GIB
+    """The recipe's feature cache, or one view of the training clips where it has none; None without a stage 2."""
+    stage = plan.last.stage
+    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) else None
+    return None if size is None else size / GIB
 
 
 def categories_gib(plan: StagePlan) -> dict[str, float]:

@@ -17,7 +17,7 @@ from sfa_dist.plan.cards import BF16_SHARE, DEFAULT_CARD, FP32_SHARE, GIB, Card,
 from sfa_dist.plan.recipe_plan import RecipePlan, StagePlan, categories_gib, plan_recipe
 from sfa_dist.plan.search import FRAMES_LIMIT
 from sfa_dist.plan.table4 import print_table4, table4
-from sfa_dist.recipe import STAGE_NAMES, load_recipe
+from sfa_dist.recipe import STAGE_NAMES, Stage2, load_recipe
 from sfa_dist.tools.plan_probe import PROBE_STEPS, probe_recipe
 
 _EPILOG = """\
@@ -126,7 +126,7 @@ def _print(plan: RecipePlan, measured: bool) -> None:
     whole = plan.as_json()
     lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
     if whole["cache_gib"] is not None:
-        lines.append(f"cache        {whole['cache_gib']:.1f} GiB for one view of the training clips (pooled, bf16)")
+        lines.append(f"cache        {whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
     if whole["gpu_hours"] is not None:
         lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
     if whole["cost_ratio"] is not None:
@@ -138,6 +138,14 @@ def _print(plan: RecipePlan, measured: bool) -> None:
     lines.append("it fits" if plan.fits else "it does NOT fit")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
+    stage = plan.last.stage
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return "for one view of the training clips (stage2.cache: pooled features)"
+    filled = "" if hours["cache"] is None else f", filled in {hours['cache']:.1f} h, which the GPU-hours have in them"
+    return f"for {stage.cache.views} views{filled}"
 
 
 def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:

@@ -21,11 +21,12 @@ from sfa_dist.models.vivit import Tail, Trunk
 from sfa_dist.plan.cards import CARDS, card_of_size, find_card, largest_peak, peak_tflops, reserve_bytes
 from sfa_dist.plan.dataset import count_clips
 from sfa_dist.plan.duration import cost_ratio, stage_duration
+from sfa_dist.plan.feature_cache_plan import clips_in_a_view
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import predict
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace, rounded
 from sfa_dist.plan.modules import shapes_of
-from sfa_dist.plan.recipe_plan import memory_line
+from sfa_dist.plan.recipe_plan import memory_line, plan_recipe
 from sfa_dist.plan.search import largest
 from sfa_dist.plan.table4 import PAPER, table4_stage
 from sfa_dist.recipe import AdapterBlock, ModelBlock, Recipe, Stage2, StageBlock, load_recipe
@@ -392,3 +393,20 @@ def test_the_dry_runs_line() -> None:
     line = memory_line(stage2("demo"), 2, torch.device("cpu"))
     assert "GiB a GPU" in line
     assert "no GPU here" in line
+
+
+def test_a_feature_cache_is_a_stage_with_hours_and_disk() -> None:
+    """Four views of videos of 300 frames for clips of 128 x 2: the trunk runs 4 x 300 / 256 times in place of 30."""
+    live, cached = recipe("l_128f"), recipe("l_128f_cached")
+    stage = stage2("l_128f_cached")
+    assert clips_in_a_view(stage, count_clips(stage, None)) == pytest.approx(300 / 256)
+    card = find_card("A100-40")
+    plans = [plan_recipe(each, card, 8, search=False) for each in (live, cached)]
+    before, after = (plan.as_json() for plan in plans)
+    assert list(after["stage_hours"]) == ["stage1", "cache", "stage2"]
+    views = 4 * 300 / 256 + 19_796 / 240_436
+    assert after["stage_hours"]["cache"] == pytest.approx(before["stage_hours"]["stage2"] / 30 * views, rel=0.02)
+    assert after["stage_hours"]["stage2"] < 0.02 * before["stage_hours"]["stage2"]
+    assert after["gpu_hours"] == pytest.approx(8 * sum(after["stage_hours"].values()))
+    assert after["cost_ratio"] < 0.13 < before["cost_ratio"]
+    assert after["cache_gib"] == pytest.approx((4 * 300 / 256 * 240_436 + 19_796) * 64 * 1024 * 2 / GIB)

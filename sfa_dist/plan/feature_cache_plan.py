@@ -1,0 +1,47 @@
+"""What a feature cache takes: operations to extract it, and disk.
+
+A view holds the steps of a whole video at `phases` temporal phases, so it takes as much more than a clip as the video
+is longer (`Clips.video_frames`; a clip's own span where that is not known, which is the least that it can be).
+"""
+
+from __future__ import annotations
+
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.plan.dataset import Clips
+from sfa_dist.plan.flops import forward_macs
+from sfa_dist.recipe import Stage2
+
+FEATURE_BYTES = {"bf16": 2, "fp32": 4}
+
+
+def mean_live_share(stage: Stage2) -> float:
+    """Share of all clips of the schedule that run through the trunk; 1 without a cache."""
+    if stage.cache is None:
+        return 1.0
+    epochs = stage.schedule.epochs
+    return sum(stage.cache.live_share(epoch) for epoch in range(epochs)) / epochs
+
+
+def clips_in_a_view(stage: Stage2, clips: Clips) -> float:
+    """How many times a clip's steps a view stores of a video."""
+    span = max(1, stage.frames * stage.data.stride)
+    phases = stage.cache.phases if stage.cache else 1
+    return phases * max(1.0, (clips.video_frames or span) / span)
+
+
+def extraction_flops(stage: Stage2, clips: Clips) -> float:
+    """Operations that fill the cache: all views of the training clips, and the centre clip of each validation clip."""
+    if stage.cache is None or clips.train is None:
+        return 0.0
+    trunk = 2.0 * forward_macs(stage.model, stage.frames).trunk
+    return trunk * (stage.cache.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
+
+
+def cache_bytes(stage: Stage2, clips: Clips) -> float | None:
+    """Disk of the recipe's cache; where it has none, of one view of the clips alone. None without a number of clips."""
+    if clips.train is None:
+        return None
+    clip = stage.frames // stage.model.tubelet * dims_of(stage.model).width * FEATURE_BYTES[stage.engine.precision]
+    if stage.cache is None:
+        return float(clips.train * clip)
+    return clip * (stage.cache.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
