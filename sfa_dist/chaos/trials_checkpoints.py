@@ -101,7 +101,7 @@ def hostile_checkpoint(bench: Bench) -> str:
     injectors.replace_by_pickle(bench.checkpoints()[-1], canary)
     ends = bench.start("run", "--stage", bench.first_stage).ends(PATIENCE_S)
     taken = all(end.code == 0 for end in ends)
-    lines = [f"instead: {bench.fell_back()}" if taken else bench.refused(ends, (74, 78))]
+    lines = [f"the one before was taken ({bench.fell_back()})" if taken else bench.refused(ends, (74, 78))]
     if "stage1" in bench.place.stages:
         for key, suffix in (("image_checkpoint", "pth"), ("weights", "safetensors")):
             hostile = bench.folder / f"hostile.{suffix}"
@@ -111,7 +111,7 @@ def hostile_checkpoint(bench: Bench) -> str:
             lines.append(bench.refused(bench.start(key, *arguments).ends(PATIENCE_S), (74, 78), hostile.name))
     if canary.exists():
         raise BrokenError("the pickle was executed", lines)
-    return f"refused {len(lines)} times, nothing executed; {bench.quote(lines[0])}"
+    return f"{len(lines)} hostile files, nothing executed; of the checkpoint: {bench.quote(lines[0])}"
 
 
 @trial(DISK_IS_LOUD, "the disk is full in a save", rows=(18,), on="one")

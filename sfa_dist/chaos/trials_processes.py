@@ -35,7 +35,7 @@ def kill_anywhere(bench: Bench) -> str:
         if runs > 4 * bench.rounds:
             raise BrokenError(f"{runs} runs were over before they could be killed")
     few = ", ".join(struck[:6]) + (", ..." if len(struck) > 6 else "")
-    return f"{len(struck)} kills in {runs} runs ({few}); {steps} losses and norms, weights and scores the same bits"
+    return f"{len(struck)} kills in {runs} run(s) ({few}); {steps} losses and norms, weights and scores the same bits"
 
 
 def _points(bench: Bench, count: int) -> list[tuple[str, int]]:
