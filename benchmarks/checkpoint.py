@@ -109,12 +109,13 @@ def show(windows: dict[str, list[Window]], steps: int, title: str) -> Table:
     for kind, own in windows.items():
         added = [one.step - other.step for one, other in zip(own, windows["none"], strict=True)]
         share = statistics.median(a / other.step for a, other in zip(added, windows["none"], strict=True))
-        row = [
-            statistics.median(each) for each in zip(*((w.step, w.blocked, w.until_it_stands) for w in own), strict=True)
-        ]
-        cells = [f"{row[0] * 1e3:.1f}", f"{statistics.median(added) * 1e3:+.1f} ms, {share:+.1%}"]
-        cells += [f"{row[1] * 1e3:.0f} ms", f"{row[2]:.2f} s"]
-        table.add_row(kind, *(cells if kind != "none" else [cells[0], "", "", ""]))
+        cells = [f"{statistics.median(w.step for w in own) * 1e3:.1f}", "", "", ""]
+        if kind != "none":
+            still = statistics.median(w.blocked / (w.step * steps) for w in own)
+            cells[1] = f"{statistics.median(added) * 1e3:+.1f} ms, {share:+.1%}"
+            cells[2] = f"{statistics.median(w.blocked for w in own) * 1e3:.0f} ms, {still:.1%} of the time"
+            cells[3] = f"{statistics.median(w.until_it_stands for w in own):.2f} s"
+        table.add_row(kind, *cells)
     return table
 
 
