@@ -15,11 +15,12 @@ from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, classes_id, read_metadata
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, feed
+from sfa_dist.data.loader import Loader
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
-from sfa_dist.data.stream import Loader, check_labels, eval_loader, train_loader
+from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, RecipeError
 from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.feature_cache import (

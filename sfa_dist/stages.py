@@ -24,8 +24,9 @@ from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feed import feed
+from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import Loader, check_labels, eval_loader
+from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.feature_cache import cache_block

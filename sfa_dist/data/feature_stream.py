@@ -21,22 +21,12 @@ from sfa_dist.data.clip_sampling import Indices, offset_choices
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import STORED, npy_header, open_view
+from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
 from sfa_dist.data.randomness import first_random, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import (
-    NO_SAMPLE,
-    Batch,
-    Batches,
-    ClipSettings,
-    Loader,
-    MicroBatches,
-    TrainViews,
-    _loader,
-    eval_plan,
-    train_plan,
-)
+from sfa_dist.data.stream import ClipSettings, MicroBatches, TrainViews, eval_plan, train_plan
 from sfa_dist.recipe import AugmentBlock, BatchBlock, CacheBlock, DataBlock
 
 
@@ -252,7 +242,7 @@ def feature_train_loader(
         index, plan, split, folder, rows, live=live, mixup=cache.mixup, workers=data.workers, **common
     )
     items = range(start_step * batches.accumulation, len(batches))
-    return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
+    return make_loader(batches, items, data.workers, pin_memory, prefetch_factor)
 
 
 def feature_eval_loader(
@@ -274,4 +264,4 @@ def feature_eval_loader(
     rows = ClipRows(frames, tubelet, 0, 0, None)
     own: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro": micro, "workers": data.workers}
     batches = FeatureBatches(index, plan, split, split.folders[0], rows, **own)
-    return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
+    return make_loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)

@@ -25,8 +25,8 @@ from typing import IO
 import torch
 from torch.utils.data import DataLoader
 
+from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.quarantine import add_to_quarantine
-from sfa_dist.data.stream import NO_SAMPLE, Batch, Batches
 from sfa_dist.errors import LostRankError
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)

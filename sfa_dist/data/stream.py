@@ -19,22 +19,17 @@ never replaced by another one, which would then be seen twice.
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.decode import Decoder, Video, choose_decoder
 from sfa_dist.data.decode_limits import check_bytes, check_whole
+from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
 from sfa_dist.data.randomness import permutation, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.salvage import valid_prefix
@@ -42,10 +37,6 @@ from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import DataError
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
-
-Batch = dict[str, Any]
-NO_SAMPLE = -1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -107,24 +98,6 @@ class TestViews:
         return torch.stack(
             [eval_transform(c, resize, crop, view, self.spatial) for c in clips for view in range(self.spatial)]
         )
-
-
-class Batches(Dataset[Batch]):
-    """Batches of the samples of `index`, made by `workers` processes that tell where they are.
-
-    `places`, int64 (workers, 2), shared by all processes: each worker's process and the sample that it is at, or
-    NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to.
-    """
-
-    def __init__(self, index: SampleIndex, workers: int = 0) -> None:
-        self.index = index
-        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
-        self.stacks = os.devnull
-
-    def own_place(self) -> torch.Tensor:
-        """This process's row of `places`."""
-        worker = get_worker_info()
-        return self.places[worker.id if worker else 0]
 
 
 class MicroBatches(Batches):
@@ -199,30 +172,6 @@ class MicroBatches(Batches):
             return self.views(video, self.epoch, sample)
 
 
-class Loader(DataLoader[Batch]):
-    """Raises the DataError of a worker as the one line that it is (DataLoader makes the worker's traceback its text),
-    and ends its workers with the iteration.
-
-    They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
-    before it waits for them at its exit, so the process would not end.
-    """
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _guarded(super().__iter__())
-
-
-def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
-    try:
-        yield from batches
-    except DataError as error:
-        name = f"{DataError.__module__}.{DataError.__qualname__}: "
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
-    finally:
-        end_workers = getattr(batches, "_shutdown_workers", None)  # only where there are any
-        if end_workers is not None:
-            end_workers()
-
-
 def train_plan(index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int) -> SamplePlan:
     """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
     return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards)
@@ -270,7 +219,7 @@ def train_loader(
         workers=data.workers,
     )
     items = range(start_step * batches.accumulation, len(batches))
-    return _loader(batches, items, data.workers, pin_memory, prefetch_factor)
+    return make_loader(batches, items, data.workers, pin_memory, prefetch_factor)
 
 
 def eval_loader(
@@ -298,7 +247,7 @@ def eval_loader(
     batches = MicroBatches(
         index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
     )
-    return _loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
+    return make_loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
 
 
 def check_labels(index: SampleIndex, classes: int) -> None:
@@ -316,44 +265,3 @@ def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> I
     if settings.data.frame_order == "time":
         return numbers
     return numbers[permutation(sample_rng(settings.seed, epoch, sample, "order"), len(numbers))]
-
-
-def _loader(
-    batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
-) -> Loader:
-    return Loader(
-        batches,
-        batch_size=None,
-        sampler=items,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        prefetch_factor=prefetch_factor if workers else None,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own: making an iterator draws a number, which must not shift the model's
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    """Signals go to the whole process group, but stopping is the trainer's decision: a worker that dies of one would
-    take the rank with it before its state is saved. One thread each: the workers are the parallelism.
-
-    A crash is written down by its stacks alone; torch's own handlers would add a line to the rank's stderr.
-    """
-    signal.set_wakeup_fd(-1)  # The rank's, that a fork hands down.
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    faulthandler.disable()  # The rank's, where it has one: it keeps the handlers that it found.
-    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
-        signal.signal(number, signal.SIG_DFL)
-    info = get_worker_info()
-    assert info is not None
-    batches = info.dataset
-    if isinstance(batches, Batches):
-        batches.places[worker, 0] = os.getpid()
-        faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
-    torch.set_num_threads(1)

@@ -20,10 +20,11 @@ from odd_samples import blocks
 from test_rows_video import peak_mib, reset_peak
 from tiny_runs import RECIPE, events, log_lines, make_workplace, sets
 
+from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex, build_index, load_index
 from sfa_dist.data.shard_walk import walk_shard
 from sfa_dist.data.shards import expand_shards
-from sfa_dist.data.stream import Batch, eval_loader, train_loader
+from sfa_dist.data.stream import eval_loader, train_loader
 from sfa_dist.errors import DataError
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock, LimitsBlock
 from sfa_dist.tools import cli

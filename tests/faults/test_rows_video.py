@@ -34,9 +34,10 @@ from PIL import Image
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, choose_decoder, open_limited, sound_frames
+from sfa_dist.data.loader import Batch
 from sfa_dist.data.pack_probe import Prober
 from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.stream import Batch, eval_loader
+from sfa_dist.data.stream import eval_loader
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe import BatchBlock, DataBlock, LimitsBlock
 

@@ -16,9 +16,10 @@ from data_samples import video_bytes, write_shard
 from faulty_decoder import faulty_decoder
 
 from sfa_dist.data.feed import CRASHES, FeedPlace, feed
+from sfa_dist.data.loader import Batch
 from sfa_dist.data.quarantine import read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import Batch, eval_loader
+from sfa_dist.data.stream import eval_loader
 from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.recipe import BatchBlock, DataBlock
 

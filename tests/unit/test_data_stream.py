@@ -14,8 +14,9 @@ from data_samples import frame_level, video_bytes, write_shard, write_shards
 from faulty_decoder import faulty_decoder
 
 from sfa_dist.data import retry
+from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import Batch, eval_loader, train_loader
+from sfa_dist.data.stream import eval_loader, train_loader
 from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
 
 DATA = DataBlock(resize=28, stride=1, workers=0, decoder="pyav", shuffle_shards=2)

@@ -36,9 +36,10 @@ from sfa_dist.data.feature_stream import (
     feature_train_loader,
     view_of,
 )
+from sfa_dist.data.loader import Batch
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.shard_index import SampleIndex, load_index, verify_index
-from sfa_dist.data.stream import Batch, eval_loader, train_loader
+from sfa_dist.data.stream import eval_loader, train_loader
 from sfa_dist.recipe import BatchBlock, CacheBlock
 
 EXACT = 2 * STRIDE  # all phases
