@@ -25,7 +25,9 @@ from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.recipe import load_recipe
-from sfa_dist.stage_setup import Run, open_split, prepare
+from sfa_dist.run import Run
+from sfa_dist.stage_data import open_split
+from sfa_dist.stage_setup import prepare
 from sfa_dist.tools.demo_data import write_video
 from sfa_dist.tracking import Tracker
 

@@ -39,9 +39,10 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import Stage2
+from sfa_dist.run import Run
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import CACHE_STAGE, read_done
-from sfa_dist.stage_setup import Run, open_split, plan_features
+from sfa_dist.stage_data import open_split, plan_features
 from sfa_dist.trunk_setup import place_trunk
 
 T = TypeVar("T")

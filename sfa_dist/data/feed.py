@@ -29,6 +29,7 @@ from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.quarantine import add_to_quarantine
 from sfa_dist.errors import LostRankError
 
+BatchFeed = Generator[Batch, None, None]  # Close it when done.
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 # Seconds.
@@ -52,9 +53,7 @@ class FeedPlace:
     device: torch.device | None = None
 
 
-def feed(
-    loader: DataLoader[Batch], place: FeedPlace, stopped: Callable[[], bool] = bool
-) -> Generator[Batch, None, None]:
+def feed(loader: DataLoader[Batch], place: FeedPlace, stopped: Callable[[], bool] = bool) -> BatchFeed:
     """The batches of a loader of `Batches`; they end early once `stopped()` is true. Close it when done.
 
     Raises LostRankError that names worker and clip, when a worker died or is stuck.

@@ -24,7 +24,8 @@ LAYERS = (
     ("checkpoint", "metrics", "plan"),
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
-        *("trunk_setup", "stage_setup", "stages", "report", "feature_cache", "cache_build", "sweep"),
+        *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
+        *("feature_cache", "cache_build", "sweep"),
     ),
     ("train", "chaos", "tools"),
 )

@@ -1,0 +1,188 @@
+"""What a stage reads: its splits' clips or their stored features, as streams for this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sfa_dist.assemble import classes_id
+from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
+from sfa_dist.data.feed import FeedPlace, feed
+from sfa_dist.data.loader import Loader
+from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
+from sfa_dist.data.shard_index import SampleIndex, load_index
+from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
+from sfa_dist.data.stream import check_labels, eval_loader, train_loader
+from sfa_dist.errors import DataError, RecipeError
+from sfa_dist.feature_cache import (
+    FeatureCache,
+    SplitPlan,
+    missing_views,
+    open_cache,
+    plan_cache,
+    trunk_weights_sha256,
+)
+from sfa_dist.recipe import RemoteBlock, Stage2, StageBlock, shard_kind
+from sfa_dist.run import LOGS, Run
+from sfa_dist.run_record import index_size
+from sfa_dist.trainer import Streams
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on: its streams, the cache behind them (None: live), the class list, clips (train, val), and
+    the training clips' sha256."""
+
+    streams: Streams
+    cache: FeatureCache | None
+    classes: str
+    clips: tuple[int, int]
+    sha256: str
+
+
+def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
+    """Opens and checks all that the stage reads. Collective."""
+    blocks = stage.data
+    val = open_split(run, blocks.val, f"{name}.data.val", blocks.remote) if blocks.val else None
+
+    def check() -> None:
+        check_labels(index, stage.model.classes)
+        if val is not None:
+            check_labels(val, stage.model.classes)
+            check_classes(index.classes, val)
+
+    run.runtime.on_main(check)
+    cache = open_features(run, stage, index, val)
+    streams = make_streams(run, stage, index, val, cache)
+    return StageData(
+        streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
+    )
+
+
+def plan_features(
+    run: Run, stage: Stage2, train: SampleIndex, val: SampleIndex | None
+) -> tuple[SplitPlan, SplitPlan | None]:
+    """What the feature cache of stage 2 has to be. Collective. Raises CheckpointError without stage 1's weights."""
+    weights = run.weights("stage1")
+    trunk = run.runtime.on_main(lambda: trunk_weights_sha256(weights))
+    return plan_cache(run.recipe, stage, run.cache_directory(stage), trunk, train, val)
+
+
+def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIndex | None) -> FeatureCache | None:
+    """The feature cache that the stage reads, None where it runs live, or where a dry run finds no complete one."""
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return None
+    if run.dry_run and not run.weights("stage1").is_file():
+        return None
+    plans = plan_features(run, stage, train, val)
+    if run.dry_run and run.runtime.on_main(lambda: any(missing_views(plan) for plan in plans if plan)):
+        return None
+    return run.runtime.on_main(lambda: open_cache(stage, *plans))
+
+
+def make_streams(
+    run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
+) -> Streams:
+    """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
+    world = run.runtime.world_size
+    place = feed_place(run)
+
+    def asked() -> bool:
+        return bool(run.stop)
+
+    common: dict[str, Any] = {
+        "data": stage.data,
+        "batch": stage.batch,
+        "frames": stage.frames,
+        "crop": stage.model.image_size,
+        "seed": run.recipe.seed,
+        "rank": run.runtime.rank,
+        "world_size": world,
+        "pin_memory": run.runtime.device.type == "cuda",
+    }
+    make_train: Callable[[int, int], Loader]
+    make_eval: Callable[[], Loader] | None = None
+    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
+        make_train = partial(_feature_epoch, train_index, cache, stage, common)
+        if val_index is not None and cache.val is not None:
+            shared = {key: value for key, value in common.items() if key not in ("crop", "seed")}
+            make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
+    else:
+        make_train = partial(_clip_epoch, train_index, stage, common)
+        make_eval = None if val_index is None else partial(eval_loader, val_index, **common)
+    return Streams(
+        steps_per_epoch=steps_per_epoch(stage, train_index),
+        accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
+        train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
+        evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
+        clip_name=train_index.name,
+    )
+
+
+def feed_place(run: Run) -> FeedPlace:
+    """Where this rank writes down what its loader's workers die of."""
+    who = f"rank {run.runtime.rank} on {run.runtime.host}"
+    stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device)
+
+
+def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
+    return train_loader(index, augment=stage.augment, epoch=epoch, start_step=first, **common)
+
+
+def _feature_epoch(
+    index: SampleIndex, cache: FeatureCache, stage: Stage2, common: dict[str, Any], epoch: int, first: int
+) -> Loader:
+    own: dict[str, Any] = {"cache": stage.cache, "augment": stage.augment, "epoch": epoch, "start_step": first}
+    return feature_train_loader(index, cache.train, cache.grid, **own, **common)
+
+
+def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
+    """Raises DataError where a split's class list is not the trained one: the same label would mean another class."""
+    if trained is None or index.classes is None or trained == index.classes:
+        return
+    place = next((i for i, (a, b) in enumerate(zip(trained, index.classes, strict=False)) if a != b), None)
+    what = f"{len(index.classes)} classes, trained on {len(trained)}"
+    if place is not None:
+        what = f"class {place} is {index.classes[place]!r}, trained as {trained[place]!r}"
+    where = shown(shard_folder(index.shards[0]))
+    raise DataError(f"other classes in {where}: {what}; pack both with the same --classes")
+
+
+def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
+    """Optimizer steps in which each clip is seen once."""
+    return -(-len(train_index) // stage.batch.size)
+
+
+def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
+    """The index of a split's shards. Rank 0 builds what is missing before the others look.
+
+    Of shards that are not local files it alone asks the servers, and tells the others what it found. Clips that crashed
+    a decoder before are bad ones in it.
+    """
+    if not patterns:
+        raise RecipeError(f"{where} names no shards")
+
+    def load() -> SampleIndex:
+        try:
+            index = load_index(expand_shards(patterns, remote), remote)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        if len(index) == 0:
+            raise DataError(f"{where}: the shards hold no samples")
+        return index
+
+    def build() -> SampleIndex:
+        with run.stop.nothing_to_save():
+            return load()
+
+    runtime = run.runtime
+    if any(shard_kind(pattern) for pattern in patterns):
+        index = runtime.on_main(build)
+    else:
+        runtime.on_main(lambda: bool(build()))
+        index = load()
+    runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
+    return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))
