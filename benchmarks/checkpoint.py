@@ -31,7 +31,8 @@ from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.recipe import LogBlock, Stage2, load_recipe
+from sfa_dist.recipe import Stage2, load_recipe
+from sfa_dist.recipe_blocks import LogBlock
 from sfa_dist.run_record import engine_title
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Batch, Streams, Trainer

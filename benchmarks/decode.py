@@ -33,7 +33,7 @@ from sfa_dist.data.clip_sampling import frame_indices
 from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.data.reencode import Encoding, reencode
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import AugmentBlock
+from sfa_dist.recipe_blocks import AugmentBlock
 
 
 def make_video(seconds: int = 10, fps: int = 30, height: int = 256, width: int = 340, gop: int = 250) -> bytes:

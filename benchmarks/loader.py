@@ -26,7 +26,7 @@ from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import PartWriter, begin_view, close_view, plan_parts
 from sfa_dist.data.feature_stream import CachedSplit, feature_train_loader
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.recipe import AugmentBlock, BatchBlock, CacheBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, CacheBlock, DataBlock
 
 SHARD = 1000
 

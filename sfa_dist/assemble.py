@@ -18,7 +18,8 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
 from sfa_dist.models.weights import load_exactly, load_image_vit, load_stage1_into_tail, load_trunk, read_state
-from sfa_dist.recipe import ModelBlock, Stage2, StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import ModelBlock
 
 
 @dataclass

@@ -23,7 +23,8 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.frozen import tensors_sha256
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.models.weights import read_state
-from sfa_dist.recipe import CacheBlock, Recipe, Stage2, StageBlock
+from sfa_dist.recipe import Recipe, Stage2, StageBlock
+from sfa_dist.recipe_blocks import CacheBlock
 
 FIELDS_SHOWN = 6
 Key = dict[str, Any]

@@ -15,11 +15,7 @@ from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.evaluation import evaluate, note_bad_test_clips
-from sfa_dist.recipe import (
-    Stage2,
-    StageBlock,
-    sweep_members,
-)
+from sfa_dist.recipe import Stage2, StageBlock, sweep_members
 from sfa_dist.run import Run
 from sfa_dist.run_record import (
     collect_results,

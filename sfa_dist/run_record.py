@@ -18,7 +18,8 @@ import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import STAGE_NAMES, EngineBlock, Recipe, StageBlock
+from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
+from sfa_dist.recipe_blocks import EngineBlock
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
 EXECUTION_KEYS = (

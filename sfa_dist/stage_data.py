@@ -24,7 +24,8 @@ from sfa_dist.feature_cache import (
     plan_cache,
     trunk_weights_sha256,
 )
-from sfa_dist.recipe import RemoteBlock, Stage2, StageBlock, shard_kind
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 from sfa_dist.run import LOGS, Run
 from sfa_dist.run_record import index_size
 from sfa_dist.trainer import Streams

@@ -28,15 +28,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe import (
-    STAGE_NAMES,
-    LoadedRecipe,
-    Recipe,
-    Stage1,
-    Stage2,
-    StageBlock,
-    dump_recipe,
-)
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run import LOGS, Run, leave_if_asked
 from sfa_dist.run_lock import held

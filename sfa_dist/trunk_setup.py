@@ -14,7 +14,8 @@ from sfa_dist.models.vivit import Tail
 from sfa_dist.parallel.activation import treat_activations
 from sfa_dist.parallel.offload import Link
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import EngineBlock, Stage2, StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import EngineBlock
 
 # Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
 LARGEST_CHUNK_FRAMES = 64

@@ -23,7 +23,8 @@ from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.flops import clip_flops
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, ModelBlock, Recipe, Stage1, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
+from sfa_dist.recipe_blocks import ModelBlock
 
 BATCH, MICRO, KEEP, SAVE_EVERY = 8, 2, 3, 2
 SHARDS, EVAL_CLIPS = 3, 7

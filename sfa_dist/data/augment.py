@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import adjust_hue
 
 from sfa_dist.data.rand_augment import GRAY_WEIGHTS, rand_augment
 from sfa_dist.data.randomness import below, uniform
-from sfa_dist.recipe import AugmentBlock
+from sfa_dist.recipe_blocks import AugmentBlock
 
 MAX_BRIGHTNESS = 32 / 255
 SATURATION = CONTRAST = (0.6, 1.4)

@@ -18,7 +18,7 @@ import torch
 
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 NO_OTHER_LIMITS = LimitsBlock()  # the schema's own
 FrameNumbers = Sequence[int] | npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.container import is_known, promised_size, promised_video
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 MAX_ASPECT = 32  # resizing the short side makes the long one as many times longer
 MIB = 1 << 20

@@ -24,7 +24,7 @@ from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
 from sfa_dist.data.decode import FrameNumbers
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 _DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
 Pixels = npt.NDArray[np.uint8]

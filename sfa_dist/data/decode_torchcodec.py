@@ -13,7 +13,7 @@ from torchcodec.decoders import VideoDecoder
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import FrameNumbers
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 # It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
 _FFMPEG = getattr(torchcodec, "ffmpeg_major_version", "")

@@ -25,7 +25,7 @@ from sfa_dist.data.loader import as_it_is, start_worker
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.recipe import AugmentBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, DataBlock
 
 BLOCK_BYTES = 256 << 20  # of decoded frames: a whole Kinetics video, so that it is decoded in one go
 SLICE_FRAMES = 64  # frames that travel from a loader process at a time, when chunks are not larger

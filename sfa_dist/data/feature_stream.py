@@ -27,7 +27,7 @@ from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.stream import ClipSettings, MicroBatches, TrainViews, eval_plan, train_plan
-from sfa_dist.recipe import AugmentBlock, BatchBlock, CacheBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, CacheBlock, DataBlock
 
 
 @dataclass(frozen=True)

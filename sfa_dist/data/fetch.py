@@ -14,7 +14,7 @@ from typing import IO, BinaryIO
 from sfa_dist.data.remote import copy_stream, look, read_range
 from sfa_dist.data.retry import with_retries
 from sfa_dist.data.shards import PIPE
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 CHUNK = 16 << 20  # bytes of one ranged request: what a failure costs
 SILENT_SECONDS = 300.0  # a pipe that gives nothing for so long has hung

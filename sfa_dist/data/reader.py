@@ -15,7 +15,7 @@ from sfa_dist.data.shard_cache import CannotKeepError, ShardCache, Whole
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.shards import shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 
 def read_clip_bytes(index: SampleIndex, sample: int) -> bytes:

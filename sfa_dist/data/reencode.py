@@ -24,7 +24,7 @@ from PIL import Image
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_limits import check_frame_size
 from sfa_dist.data.decode_pyav import RgbConverter, opened
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 SUFFIX = "mp4"
 _LIMITS = LimitsBlock()

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 CONNECT_SECONDS, READ_SECONDS = 20, 60  # a server that says nothing for so long is asked again
 # What of a network library's own errors will not pass by waiting.

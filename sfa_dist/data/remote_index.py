@@ -34,7 +34,7 @@ from sfa_dist.data.shard_cache import ShardCache, Whole, locked
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import PIPE, shard_name, shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 USER_CACHE = "~/.cache/sfa_dist"
 LOOKS_AT_A_TIME = 16

@@ -11,7 +11,7 @@ import torch
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, FrameNumbers, Video, sound_frames
 from sfa_dist.data.decode_limits import within
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 
 class Prefix:

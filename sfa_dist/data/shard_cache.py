@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sfa_dist.data.fetch import fetch_shard
-from sfa_dist.recipe import RemoteBlock
+from sfa_dist.recipe_blocks import RemoteBlock
 
 USED_EVERY = 60.0  # seconds; how exactly the last use is noted
 FAILED_FOR = 60.0  # seconds for which a shard that could not be fetched is not asked for again by this process

@@ -31,7 +31,7 @@ from sfa_dist.data.remote_index import known_shards, publish, read_beside, remot
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock
+from sfa_dist.recipe_blocks import RemoteBlock
 
 MANIFEST_NAME = "manifest.json"
 

@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 Shard = Path | str
 PIPE = "pipe:"

@@ -36,7 +36,7 @@ from sfa_dist.data.salvage import valid_prefix
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe import AdapterBlock, ModelBlock, Stage2, StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.parallel.offload import HostPool, Link
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
-from sfa_dist.recipe import EngineBlock, Stage2, StageBlock
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import EngineBlock
 
 AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
 

@@ -9,7 +9,7 @@ from typing import Any
 from sfa_dist.data.shard_index import build_indexes, verify_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, UsageError
-from sfa_dist.recipe import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 
 _EPILOG = """\
 examples:

@@ -30,7 +30,7 @@ from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.stream import train_loader, train_plan
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Trunk, build
-from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock, LogBlock, ModelBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, LogBlock, ModelBlock
 from sfa_dist.tracking import Tracker
 
 SHORT = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 1") + (

@@ -26,7 +26,7 @@ from sfa_dist.data.shard_walk import walk_shard
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import eval_loader, train_loader
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock, LimitsBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, LimitsBlock
 from sfa_dist.tools import cli
 
 DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")

@@ -39,7 +39,7 @@ from sfa_dist.data.pack_probe import Prober
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.stream import eval_loader
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import BatchBlock, DataBlock, LimitsBlock
+from sfa_dist.recipe_blocks import BatchBlock, DataBlock, LimitsBlock
 
 DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")
 

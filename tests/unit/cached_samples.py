@@ -16,7 +16,7 @@ from sfa_dist.data.feature_stream import CachedSplit
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Trunk, build
-from sfa_dist.recipe import AugmentBlock, DataBlock, ModelBlock
+from sfa_dist.recipe_blocks import AugmentBlock, DataBlock, ModelBlock
 
 WIDTH, CROP, FRAMES, STRIDE, CHUNK = 24, 16, 4, 2, 4
 MODEL = ModelBlock(

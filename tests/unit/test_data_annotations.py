@@ -18,7 +18,7 @@ from sfa_dist.data.pack import pack
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, UsageError
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 from sfa_dist.tools.pack import summary
 
 

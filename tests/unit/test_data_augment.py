@@ -10,7 +10,7 @@ import torch
 
 from sfa_dist.data.augment import Color, adjust_color, eval_transform, resized, train_transform
 from sfa_dist.data.randomness import below, permutation, sample_rng
-from sfa_dist.recipe import AugmentBlock
+from sfa_dist.recipe_blocks import AugmentBlock
 
 NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
 EVERYTHING = AugmentBlock(flip=0.5, color=1.0, gray=0.5)

@@ -22,7 +22,7 @@ from sfa_dist.data.shard_cache import CannotKeepError, ShardCache, Whole
 from sfa_dist.data.shard_index import SampleIndex, build_index, load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock
+from sfa_dist.recipe_blocks import RemoteBlock
 
 CLIP = 60_000  # bytes; a shard of one clip is rounded up by tar
 SHARD = 71_680

@@ -14,7 +14,7 @@ from sfa_dist.data import decode
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 
 
 def usable() -> list[Decoder]:

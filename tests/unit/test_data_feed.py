@@ -21,7 +21,7 @@ from sfa_dist.data.quarantine import read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import eval_loader
 from sfa_dist.errors import CheckpointError, LostRankError
-from sfa_dist.recipe import BatchBlock, DataBlock
+from sfa_dist.recipe_blocks import BatchBlock, DataBlock
 
 CLIPS = 8
 VICTIM = 5

@@ -19,7 +19,7 @@ from sfa_dist.data.reencode import Encoding, reencode, target_size
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import UsageError
-from sfa_dist.recipe import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock
 from sfa_dist.tools.cli import build_parser
 
 

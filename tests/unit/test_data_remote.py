@@ -22,7 +22,7 @@ from sfa_dist.data.shard_index import SampleIndex, build_index, load_index
 from sfa_dist.data.shards import expand_shards, shard_folder, shard_name, shown
 from sfa_dist.data.stream import train_loader
 from sfa_dist.errors import DataError, UsageError
-from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock, RemoteBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, RemoteBlock
 from sfa_dist.tools.cli import main as sfa
 
 HTTP = RemoteBlock(allow=["http"], retries=3)

@@ -17,7 +17,7 @@ from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import build_index, load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import RemoteBlock
+from sfa_dist.recipe_blocks import RemoteBlock
 from sfa_dist.tools.cli import main as sfa
 
 S3 = RemoteBlock(retries=2)

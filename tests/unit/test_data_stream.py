@@ -17,7 +17,7 @@ from sfa_dist.data import retry
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import eval_loader, train_loader
-from sfa_dist.recipe import AugmentBlock, BatchBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock
 
 DATA = DataBlock(resize=28, stride=1, workers=0, decoder="pyav", shuffle_shards=2)
 PLAIN = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)

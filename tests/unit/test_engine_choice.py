@@ -14,7 +14,8 @@ from torch import nn
 from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.zero_config import derive_config
-from sfa_dist.recipe import EngineBlock, Stage1, load_recipe
+from sfa_dist.recipe import Stage1, load_recipe
+from sfa_dist.recipe_blocks import EngineBlock
 from sfa_dist.run_record import engine_title
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -40,7 +40,7 @@ from sfa_dist.data.loader import Batch
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.shard_index import SampleIndex, load_index, verify_index
 from sfa_dist.data.stream import eval_loader, train_loader
-from sfa_dist.recipe import BatchBlock, CacheBlock
+from sfa_dist.recipe_blocks import BatchBlock, CacheBlock
 
 EXACT = 2 * STRIDE  # all phases
 GRID = StepGrid(2, STRIDE, EXACT)

@@ -9,7 +9,7 @@ from torch import nn
 from sfa_dist.models.frozen import FrozenTrunk, module_sha256
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
 from sfa_dist.models.weights import load_stage1_into_tail, resize_time_positions
-from sfa_dist.recipe import AdapterBlock, ModelBlock
+from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 
 MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)
 

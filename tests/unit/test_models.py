@@ -14,7 +14,7 @@ from sfa_dist.models.adapter import Adapter
 from sfa_dist.models.vit import Attention, Encoder, drop_branch, init_encoder
 from sfa_dist.models.vivit import SIZES, Tail, Trunk, TubeletEmbed, ViViT, build, normalise
 from sfa_dist.plan.flops import forward_macs
-from sfa_dist.recipe import AdapterBlock, ModelBlock
+from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 
 
 def tiny(**changes: Any) -> ModelBlock:

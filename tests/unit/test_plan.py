@@ -29,7 +29,8 @@ from sfa_dist.plan.modules import shapes_of
 from sfa_dist.plan.recipe_plan import memory_line, plan_recipe
 from sfa_dist.plan.search import largest
 from sfa_dist.plan.table4 import PAPER, table4_stage
-from sfa_dist.recipe import AdapterBlock, ModelBlock, Recipe, Stage2, StageBlock, load_recipe
+from sfa_dist.recipe import Recipe, Stage2, StageBlock, load_recipe
+from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 from sfa_dist.tools.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

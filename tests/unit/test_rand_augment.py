@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sfa_dist.data.augment import train_transform
 from sfa_dist.data.rand_augment import OPERATIONS, rand_augment
-from sfa_dist.recipe import AugmentBlock, RandAugmentBlock
+from sfa_dist.recipe_blocks import AugmentBlock, RandAugmentBlock
 
 CALM = {"scale_jitter": None, "flip": 0.0, "color": 0.0, "gray": 0.0}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import wandb
 
-from sfa_dist.recipe import LogBlock
+from sfa_dist.recipe_blocks import LogBlock
 from sfa_dist.report import read_log
 from sfa_dist.tracking import Tracker, clock, eval_line, train_line
 

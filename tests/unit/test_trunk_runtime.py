@@ -13,7 +13,8 @@ from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_b
 from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
 from sfa_dist.models.vivit import Tail, Trunk, build, normalise
 from sfa_dist.parallel.offload import HostFeatures, HostPool, Link
-from sfa_dist.recipe import AdapterBlock, ModelBlock, Stage2
+from sfa_dist.recipe import Stage2
+from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 from sfa_dist.trunk_setup import LARGEST_CHUNK_FRAMES, chunk_that_fits, free_bytes
 
 MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)

@@ -14,7 +14,7 @@ from torch import nn
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.vivit import Trunk, ViViT, build, normalise
 from sfa_dist.models.weights import load_image_vit, read_state, resize_grid_positions
-from sfa_dist.recipe import ModelBlock
+from sfa_dist.recipe_blocks import ModelBlock
 
 DIMS = {"width": 48, "depth": 2, "heads": 3, "mlp": 96, "patch": 8}
 
