@@ -106,7 +106,8 @@ def kill_in_each_phase_of_a_save(bench: Bench) -> str:
             raise BrokenError(f"{point}: {'; '.join(faults) or 'no checkpoint is left'}")
         bench.complete(run, "--stage", stage)
         bench.same_bits(run, stages=(stage,))
-        seen.append(f"{point.removeprefix('save.')} -> {found.name[-2:].lstrip('0')}")
+        step = found.name.removeprefix("step-").lstrip("0")  # 6.old where the new one does not stand yet.
+        seen.append(f"{point.removeprefix('save.')} -> {step}")
         if left := list((bench.folder / run / stage / "checkpoints").glob("*.tmp")):
             raise BrokenError(f"{point}: {left[0].name} is still there at the end")
     return f"went on from the newest intact step each time ({', '.join(seen)}); the same bits"
