@@ -111,6 +111,7 @@ class Partitioned:
             materialise(module, self.dtype)
         self.parameters = list(module.parameters())
         self.shard = -(-sum(p.numel() for p in self.parameters) // setting.world)
+        self.largest = min(self.shard, max(p.numel() for p in self.parameters))  # Elements of a parameter on this rank.
         with trace.category(HOST if setting.offload else "optimizer"):
             self.master = nn.Parameter(torch.empty(self.shard))
             self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer)
@@ -175,6 +176,8 @@ class Partitioned:
         with self.trace.category("buffers"):
             flat = torch.empty(self._filled, dtype=self._bucket.dtype)
             self._filled = 0
+            if self.setting.wide:  # Added to fp32 sums, one parameter after the other.
+                torch.empty(self.largest, dtype=torch.float32)
         if not self.setting.offload and not self._reduced:
             with self.trace.category("gradients"):
                 if self.setting.wide:
@@ -184,9 +187,12 @@ class Partitioned:
         del flat
 
     def step(self) -> None:
-        """The gradient in fp32, the step, and the new parameters gathered in place."""
+        """The norm of the gradients, in fp64 one parameter after the other; the gradient in fp32, the step, and the new
+        parameters gathered in place."""
         if self.setting.offload:
             return
+        with self.trace.category("buffers"):
+            torch.empty(self.largest, dtype=torch.float64)
         with self.trace.category("gradients"):
             if self.setting.wide:
                 self.master.grad = self._reduced[0]

@@ -110,7 +110,7 @@ def test_1024_frames_of_the_1_5_billion_model_fit_16_gb(sets: list[str], ranks: 
     plan = predict(stage, ranks)
     assert plan.trainable_parameters + plan.frozen_parameters == pytest.approx(1.5e9, rel=0.02)
     assert plan.peak_bytes <= largest_peak(card_of_size(16))
-    assert (plan.host_bytes > 0) == bool(sets)
+    assert plan.host_bytes > 0  # The recipe keeps clips and features there.
 
 
 def test_1024_frames_of_vivit_b_need_2_gib() -> None:
