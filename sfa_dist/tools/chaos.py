@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -16,6 +18,7 @@ from sfa_dist.errors import UsageError
 
 DEFAULT_STEPS, DEFAULT_ROUNDS = 12, 5
 FAILED = 70
+LONGEST_TEMPORARY = 75  # Bytes of a folder's name: a socket's may have 107, and 32 are multiprocessing's own.
 FILE_WIDTH = 140  # Of the table where there is no terminal that has one.
 _EPILOG = """\
 examples:
@@ -73,6 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         Console().print(list_table(trials))
         return 0
     _check(arguments, bool(trials))
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
+        raise UsageError(
+            f"the folder {tempfile.gettempdir()} is too long for the sockets in it: set TMPDIR to a shorter one"
+        )
     folder, made = _folder(arguments.out)
     console = Console(stderr=arguments.json, width=None if sys.stdout.isatty() else FILE_WIDTH)
     before = signal.signal(signal.SIGTERM, _interrupt)  # Ends as by Ctrl-C, with nothing left behind.

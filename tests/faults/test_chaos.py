@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -412,6 +413,20 @@ def command(*arguments: str, temporary: Path) -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with room in its name for that of a socket; pytest's own has none under xdist."""
+    with tempfile.TemporaryDirectory(prefix="sfa-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_temporary_folder_without_room_for_a_socket_is_told(tmp_path: Path) -> None:
+    with command("--ranks", "1", "--only", "cut-shard", temporary=tmp_path / ("long" * 20)) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out) == (64, "")
+    assert "set TMPDIR to a shorter one" in err
+
+
 def workers_in(folder: Path) -> list[str]:
     """Command lines of processes that have their working directory in the folder."""
     found = []
@@ -425,11 +440,11 @@ def workers_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.fault(33)
-def test_a_command_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
-    folder = tmp_path / "temporary"
+def test_a_command_that_ends_leaves_nothing_behind(short_folder: Path) -> None:
+    folder = short_folder / "temporary"
     with command("--ranks", "1", "--only", "cut-shard", temporary=folder) as process:
         out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, out + err
     assert err == ""
     assert "2 of 2 hold" in out
     assert "refused by name and offset" in re.sub(r"[│\s]+", " ", out)
@@ -442,8 +457,8 @@ def test_a_command_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
     [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)],
     ids=lambda number: number.name,
 )
-def test_a_command_that_is_ended_takes_its_processes_with_it(tmp_path: Path, number: signal.Signals) -> None:
-    folder = tmp_path / "temporary"
+def test_a_command_that_is_ended_takes_its_processes_with_it(short_folder: Path, number: signal.Signals) -> None:
+    folder = short_folder / "temporary"
     with command("--ranks", "2", "--only", "suspended", temporary=folder) as process:
         wait_for(lambda: len(workers_in(folder)) >= 2)
         process.send_signal(number)
