@@ -13,6 +13,7 @@ import struct
 import uuid
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from operator import eq
@@ -38,12 +39,9 @@ _log = logging.getLogger(__name__)
 class Texts(Sequence[str]):
     """A list of texts that is not held as Python objects; equal to any sequence of the same texts."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
+    @abstractmethod
     def _at(self, place: int) -> str:
         """The text at a place from 0 up."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, number: int) -> str: ...
