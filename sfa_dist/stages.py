@@ -178,6 +178,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
+    run.runtime.reset_peak_memory()  # The peak that `done.json` tells is this stage's own.
     index = open_split(run, stage.data.train, f"{name}.data.train", stage.data.remote)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     if name == SWEPT and run.recipe.sweep:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import UsageError
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
 
-_FORMATS = ("auto", "table", "folder", "kinetics", "moments", "something", "epic")
 _EPILOG = """\
 examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("source", type=Path, help="a table with the columns path and label, an official list, or a folder of folders")
     add("out_dir", type=Path, help="where the shards go")
-    add("--format", choices=_FORMATS, default="auto", help="of the source (default: told by its form)")
+    add("--format", choices=FORMATS, default="auto", help="of the source (default: told by its form)")
     add("--videos", "--root", type=Path, help="folder below which the videos lie (default for a table: the table's)")
     add("--classes", type=Path, help="class list: names, one a line, or the data set's own (default: sorted labels)")
     add("--split-column", help="column that says which split a row is of (default: split)")
