@@ -1,10 +1,12 @@
-"""Real optimizer steps of a recipe's stage 2 with random weights: peak memory and time, on whatever machine this is.
+"""Real optimizer steps of a recipe's stage 2 with random weights: peak memory beside the planned one, and time, on
+whatever machine this is.
 
     python benchmarks/one_step.py --recipe recipes/g_48f.yaml
     torchrun --nproc-per-node 2 benchmarks/one_step.py --recipe recipes/h_96f.yaml --steps 3 --shards 'data/mine/*.tar'
 
 Without --shards it packs one generated 256-frame video. On a CPU the memory is the peak resident set of the process,
-with the libraries in it; on a GPU it is the peak of allocated device memory.
+of which `libraries_gib` was there before the model was built; on a GPU it is the peak of allocated device memory. The
+plan is what tensors take (on a CPU those of the host's memory too), without reserve.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from sfa_dist.data.pack import pack
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.plan.memory import predict
 from sfa_dist.recipe import load_recipe
 from sfa_dist.run import Run
 from sfa_dist.stage_data import open_split
@@ -60,6 +63,7 @@ def main() -> None:
         recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
         assert recipe.stage2 is not None, "the recipe has no stage2"
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
+        libraries = runtime.peak_memory_gib()
         index = open_split(run, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data.remote)
         trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
         built = runtime.peak_memory_gib()
@@ -70,6 +74,8 @@ def main() -> None:
             record = trainer.train_step(batches, epoch=step)
             runtime.synchronize()
             seconds.append(time.perf_counter() - started)
+    plan = predict(recipe.stage2, world)
+    on_host = 0 if runtime.device.type == "cuda" else plan.host_bytes
     result = {
         "recipe": recipe.name,
         "frames": recipe.stage2.frames,
@@ -77,6 +83,8 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else platform.processor() or "cpu",
         "peak_memory_gib": round(max(runtime.gather(runtime.peak_memory_gib())), 2),
         "peak_memory_gib_when_built": round(built, 2),
+        "libraries_gib": round(libraries, 2),
+        "planned_gib": round((plan.peak_bytes + on_host) / 2**30, 2),
         "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
         "step_seconds": [round(s, 2) for s in seconds],
         "loss": float(record["losses"].sum()) / record["clips"] * world,

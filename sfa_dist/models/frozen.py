@@ -98,7 +98,7 @@ class FrozenTrunk(nn.Module):
         features = torch.empty((rows, *row_shape), dtype=self.dtype, device=self.device)
         with torch.inference_mode():
             for span in spans:
-                features[span] = self.run_rows(cut_rows(clips, self.trunk.tubelet, span))
+                put_rows(features, span, self.run_rows(cut_rows(clips, self.trunk.tubelet, span)))
         return features.unflatten(0, (batch, -1))
 
     def _offloaded(self, clips: Tensor, spans: list[slice], row_shape: tuple[int, ...]) -> Tensor | ChunkedFeatures:
@@ -141,6 +141,11 @@ def cut_rows(clips: Tensor, tubelet: int, span: slice) -> Tensor:
     out = torch.empty(shape, dtype=clips.dtype, device=clips.device)
     copy_rows(clips, tubelet, span, out)
     return out
+
+
+def put_rows(features: Tensor, span: slice, value: Tensor) -> None:
+    """`value` (r, ...) into rows `span` of features (R, ...)."""
+    features[span] = value
 
 
 def copy_rows(clips: Tensor, tubelet: int, span: slice, out: Tensor) -> None:

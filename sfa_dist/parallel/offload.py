@@ -129,7 +129,8 @@ class Inward:
         return slot
 
     def _rows(self, index: int, slot: int) -> Tensor:
-        return self._slots[slot][: self._spans[index].stop - self._spans[index].start]
+        whole, rows = self._slots[slot], self._spans[index].stop - self._spans[index].start
+        return whole if rows == len(whole) else whole[:rows]
 
 
 class HostFeatures:
@@ -148,9 +149,12 @@ class HostFeatures:
     def put(self, span: slice, value: Tensor) -> None:
         """Copies `value` from the device to these rows."""
         with self._link.beside():
-            self._host[span].copy_(value, non_blocking=True)
+            self._copy_out(span, value)
         self._release()
         self._leaving = (value, self._link.mark())
+
+    def _copy_out(self, span: slice, value: Tensor) -> None:
+        self._host[span].copy_(value, non_blocking=True)
 
     def _release(self) -> None:
         """Frees the chunk whose copy was the last but one: by now it is done, or nearly."""

@@ -6,7 +6,7 @@ load weights and look at the machine too; a test compares the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from sfa_dist.models import frozen as frozen_module
 from sfa_dist.models.footprint import offloads
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
-from sfa_dist.parallel.offload import HostPool, Link
+from sfa_dist.parallel.offload import HostFeatures, HostPool, Link
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import EngineBlock
@@ -78,9 +78,24 @@ def keeps_clips_on_host(stage: StageBlock) -> bool:
 
 def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
     """Lets the trunk offload as in training, over the same code; its host buffers are counted in the host."""
-    link = Link(torch.device("cpu"))
-    link.pool = _CountedPool(trace)
-    frozen.link = link
+    frozen.link = _TracedLink(trace)
+
+
+class _TracedLink(Link):
+    """Host buffers are counted; copies into them, which make no storage, are left out: each is a slice that no trace
+    has seen, and 4,096 frames have thousands of them."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        super().__init__(torch.device("cpu"))
+        self.pool = _CountedPool(trace)
+
+    def store(self, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype) -> HostFeatures:
+        return _UncopiedFeatures(self, clips, spans, row_shape, dtype)
+
+
+class _UncopiedFeatures(HostFeatures):
+    def _copy_out(self, span: slice, value: Tensor) -> None:
+        pass
 
 
 class _CountedPool(HostPool):
@@ -99,8 +114,8 @@ class _CountedPool(HostPool):
 def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[None]:
     """Lets the trunk run each shape of chunk once; a repetition only tells the trace how far the first one rose.
 
-    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows make no storage, so this
-    is exact, and 1,024 frames trace as fast as 8.
+    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows and put features together
+    make no storage, so this is exact, and 1,024 frames trace as fast as 8.
     """
     if frozen is None:
         yield
@@ -118,13 +133,14 @@ def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[Non
         seen[rows.shape] = (risen[0], out.shape, out.dtype)
         return out
 
-    copy_rows = frozen_module.copy_rows
+    copy_rows, put_rows = frozen_module.copy_rows, frozen_module.put_rows
     frozen.run_rows = run_rows  # type: ignore[method-assign]
     frozen_module.copy_rows = lambda clips, tubelet, span, out: None
+    frozen_module.put_rows = lambda features, span, value: None
     try:
         yield
     finally:
-        frozen_module.copy_rows = copy_rows
+        frozen_module.copy_rows, frozen_module.put_rows = copy_rows, put_rows
 
 
 def treat_activations(module: nn.Module, mode: str, trace: MemoryTrace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.errors import UsageError
 from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
@@ -37,7 +38,9 @@ class Probe:
 
 
 def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, Probe]:
-    """Probes each stage that trains on this machine's GPU, as one rank."""
+    """Probes each stage that trains on this machine's GPU, as one rank. Raises UsageError where there is none."""
+    if not torch.cuda.is_available():
+        raise UsageError("--probe measures steps on a GPU, and there is none here; without it a table of cards is used")
     runtime = parallel_runtime.start(environment())
     try:
         return {

@@ -202,6 +202,17 @@ def test_everything_public_says_what_it_is(file: Path) -> None:
             assert ast.get_docstring(node), f"line {node.lineno}: {node.name}"
 
 
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\n"
+        "from sfa_dist.tools.cli import build_parser\n"
+        "assert 'plan' in build_parser().format_help()\n"
+        "assert not {'torch', 'deepspeed', 'av'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_recipe_is_read_without_torch() -> None:
     code = (
         "import sys\n"

@@ -1,0 +1,86 @@
+"""`sfa plan`'s page: a column for each stage, and lines for the whole recipe."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from sfa_dist.plan.cards import BF16_SHARE, FP32_SHARE, GIB
+from sfa_dist.plan.recipe_plan import RecipePlan, StagePlan, categories_gib
+from sfa_dist.plan.search import FRAMES_LIMIT
+from sfa_dist.recipe import Stage2
+
+
+def print_plan(plan: RecipePlan, measured: bool) -> None:
+    """The plan as a table and lines."""
+    console = Console()
+    card = plan.card
+    console.print(f"{plan.recipe.name} on {plan.world_size} x {card.name} ({card.gib:g} GiB)", highlight=False)
+    table = Table(box=None, header_style="", pad_edge=False)
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_column(stage.name, justify="right")
+    for label, cells in _rows(plan.stages):
+        table.add_row(label, *cells)
+    console.print(table, highlight=False)
+    whole = plan.as_json()
+    lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
+    if whole["cache_gib"] is not None:
+        lines.append(f"cache        {whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
+    if whole["gpu_hours"] is not None:
+        lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
+    if whole["cost_ratio"] is not None:
+        lines.append(
+            f"cost ratio   {whole['cost_ratio']:.2f} of training end to end on all frames, by operations alone"
+        )
+    lines.append(f"clips        {plan.last.clips.source}")
+    lines += [f"advice       {line}" for line in whole["advice"]]
+    lines.append("it fits" if plan.fits else "it does NOT fit")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
+    stage = plan.last.stage
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return "for one view of the training clips (stage2.cache: pooled features)"
+    filled = "" if hours["cache"] is None else f", filled in {hours['cache']:.1f} h, which the GPU-hours have in them"
+    return f"for {stage.cache.views} views{filled}"
+
+
+def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
+    categories = list(categories_gib(stages[0]))
+    return [
+        ("frames", [str(plan.stage.frames) for plan in stages]),
+        ("trained / frozen, millions", [_millions(plan) for plan in stages]),
+        *((f"{name}, GiB", [f"{categories_gib(plan)[name]:.2f}" for plan in stages]) for name in categories),
+        ("needed, GiB", [f"{plan.needed_bytes / GIB:.2f}" for plan in stages]),
+        ("in the host's memory, GiB", [f"{plan.memory.host_bytes / GIB:.2f}" for plan in stages]),
+        ("fits", ["yes" if plan.fits else "NO" for plan in stages]),
+        ("largest frames that fit", [_at_least(plan.max_frames, FRAMES_LIMIT) for plan in stages]),
+        ("micro-batch / largest", [f"{plan.stage.batch.micro} / {plan.max_micro}" for plan in stages]),
+        ("optimizer bytes a rank, GiB", [f"{plan.memory.optimizer_bytes_per_rank / GIB:.2f}" for plan in stages]),
+        ("steps", [_number(plan.duration.steps, ",d") for plan in stages]),
+        ("hours", [_number(plan.duration.hours, ".1f") for plan in stages]),
+        ("hours of evaluation beside", [_number(plan.duration.evaluation_hours, ".1f") for plan in stages]),
+    ]
+
+
+def _millions(plan: StagePlan) -> str:
+    return f"{plan.memory.trainable_parameters / 1e6:.1f} / {plan.memory.frozen_parameters / 1e6:.1f}"
+
+
+def _at_least(value: int | None, ceiling: int) -> str:
+    return f"{value} or more" if value == ceiling else str(value)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else format(value, form)
+
+
+def _speed(plan: RecipePlan, measured: bool) -> str:
+    if measured:
+        return "measured here; without loading"
+    assumed = {plan.card.sustained_tflops(stage.stage.engine.precision) or 0 for stage in plan.stages}
+    share = f"{BF16_SHARE:.0%} of the card's bf16 peak, {FP32_SHARE:.0%} of its fp32 peak"
+    return f"assumed {', '.join(f'{value:.0f}' for value in sorted(assumed))} TFLOP/s: {share}; without loading"
