@@ -210,6 +210,9 @@ class EngineBlock(Block):
 
     `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
     `cpu_offload` keeps master weights and moments in the host's memory and steps there.
+    `shard_ranks` ranks, neighbours in order, share one copy of the state, and gradients are averaged over the copies
+    (FSDP2's hybrid sharding): with the number of GPUs of a node, gathers stay inside of it. null, or more than there
+    are: all ranks share one copy.
     `reduction: tree` adds gradients in an order that does not depend on the number of ranks, so that 1, 2, 4, ...
     ranks give the same bits. It replicates everything, so neither `name` nor `zero` matters: it is for audits.
     """
@@ -219,6 +222,7 @@ class EngineBlock(Block):
     precision: Literal["bf16", "fp32"] = "bf16"
     cpu_offload: bool = False
     reduction: Literal["native", "tree"] = "native"
+    shard_ranks: Positive | None = None
 
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> EngineBlock:
@@ -227,6 +231,23 @@ class EngineBlock(Block):
         if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
             raise complain("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
         return self
+
+    @model_validator(mode="after")
+    def _shares_copies_under_fsdp(self) -> EngineBlock:
+        if self.shard_ranks is None or (self.name == "fsdp" and self.reduction == "native"):
+            return self
+        if self.reduction == "tree":
+            raise complain("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
+        raise complain(
+            "shard_ranks",
+            "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
+        )
+
+    def shards(self, world_size: int) -> int:
+        """How many of `world_size` ranks share one copy of the state."""
+        if self.reduction == "tree" or (self.name == "deepspeed" and self.zero == 0):
+            return 1
+        return min(self.shard_ranks or world_size, world_size)
 
 
 class CheckpointBlock(Block):

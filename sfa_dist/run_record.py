@@ -211,6 +211,7 @@ def engine_title(engine: EngineBlock) -> str:
     if engine.reduction == "tree":
         return "replicated, exact"
     sharding = "FSDP2" if engine.name == "fsdp" else f"ZeRO-{engine.zero}"
+    sharding += f" in groups of {engine.shard_ranks}" if engine.shard_ranks else ""
     return sharding + (", offloaded to the CPU" if engine.cpu_offload else "")
 
 

@@ -102,20 +102,19 @@ class Saver:
 
     def _stage(self, step: int, engine: Engine, layout: Layout, state: Mapping[str, Any]) -> Part:
         runtime = self.runtime
-        mine = runtime.is_main or not engine.replicated
+        mine = runtime.rank < engine.owners
         pieces = self._memory.stage(engine.fragments()) if mine else []
         masters = [piece for piece in pieces if piece.key == "master"]
-        if not self._share_file and not engine.replicated:
+        if not self._share_file and engine.owners > 1:
             whole = engine.full_parameters()
             masters = [Piece(name, 0, "master", value.view(-1)) for name, value in whole.items()]
-        writers = 1 if engine.replicated else runtime.world_size
         self.failpoints.reach("save.stage", step=step)
         return Part(
             folder=self._shelf.names(step)[1],
             layout=layout,
             masters=masters,
             moments=[piece for piece in pieces if piece.key != "master"],
-            optimizer=f"optimizer-{runtime.rank:05d}-of-{writers:05d}.safetensors" if mine else "",
+            optimizer=f"optimizer-{runtime.rank:05d}-of-{engine.owners:05d}.safetensors" if mine else "",
             state=copy.deepcopy(state) if runtime.is_main else None,  # The loop goes on counting in it.
             step=step,
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of the flattened parameter `name` that this rank owns.
+    """Elements [start, start + numel) of the flattened parameter `name` that this rank holds.
 
     `tensors` are fp32 views of length `numel` into the engine's own memory: `master`, and the optimizer's moments
     (`exp_avg`, `exp_avg_sq`, or `momentum_buffer`), which are missing before the first step.
@@ -32,7 +32,7 @@ class Engine(Protocol):
     """Forward, backward and step of one trainable module, and its state."""
 
     module: nn.Module
-    replicated: bool  # Every rank owns everything: one of them speaks for all.
+    owners: int  # The first `owners` ranks own the whole state between them; what the others hold are copies of it.
 
     def forward(self, inputs: Any) -> Tensor:
         """The module's output; in training mode with gradients. `inputs` is whatever the module takes: a tensor, or
@@ -54,7 +54,7 @@ class Engine(Protocol):
         """The shape of each whole parameter, the same on all ranks."""
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank owns."""
+        """What this rank holds, and steps."""
 
     def make_optimizer_state(self, step: int) -> None:
         """Allocates zeroed moments as after `step` steps, so that fragments can be loaded into."""

@@ -29,7 +29,7 @@ from sfa_dist.recipe import StageBlock
 class ExactEngine:
     """`module` replicated on every rank, fp32, under autocast for `engine.precision: bf16`."""
 
-    replicated = True
+    owners = 1
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         world = dist.get_world_size()

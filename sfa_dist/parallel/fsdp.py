@@ -1,5 +1,7 @@
 """The FSDP2 engine: torch's own sharding, one unit for each block of a transformer and one for the rest.
 
+With `engine.shard_ranks` neighbouring ranks share a copy of the state and there are several copies (hybrid sharding).
+
 The sharded parameters are the fp32 masters. Each unit is gathered where it runs, in bf16 for `engine.precision:
 bf16`, and gradients are averaged over the ranks in fp32.
 
@@ -16,29 +18,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engine import Fragment
 from sfa_dist.parallel.optimizers import clipped_step, make_optimizer, moments_of, reset_state
 from sfa_dist.recipe import StageBlock
 
 
 class FsdpEngine:
-    """`module` sharded in place over all ranks; `accumulation` micro-batches make a step.
+    """`module` sharded in place over the ranks of a copy; `accumulation` micro-batches make a step.
 
     Micro-batches before the last keep their gradients whole, in fp32 and on each rank, so that one reduction serves
     the step.
     """
 
-    replicated = False
-
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         self.accumulation = accumulation
         self.clip_norm = stage.optimizer.clip_norm
         self.moments = moments_of(stage.optimizer)
-        self.module: Any = _shard(module, stage, device)
+        mesh = _mesh(stage, device)
+        self.owners, self._sharers = mesh.size(-1), mesh.get_group("shard")
+        self._place = dist.get_rank(self._sharers)  # Among the ranks that share this copy.
+        self.module: Any = _shard(module, stage, device, mesh)
         # Taken now: during a forward the module shows its gathered parameters in their place.
         self._parameters: dict[str, Any] = dict(self.module.named_parameters())
         self._rows = {name: nn.Parameter(rows) for name, p in self._parameters.items() if (rows := _rows(p)).numel()}
@@ -72,10 +76,10 @@ class FsdpEngine:
         return norm
 
     def _gradient_norm(self) -> Tensor:
-        """The norm over all ranks' rows. The sum is made in fp64, so that it hardly depends on who holds which rows."""
+        """The norm over all rows of a copy. The sum is in fp64, so that it hardly depends on who holds which rows."""
         own = torch.nn.utils.get_total_norm([rows.grad for rows in self._rows.values() if rows.grad is not None])
         squares = own.to(self._home, torch.float64).square()
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self._sharers)
         return squares.sqrt().float()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,7 +90,15 @@ class FsdpEngine:
             state = self._optimizer.state.get(rows, {})
             tensors = {"master": rows.detach()} | {key: state[key] for key in self.moments if key in state}
             flat = {key: tensor.view(-1) for key, tensor in tensors.items()}
-            yield Fragment(name, _first_element(self._parameters[name]), rows.numel(), flat)
+            yield Fragment(name, self._first_element(self._parameters[name]), rows.numel(), flat)
+
+    def _first_element(self, parameter: DTensor) -> int:
+        """Where this rank's rows begin in the flattened parameter.
+
+        Rows are dealt as by torch.chunk: ceil(rows / ranks) to each rank until none are left.
+        """
+        share = -(-parameter.shape[0] // self.owners)
+        return share * self._place * math.prod(parameter.shape[1:])
 
     def make_optimizer_state(self, step: int) -> None:
         reset_state(self._optimizer, self._rows.values(), self.moments, step)
@@ -103,11 +115,22 @@ class FsdpEngine:
         return sum(4 * f.numel * (1 + len(self.moments)) for f in self.fragments())
 
 
-def _shard(module: nn.Module, stage: StageBlock, device: torch.device) -> nn.Module:
+def _mesh(stage: StageBlock, device: torch.device) -> DeviceMesh:
+    """All ranks as (copies of the state, ranks that share a copy); one dimension where there is one copy."""
+    world = dist.get_world_size()
+    shards = stage.engine.shards(world)
+    if world % shards:
+        raise RecipeError(f"engine.shard_ranks is {shards}, which does not divide the {world} ranks of this run")
+    if shards == world:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (world // shards, shards), mesh_dim_names=("copy", "shard"))
+
+
+def _shard(module: nn.Module, stage: StageBlock, device: torch.device, mesh: DeviceMesh) -> nn.Module:
     """Shards each entry of each ModuleList, then what is left. Units go to the device one at a time."""
     bf16, offload = stage.engine.precision == "bf16", stage.engine.cpu_offload
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
+        "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy(),
         # Pinned memory makes the copies faster; without a card there is none.
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy(),
@@ -123,12 +146,3 @@ def _shard(module: nn.Module, stage: StageBlock, device: torch.device) -> nn.Mod
 def _rows(tensor: DTensor) -> Tensor:
     """This rank's rows, in the memory of the sharded tensor."""
     return tensor.to_local().detach()
-
-
-def _first_element(parameter: DTensor) -> int:
-    """Where this rank's rows begin in the flattened parameter.
-
-    Rows are dealt as by torch.chunk: ceil(rows / ranks) to each rank until none are left.
-    """
-    share = -(-parameter.shape[0] // dist.get_world_size())
-    return share * dist.get_rank() * math.prod(parameter.shape[1:])

@@ -36,8 +36,8 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero
-        self.replicated = self.stage_number == 0
-        if self.replicated:
+        self.owners = stage.engine.shards(dist.get_world_size())
+        if self.stage_number == 0:
             config["gradient_clipping"] = 0.0  # step() does it.
         self.moments = moments_of(stage.optimizer)
         self.clip_norm = stage.optimizer.clip_norm

@@ -20,6 +20,11 @@ class Setting:
     accumulation: int
 
     @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the state."""
+        return self.stage.engine.shards(self.world)
+
+    @property
     def bf16(self) -> bool:
         """Whether the engine computes in bf16."""
         return self.stage.engine.precision == "bf16"
@@ -48,6 +53,4 @@ class Setting:
 
 def optimizer_bytes_per_rank(trainable: int, setting: Setting) -> int:
     """fp32 masters and moments that one rank owns, wherever they lie."""
-    engine = setting.stage.engine
-    shards = 1 if engine.reduction == "tree" or (engine.name, engine.zero) == ("deepspeed", 0) else setting.world
-    return 4 * -(-trainable // shards) * (1 + len(moments_of(setting.stage.optimizer)))
+    return 4 * -(-trainable // setting.shards) * (1 + len(moments_of(setting.stage.optimizer)))

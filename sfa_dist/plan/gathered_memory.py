@@ -26,7 +26,7 @@ class Gathered:
         with trace.category(HOST):  # Whole parameters are counted below.
             materialise(module, self.dtype)
         numel = sum(p.numel() for p in module.parameters())
-        shard, moments = -(-numel // setting.world), len(moments_of(setting.stage.optimizer))
+        shard, moments = -(-numel // setting.shards), len(moments_of(setting.stage.optimizer))
         engine = setting.stage.engine
         home = HOST if setting.offload else "optimizer"
         width = torch.finfo(self.dtype).bits // 8

@@ -34,6 +34,11 @@ class StagePlan:
     advice: Advice | None
 
     @property
+    def host_bytes(self) -> int:
+        """What a rank keeps in the host's memory: what is offloaded, and the copy that checkpoints are written from."""
+        return self.memory.host_bytes + self.memory.optimizer_bytes_per_rank
+
+    @property
     def needed_bytes(self) -> int:
         """Allocated peak and reserve: what is compared with the card."""
         return self.memory.peak_bytes + reserve_bytes(self.memory.peak_bytes)
@@ -184,7 +189,7 @@ def _stage_json(plan: StagePlan) -> dict[str, Any]:
         "fits": plan.fits,
         "peak_gib": plan.needed_bytes / GIB,
         "allocated_gib": plan.memory.peak_bytes / GIB,
-        "host_gib": plan.memory.host_bytes / GIB,
+        "host_gib": plan.host_bytes / GIB,
         "peak_by_category": categories_gib(plan),
         "frames": plan.stage.frames,
         "max_frames": plan.max_frames,

@@ -55,7 +55,7 @@ def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
         ("trained / frozen, millions", [_millions(plan) for plan in stages]),
         *((f"{name}, GiB", [f"{categories_gib(plan)[name]:.2f}" for plan in stages]) for name in categories),
         ("needed, GiB", [f"{plan.needed_bytes / GIB:.2f}" for plan in stages]),
-        ("in the host's memory, GiB", [f"{plan.memory.host_bytes / GIB:.2f}" for plan in stages]),
+        ("in the host's memory, GiB", [f"{plan.host_bytes / GIB:.2f}" for plan in stages]),
         ("fits", ["yes" if plan.fits else "NO" for plan in stages]),
         ("largest frames that fit", [_at_least(plan.max_frames, FRAMES_LIMIT) for plan in stages]),
         ("micro-batch / largest", [f"{plan.stage.batch.micro} / {plan.max_micro}" for plan in stages]),

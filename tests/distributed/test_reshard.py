@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import run_ranks
+from torch.multiprocessing import ProcessRaisedException
 from toy_training import STEPS, make_stage, make_tail, save, start, train
 
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 
 SAVED = 2
-WRITERS = [("zero2", 2), ("fsdp", 2), ("zero2", 4), ("fsdp", 4)]
-READERS = [("zero3", 1), ("fsdp", 1), ("zero1", 3), ("fsdp", 3), ("fsdp", 2), ("zero2", 2)]
+WRITERS = [("zero2", 2), ("fsdp", 2), ("zero2", 4), ("fsdp", 4), ("hybrid", 4)]
+READERS = [("zero3", 1), ("fsdp", 1), ("zero1", 3), ("fsdp", 3), ("hybrid", 4), ("fsdp", 2), ("zero2", 2)]
 Place = tuple[str, int]  # (engine, ranks)
 State = dict[tuple[str, str], torch.Tensor]
 
@@ -24,13 +25,12 @@ State = dict[tuple[str, str], torch.Tensor]
 class Seen:
     """What one rank held and computed: (parameter, first element, tensors) of its fragments, and (loss, norm)s."""
 
-    own: list[tuple[str, int, dict[str, torch.Tensor]]]
+    held: list[tuple[str, int, dict[str, torch.Tensor]]]
+    owns: bool
     losses: list[tuple[float, float]]
 
 
-def fragments(runtime: Runtime, engine: Engine) -> list[tuple[str, int, dict[str, torch.Tensor]]]:
-    if engine.replicated and not runtime.is_main:
-        return []
+def fragments(engine: Engine) -> list[tuple[str, int, dict[str, torch.Tensor]]]:
     return [(f.name, f.start, {key: value.clone() for key, value in f.tensors.items()}) for f in engine.fragments()]
 
 
@@ -42,8 +42,8 @@ def write(runtime: Runtime, engines: list[str], root: Path) -> dict[str, Seen]:
         engine = start(runtime, stage)
         train(runtime, engine, stage, range(SAVED))
         save(runtime, engine, folder(root, (name, runtime.world_size)), SAVED)
-        own = fragments(runtime, engine)
-        out[name] = Seen(own, train(runtime, engine, stage, range(SAVED, STEPS)))
+        held = fragments(engine)
+        out[name] = Seen(held, runtime.rank < engine.owners, train(runtime, engine, stage, range(SAVED, STEPS)))
     return out
 
 
@@ -54,8 +54,8 @@ def read(runtime: Runtime, jobs: list[tuple[str, Path, Path]]) -> list[Seen]:
         stage = make_stage(name, "fp32", "adamw")
         engine = start(runtime, stage, source / f"step-{SAVED:08d}", SAVED)
         save(runtime, engine, copy, SAVED)
-        own = fragments(runtime, engine)
-        out.append(Seen(own, train(runtime, engine, stage, range(SAVED, STEPS))))
+        held = fragments(engine)
+        out.append(Seen(held, runtime.rank < engine.owners, train(runtime, engine, stage, range(SAVED, STEPS))))
     return out
 
 
@@ -67,7 +67,7 @@ def whole(ranks: list[Seen]) -> State:
     """The tensors of all ranks' fragments, put together by parameter name; each element comes from one rank."""
     shapes = {name: p.shape for name, p in make_tail(make_stage("zero0", "fp32", "adamw")).named_parameters()}
     state: State = {}
-    for name, first, tensors in (piece for rank in ranks for piece in rank.own):
+    for name, first, tensors in (piece for rank in ranks if rank.owns for piece in rank.held):
         for key, tensor in tensors.items():
             full = state.setdefault((name, key), torch.full((shapes[name].numel(),), torch.nan))
             assert full[first : first + tensor.numel()].isnan().all(), f"{name} {key}: owned twice"
@@ -93,7 +93,7 @@ def transfers(tmp_path_factory: pytest.TempPathFactory) -> Transfers:
         engines = [engine for engine, world in WRITERS if world == ranks]
         seen = run_ranks(ranks, write, engines, root)
         done.written |= {(engine, ranks): [rank[engine] for rank in seen] for engine in engines}
-    for ranks in (1, 3, 2):  # Two ranks come last, because they also take the others' copies back.
+    for ranks in (1, 3, 4, 2):  # Two ranks come last, because they also take the others' copies back.
         pairs = [(writer, reader) for reader in READERS if reader[1] == ranks for writer in WRITERS]
         ways_back = [pair for pair in done.read if pair[0] == ("zero2", 2)] if ranks == 2 else []
         jobs = [(reader[0], folder(root, writer), folder(root, writer, reader)) for writer, reader in pairs]
@@ -126,6 +126,27 @@ def test_goes_on_elsewhere(transfers: Transfers, writer: Place, reader: Place) -
     for (loss, norm), (expected_loss, expected_norm) in zip(seen[0].losses, origin[0].losses, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-5)
+
+
+def test_ranks_that_share_no_copy_hold_the_same(transfers: Transfers) -> None:
+    """Ranks 0 and 1 share one copy of the state, 2 and 3 the other."""
+    ranks = transfers.written["hybrid", 4]
+    assert [rank.owns for rank in ranks] == [True, True, False, False]
+    for one, other in ((ranks[0], ranks[2]), (ranks[1], ranks[3])):
+        assert [piece[:2] for piece in one.held] == [piece[:2] for piece in other.held]
+        for (name, _, mine), (_, _, theirs) in zip(one.held, other.held, strict=True):
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert ranks[0].held[0][1] != ranks[1].held[0][1]
+
+
+def test_a_copy_for_three_of_four_ranks_is_refused() -> None:
+    with pytest.raises(ProcessRaisedException, match="shard_ranks is 3, which does not divide the 4 ranks"):
+        run_ranks(4, start_three)
+
+
+def start_three(runtime: Runtime) -> None:
+    stage = make_stage("hybrid", "fp32", "adamw")
+    start(runtime, stage.model_copy(update={"engine": stage.engine.model_copy(update={"shard_ranks": 3})}))
 
 
 @pytest.mark.parametrize("reader", [reader for reader in READERS if reader[1] != 2], ids=named)

@@ -26,6 +26,7 @@ REPLICATED = ("zero0", "tree")
 OFFLOADED: dict[str, dict[str, Any]] = {
     f"{name}-offload": {**ENGINES[name], "cpu_offload": True} for name in ("zero2", "zero3", "fsdp")
 }
+HYBRID = {"hybrid": {"name": "fsdp", "shard_ranks": 2}}
 BATCH = 8
 STEPS = 5
 
@@ -45,7 +46,7 @@ def make_stage(engine: str, precision: str, optimizer: str) -> Stage2:
                 "clip_norm": 0.5,
             },
             "schedule": {"epochs": 1},
-            "engine": {"precision": precision, **(ENGINES | OFFLOADED)[engine]},
+            "engine": {"precision": precision, **(ENGINES | OFFLOADED | HYBRID)[engine]},
         }
     )
 

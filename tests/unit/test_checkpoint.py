@@ -35,7 +35,7 @@ from sfa_dist.parallel.runtime import Runtime
 class OneRankEngine:
     """An engine of one rank around a plain torch optimizer's state: the whole protocol, no library."""
 
-    replicated = True
+    owners = 1
 
     def __init__(self, seed: int = 0, size: tuple[int, int] = (3, 5)) -> None:
         torch.manual_seed(seed)

@@ -56,6 +56,8 @@ def test_every_recipe_takes_every_engine(recipe: Path, choice: str) -> None:
         ),
         (["engine.reduction=tree", "engine.cpu_offload=true"], "goes with engine.reduction: native"),
         (["engine.zero=0", "engine.cpu_offload=true"], "set engine.zero to 1, 2 or 3"),
+        (["engine.shard_ranks=8"], "zero_hpz_partition_size"),
+        (["engine.name=fsdp", "engine.reduction=tree", "engine.shard_ranks=8"], "which shards nothing"),
         (["engine.reduction=tree", "batch.micro=5"], "5 does not divide 64"),
         (["engine.name=fsdp2"], "expected 'deepspeed' or 'fsdp', got 'fsdp2'"),
     ],
@@ -73,6 +75,7 @@ def test_contradictions(overrides: list[str], message: str) -> None:
         ({"zero": 3, "cpu_offload": True}, "ZeRO-3, offloaded to the CPU"),
         ({"name": "fsdp", "zero": 1}, "FSDP2"),
         ({"name": "fsdp", "cpu_offload": True}, "FSDP2, offloaded to the CPU"),
+        ({"name": "fsdp", "shard_ranks": 8}, "FSDP2 in groups of 8"),
         ({"name": "fsdp", "reduction": "tree"}, "replicated, exact"),
     ],
 )

@@ -197,7 +197,10 @@ def test_wrong_values(write: Write, line: str, message: str) -> None:
         ("adapter: null", "unknown key 'adapter'; 'adapter' belongs to stage2"),
         ("hidden: 1", "unknown key 'hidden'; 'hidden' belongs to stage2.adapter"),
         ("test: {seed: 1}", "unknown key 'test.seed'; 'seed' belongs to the top level"),
-        ("engine: {qqq: 1}", "unknown key 'engine.qqq'; known here: name, zero, precision, cpu_offload, reduction"),
+        (
+            "engine: {qqq: 1}",
+            "unknown key 'engine.qqq'; known here: name, zero, precision, cpu_offload, reduction, shard_ranks",
+        ),
         ("stage2: {frames: 8, optimiser: {}}", "unknown key 'stage2.optimiser'; did you mean 'optimizer'?"),
         ("stage2: {frames: 8, batch: {mirco: 1}}", "unknown key 'stage2.batch.mirco'; did you mean 'micro'?"),
     ],
