@@ -15,6 +15,7 @@ from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, stage
 from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict, stages_of
 from sfa_dist.plan.search import largest_frames, largest_micro
+from sfa_dist.plan.wire import wire_bytes
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 
 
@@ -31,6 +32,7 @@ class StagePlan:
     clips: Clips
     duration: Duration
     checkpoint_bytes: int
+    wire_bytes: int  # That a rank sends for an optimizer step.
     advice: Advice | None
 
     @property
@@ -147,6 +149,7 @@ def plan_recipe(
                 known,
                 stage_duration(stage, known, card, world_size, measured),
                 checkpoint_bytes(stage, memory),
+                wire_bytes(stage, world_size),
                 cheapest_fit(name, stage, card, world_size, memory) if search and not fits else None,
             )
         )
@@ -205,6 +208,7 @@ def _stage_json(plan: StagePlan) -> dict[str, Any]:
         "gpu_hours": plan.duration.gpu_hours,
         "evaluation_hours": plan.duration.evaluation_hours,
         "checkpoint_gib": plan.checkpoint_bytes / GIB,
+        "wire_bytes_per_step": plan.wire_bytes,
     }
 
 

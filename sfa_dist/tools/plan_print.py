@@ -60,6 +60,7 @@ def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
         ("largest frames that fit", [_at_least(plan.max_frames, FRAMES_LIMIT) for plan in stages]),
         ("micro-batch / largest", [f"{plan.stage.batch.micro} / {plan.max_micro}" for plan in stages]),
         ("optimizer bytes a rank, GiB", [f"{plan.memory.optimizer_bytes_per_rank / GIB:.2f}" for plan in stages]),
+        ("sent by a rank each step, GiB", [f"{plan.wire_bytes / GIB:.2f}" for plan in stages]),
         ("steps", [_number(plan.duration.steps, ",d") for plan in stages]),
         ("hours", [_number(plan.duration.hours, ".1f") for plan in stages]),
         ("hours of evaluation beside", [_number(plan.duration.evaluation_hours, ".1f") for plan in stages]),
