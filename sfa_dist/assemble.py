@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sfa_dist.checkpoint import write_weights
+from sfa_dist.data.shard_index import ClassNames
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
@@ -156,6 +157,13 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) 
     return parts
 
 
+def trained_classes(path: Path) -> ClassNames | None:
+    """The class names in the metadata of a weights file, None where it knows none."""
+    names = json.loads(read_metadata(path).get("classes", "null"))
+    known = isinstance(names, list) or (isinstance(names, dict) and all(isinstance(n, list) for n in names.values()))
+    return names if known else None
+
+
 def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
     """Stage 2 without its trunk, for features of the trunk with this hash (else RecipeError)."""
     tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
@@ -176,7 +184,7 @@ def _make_ready(module: nn.Module, stage: StageBlock) -> None:
     module.to(dtype).eval().requires_grad_(False)
 
 
-def classes_id(names: list[str] | None, model: ModelBlock) -> str:
-    """What identifies a class list in weights metadata: the names in order, or only their number where there are no
-    names."""
-    return json.dumps(names) if names else json.dumps(model.classes)
+def classes_id(names: ClassNames | None, model: ModelBlock) -> str:
+    """What identifies the classes in weights metadata: the names in order, by head where there are several, or only
+    their numbers where there are no names."""
+    return json.dumps(names or model.class_heads or model.classes)

@@ -204,7 +204,7 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
 
 def eval_line(place: str, result: Mapping[str, Any]) -> str:
     """The console line of an evaluation."""
-    scores = " ".join(f"{key}: {result[key]:.4f}" for key in ("acc1", "acc5", "loss"))
+    scores = " ".join(f"{key}: {value:.4f}" for key, value in result.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
 
 
