@@ -78,9 +78,11 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     run.tracker.say(f"result: {run.directory / 'result.json'} ({summary['total_seconds']:.0f} s of training)")
 
 
-def load_parts(run: Run, stage: StageBlock, weights: Path, trunk_weights: Path | None) -> Parts:
-    """A finished stage on the device, ready to be scored. Collective."""
-    parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights))
+def load_parts(
+    run: Run, stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False
+) -> Parts:
+    """A finished stage on the device, ready to be scored, as `load_for_test`. Collective."""
+    parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights, any_frames))
     parts.trainable.to(run.runtime.device)
     if parts.frozen is not None and isinstance(stage, Stage2):
         place_trunk(parts.frozen, stage, run.runtime)

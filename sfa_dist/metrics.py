@@ -178,5 +178,6 @@ class ClassificationSums:
 
     def class_means(self) -> dict[str, float]:
         """Mean class accuracy: `mean_class_acc1`, of several heads also `verb_mean_class_acc1`, ..."""
-        means = {f"{name}_mean_class_acc1": self.by_head[name].mean_class_accuracy() for name in self.heads}
+        names = self.by_head if self.heads else ()
+        means = {f"{name}_mean_class_acc1": self.by_head[name].mean_class_accuracy() for name in names}
         return {"mean_class_acc1": self.main.mean_class_accuracy(), **means}

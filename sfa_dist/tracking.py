@@ -91,10 +91,10 @@ class Tracker:
             self._start_wandb(run_dir, log, config, environ)
 
     @classmethod
-    def console_only(cls, log: LogBlock) -> Tracker:
+    def console_only(cls, log: LogBlock, on_stderr: bool = False) -> Tracker:
         """A tracker that speaks to the terminal and writes nothing: a dry run leaves no trace."""
         tracker = cls(None, log, {}, {})
-        tracker._consoles = [Terminal(soft_wrap=True)]
+        tracker._consoles = [Terminal(soft_wrap=True, stderr=on_stderr)]
         return tracker
 
     @contextmanager
