@@ -85,6 +85,11 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
     axis.set_xticks(range(len(numbers)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(numbers)), names, fontsize=7)
     axis.set(xlabel="taken for", ylabel=head or "class")
+    edges = np.arange(len(numbers) - 1) + 0.5  # Lines between cells.
+    axis.set_xticks(edges, minor=True)
+    axis.set_yticks(edges, minor=True)
+    axis.grid(which="minor", color="white", linewidth=0.6)
+    axis.tick_params(which="minor", length=0)
     if len(numbers) <= MATRIX_CLASSES // 2:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.55 else "black"
