@@ -169,7 +169,7 @@ def _write_parquet(
 
     def table(block: Array) -> Any:
         cells: dict[str, Any] = _names(index, block)
-        labels = index.label[block].reshape(len(block), -1)
+        labels = index.label[block].reshape(len(block), len(heads))
         cells |= {head: labels[:, place] for place, head in enumerate(heads)}
         for name, column in columns.items():
             flat = pyarrow.array(np.ascontiguousarray(column[block]).reshape(-1))
