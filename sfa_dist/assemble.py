@@ -14,10 +14,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sfa_dist.checkpoint import write_weights
+from sfa_dist.data.shard_index import ClassNames
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
-from sfa_dist.models.weights import load_exactly, load_image_vit, load_stage1_into_tail, load_trunk, read_state
+from sfa_dist.models.weights import (
+    fit_time_positions,
+    load_exactly,
+    load_image_vit,
+    load_stage1_into_tail,
+    load_trunk,
+    read_state,
+)
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import ModelBlock
 
@@ -137,23 +145,34 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None) -> Parts:
+def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False) -> Parts:
     """A finished stage's model for evaluation, in the engine's precision.
 
     For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else
-    RecipeError).
+    RecipeError). With `any_frames` the stage may take another number of frames than it was trained on: temporal
+    positions are interpolated.
     """
     if not isinstance(stage, Stage2):
         parts = assemble_end_to_end(stage, None)
-        load_exactly(parts.trainable, read_state(weights), str(weights))
+        assert isinstance(parts.trainable, ViViT)
+        state = read_state(weights)
+        state = fit_time_positions(state, parts.trainable.tail, "tail.") if any_frames else state
+        load_exactly(parts.trainable, state, str(weights))
     else:
         parts = assemble_stage2(stage, trunk_weights, classes="")
-        _load_tail(parts.trainable, weights)
+        _load_tail(parts.trainable, weights, any_frames)
         expected = read_metadata(weights).get("trunk_sha256")
         if parts.frozen is not None and parts.frozen.sha256() != expected:
             raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
     _make_ready(parts.trainable, stage)
     return parts
+
+
+def trained_classes(path: Path) -> ClassNames | None:
+    """The class names in the metadata of a weights file, None where it knows none."""
+    names = json.loads(read_metadata(path).get("classes", "null"))
+    known = isinstance(names, list) or (isinstance(names, dict) and all(isinstance(n, list) for n in names.values()))
+    return names if known else None
 
 
 def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
@@ -166,8 +185,10 @@ def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Mo
     return tail
 
 
-def _load_tail(tail: nn.Module, weights: Path) -> None:
-    state = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+def _load_tail(tail: nn.Module, weights: Path, any_frames: bool = False) -> None:
+    state: Mapping[str, Tensor] = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+    if any_frames and isinstance(tail, Tail):
+        state = fit_time_positions(state, tail)
     load_exactly(tail, state, str(weights))
 
 
@@ -176,7 +197,7 @@ def _make_ready(module: nn.Module, stage: StageBlock) -> None:
     module.to(dtype).eval().requires_grad_(False)
 
 
-def classes_id(names: list[str] | None, model: ModelBlock) -> str:
-    """What identifies a class list in weights metadata: the names in order, or only their number where there are no
-    names."""
-    return json.dumps(names) if names else json.dumps(model.classes)
+def classes_id(names: ClassNames | None, model: ModelBlock) -> str:
+    """What identifies the classes in weights metadata: the names in order, by head where there are several, or only
+    their numbers where there are no names."""
+    return json.dumps(names or model.class_heads or model.classes)

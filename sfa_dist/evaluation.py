@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.errors import DataError, PreemptedError, SfaError
-from sfa_dist.metrics import ClassificationSums
+from sfa_dist.metrics import ClassificationSums, average_views
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.predictions import PredictionFile
 from sfa_dist.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the logits of views become the scores of a clip: `heads` are the model's `class_heads`, `average` the key of
+    the recipe's test block."""
+
+    heads: Mapping[str, int] = field(default_factory=dict)
+    average: Literal["logits", "softmax"] = "logits"
+
+    def scores(self, logits: Tensor, views: int) -> Tensor:
+        """(clips * views, classes) -> (clips, classes)."""
+        return average_views(logits, views, self.average, tuple(self.heads.values()))
 
 
 def evaluate(
     predict: Callable[[Batch], Tensor],
+    scoring: Scoring,
     batches: BatchFeed,
     runtime: Runtime,
     stop: StopFlag,
     note_bad: Callable[[list[tuple[str, str]], int], None],
-) -> dict[str, Any]:
-    """Top-1, top-5 and loss over all ranks' batches; `predict` gives logits (clips * views, classes).
+    keep: PredictionFile | None = None,
+) -> ClassificationSums:
+    """Scores over all ranks' batches; `predict` gives logits (clips * views, classes), and `keep` is given them.
 
-    Logits are averaged over the views of a clip (scenic, vivit/train_utils.py `test_step`).
     `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do. Raises
     PreemptedError on every rank, before the next batch, when one was asked to stop.
     """
-    return evaluate_all(lambda batch: [predict(batch)], 1, batches, runtime, stop, note_bad)[0]
+    kept = {} if keep is None else {0: keep}
+    return evaluate_all(lambda batch: [predict(batch)], 1, scoring, batches, runtime, stop, note_bad, kept)[0]
 
 
 def evaluate_all(
     predict: Callable[[Batch], Iterable[Tensor]],
     models: int,
+    scoring: Scoring,
     batches: BatchFeed,
     runtime: Runtime,
     stop: StopFlag,
     note_bad: Callable[[list[tuple[str, str]], int], None],
-) -> list[dict[str, Any]]:
-    """`evaluate` of several models in one pass: `predict` gives the logits of each."""
-    sums = [ClassificationSums() for _ in range(models)]
+    keep: Mapping[int, PredictionFile],
+) -> list[ClassificationSums]:
+    """`evaluate` of several models in one pass: `predict` gives the logits of each. `keep` is by number of model."""
+    sums = [ClassificationSums(scoring.heads) for _ in range(models)]
     bad: list[tuple[str, str]] = []
     with closing(batches):
         while True:
@@ -54,17 +73,19 @@ def evaluate_all(
             if batch is None:  # On all ranks: each has as many batches.
                 break
             bad += batch["bad"]
-            for own, logits in zip(sums, predict(batch), strict=True):
-                logits = logits.view(-1, batch["views"], logits.shape[-1]).mean(dim=1)
-                own.update(logits, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
-    results = [ClassificationSums(runtime.sum(*own.sums)).result() for own in sums]
+            for number, logits in enumerate(predict(batch)):
+                scores = scoring.scores(logits, batch["views"])
+                sums[number].update(scores, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+                if number in keep:
+                    keep[number].add(batch, scores)
+    totals = [ClassificationSums.added(runtime.gather(own)) for own in sums]
     everywhere = [entry for entries in runtime.gather(bad) for entry in entries]
     if everywhere:
         try:
-            note_bad(everywhere, int(results[0]["samples"]))
+            note_bad(everywhere, totals[0].main.clips)
         except SfaError as error:
             raise runtime.for_all(error) from None
-    return results
+    return totals
 
 
 def note_bad_test_clips(

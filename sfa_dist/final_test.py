@@ -1,29 +1,36 @@
-"""The stage `test`: the last stage's weights over the recipe's views, and result.json."""
+"""The stage `test`: the last stage's weights over the recipe's views, result.json, and what is known of each class and
+clip, in `test/`."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.assemble import Parts, load_for_test, read_metadata
+from sfa_dist.assemble import Parts, load_for_test, trained_classes
 from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
-from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.shard_index import ClassNames, SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
-from sfa_dist.evaluation import evaluate, note_bad_test_clips
+from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
+from sfa_dist.metrics import ACTION, ClassificationSums
+from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock, sweep_members
 from sfa_dist.run import Run
-from sfa_dist.run_record import (
-    collect_results,
-)
+from sfa_dist.run_record import collect_results
 from sfa_dist.stage_data import check_classes, feed_place, open_split
 from sfa_dist.sweep import STAGE as SWEPT
 from sfa_dist.sweep import member_directory, test_sweep
 from sfa_dist.trunk_setup import place_trunk
+
+Grid = tuple[int, int]  # Temporal and spatial views.
+TEST = "test"
+CLASSES_NAME = "classes.json"
+PREDICTIONS = "predictions"
 
 
 def test(run: Run, name: str, stage: StageBlock) -> None:
@@ -34,42 +41,136 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         return
     run.watch.phase("test")
     index = open_split(run, patterns, f"{name}.data.test", stage.data.remote)
-    run.runtime.on_main(lambda: check_labels(index, stage.model.classes))
+    run.runtime.on_main(lambda: check_labels(index, stage.model))
     if run.dry_run:
         return
     swept = run.recipe.sweep and name == SWEPT
     weights = (
         member_directory(run, sweep_members(run.recipe)[0]) / run.weights(name).name if swept else run.weights(name)
     )
-    trained = json.loads(read_metadata(weights).get("classes", "null"))
-    run.runtime.on_main(lambda: check_classes(trained if isinstance(trained, list) else None, index))
+    run.runtime.on_main(lambda: check_classes(trained_classes(weights), index))
+    folder = run.directory / TEST
     extra: dict[str, Any] = {}
+    main_sums: ClassificationSums | None = None
     if swept:
-        batches = feed(_test_batches(run, stage, index, "time"), feed_place(run), lambda: bool(run.stop))
-        found = test_sweep(run, batches, stage.data.max_bad_fraction)
-        stage, parts, result = found.best.stage, found.best_parts, found.best_result
+        grid = run.recipe.test.view_grids[-1]
+        batches = feed(_batches(run, stage, index, grid, "time"), feed_place(run), lambda: bool(run.stop))
+        keep = predictions_of(run, stage, index, folder)
+        found = test_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
+        finish_predictions(run, keep, grid)
+        stage, parts, main_sums = found.best.stage, found.best_parts, found.best_sums
         extra = {"sweep": found.lines, "sweep_means": found.means, "best": found.best.name}
         for line in found.lines:
-            run.tracker.record("eval", stage="test", step=0, **line)
+            run.tracker.record("eval", stage=TEST, step=0, **line)
     else:
-        trunk_weights = run.weights("stage1") if name == "stage2" else None
-        parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights))
-        parts.trainable.to(run.runtime.device)
-        if parts.frozen is not None and isinstance(stage, Stage2):
-            place_trunk(parts.frozen, stage, run.runtime)
-        result = _score(run, stage, parts, index, stage.data.frame_order)
-    views = run.recipe.test.temporal_views * run.recipe.test.spatial_views
-    run.tracker.record("eval", stage="test", step=0, views=views, **result)
+        parts = load_parts(run, stage, weights, run.weights("stage1") if name == "stage2" else None)
+    result = score_all_views(run, stage, parts, index, folder, main_sums)
     if run.recipe.test.shuffled_frames:
-        control = _score(run, stage, parts, index, "shuffled")
-        run.tracker.record("eval", stage="test", step=0, views=views, frame_order="shuffled", **control)
+        grid = run.recipe.test.view_grids[-1]
+        control = _line(_score(run, stage, parts, index, grid, "shuffled", None), grid)
+        run.tracker.record("eval", stage=TEST, step=0, frame_order="shuffled", **control)
         result["acc1_shuffled_frames"] = control["acc1"]
-    summary = {**result, "views": views, "frames": stage.frames, **extra, **collect_results(run.directory)}
+    summary = {**result, "frames": stage.frames, **extra, **collect_results(run.directory)}
     run.runtime.on_main(lambda: ckpt.write_json(run.directory / "result.json", summary))
-    _say_result(run, summary)
+    if "acc1_shuffled_frames" in summary:
+        scores = f"acc1 {summary['acc1_shuffled_frames']:.4f}"
+        run.tracker.say(f"test: {scores} with the frames of each clip in random order")
+    run.tracker.say(f"result: {run.directory / 'result.json'} ({summary['total_seconds']:.0f} s of training)")
 
 
-def _test_batches(run: Run, stage: StageBlock, index: SampleIndex, order: str) -> Loader:
+def load_parts(
+    run: Run, stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False
+) -> Parts:
+    """A finished stage on the device, ready to be scored, as `load_for_test`. Collective."""
+    parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights, any_frames))
+    parts.trainable.to(run.runtime.device)
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        place_trunk(parts.frozen, stage, run.runtime)
+    return parts
+
+
+def score_all_views(
+    run: Run,
+    stage: StageBlock,
+    parts: Parts,
+    index: SampleIndex,
+    folder: Path | None,
+    main_sums: ClassificationSums | None = None,
+) -> dict[str, Any]:
+    """Scores over each of the recipe's views: the last one's, with all of them under `by_views`. Collective.
+
+    Into `folder` (None: nowhere) come the predictions and `classes.json` of the last. `main_sums` are its sums where
+    they are known.
+    """
+    *also, last = run.recipe.test.view_grids
+    lines = [_tell(run, _score(run, stage, parts, index, grid, "time", None), grid) for grid in also]
+    if main_sums is None:
+        keep = predictions_of(run, stage, index, folder)
+        main_sums = _score(run, stage, parts, index, last, "time", keep)
+        finish_predictions(run, keep, last)
+    lines.append(_tell(run, main_sums, last))
+    if folder is not None:
+        table = {"views": last, "heads": class_tables(main_sums, index.classes)}
+        run.runtime.on_main(lambda: _write_in(folder, CLASSES_NAME, table))
+    return {**lines[-1], "by_views": lines}
+
+
+def predictions_of(run: Run, stage: StageBlock, index: SampleIndex, folder: Path | None) -> PredictionFile | None:
+    """The file that the recipe wants in `folder`, None where it wants none. Collective."""
+    kind = run.recipe.test.predictions
+    if kind is None or folder is None:
+        return None
+    return PredictionFile(folder, PREDICTIONS, kind, index, stage.model.class_heads or {}, run.runtime)
+
+
+def finish_predictions(run: Run, keep: PredictionFile | None, grid: Grid) -> None:
+    """Makes the file of what it was given. Collective."""
+    if keep is not None:
+        path = keep.finish({"views": np.array(grid), "average": np.array(run.recipe.test.average)})
+        run.tracker.say(f"{TEST}: the scores of each clip are in {path}")
+
+
+def class_tables(sums: ClassificationSums, names: ClassNames | None) -> dict[str, dict[str, Any]]:
+    """By head: `classes` [number, clips that are right, clips], `confusion` [number, taken for, clips], the most
+    frequent first, and the `names` of the numbers that occur, where they are known."""
+    tables = {}
+    for head, counts in sums.by_head.items():
+        recalls = [[number, *counted] for number, counted in counts.recalls().items()]
+        pairs = [[*pair, clips] for pair, clips in sorted(counts.pairs.items(), key=lambda item: (-item[1], item[0]))]
+        seen = sorted({number for pair in counts.pairs for number in pair})
+        tables[head] = {"classes": recalls, "confusion": pairs, "names": _names_of(head, seen, names, sums)}
+    return tables
+
+
+def _write_in(folder: Path, name: str, content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ckpt.write_json(folder / name, content)
+
+
+def _names_of(
+    head: str, numbers: list[int], names: ClassNames | None, sums: ClassificationSums
+) -> dict[str, str] | None:
+    if names is None or isinstance(names, dict) != bool(sums.heads):
+        return None
+    if isinstance(names, list):
+        return {str(number): names[number] for number in numbers if number < len(names)}
+    if head != ACTION:
+        return {str(number): names[head][number] for number in numbers if number < len(names[head])}
+    found = {}
+    for number in numbers:
+        words, rest = [], number
+        for own, size in reversed(list(sums.heads.items())):  # The verb comes last, and is said first.
+            rest, place = divmod(rest, size)
+            words.append(names[own][place] if place < len(names[own]) else str(place))
+        found[str(number)] = " ".join(words)
+    return found
+
+
+def _scoring(run: Run, stage: StageBlock) -> Scoring:
+    return Scoring(stage.model.class_heads or {}, run.recipe.test.average)
+
+
+def _batches(run: Run, stage: StageBlock, index: SampleIndex, grid: Grid, order: str) -> Loader:
     return eval_loader(
         index,
         data=stage.data.model_copy(update={"frame_order": order}),
@@ -79,13 +180,15 @@ def _test_batches(run: Run, stage: StageBlock, index: SampleIndex, order: str) -
         seed=run.recipe.seed,
         rank=run.runtime.rank,
         world_size=run.runtime.world_size,
-        temporal_views=run.recipe.test.temporal_views,
-        spatial_views=run.recipe.test.spatial_views,
+        temporal_views=grid[0],
+        spatial_views=grid[1],
         pin_memory=run.runtime.device.type == "cuda",
     )
 
 
-def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order: str) -> dict[str, Any]:
+def _score(
+    run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, grid: Grid, order: str, keep: PredictionFile | None
+) -> ClassificationSums:
     @torch.no_grad()
     def predict(batch: dict[str, Any]) -> Tensor:
         if parts.frozen is not None:
@@ -95,17 +198,26 @@ def _score(run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, order:
     budget = stage.data.max_bad_fraction
     return evaluate(
         predict,
-        feed(_test_batches(run, stage, index, order), feed_place(run), lambda: bool(run.stop)),
+        _scoring(run, stage),
+        feed(_batches(run, stage, index, grid, order), feed_place(run), lambda: bool(run.stop)),
         run.runtime,
         run.stop,
-        lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, budget, run.tracker),
+        lambda bad, clips: note_bad_test_clips(bad, clips, TEST, 0, budget, run.tracker),
+        keep,
     )
 
 
-def _say_result(run: Run, summary: dict[str, Any]) -> None:
-    scores = f"acc1 {summary['acc1']:.4f}, acc5 {summary['acc5']:.4f}"
-    text = f"test: {scores} on {summary['samples']} clips, {summary['views']} view(s)"
-    if "acc1_shuffled_frames" in summary:
-        text += f"; acc1 {summary['acc1_shuffled_frames']:.4f} with the frames of each clip in random order"
-    run.tracker.say(text)
-    run.tracker.say(f"result: {run.directory / 'result.json'} ({summary['total_seconds']:.0f} s of training)")
+def _line(sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
+    views = {"views": grid[0] * grid[1], "temporal_views": grid[0], "spatial_views": grid[1]}
+    return {**sums.result(), **sums.class_means(), **views}
+
+
+def _tell(run: Run, sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
+    """Records the scores over some views, says them, and returns them."""
+    line = _line(sums, grid)
+    run.tracker.record("eval", stage=TEST, step=0, **line)
+    scores = f"acc1 {line['acc1']:.4f}, acc5 {line['acc5']:.4f}, mean class acc1 {line['mean_class_acc1']:.4f}"
+    heads = "".join(f"; {head} {line[f'{head}_acc1']:.4f}, {line[f'{head}_acc5']:.4f}" for head in sums.heads)
+    views = f"{line['views']} view(s), {grid[0]} x {grid[1]}"
+    run.tracker.say(f"{TEST}: {scores}{heads} on {line['samples']} clips, {views}")
+    return line

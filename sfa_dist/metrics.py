@@ -1,51 +1,183 @@
-"""Loss and accuracy, each as sums that add up over micro-batches and ranks."""
+"""Loss, accuracy and confusion, as sums that add up over micro-batches, views' order and ranks.
+
+A clip has one label (B,), or a noun and a verb (B, 2). The logits of several heads stand side by side, divided by
+`sizes`, (300, 97); () is a single head. Several heads have an action beside them, the combination of their classes:
+its probability is the product of theirs, which is the order of the sums of their logits, and its number is
+noun * 97 + verb (scenic, vivit/model_utils.py). `acc1` and `acc5` are those of the single head, or of the action.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ACTION = "action"
+SINGLE = "label"
 
-def weighted_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """Sum over clips of weight x cross-entropy: logits (B, classes) fp32, labels (B,) int64, weights (B,) fp32.
+
+def clip_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, sizes: Sequence[int] = ()) -> Tensor:
+    """Cross-entropy of each clip, (B,): logits (B, classes), labels int64 (B,), or (B, heads) where the logits are
+    divided by `sizes`. The unweighted mean of the heads', each smoothed over its own classes."""
+    if not sizes:
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    heads = zip(logits.split(list(sizes), dim=1), labels.unbind(dim=1), strict=True)
+    losses = [F.cross_entropy(*head, reduction="none", label_smoothing=label_smoothing) for head in heads]
+    return torch.stack(losses).mean(dim=0)
+
+
+def weighted_loss_sum(
+    logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float, sizes: Sequence[int] = ()
+) -> Tensor:
+    """Sum over clips of weight x `clip_losses`: logits (B, classes) fp32, weights (B,) fp32.
 
     Padding and bad clips have weight 0; the caller divides by the global batch's sum of weights.
     """
     # Logits of what is no clip may be anything. They are masked before the loss: a mask behind it would keep a NaN out
     # of the sum, but backward would let it through as 0 x NaN.
     logits = torch.where((weights > 0)[:, None], logits, 0.0)
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-    return (losses * weights).sum()
+    return (clip_losses(logits, labels, label_smoothing, sizes) * weights).sum()
+
+
+def average_views(logits: Tensor, views: int, average: Literal["logits", "softmax"], sizes: Sequence[int]) -> Tensor:
+    """fp64 (B, classes) from the logits (B * views, classes) of neighbouring views: their mean, or the logarithm of the
+    mean of their softmax, taken in each head.
+
+    In fp64, whose rounding is far below what the order of the views could change in fp32.
+    """
+    each = logits.double().unflatten(0, (-1, views))
+    if average == "logits":
+        return each.mean(dim=1)
+    heads = each.split(list(sizes) or [each.shape[-1]], dim=-1)
+    return torch.cat([head.log_softmax(dim=-1).logsumexp(dim=1) for head in heads], dim=-1) - math.log(views)
+
+
+def action_scores(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sums of the heads' scores for all combinations of their classes, (B, product of sizes).
+
+    Of each clip they are in the order of the outer product of the heads' softmax, and underflow nowhere.
+    """
+    first, *others = scores.double().split(list(sizes), dim=1)
+    for head in others:
+        first = (first[:, :, None] + head[:, None, :]).flatten(1)
+    return first
+
+
+def action_numbers(labels: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The combination that labels (B, heads) are, (B,): noun * 97 + verb."""
+    number = torch.zeros_like(labels[:, 0])
+    for column, size in zip(labels.unbind(dim=1), sizes, strict=True):
+        number = number * size + column
+    return number
+
+
+@dataclass
+class HeadSums:
+    """Of one head: clips whose class is the best, or among the best five, and how often each class was taken for which
+    (class, prediction)."""
+
+    right1: int = 0
+    right5: int = 0
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Adds clips: scores (B, classes), labels (B,)."""
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        right = best == labels[:, None]
+        self.right1 += int(right[:, 0].sum())
+        self.right5 += int(right.any(dim=1).sum())
+        self.pairs.update(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
+
+    def add(self, other: HeadSums) -> None:
+        """Adds what another rank counted."""
+        self.right1 += other.right1
+        self.right5 += other.right5
+        self.pairs.update(other.pairs)
+
+    @property
+    def clips(self) -> int:
+        """How many were counted."""
+        return self.pairs.total()
+
+    def recalls(self) -> dict[int, tuple[int, int]]:
+        """Of each class that has clips: (clips that are right, clips)."""
+        found: dict[int, tuple[int, int]] = {}
+        for (label, predicted), count in sorted(self.pairs.items()):
+            right, clips = found.get(label, (0, 0))
+            found[label] = right + count * (label == predicted), clips + count
+        return found
+
+    def mean_class_accuracy(self) -> float:
+        """Mean over the classes that have clips of the share that is right; NaN without a clip."""
+        shares = [right / clips for right, clips in self.recalls().values()]
+        return math.fsum(shares) / len(shares) if shares else math.nan
+
+    def accuracies(self) -> tuple[float, float]:
+        """Shares of clips that are right at 1 and at 5; NaN without a clip."""
+        return (self.right1 / self.clips, self.right5 / self.clips) if self.clips else (math.nan, math.nan)
 
 
 @dataclass
 class ClassificationSums:
-    """Top-1, top-5 and loss as plain sums: (correct at 1, correct at 5, loss, clips)."""
+    """What an evaluation counts. `heads` are the model's `class_heads`, empty for a single one."""
 
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    heads: Mapping[str, int] = field(default_factory=dict)
+    loss: float = 0.0
+    by_head: dict[str, HeadSums] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = (*self.heads, ACTION) if self.heads else (SINGLE,)
+        self.by_head = self.by_head or {name: HeadSums() for name in names}
 
     @torch.no_grad()
-    def update(self, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Adds clips: logits (B, classes), labels (B,), weights (B,) where 0 means "not a clip"."""
+    def update(self, scores: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Adds clips: scores (B, classes), labels (B,) or (B, heads), weights (B,) where 0 means "not a clip"."""
         real = weights > 0
-        logits, labels = logits[real].float(), labels[real]
+        scores, labels = scores[real].double(), labels[real]
         if not len(labels):
             return
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        batch = [top[:, 0].sum().item(), top.any(dim=1).sum().item(), loss.item(), float(len(labels))]
-        self.sums = [old + new for old, new in zip(self.sums, batch, strict=True)]
+        sizes = tuple(self.heads.values())
+        self.loss += math.fsum(clip_losses(scores, labels, sizes=sizes).tolist())
+        if not sizes:
+            self.by_head[SINGLE].update(scores, labels)
+            return
+        for name, part, column in zip(self.heads, scores.split(list(sizes), dim=1), labels.unbind(dim=1), strict=True):
+            self.by_head[name].update(part, column)
+        self.by_head[ACTION].update(action_scores(scores, sizes), action_numbers(labels, sizes))
+
+    @classmethod
+    def added(cls, parts: Iterable[ClassificationSums]) -> ClassificationSums:
+        """The sum of what all ranks counted."""
+        first, *others = parts
+        total = cls(first.heads, math.fsum([first.loss, *(other.loss for other in others)]))
+        for part in (first, *others):
+            for name, head in part.by_head.items():
+                total.by_head[name].add(head)
+        return total
+
+    @property
+    def main(self) -> HeadSums:
+        """The single head, or the action."""
+        return self.by_head[ACTION if self.heads else SINGLE]
 
     def result(self) -> dict[str, float | int]:
-        """acc1, acc5 and mean loss; without a clip there is no accuracy, and the values are NaN."""
-        one, five, loss, count = self.sums
-        nan = float("nan")
-        return {
-            "acc1": one / count if count else nan,
-            "acc5": five / count if count else nan,
-            "loss": loss / count if count else nan,
-            "samples": int(count),
-        }
+        """acc1, acc5, mean loss and samples, and of several heads verb_acc1, ...; without a clip accuracies and loss
+        are NaN."""
+        one, five = self.main.accuracies()
+        clips = self.main.clips
+        scores: dict[str, float | int] = {"acc1": one, "acc5": five}
+        for name in self.by_head if self.heads else ():
+            scores[f"{name}_acc1"], scores[f"{name}_acc5"] = self.by_head[name].accuracies()
+        return {**scores, "loss": self.loss / clips if clips else math.nan, "samples": clips}
+
+    def class_means(self) -> dict[str, float]:
+        """Mean class accuracy: `mean_class_acc1`, of several heads also `verb_mean_class_acc1`, ..."""
+        names = self.by_head if self.heads else ()
+        means = {f"{name}_mean_class_acc1": self.by_head[name].mean_class_accuracy() for name in names}
+        return {"mean_class_acc1": self.main.mean_class_accuracy(), **means}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +12,10 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Classes = Annotated[int, Field(ge=2)]
+
+# The labels of an action, in the order of the official code: logits, label columns and action numbers follow it.
+LABEL_HEADS = ("noun", "verb")
 
 
 def _frames_or_auto(value: object) -> int | str:
@@ -43,10 +47,15 @@ def complain(field: str, message: str) -> PydanticCustomError:
 
 
 class ModelBlock(Block):
-    """The factorised encoder. `size` gives the five dimensions below it; each may be overridden."""
+    """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
+
+    `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
+    `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
+    """
 
     size: Literal["tiny", "B", "L", "H", "g"]
-    classes: Annotated[int, Field(ge=2)]
+    classes: Classes
+    class_heads: dict[str, Classes] | None = None
     temporal_depth: NonNegative = 4
     image_size: Positive = 224
     tubelet: Positive = 2
@@ -57,6 +66,34 @@ class ModelBlock(Block):
     heads: Positive | None = None
     mlp: Positive | None = None
     patch: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_are_those_of_the_heads(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("heads"), dict):
+            raise complain("heads", "is the number of attention heads; for nouns and verbs write model.class_heads")
+        heads = values.get("class_heads")
+        if isinstance(heads, dict) and values.get("classes") is None and all(type(n) is int for n in heads.values()):
+            return {**values, "classes": sum(heads.values())}
+        return values
+
+    @model_validator(mode="after")
+    def _heads_are_noun_and_verb(self) -> ModelBlock:
+        if self.class_heads is None:
+            return self
+        if tuple(self.class_heads) != LABEL_HEADS:
+            raise complain("class_heads", f"has to be {' and '.join(LABEL_HEADS)}, in this order")
+        if self.classes != sum(self.class_heads.values()):
+            total = " + ".join(map(str, self.class_heads.values()))
+            raise complain("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
+        return self
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """How the logits are divided: (300, 97); () where each clip has one label."""
+        return tuple((self.class_heads or {}).values())
 
 
 class LimitsBlock(Block):
@@ -299,13 +336,32 @@ class CacheBlock(Block):
 class TestBlock(Block):
     """The final test. Scores are averaged over temporal x spatial views.
 
-    `shuffled_frames` adds a control run in which the frames of each clip are in random order: how much of the score
-    does not need time.
+    `also_views` is a list of further [temporal, spatial] that are tested before, such as [[1, 1]] for a single view.
+    `average` is what is averaged over the views: logits (the official code) or their softmax. `predictions` is the kind
+    of file in which the scores of each clip are kept. `shuffled_frames` adds a control run in which the frames of each
+    clip are in random order: how much of the score does not need time.
     """
 
     temporal_views: Positive = 1
     spatial_views: Literal[1, 3] = 1
+    also_views: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
+    average: Literal["logits", "softmax"] = "logits"
+    predictions: Literal["npz", "parquet"] | None = "npz"
     shuffled_frames: bool = False
+
+    @model_validator(mode="after")
+    def _views_are_views(self) -> TestBlock:
+        for temporal, spatial in self.also_views:
+            if temporal < 1 or spatial not in (1, 3):
+                raise complain("also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial")
+        return self
+
+    @property
+    def view_grids(self) -> list[tuple[int, int]]:
+        """All (temporal, spatial) views that are tested, each once; the last is the result."""
+        result = (self.temporal_views, self.spatial_views)
+        also = dict.fromkeys((temporal, spatial) for temporal, spatial in self.also_views)
+        return [grid for grid in also if grid != result] + [result]
 
 
 class LogBlock(Block):

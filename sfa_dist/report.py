@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.report_classes import Table, class_reports, draw_confusions, read_class_tables
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid
@@ -32,19 +34,22 @@ STAGE_COLUMNS = (
 )
 BAD_COLUMNS = ("shard", "key", "reason", "stages")
 SHOWN_BAD_CLIPS = 500
+SHOWN_OF_LONG = 20  # Rows of a long table.
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json and recipe.yaml; returns
-    the page."""
+    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json, recipe.yaml and
+    test/classes.json; returns the page."""
     records = read_log(run_dir / "log.jsonl")
     result = _read_json(run_dir / "result.json")
     env = _read_json(run_dir / "env.json")
     recipe = (run_dir / "recipe.yaml").read_text() if (run_dir / "recipe.yaml").is_file() else ""
-    figures = draw_figures(records, run_dir / "figures")
-    (run_dir / "report.md").write_text(_markdown(run_dir.name, records, result, env, figures))
+    classes = read_class_tables(run_dir)
+    figures = draw_figures(records, run_dir / "figures") + draw_confusions(classes, run_dir / "figures")
+    tables = [*views_tables(result), *sweep_tables(result), *class_reports(classes)]
+    (run_dir / "report.md").write_text(_markdown(run_dir.name, records, result, env, figures, tables))
     page = run_dir / "report.html"
-    page.write_text(_html(run_dir.name, records, result, env, figures, recipe))
+    page.write_text(_html(run_dir.name, records, result, env, figures, tables, recipe))
     return page
 
 
@@ -128,8 +133,26 @@ def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def sweep_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, heads, rows) of a sweep: its members, and means over seeds where there are several."""
+def views_tables(result: dict[str, Any]) -> list[Table]:
+    """The scores over each of the tested views, by head where there are several."""
+    lines = result.get("by_views", [])
+    heads = [key.removesuffix("_acc5") for key in (lines[0] if lines else {}) if key.endswith("_acc5")]
+    rows = [
+        [f"{line['temporal_views']} x {line['spatial_views']}", *([head] if head else []), *_view_cells(line, head)]
+        for line in lines
+        for head in heads or [""]
+    ]
+    titles = ["views (temporal x spatial)", *(["of the"] if heads else []), "top-1", "top-5", "mean over classes"]
+    return [Table("Test", titles, rows)] if rows else []
+
+
+def _view_cells(line: dict[str, Any], head: str) -> list[str]:
+    start = f"{head}_" if head else ""
+    return [f"{line[f'{start}{key}']:.2%}" for key in ("acc1", "acc5", "mean_class_acc1")]
+
+
+def sweep_tables(result: dict[str, Any]) -> list[Table]:
+    """Of a sweep its members, and means over seeds where there are several."""
     lines, means = result.get("sweep", []), result.get("sweep_means", [])
     if not lines:
         return []
@@ -144,11 +167,11 @@ def sweep_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list
         ]
         for line in lines
     ]
-    tables = [("Sweep", ["member", *keys, "trainable", "top-1", "top-5", "loss"], members)]
+    tables = [Table("Sweep", ["member", *keys, "trainable", "top-1", "top-5", "loss"], members)]
     if "seed" in keys:
         keys.remove("seed")
         rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean)] for mean in means]
-        tables.append(("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
+        tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
     return tables
 
 
@@ -178,16 +201,24 @@ def _facts(records: list[dict[str, Any]], env: dict[str, Any]) -> list[tuple[str
 
 
 def _markdown(
-    name: str, records: list[dict[str, Any]], result: dict[str, Any], env: dict[str, Any], figures: list[Path]
+    name: str,
+    records: list[dict[str, Any]],
+    result: dict[str, Any],
+    env: dict[str, Any],
+    figures: list[Path],
+    tables: list[Table],
 ) -> str:
     lines = [f"# {name}", "", _headline(result), ""]
     if result:
         heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
-    for title, heads, rows in sweep_tables(result):
-        lines += [f"## {title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    for table in tables:
+        lines += [f"## {table.title}", "", "| " + " | ".join(table.heads) + " |", "|" + "---|" * len(table.heads)]
+        shown = table.rows[:SHOWN_OF_LONG] if table.long else table.rows
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in shown] + [""]
+        rest = len(table.rows) - len(shown)
+        lines += [f"and {rest:,} more: report.html has all", ""] if rest else []
     lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
     lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
     if bad := bad_clips(records):
@@ -204,6 +235,7 @@ def _html(
     result: dict[str, Any],
     env: dict[str, Any],
     figures: list[Path],
+    tables: list[Table],
     recipe: str,
 ) -> str:
     parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="headline">{html.escape(_headline(result))}</p>']
@@ -216,10 +248,7 @@ def _html(
             for row in _stage_rows(result)
         )
         parts.append(f"<h2>Stages</h2><table><tr><th>stage</th>{heads}</tr>{rows}</table>")
-    for title, titles, table in sweep_tables(result):
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in titles)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
+    parts += map(_html_table, tables)
     parts.append("<h2>How it went</h2>")
     for figure in figures:
         data = base64.b64encode(figure.read_bytes()).decode()
@@ -240,6 +269,17 @@ def _html(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
         + ("".join(parts) + "</html>\n")
     )
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.heads)
+    rows = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
+    page = f"<h2>{html.escape(table.title)}</h2>"
+    if not table.long or len(rows) <= SHOWN_OF_LONG:
+        return f"{page}<table><tr>{head}</tr>{''.join(rows)}</table>"
+    first, rest = "".join(rows[:SHOWN_OF_LONG]), "".join(rows[SHOWN_OF_LONG:])
+    more = f"<summary>and {len(rows) - SHOWN_OF_LONG:,} more</summary><table><tr>{head}</tr>{rest}</table>"
+    return f"{page}<table><tr>{head}</tr>{first}</table><details>{more}</details>"
 
 
 def _more(bad: list[tuple[str, str, str, str]]) -> str:

@@ -12,7 +12,7 @@ from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_load
 from sfa_dist.data.feed import FeedPlace, feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
-from sfa_dist.data.shard_index import SampleIndex, load_index
+from sfa_dist.data.shard_index import ClassNames, SampleIndex, load_index
 from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import DataError, RecipeError
@@ -29,6 +29,8 @@ from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 from sfa_dist.run import LOGS, Run
 from sfa_dist.run_record import index_size
 from sfa_dist.trainer import Streams
+
+SAME_CLASSES = "pack both with the same --classes"
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
     val = open_split(run, blocks.val, f"{name}.data.val", blocks.remote) if blocks.val else None
 
     def check() -> None:
-        check_labels(index, stage.model.classes)
+        check_labels(index, stage.model)
         if val is not None:
-            check_labels(val, stage.model.classes)
+            check_labels(val, stage.model)
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
@@ -140,16 +142,28 @@ def _feature_epoch(
     return feature_train_loader(index, cache.train, cache.grid, **own, **common)
 
 
-def check_classes(trained: list[str] | None, index: SampleIndex) -> None:
+def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
     """Raises DataError where a split's class list is not the trained one: the same label would mean another class."""
-    if trained is None or index.classes is None or trained == index.classes:
+    found = index.classes
+    if trained is None or found is None or trained == found:
         return
-    place = next((i for i, (a, b) in enumerate(zip(trained, index.classes, strict=False)) if a != b), None)
-    what = f"{len(index.classes)} classes, trained on {len(trained)}"
-    if place is not None:
-        what = f"class {place} is {index.classes[place]!r}, trained as {trained[place]!r}"
     where = shown(shard_folder(index.shards[0]))
-    raise DataError(f"other classes in {where}: {what}; pack both with the same --classes")
+    if isinstance(trained, list) and isinstance(found, list):
+        raise DataError(f"other classes in {where}: {_difference(trained, found)}; {SAME_CLASSES}")
+    if isinstance(trained, list) or isinstance(found, list):
+        kind = "one label" if isinstance(trained, list) else "a noun and a verb"
+        raise DataError(f"other classes in {where}: the model was trained on {kind} a clip")
+    for head, names in trained.items():
+        if names != found.get(head, []):
+            difference = _difference(names, found.get(head, []))
+            raise DataError(f"other {head} classes in {where}: {difference}; {SAME_CLASSES}")
+
+
+def _difference(trained: list[str], found: list[str]) -> str:
+    place = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
+    if place is None:
+        return f"{len(found)} classes, trained on {len(trained)}"
+    return f"class {place} is {found[place]!r}, trained as {trained[place]!r}"
 
 
 def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:

@@ -28,6 +28,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
+from sfa_dist.predictions import require_writer
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run import LOGS, Run, leave_if_asked
@@ -155,6 +156,7 @@ def run_stages(run: Run, only: str | None) -> None:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
     if only == CACHE_STAGE:
         cache_block(stages.get("stage2"))
+    run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     for name, stage in stages.items():
         if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
             run_cache_stage(run, stage)

@@ -26,7 +26,9 @@ from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
-from sfa_dist.evaluation import evaluate_all, note_bad_test_clips
+from sfa_dist.evaluation import Scoring, evaluate_all, note_bad_test_clips
+from sfa_dist.metrics import ClassificationSums
+from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
 from sfa_dist.run import Run
 from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
@@ -210,11 +212,13 @@ class SweepResult:
     means: list[dict[str, Any]]
     best: Member
     best_parts: Parts
-    best_result: dict[str, Any]
+    best_sums: ClassificationSums
 
 
-def test_sweep(run: Run, batches: BatchFeed, max_bad_fraction: float) -> SweepResult:
-    """Scores all members in one pass: the trunk runs once a batch. Collective."""
+def test_sweep(
+    run: Run, batches: BatchFeed, scoring: Scoring, max_bad_fraction: float, keep: PredictionFile | None
+) -> SweepResult:
+    """Scores all members in one pass: the trunk runs once a batch. Collective. `keep` gets those of the best."""
     members = sweep_members(run.recipe)
     weights = [member_directory(run, member) / "weights.safetensors" for member in members]
     first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
@@ -230,28 +234,31 @@ def test_sweep(run: Run, batches: BatchFeed, max_bad_fraction: float) -> SweepRe
         features = trunk(batch["clips"])
         return [tail(features) for tail in tails]
 
-    results = evaluate_all(
+    trained = run.runtime.on_main(lambda: [_result(run, member) for member in members])
+    chosen = max(range(len(members)), key=lambda number: (trained[number]["val"].get("acc1") or 0.0, -number))
+    sums = evaluate_all(
         predict,
         len(tails),
+        scoring,
         batches,
         run.runtime,
         run.stop,
         lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, max_bad_fraction, run.tracker),
+        {} if keep is None else {chosen: keep},
     )
-    trained = run.runtime.on_main(lambda: [_result(run, member) for member in members])
+    results = [own.result() for own in sums]
     lines = [
         {
             "member": member.name,
             "settings": member.settings,
-            **{key: result[key] for key in ("acc1", "acc5", "loss")},
+            **{key: value for key, value in result.items() if key != "samples"},
             "val_acc1": own["val"].get("acc1"),
             "steps": own["steps"],
             "trainable_parameters": own["trainable_parameters"],
         }
         for member, result, own in zip(members, results, trained, strict=True)
     ]
-    chosen = max(range(len(lines)), key=lambda number: (lines[number]["val_acc1"] or 0.0, -number))
-    return SweepResult(lines, means_over_seeds(lines), members[chosen], Parts(tails[chosen], trunk), results[chosen])
+    return SweepResult(lines, means_over_seeds(lines), members[chosen], Parts(tails[chosen], trunk), sums[chosen])
 
 
 def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -91,10 +91,10 @@ class Tracker:
             self._start_wandb(run_dir, log, config, environ)
 
     @classmethod
-    def console_only(cls, log: LogBlock) -> Tracker:
+    def console_only(cls, log: LogBlock, on_stderr: bool = False) -> Tracker:
         """A tracker that speaks to the terminal and writes nothing: a dry run leaves no trace."""
         tracker = cls(None, log, {}, {})
-        tracker._consoles = [Terminal(soft_wrap=True)]
+        tracker._consoles = [Terminal(soft_wrap=True, stderr=on_stderr)]
         return tracker
 
     @contextmanager
@@ -204,7 +204,7 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
 
 def eval_line(place: str, result: Mapping[str, Any]) -> str:
     """The console line of an evaluation."""
-    scores = " ".join(f"{key}: {result[key]:.4f}" for key in ("acc1", "acc5", "loss"))
+    scores = " ".join(f"{key}: {value:.4f}" for key, value in result.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
 
 

@@ -27,7 +27,7 @@ from sfa_dist.checkpoint import Outcome, Saver
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.errors import DataError, LostRankError, PreemptedError
-from sfa_dist.evaluation import evaluate, note_bad_test_clips
+from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
 from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.parallel.engine import Engine
@@ -222,12 +222,12 @@ class Trainer:
         self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
     def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor, batch: Batch) -> Tensor:
-        smoothing = self.stage.optimizer.label_smoothing
+        smoothing, sizes = self.stage.optimizer.label_smoothing, self.stage.model.head_sizes
         if "partners" not in batch:
-            return weighted_loss_sum(logits, labels, weights, smoothing)
+            return weighted_loss_sum(logits, labels, weights, smoothing, sizes)
         shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixed features.
-        own = weighted_loss_sum(logits, labels, weights * shares, smoothing)
-        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing)
+        own = weighted_loss_sum(logits, labels, weights * shares, smoothing, sizes)
+        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing, sizes)
 
     def _features(self, batch: Batch) -> Any:
         if "features" not in batch:
@@ -248,13 +248,14 @@ class Trainer:
             try:
                 result = evaluate(
                     lambda batch: self.engine.evaluate(self._features(batch)),
+                    Scoring(self.stage.model.class_heads or {}),
                     self.streams.evaluate(),
                     self.runtime,
                     self.stop,
                     lambda bad, clips: note_bad_test_clips(
                         bad, clips, self.name, self.progress.step, self.stage.data.max_bad_fraction, self.tracker
                     ),
-                )
+                ).result()
             except PreemptedError:
                 self._stop()  # The evaluation is made anew when the run goes on.
             self.progress.last_eval = result

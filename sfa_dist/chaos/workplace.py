@@ -18,19 +18,20 @@ import numpy as np
 
 from sfa_dist.data.index_file import read_index
 from sfa_dist.data.shard_index import build_index
-from sfa_dist.data.shard_walk import CLIP_SUFFIXES, ShardEntry, walk_shard
+from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Label, ShardEntry, walk_shard
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.flops import clip_flops
 from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
-from sfa_dist.recipe_blocks import ModelBlock
+from sfa_dist.recipe_blocks import LABEL_HEADS, ModelBlock
 
 BATCH, MICRO, KEEP, SAVE_EVERY = 8, 2, 3, 2
 SHARDS, EVAL_CLIPS = 3, 7
 STEPS_PER_EPOCH = 3
 CLIPS = STEPS_PER_EPOCH * BATCH - 1  # One short of full, so that each epoch ends with a padded batch.
 SOURCE_SHARDS = 3  # Of the user's, to take clips from.
+OWN_MODEL_KEYS = ("classes", "class_heads", "tubelet", "pooling", "drop_path")
 MAX_PARAMETERS = 50_000_000
 MAX_RUN_SECONDS = 60.0
 CPU_FLOPS = 2e10  # One core, roughly.
@@ -124,7 +125,7 @@ def _shrink(place: Workplace, name: str, stage: StageBlock, asked: set[str], tin
     if isinstance(stage, Stage1):
         changes |= _starting_weights(place, stage, tiny_model)
     if tiny_model:
-        own = {key: getattr(stage.model, key) for key in ("classes", "tubelet", "pooling", "drop_path")}
+        own = {key: getattr(stage.model, key) for key in OWN_MODEL_KEYS}
         changes["model"] = {**TINY, **own}
         changes["data"]["resize"] = 20
         place.notes.append("a tiny model in place of the recipe's (--tiny-model)")
@@ -218,8 +219,14 @@ def take_samples(paths: Sequence[Path], count: int) -> Iterable[Sample]:
         with path.open("rb") as file:
             file.seek(offset)
             clip = file.read(size)
-        label = str(sample.label).encode()
-        yield f"{number:05d}", {suffix: clip, "json": b'{"label": %s}' % label, "cls": label}
+        yield f"{number:05d}", {suffix: clip, **_label_members(sample.label)}
+
+
+def _label_members(label: Label | None) -> dict[str, bytes]:
+    """A sample's json, and its cls where there is one label."""
+    if isinstance(label, tuple):
+        return {"json": json.dumps(dict(zip(LABEL_HEADS, label, strict=True))).encode()}
+    return {"json": json.dumps({"label": label}).encode(), "cls": str(label).encode()}
 
 
 def write_shards(folder: Path, samples: Sequence[Sample]) -> list[Path]:
@@ -253,8 +260,9 @@ def _copy_classes(source: Path, folder: Path) -> None:
     """The class list, which a run compares over its splits."""
     manifest = source / "manifest.json"
     if manifest.is_file():
-        classes = json.loads(manifest.read_bytes()).get("classes")
-        (folder / "manifest.json").write_text(json.dumps({"version": 1, "classes": classes}))
+        content = json.loads(manifest.read_bytes())
+        names = {key: content.get(key) for key in ("classes", "heads")}
+        (folder / "manifest.json").write_text(json.dumps({"version": 1, **names}))
 
 
 def _patterns(shards: Sequence[Path]) -> list[str]:

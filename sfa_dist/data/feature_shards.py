@@ -103,13 +103,12 @@ class PartWriter:
         self._bad[str(sample)] = reason
 
     def _write(self, sample: int, members: dict[str, bytes], facts: dict[str, Any]) -> None:
-        label = int(self._index.label[sample])
-        known = {"label": label} if label >= 0 else {}
-        facts = {**self._facts, **facts, **known, "view": self.part.view, "source": self._index.name(sample)}
+        labels = self._index.labels(sample)
+        facts = {**self._facts, **facts, **labels, "view": self.part.view, "source": self._index.name(sample)}
         record: dict[str, Any] = {"__key__": self._index.keys[sample], **members}
         record["json"] = json.dumps(facts, sort_keys=True).encode()
-        if label >= 0:
-            record["cls"] = str(label).encode()
+        if "label" in labels:
+            record["cls"] = str(labels["label"]).encode()
         self._tar.write(record)
 
     def finish(self, seconds: float) -> None:

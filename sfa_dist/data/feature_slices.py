@@ -24,7 +24,7 @@ from sfa_dist.data.feature_grid import StepGrid, clip_starts, step_frames
 from sfa_dist.data.loader import as_it_is, start_worker
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
 from sfa_dist.recipe_blocks import AugmentBlock, DataBlock
 
 BLOCK_BYTES = 256 << 20  # of decoded frames: a whole Kinetics video, so that it is decoded in one go
@@ -103,8 +103,8 @@ class VideoSlices(IterableDataset[Slice]):
 
     def _sample(self, part: Part, sample: int) -> Iterator[Slice]:
         try:
-            if sample in self.index.errors or self.index.label[sample] < 0:
-                raise BadSample(self.index.errors.get(sample, "no single label"))
+            if sample in self.index.errors or not self.index.has_label(sample):
+                raise BadSample(self.index.errors.get(sample, NO_LABEL))
             check_bytes(int(self.index.size[sample]), self.steps.data.limits)  # before it is read
             data = read_clip_bytes(self.index, sample)
             check_whole(data)

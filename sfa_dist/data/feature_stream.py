@@ -3,7 +3,7 @@
 Samples, their order, crops and verdicts are those of `stream`: the same SamplePlan over the same source index, the same
 random numbers. A batch has `features` (B, F, D) in place of `clips`, and where some clips run live also `clips` uint8
 (L, 3, T, S, S) with `live` int64 (L,), the rows of the batch that they belong in (zeros until then). With mixup also
-`partners` int64 (B,), labels, and `shares` float32 (B,), how much of a row is its own clip.
+`partners` int64, labels like `labels`, and `shares` float32 (B,), how much of a row is its own clip.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class FeatureBatches(Batches):
 
     def _batch(self, ids: Ids) -> Batch:
         features = self._zeros(len(ids))
-        labels, weights = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32)
+        labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
         clips: dict[int, torch.Tensor] = {}
         place = self.own_place()

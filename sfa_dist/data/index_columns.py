@@ -14,6 +14,7 @@ import uuid
 import zipfile
 import zlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from operator import eq
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfa_dist.data.shard_walk import CLIP_SUFFIXES
+from sfa_dist.recipe_blocks import LABEL_HEADS
 
 Int64 = npt.NDArray[np.int64]
 SIDECAR_NAME = "index.npz"
@@ -163,8 +165,31 @@ def join(parts: Sequence[Columns]) -> Columns:
         values = [getattr(part, name) for part in parts]
         if name in ("ends", "error_rows"):
             values = [value + start for value, start in zip(values, first, strict=False)]
+        elif name == "label":
+            values = _alike(values)
         joined[name] = Strings.joined(values) if isinstance(values[0], Strings) else np.concatenate(values)
     return Columns(**joined)
+
+
+def label_array(labels: Sequence[Any]) -> Int64:
+    """int64 (n,) from labels that are numbers, or (n, heads) where most are lists of a number for each head.
+
+    -1 is no label: None, or one that is not of the kind that most are.
+    """
+    lists = sum(isinstance(label, list | tuple) for label in labels)
+    if lists <= sum(isinstance(label, int) for label in labels):
+        return np.array([label if isinstance(label, int) else -1 for label in labels], dtype=np.int64)
+    none = [-1] * len(LABEL_HEADS)
+    return np.array([label if isinstance(label, list | tuple) else none for label in labels], dtype=np.int64)
+
+
+def _alike(labels: list[Int64]) -> list[Int64]:
+    """In one shape, that of most samples; labels of another kind are none."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for label in labels:
+        counts[label.shape[1:]] += len(label)
+    wanted = counts.most_common(1)[0][0]
+    return [label if label.shape[1:] == wanted else np.full((len(label), *wanted), -1) for label in labels]
 
 
 def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:

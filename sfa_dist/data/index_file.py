@@ -6,8 +6,9 @@
         "members": {"mp4": [OFFSETS, SIZES, CRC32S], "cls": [...], ...},
         "errors": {"1": "missing label"}}}}
 
-One list an attribute and not one object a sample: a third of the size, a tenth of the time to read. A sample that lacks
-a member has offset -1 in its lists. Version 1 had a list of objects and is still read.
+One list an attribute and not one object a sample: a third of the size, a tenth of the time to read. A label of a noun
+and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists. Version 1 had a
+list of objects and is still read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.data.index_columns import SIDECAR_FROM, SUFFIXES, Columns, Strings, read_sidecar, write_sidecar
+from sfa_dist.data.index_columns import (
+    SIDECAR_FROM,
+    SUFFIXES,
+    Columns,
+    Strings,
+    label_array,
+    read_sidecar,
+    write_sidecar,
+)
 from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry
 from sfa_dist.errors import DataError
 
@@ -126,7 +135,7 @@ def to_entry(raw: RawShard) -> ShardEntry:
             if place[0] >= 0:
                 members[row][suffix] = Member(*place)
     samples = [
-        SampleEntry(key, members[row], label, raw["errors"].get(str(row)))
+        SampleEntry(key, members[row], tuple(label) if isinstance(label, list) else label, raw["errors"].get(str(row)))
         for row, (key, label) in enumerate(zip(raw["keys"], raw["labels"], strict=True))
     ]
     return ShardEntry(int(raw["size"]), raw["sha256"], tuple(samples))
@@ -136,7 +145,7 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
     """The samples of entries as arrays. Raises DataError, naming `where`, for what is no entry."""
     with _readable(where):
         places = [_clip_places(name, raw) for name, raw in shards.items()]
-        labels = [-1 if label is None else label for raw in shards.values() for label in raw["labels"]]
+        label = label_array([label for raw in shards.values() for label in raw["labels"]])
         counts = [len(raw["keys"]) for raw in shards.values()]
         first = np.cumsum([0, *counts])
         errors = {
@@ -147,8 +156,8 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
         suffix, offset, size, crc32 = (
             np.concatenate([place[i] for place in places]) if places else np.empty(0) for i in range(4)
         )
-        if len(labels) != len(suffix):
-            raise ValueError(f"{len(labels)} labels for {len(suffix)} keys")
+        if len(label) != len(suffix):
+            raise ValueError(f"{len(label)} labels for {len(suffix)} keys")
         return Columns(
             names=Strings.of(shards),
             sha256=Strings.of(str(raw["sha256"]) for raw in shards.values()),
@@ -159,7 +168,7 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
             offset=offset.astype(np.int64),
             size=size.astype(np.int64),
             crc32=crc32.astype(np.int64),
-            label=np.array(labels, dtype=np.int64),
+            label=label,
             error_rows=np.array(list(errors), dtype=np.int64),
             error_texts=Strings.of(errors.values()),
         )
@@ -218,7 +227,7 @@ def _from_version_1(raw: dict[str, Any]) -> RawShard:
         SampleEntry(
             sample["key"],
             {suffix: Member(*map(int, place)) for suffix, place in sample["members"].items()},
-            sample["label"],
+            sample["label"],  # Of one head: version 1 knew no other.
             sample.get("error"),
         )
         for sample in raw["samples"]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,11 @@ from sfa_dist.data.remote_index import known_shards, publish, read_beside, remot
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import RemoteBlock
+from sfa_dist.recipe_blocks import LABEL_HEADS, RemoteBlock
 
+ClassNames = list[str] | dict[str, list[str]]  # In label order; by head, in the order of LABEL_HEADS.
 MANIFEST_NAME = "manifest.json"
+NO_LABEL = "no label, or not those of the other clips"
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +46,9 @@ class SampleIndex:
     """All samples of some shards, by shard and then by place in it. Arrays are int64 of length `len(self)`.
 
     shard: number of the shard in `shards`.   offset, size, crc32: the clip's bytes in it (offset -1: there is no clip).
-    label: class number, -1 where there is no single one.   suffix: of the clip ("" without).
-    classes: names, if known.   errors: sample number -> why it cannot be used.
+    label: class number, -1 without; (len(self), 2) of LABEL_HEADS for clips of a noun and a verb.
+    suffix: of the clip ("" without).   classes: names, if known; by head where there are several.
+    errors: sample number -> why it cannot be used.
     shard_bytes: size of each shard.   remote: how shards are read that are not local files.
     """
 
@@ -57,7 +61,7 @@ class SampleIndex:
     label: Int64
     keys: Sequence[str]
     suffix: Sequence[str]
-    classes: list[str] | None = None
+    classes: ClassNames | None = None
     errors: dict[int, str] = field(default_factory=dict)
     shard_bytes: Sequence[int] | Int64 = ()
     remote: RemoteBlock = LOCAL_ONLY
@@ -76,8 +80,20 @@ class SampleIndex:
         return np.bincount(self.shard, minlength=len(self.shards)).astype(np.int64)
 
     def num_classes_seen(self) -> int:
-        """How many different labels there are."""
-        return len(np.unique(self.label[self.label >= 0]))
+        """How many different labels there are; of several heads, combinations."""
+        known = (self.label.reshape(len(self), -1) >= 0).all(axis=1)
+        return len(np.unique(self.label[known], axis=0))
+
+    def has_label(self, sample: int) -> bool:
+        """Whether a sample has its label, or all of them."""
+        return bool((self.label[sample] >= 0).all())
+
+    def labels(self, sample: int) -> dict[str, int]:
+        """The label, or those of each head, as a sample's json has them; empty without."""
+        if not self.has_label(sample):
+            return {}
+        names = ("label",) if self.label.ndim == 1 else LABEL_HEADS
+        return dict(zip(names, np.atleast_1d(self.label[sample]).tolist(), strict=True))
 
     def name(self, sample: int) -> str:
         """`shard/key` for messages; characters that would break a log line are escaped."""
@@ -251,21 +267,31 @@ def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> Sa
     )
 
 
-def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> list[str] | None:
+def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
     """Class names from manifest.json beside the shards; folders that have none do not count, others must agree."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, ClassNames] = {}
     for folder in _by_folder(shards):
         where = shown(folder / MANIFEST_NAME if isinstance(folder, Path) else folder + MANIFEST_NAME)
         try:
             data = _read_beside(folder, remote)
-            classes = None if data is None else json.loads(data).get("classes")
-        except (OSError, ValueError, AttributeError) as error:
+            classes = None if data is None else _class_names(json.loads(data))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
-            found[where] = [str(name) for name in classes]
-    if len({tuple(classes) for classes in found.values()}) > 1:
+            found[where] = classes
+    names = list(found.values())
+    if any(other != names[0] for other in names[1:]):
         raise DataError(f"the class lists of {', '.join(found)} differ: pack them with the same --classes")
-    return next(iter(found.values()), None)
+    return names[0] if names else None
+
+
+def _class_names(manifest: dict[str, Any]) -> ClassNames | None:
+    """`classes` of a manifest, or `heads` in place of it."""
+    heads = manifest.get("heads")
+    if heads is not None and set(heads) >= set(LABEL_HEADS):
+        return {head: [str(name) for name in heads[head]] for head in LABEL_HEADS}
+    classes = manifest.get("classes")
+    return None if classes is None else [str(name) for name in classes]
 
 
 def _read_beside(folder: Path | str, remote: RemoteBlock) -> bytes | None:

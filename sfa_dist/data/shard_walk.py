@@ -19,7 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from sfa_dist.errors import DataError
+from sfa_dist.recipe_blocks import LABEL_HEADS
 
+Label = int | tuple[int, ...]
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov")
 IMAGE_SUFFIXES = ("jpg", "png")
 CLIP_SUFFIXES = (*VIDEO_SUFFIXES, "features.npy", *IMAGE_SUFFIXES)  # a sample's clip is the first of these that it has
@@ -40,11 +42,12 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """One sample of a shard. `label` is None without a single label; `error` says why the sample cannot be used."""
+    """One sample of a shard. `label` is a number or one for each of LABEL_HEADS; `error` says why the sample cannot be
+    used."""
 
     key: str
     members: dict[str, Member]
-    label: int | None
+    label: Label | None
     error: str | None = None
 
 
@@ -182,8 +185,8 @@ def _sample(file: BinaryIO, key: str, members: dict[str, Member]) -> SampleEntry
     return SampleEntry(key, members, label, error)
 
 
-def _label(file: BinaryIO, members: dict[str, Member]) -> tuple[int | None, str | None]:
-    """(label, error) from .cls, else from `label` in .json; a sample with `verb` and `noun` has no single label."""
+def _label(file: BinaryIO, members: dict[str, Member]) -> tuple[Label | None, str | None]:
+    """(label, error) from .cls, else from `label`, or `noun` and `verb`, in .json."""
     for suffix in ("cls", "json"):
         member = members.get(suffix)
         if member is None:
@@ -203,16 +206,18 @@ def _label_from_cls(data: bytes) -> tuple[int | None, str | None]:
     return None, f"label {text[:40]!r} is not a number from 0 up"
 
 
-def _label_from_json(data: bytes) -> tuple[int | None, str | None]:
+def _label_from_json(data: bytes) -> tuple[Label | None, str | None]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         return None, f"garbled .json ({error})"
     if not isinstance(value, dict):
         return None, "garbled .json (not an object)"
-    if "label" not in value:
-        return (None, None) if {"verb", "noun"} <= value.keys() else (None, "missing label")
-    label = value["label"]
-    if type(label) is int and 0 <= label < 10**18:  # not isinstance: True is no label
-        return label, None
-    return None, f"label {label!r:.40} is not a number from 0 up"
+    wanted = LABEL_HEADS if "label" not in value and value.keys() >= set(LABEL_HEADS) else ("label",)
+    if not value.keys() >= set(wanted):
+        return None, "missing label"
+    for head in wanted:
+        if not (type(value[head]) is int and 0 <= value[head] < 10**18):  # not isinstance: True is no label
+            return None, f"{head} {value[head]!r:.40} is not a number from 0 up"
+    numbers = tuple(value[head] for head in wanted)
+    return numbers if len(numbers) > 1 else numbers[0], None

@@ -12,9 +12,9 @@ Each stage is a pure function of (sample, epoch, seed), so any number of loader 
 run is resumed by starting at another item.
 
 A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
-neighbours; `labels` int64 (B,); `weights` float32 (B,); `ids` int64 (B,), -1 for padding; `views` int;
-`bad` list of (shard/key, reason). Padding and bad samples have weight 0, label 0 and black pixels: a bad sample is
-never replaced by another one, which would then be seen twice.
+neighbours; `labels` int64 (B,), or (B, 2) of LABEL_HEADS; `weights` float32 (B,); `ids` int64 (B,), -1 for padding;
+`views` int; `bad` list of (shard/key, reason). Padding and bad samples have weight 0, label 0 and black pixels: a bad
+sample is never replaced by another one, which would then be seen twice.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from sfa_dist.data.randomness import permutation, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.salvage import valid_prefix
 from sfa_dist.data.sample_plan import Ids, SamplePlan
-from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
+from sfa_dist.data.shards import shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, ModelBlock
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class MicroBatches(Batches):
         settings = self.views.clip
         shape = (len(ids), self.views.views, 3, settings.frames, settings.crop, settings.crop)
         clips = torch.zeros(shape, dtype=torch.uint8)
-        labels, weights = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), dtype=torch.float32)
+        labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
         place = self.own_place()
         for row, sample in enumerate(ids.tolist()):
@@ -144,12 +145,12 @@ class MicroBatches(Batches):
             except BadSample as error:
                 bad.append((self.index.name(sample), error.reason))
                 continue
-            labels[row], weights[row] = int(self.index.label[sample]), 1.0
+            labels[row], weights[row] = self.index.label[sample], 1.0
         place[1] = NO_SAMPLE
         return {
             "clips": clips.flatten(0, 1),
-            "labels": labels,
-            "weights": weights,
+            "labels": torch.from_numpy(labels),
+            "weights": torch.from_numpy(weights),
             "ids": torch.from_numpy(ids.copy()),
             "views": self.views.views,
             "bad": bad,
@@ -157,8 +158,8 @@ class MicroBatches(Batches):
 
     def _clips(self, sample: int) -> torch.Tensor:
         """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
-        if sample in self.index.errors or self.index.label[sample] < 0:
-            raise BadSample(self.index.errors.get(sample, "no single label"))
+        if sample in self.index.errors or not self.index.has_label(sample):
+            raise BadSample(self.index.errors.get(sample, NO_LABEL))
         settings = self.views.clip
         check_bytes(int(self.index.size[sample]), settings.data.limits)  # before it is read
         data = read_clip_bytes(self.index, sample)
@@ -250,14 +251,25 @@ def eval_loader(
     return make_loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
 
 
-def check_labels(index: SampleIndex, classes: int) -> None:
-    """Raises DataError if a label does not fit a model with `classes` classes: on a GPU that is a nameless crash."""
-    largest = int(np.argmax(index.label))
-    if index.label[largest] >= classes:
-        raise DataError(
-            f"label {index.label[largest]} of {index.name(largest)} does not fit model.classes = {classes}: labels "
-            f"are 0 to {classes - 1}. Correct model.classes or pack the shards with the right class list"
-        )
+def check_labels(index: SampleIndex, model: ModelBlock) -> None:
+    """Raises DataError if a label does not fit the model's classes: on a GPU that is a nameless crash."""
+    heads = {"": model.classes} if model.class_heads is None else model.class_heads
+    columns = index.label.reshape(len(index), -1)
+    if columns.shape[1] != len(heads):
+        where = shown(index.shards[0])
+        if not (columns >= 0).any():  # An index.json of before nouns and verbs were read.
+            raise DataError(f"{where}: its index knows no labels of clips; run `sfa index` on the shards")
+        one = "one label each: set model.classes alone in the recipe"
+        several = "a noun and a verb each: set model.class_heads: {noun: ..., verb: ...} in the recipe"
+        raise DataError(f"the clips of {where} have {one if len(heads) > 1 else several}")
+    for column, (head, classes) in zip(columns.T, heads.items(), strict=True):
+        largest = int(np.argmax(column))
+        if column[largest] >= classes:
+            key = f"model.class_heads.{head}" if head else "model.classes"
+            raise DataError(
+                f"{head or 'label'} {column[largest]} of {index.name(largest)} does not fit {key} = {classes}: labels "
+                f"are 0 to {classes - 1}. Correct {key} or pack the shards with the right class list"
+            )
 
 
 def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> Ids:

@@ -163,16 +163,24 @@ def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: st
     """
     state = {key.removeprefix("tail."): value for key, value in stage1.items() if key.startswith("tail.")}
     state = _first_blocks(state, tail)
-    if tail.temporal is not None and "temporal.pos_embed" in state:
-        with_cls = tail.temporal.pooling == "cls"
-        steps = tail.temporal.pos_embed.shape[1] - with_cls
-        state["temporal.pos_embed"] = resize_time_positions(state["temporal.pos_embed"], steps, with_cls)
+    state = fit_time_positions(state, tail)
     own = tail.state_dict()
     if not keep_head:
         state |= {key: own[key] for key in own if key.startswith("head.")}
     state = {key: value for key, value in state.items() if not key.startswith("adapter.")}
     state |= {key: own[key] for key in own if key.startswith("adapter.")}
     load_exactly(tail, state, source)
+
+
+def fit_time_positions(state: State, tail: Tail, prefix: str = "") -> dict[str, Tensor]:
+    """The state with the temporal positions of the tail, whose names begin with `prefix`, for as many frames as `tail`
+    takes."""
+    key = f"{prefix}temporal.pos_embed"
+    if tail.temporal is None or key not in state:
+        return dict(state)
+    with_cls = tail.temporal.pooling == "cls"
+    steps = tail.temporal.pos_embed.shape[1] - with_cls
+    return {**state, key: resize_time_positions(state[key], steps, with_cls)}
 
 
 def _first_blocks(state: dict[str, Tensor], tail: Tail) -> dict[str, Tensor]:

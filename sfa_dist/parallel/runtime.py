@@ -65,6 +65,12 @@ class Runtime:
         dist.all_gather_object(out, value)
         return out
 
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order of ranks, on rank 0; nothing on the others."""
+        out: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, out)
+        return out or []
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank."""
         box = [value]

@@ -70,16 +70,18 @@ _numbers = count()
 
 
 class Train:
-    """`train.py ARGUMENTS` that runs in the folder `cwd`, forked."""
+    """`train.py ARGUMENTS`, or `sfa ARGUMENTS`, that runs in the folder `cwd`, forked."""
 
-    def __init__(self, cwd: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, cwd: Path, *arguments: str, command: str = "train.py", **environ: str) -> None:
         os.environ.update(ONE_THREAD)  # Read when torch is imported, so before the first fork.
         _forks.set_forkserver_preload(list(IMPORTED))
         logs = cwd / "outputs"
         logs.mkdir(exist_ok=True)
         self._files = [logs / f"{next(_numbers)}.{name}" for name in ("out", "err")]
         self.arguments, self.environ = arguments, environ
-        self._process = _forks.Process(target=_main, args=(arguments, str(cwd), environ, list(map(str, self._files))))
+        self._process = _forks.Process(
+            target=_main, args=(command, arguments, str(cwd), environ, list(map(str, self._files)))
+        )
         self._process.start()
 
     @property
@@ -117,10 +119,11 @@ class Train:
         return out, err
 
 
-def _main(arguments: Sequence[str], cwd: str, environ: dict[str, str], files: list[str]) -> None:
+def _main(command: str, arguments: Sequence[str], cwd: str, environ: dict[str, str], files: list[str]) -> None:
     import torch
 
-    from sfa_dist.train import main
+    from sfa_dist import train
+    from sfa_dist.tools import cli
 
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -130,8 +133,8 @@ def _main(arguments: Sequence[str], cwd: str, environ: dict[str, str], files: li
     os.chdir(cwd)
     for fault in filter(None, environ.get(faults.VARIABLE, "").split(";")):
         faults.install(fault)
-    sys.argv = ["train.py", *arguments]
-    sys.exit(main())
+    sys.argv = [command, *arguments]
+    sys.exit(train.main() if command == "train.py" else cli.main())
 
 
 def train(cwd: Path, *arguments: str, **environ: str) -> Finished:
@@ -139,10 +142,16 @@ def train(cwd: Path, *arguments: str, **environ: str) -> Finished:
     return Train(cwd, *arguments, **environ).wait()
 
 
+def sfa(cwd: Path, *arguments: str, **environ: str) -> Finished:
+    """One forked `sfa ARGUMENTS`, from start to end."""
+    return Train(cwd, *arguments, command="sfa", **environ).wait()
+
+
 def train_ranks(
     world_size: int,
     cwd: Path,
     *arguments: str,
+    command: str = "train.py",
     faults: Mapping[int, str] = {},
     ranks: Sequence[int] | None = None,
     **environ: str,
@@ -152,6 +161,14 @@ def train_ranks(
     common = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", **environ}
     return [
-        Train(cwd, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), TEST_FAULTS=faults.get(rank, ""), **common)
+        Train(
+            cwd,
+            *arguments,
+            command=command,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            TEST_FAULTS=faults.get(rank, ""),
+            **common,
+        )
         for rank in (range(world_size) if ranks is None else ranks)
     ]

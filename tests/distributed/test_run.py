@@ -212,7 +212,7 @@ class TestEachLauncher:
     def test_report_shows_all_stages(self, launched: Launched) -> None:
         page = (launched.run / "report.html").read_text()
         assert all(f"<td>{stage}</td>" in page for stage in STAGES)
-        assert page.count("data:image/png;base64,") == 2
+        assert page.count("data:image/png;base64,") == 3
 
     def test_gives_the_numbers_of_one_process(self, launched: Launched, alone: Launched) -> None:
         """Invariants 3 and 5, in fp32: ZeRO-1 on two ranks = ZeRO-3 on two ranks = ZeRO-2 on one."""

@@ -16,6 +16,7 @@ from sfa_dist.data.shard_walk import split_name, walk_shard
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import check_labels
 from sfa_dist.errors import DataError
+from sfa_dist.recipe_blocks import ModelBlock
 
 
 def tar_bytes(members: list[tuple[str, bytes]], **kwargs: object) -> bytes:
@@ -74,9 +75,9 @@ def test_table(shard):
     assert again.sha256 == index.sha256
     assert (again.offset == index.offset).all()
     assert (again.crc32 == index.crc32).all()
-    check_labels(index, 4)
+    check_labels(index, ModelBlock(size="tiny", classes=4))
     with pytest.raises(DataError, match=r"label 3 of a-000000\.tar/k3 .*model\.classes = 3"):
-        check_labels(index, 3)
+        check_labels(index, ModelBlock(size="tiny", classes=3))
 
 
 def header_of_last(shard: Path) -> int:
@@ -138,7 +139,7 @@ def test_unwanted_members_are_refused(tmp_path, members, kwargs, message):
 
 @pytest.mark.fault(36, 39)
 def test_labels_are_read_or_given_a_reason(tmp_path):
-    cases: dict[str, tuple[list[tuple[str, bytes]], int | None, str | None]] = {
+    cases: dict[str, tuple[list[tuple[str, bytes]], int | tuple[int, int] | None, str | None]] = {
         "newline": ([("cls", b"3\n")], 3, None),
         "word": ([("cls", b"abc")], None, "not a number"),
         "empty": ([("cls", b"")], None, "not a number"),
@@ -149,7 +150,9 @@ def test_labels_are_read_or_given_a_reason(tmp_path):
         "json_true": ([("json", b'{"label": true}')], None, "not a number"),
         "json_cut": ([("json", b'{"lab')], None, "garbled"),
         "json_list": ([("json", b"[1]")], None, "garbled"),
-        "verb_noun": ([("json", b'{"verb": 1, "noun": 2}')], None, None),
+        "noun_verb": ([("json", b'{"verb": 1, "noun": 2}')], (2, 1), None),
+        "noun_text": ([("json", b'{"verb": 1, "noun": "2"}')], None, "noun '2' is not a number"),
+        "verb_alone": ([("json", b'{"verb": 1}')], None, "missing label"),
         "none": ([], None, "missing label"),
     }
     members = [(f"{key}.{s}", d) for key, (parts, _, _) in cases.items() for s, d in [("mp4", b"v"), *parts]]

@@ -1,0 +1,138 @@
+"""`sfa evaluate`: single-view and multi-view test of a run or of weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfa_dist.errors import SfaError, UsageError
+from sfa_dist.parallel.environment import environment
+from sfa_dist.recipe import LoadedRecipe, load_recipe
+
+_EPILOG = """\
+examples:
+  sfa evaluate runs/h_96f                                     the run's last stage by its recipe
+  sfa evaluate runs/h_96f --views 1x1,4x3 --stage stage1      another stage, single view and 4 x 3 views
+  sfa evaluate --recipe R --weights stage2.safetensors --trunk-weights stage1.safetensors --shards 'test/*.tar'
+  torchrun --nproc-per-node 8 -m sfa_dist.tools.cli evaluate runs/h_96f --json > scores.json
+The scores come to <run>/evaluate/ (or --out); the run's result.json stays as it is. Shards are those of the recipe's
+data.test, or data.val where it has none; paths that are not absolute start in the present folder.
+exit codes: 0 done; 64 wrong command line; 65 bad data; 74 weights that are not there; 78 recipe and weights disagree"""
+
+
+def add_parser(commands: Any) -> None:
+    """Registers the sub-command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="test a run or weights over one view or several",
+        description="Tests a run's weights, or given ones, on the recipe's test clips. Under torchrun on all ranks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run_dir", nargs="?", type=Path, metavar="RUN", help="a run directory, e.g. runs/h_96f")
+    add("--recipe", type=Path, help="without RUN: the recipe of the weights")
+    add("--weights", type=Path, help="without RUN: the weights of a stage")
+    add("--trunk-weights", type=Path, help="without RUN, for weights of stage2: those of its stage1")
+    add("--stage", choices=("image", "stage1", "stage2"), help="default: the run's last, or what the weights tell")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    add("--views", metavar="TxS[,TxS]", help="temporal x spatial views, e.g. 4x3 or 1x1,4x3; the last is the result")
+    add("--shards", action="append", default=[], metavar="SHARDS", help="test on these (repeatable)")
+    add("--frames", type=int, metavar="N", help="frames of a clip, if not those of the training")
+    add("--out", type=Path, metavar="FILE", help="where the scores come to, as JSON")
+    add("--json", action="store_true", help="print the keys of result.json as JSON, and nothing else")
+    add("--debug", action="store_true", help="show tracebacks")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Tests, prints and writes. Raises SfaError: the exit codes of the contract."""
+    from sfa_dist.parallel.launch import Parents, read_launch
+    from sfa_dist.parallel.stop_flag import StopFlag
+
+    environ = environment()
+    stop = StopFlag()
+    try:
+        _check(arguments)
+        views = _views(arguments.views)
+        loaded = load_recipe(_recipe_file(arguments), arguments.set, environ)
+        stop.install(
+            [signal.Signals[name] for name in loaded.recipe.stop.signals], Parents(read_launch(environ).launcher).lost
+        )
+        with stop.nothing_to_save():
+            from sfa_dist.evaluate_run import default_out, evaluate_subject
+        subject, file = _subject(arguments, loaded)
+        subject = replace(subject, any_frames=arguments.frames is not None)
+        wanted = _overrides(arguments, subject.stage, views)
+        recipe = load_recipe(file, [*arguments.set, *wanted], environ).recipe
+    except SfaError as error:  # Every rank of this machine reads the same files: one of them tells.
+        error.told_by_another_rank = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
+        raise
+    asked = {
+        "stage": subject.stage,
+        "weights": str(subject.weights),
+        "set": arguments.set,
+        "shards": arguments.shards or None,
+    }
+    out = arguments.out
+    if out is None and subject.run_dir is not None:
+        out = default_out(subject.run_dir, subject.stage, recipe, asked)
+    evaluate_subject(recipe, subject, out, asked, arguments.json, stop)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UsageError unless there is either a run or a recipe with weights."""
+    alone = [name for name in ("recipe", "weights", "trunk_weights") if getattr(arguments, name) is not None]
+    if arguments.run_dir is None and (arguments.recipe is None or arguments.weights is None):
+        raise UsageError("sfa evaluate: give a run directory, or --recipe and --weights (see --help)")
+    if arguments.run_dir is not None and alone:
+        raise UsageError(
+            f"sfa evaluate: a run has its own recipe and weights: leave out --{alone[0].replace('_', '-')}"
+        )
+    if arguments.run_dir is not None and not (arguments.run_dir / "recipe.yaml").is_file():
+        raise UsageError(f"{arguments.run_dir} is no run directory (it has no recipe.yaml)")
+    if arguments.out is not None and arguments.out.suffix != ".json":
+        raise UsageError(f"--out {arguments.out}: the file's name has to end with .json")
+
+
+def _views(text: str | None) -> list[tuple[int, int]]:
+    if text is None:
+        return []
+    found = [re.fullmatch(r"([1-9]\d*)x([13])", part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise UsageError(f"--views {text}: temporal x spatial views such as 4x3 or 1x1,4x3; spatial is 1 or 3")
+    return [(int(match[1]), int(match[2])) for match in found if match]
+
+
+def _recipe_file(arguments: argparse.Namespace) -> Path:
+    return arguments.run_dir / "recipe.yaml" if arguments.run_dir is not None else arguments.recipe
+
+
+def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> tuple[Any, Path]:
+    from sfa_dist.evaluate_run import subject_of_run, subject_of_weights
+
+    if arguments.run_dir is not None:
+        return subject_of_run(loaded.recipe, arguments.run_dir, arguments.stage)
+    subject = subject_of_weights(loaded.recipe, arguments.weights, arguments.trunk_weights, arguments.stage)
+    return subject, arguments.recipe
+
+
+def _overrides(arguments: argparse.Namespace, stage: str, views: Sequence[tuple[int, int]]) -> list[str]:
+    """The options as overrides of the recipe."""
+    wanted = []
+    if views:
+        *also, (temporal, spatial) = views
+        wanted += [f"test.temporal_views={temporal}", f"test.spatial_views={spatial}"]
+        wanted += [f"test.also_views={json.dumps(also)}"]
+    if arguments.shards:
+        wanted.append(f"{stage}.data.test={json.dumps(arguments.shards)}")
+    if arguments.frames is not None:
+        wanted.append(f"{stage}.frames={arguments.frames}")
+    return wanted
