@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,14 @@ class Show:
         """(file name, title, columns) of each sheet."""
         augment = self.stage.augment
         yield "sampling", "the frames that each epoch cuts", self._sampled(self._video(0))
-        short = _Short(self._video(0), max(2, self.stage.frames // 3))
+        short = _Short(self._video(0), max(2, self.stage.frames * 2 // 5))
         yield "looping", f"a video of {short.num_frames} frames, looped", self._sampled(short)
         if augment.scale_jitter is not None:
             only = NOTHING.model_copy(update={"scale_jitter": augment.scale_jitter})
             yield "scale_jitter", f"scale jitter {augment.scale_jitter}, height and width apart", self._alone(only)
         if augment.flip:
-            flipped = NOTHING.model_copy(update={"flip": 1.0})
-            columns = self._alone(NOTHING, draws=1) + self._alone(flipped, draws=1)
+            plain, flipped = (self._clip(NOTHING.model_copy(update={"flip": chance}), 0) for chance in (0.0, 1.0))
+            columns = [Column("as it is", plain), Column("flipped", flipped)]
             yield "flip", f"flip (probability {augment.flip})", columns
         for name, chance in (("color", augment.color), ("gray", augment.gray)):
             if chance:
@@ -139,24 +140,24 @@ class Show:
             columns.append(Column(f"epoch {epoch}", video.frames_at(numbers), notes))
         return columns
 
-    def _centre_clip(self) -> torch.Tensor:
+    @cached_property
+    def centre(self) -> torch.Tensor:
+        """The middle of the first video, uint8 (T, H, W, 3)."""
         video, frames, stride = self._video(0), self.stage.frames, self.stage.data.stride
         [offset] = view_offsets(video.num_frames, frames, stride, 1)
         return video.frames_at(frame_indices(video.num_frames, frames, stride, offset))
 
-    def _alone(self, augment: AugmentBlock, draws: int | None = None) -> list[Column]:
+    def _alone(self, augment: AugmentBlock) -> list[Column]:
         """The centre clip under one augmentation, by the random numbers of each epoch."""
-        clip, data = self._centre_clip(), self.stage.data
+        return [Column(f"draw {epoch}", self._clip(augment, epoch)) for epoch in range(self.draws)]
 
-        def draw(epoch: int) -> torch.Tensor:
-            rng = sample_rng(self.seed, epoch, 0, "augment")
-            return train_transform(clip, data.resize, self.stage.model.image_size, augment, rng)
-
-        return [Column(f"draw {epoch}", _shown(draw(epoch))) for epoch in range(draws or self.draws)]
+    def _clip(self, augment: AugmentBlock, epoch: int) -> torch.Tensor:
+        rng, crop = sample_rng(self.seed, epoch, 0, "augment"), self.stage.model.image_size
+        return _shown(train_transform(self.centre, self.stage.data.resize, crop, augment, rng))
 
     def _operations(self, magnitude: int) -> list[Column]:
         """Each of them on a clip of the frames that are shown: the hole of cutout is in one of them."""
-        whole = self._alone(NOTHING, draws=1)[0].frames
+        whole = self._clip(NOTHING, 0)
         frames = whole[shown_frames(len(whole), self.rows)].permute(3, 0, 1, 2)
         channels, steps, height, width = frames.shape
         tall = frames.reshape(channels, steps * height, width)
