@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def write_moments(path: Path, clips: Sequence[Clip], classes: tuple[str, ...]) -
     (path.parent / "moments_categories.txt").write_text(names)
 
 
-def write_something(path: Path, clips: Sequence[Clip], classes: tuple[str, ...]) -> None:
+def write_something(
+    path: Path, clips: Sequence[Clip], classes: tuple[str, ...], *, labels: str = "labels.json"
+) -> None:
     entries = [
         {
             "id": name,
@@ -68,7 +71,7 @@ def write_something(path: Path, clips: Sequence[Clip], classes: tuple[str, ...])
         for name, label in clips
     ]
     path.write_text(json.dumps(entries))
-    (path.parent / "labels.json").write_text(json.dumps({name: str(number) for number, name in enumerate(classes)}))
+    (path.parent / labels).write_text(json.dumps({name: str(number) for number, name in enumerate(classes)}))
 
 
 SOMETHING = ("Closing something", "Moving something from left to right", "Moving something from right to left")
@@ -111,16 +114,18 @@ KINDS = {
         SOMETHING[:2],
         lambda number: str(12000 + number),
         lambda name, label: f"{name}.mp4",
-        write_something,
-        ("base_train.json", "base_validation.json"),
+        partial(write_something, labels="base_labels.json"),
+        ("base_training_set.json", "base_validation_set.json"),
+        ("--classes", "{}/base_labels.json"),
     ),
     "few_shot_5": Kind(
         "something_else/few_shot_5",
         ("Tipping something over", "Tearing something into two pieces", "Folding something"),
         lambda number: str(45000 + number),
         lambda name, label: f"{name}.mp4",
-        write_something,
-        ("finetune_5shot_train.json", "finetune_5shot_validation.json"),
+        partial(write_something, labels="finetune_labels.json"),
+        ("finetune_5shot_training.json", "finetune_5shot_validation.json"),
+        ("--classes", "{}/finetune_labels.json"),
     ),
 }
 
