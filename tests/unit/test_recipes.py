@@ -47,6 +47,7 @@ PAPER_RECIPES = {
     "something_something_v2/l_128f": (128, 4, L),
     "something_something_v2/l_128f_from_kinetics400": (128, 24, "l_128f"),
     "something_else/l_128f": (128, 4, L),
+    "epic_kitchens100/l_128f": (128, 4, L),
 }
 # The official settings (scenic's configurations, ViViT Table 7) by data set: classes, epochs, learning rates, stride,
 # resize and crop, flip, colour, grey, RandAugment, mixup, label smoothing, drop-path.
@@ -55,6 +56,7 @@ OFFICIAL = {
     "kinetics600": (600, 30, {"L": 0.05, "H": 0.1}, 2, (256, 224), 0.5, 0.8, 0.1, None, None, 0, 0),
     "moments_in_time": (339, 10, {"H": 0.25}, 1, (256, 224), 0.5, 0.8, 0.0, None, None, 0, 0),
     "something_something_v2": (174, 35, {"L": 0.4}, 1, (288, 256), 0.0, 0.0, 0.0, (2, 20), 0.3, 0.3, 0.3),
+    "epic_kitchens100": (397, 50, {"L": 0.5}, 1, (256, 224), 0.5, 0.0, 0.0, (2, 15), 0.1, 0.2, 0.2),
     "something_else": (174, 35, {"L": 0.4}, 1, (288, 256), 0.0, 0.0, 0.0, (2, 20), 0.3, 0.3, 0.3),
 }
 
@@ -122,7 +124,7 @@ def test_official_settings(path: Path) -> None:
     for stage in filter(None, (recipe.stage1, recipe.stage2)):
         data_set = stage.data.train[0].removeprefix("/shards/").split("/")[0]
         if data_set not in OFFICIAL:
-            assert path.stem == "demo" or data_set == "epic_kitchens100"
+            assert path.stem == "demo"
             continue
         classes, epochs, rates, stride, sides, *rest = OFFICIAL[data_set]
         assert path.parent in (FOLDER, FOLDER / data_set)
