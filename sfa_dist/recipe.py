@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
@@ -77,6 +77,19 @@ class StageBlock(Block):
     deepspeed: dict[str, Any] = {}
     activation: Literal["keep", "checkpoint", "offload", "checkpoint_offload"] = "keep"
     activation_backend: Literal["torch", "fairscale", "deepspeed"] = "torch"
+
+    def on_ranks(self, world_size: int) -> Self:
+        """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
+
+        Raises RecipeError where that leaves mixup over a device without pairs, a silent no-op otherwise.
+        """
+        batch, mixup = self.batch.on_ranks(world_size), self.augment.mixup
+        if mixup is not None and mixup.over == "device" and batch.micro == 1:
+            raise RecipeError(
+                f"augment.mixup.over: device mixes within a micro-batch, and {world_size} rank(s) with batch.size "
+                f"{batch.size} and batch.micro {self.batch.micro} hold one clip at a time: use over: global"
+            )
+        return self.model_copy(update={"batch": batch})
 
     @field_validator("deepspeed")
     @classmethod
@@ -164,6 +177,8 @@ class Stage2(StageBlock):
         pitch = self.model.tubelet * self.data.stride
         if not pitch or self.data.frame_order != "time":
             raise complain("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
+        if self.augment.mixup is not None:
+            raise complain("cache", "holds features: set stage2.augment.mixup: null and stage2.cache.mixup: ALPHA")
         if self.data.damaged == "salvage":
             raise complain("cache", "holds whole videos: set data.damaged: strict, or cache: null")
         if self.cache.phases > pitch:

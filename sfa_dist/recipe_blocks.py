@@ -194,10 +194,21 @@ class RandAugmentBlock(Block):
     magnitude: Annotated[int, Field(ge=0, le=30)] = 15
 
 
+class MixupBlock(Block):
+    """Each clip is blended with its mirror image in the global batch, or in its micro-batch (`over: device`), and so is
+    its loss; the share is drawn from Beta(alpha, alpha), once a batch.
+
+    `global` is the same for any number of ranks; where batch.micro is odd, it decodes clips twice.
+    """
+
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)]
+    over: Literal["global", "device"] = "global"
+
+
 class AugmentBlock(Block):
     """Training augmentation of the official ViViT recipes. Each parameter is drawn once for all frames of a clip.
 
-    `rand_augment` takes the place of `color` and `gray`, which are probabilities.
+    `rand_augment` takes the place of `color` and `gray`, which are probabilities. `mixup` blends what comes out.
     """
 
     scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
@@ -205,6 +216,7 @@ class AugmentBlock(Block):
     color: Fraction = 0.8
     gray: Fraction = 0.1
     rand_augment: RandAugmentBlock | None = None
+    mixup: MixupBlock | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_color(self) -> AugmentBlock:
@@ -214,11 +226,21 @@ class AugmentBlock(Block):
 
 
 class BatchBlock(Block):
-    """`size` is the global batch in clips; `micro` is what one rank holds at a time. Ranks give the accumulation."""
+    """`size` is the global batch in clips; `micro` is what one rank holds at a time, at most. Ranks give the rest:
+    how many micro-batches one accumulates, and how large they are."""
 
     size: Positive = 64
     micro: Positive = 1
     eval_micro: Positive | None = None
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches that each rank takes for one global batch."""
+        return -(-self.size // (world_size * self.micro))
+
+    def on_ranks(self, world_size: int) -> BatchBlock:
+        """With the smallest `micro` that takes no more accumulation, so that no rank idles while others work."""
+        micro = -(-self.size // (world_size * self.accumulation(world_size)))
+        return self.model_copy(update={"micro": micro, "eval_micro": self.eval_micro or self.micro})
 
 
 class OptimizerBlock(Block):

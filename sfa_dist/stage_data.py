@@ -117,7 +117,7 @@ def make_streams(
         make_eval = None if val_index is None else partial(eval_loader, val_index, **common)
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
-        accumulation=-(-stage.batch.size // (world * stage.batch.micro)),
+        accumulation=stage.batch.accumulation(world),
         train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
         evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
         clip_name=train_index.name,

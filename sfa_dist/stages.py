@@ -151,7 +151,7 @@ def _stages(recipe: Recipe) -> dict[str, StageBlock]:
 
 def run_stages(run: Run, only: str | None) -> None:
     """All stages of the recipe in order, or one of them."""
-    stages = _stages(run.recipe)
+    stages = {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
     if only in STAGE_NAMES and only not in stages:
         raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
     if only == CACHE_STAGE:

@@ -117,7 +117,8 @@ def member_directory(run: Run, member: Member) -> Path:
 
 def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, Any], finish: Finish) -> None:
     """Trains all members that are not done. Raises PreemptedError on a stop request, after all have saved."""
-    members = sweep_members(run.recipe)
+    world = run.runtime.world_size
+    members = [replace(member, stage=member.stage.on_ranks(world)) for member in sweep_members(run.recipe)]
     data = open_data(run, STAGE, stage, index)
     shared = SharedEpochs(data.streams.train, data.streams.steps_per_epoch)
     source = run.source_sha256(stage)

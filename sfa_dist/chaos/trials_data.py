@@ -154,7 +154,7 @@ def _seen(
             world_size=ranks,
             start_step=first,
         )
-        accumulation = -(-stage.batch.size // (ranks * stage.batch.micro))
+        accumulation = stage.batch.accumulation(ranks)
         for number, batch in enumerate(loader):
             if last is not None and first + number // accumulation >= last:
                 break
@@ -181,7 +181,7 @@ def _audit_real(bench: Bench) -> str:
     index = load_index(paths)
     stage = bench.place.stages[bench.first_stage]
     for ranks in AUDITED_RANKS:
-        plan = train_plan(index, stage.data, stage.batch, bench.place.recipe.seed)
+        plan = train_plan(index, stage.data, stage.batch, bench.place.recipe.seed, stage.augment.mixup)
         times: Counter[int] = Counter()
         for step in range(plan.steps_per_epoch):
             for rank in range(ranks):

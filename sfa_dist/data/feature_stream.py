@@ -22,7 +22,8 @@ from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import STORED, npy_header, open_view
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
-from sfa_dist.data.randomness import first_random, sample_rng
+from sfa_dist.data.mixup import draw_share, mirrored, mix
+from sfa_dist.data.randomness import first_random
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import SampleIndex
@@ -110,15 +111,13 @@ class FeatureBatches(Batches):
         return self.plan.steps_per_epoch * self.accumulation
 
     def __getitem__(self, item: int) -> Batch:
-        step, part = divmod(item, self.accumulation)
         epoch = self.rows.epoch
-        ids = self.plan.micro_batch_ids(epoch, step, self.rank, self.world_size, self.micro, part)
-        batch = self._batch(ids)
+        places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
+        batch = self._batch(self.plan.ids_at(epoch, places))
         if self.mixup:
-            number = self.rank * self.accumulation + part
-            partners = partner_ids(self.plan, epoch, step, number * self.micro + np.arange(self.micro))
-            share = beta_share(sample_rng(self.rows.seed, epoch, step, "mixup"), self.mixup)
-            self._mix(batch, ids, partners, share)
+            partners = self.plan.ids_at(epoch, mirrored(places, self.plan.batch_size))
+            share = draw_share(self.mixup, self.rows.seed, epoch, item // self.accumulation)
+            mix(batch, "features", partners, share, self._batch)
         return batch
 
     def _batch(self, ids: Ids) -> Batch:
@@ -177,30 +176,6 @@ class FeatureBatches(Batches):
         # Rows are inside by construction; "clip" lets numpy write into the batch without a copy between.
         np.take(array, self.rows(num_video_frames, sample), axis=0, out=out, mode="clip")
 
-    def _mix(self, batch: Batch, ids: Ids, partners: Ids, share: float) -> None:
-        """Row = share x clip + (1 - share) x partner; a clip whose partner is padding or bad stays itself."""
-        other = self._batch(np.where(ids >= 0, partners, -1))
-        shares = torch.where(other["weights"] > 0, share, 1.0).to(torch.float32)
-        weight = shares[:, None, None]
-        mixed = batch["features"].float() * weight + other["features"].float() * (1 - weight)
-        batch["features"] = mixed.to(self.split.dtype)
-        batch["partners"], batch["shares"] = other["labels"], shares
-
-
-def partner_ids(plan: SamplePlan, epoch: int, step: int, slots: Ids) -> Ids:
-    """With whom the clips in these slots of a global batch are mixed: the batch in reverse, as in the official code,
-    whatever the ranks and micro-batches. -1 for none."""
-    mirrored = plan.batch_size - 1 - slots
-    return plan.ids_at(epoch, np.where((mirrored >= 0) & (slots >= 0), step * plan.batch_size + mirrored, -1))
-
-
-def beta_share(rng: np.random.Generator, alpha: float) -> float:
-    """One draw of Beta(alpha, alpha) by uniform numbers alone (Joehnk 1964), alpha in (0, 1]."""
-    while True:
-        first, second = float(rng.random()) ** (1 / alpha), float(rng.random()) ** (1 / alpha)
-        if 0 < first + second <= 1:
-            return first / (first + second)
-
 
 def view_of(epoch: int, views: int) -> int:
     """The view that an epoch reads. View v has the augmentation of live epoch v, so the first `views` epochs are those
@@ -231,7 +206,7 @@ def feature_train_loader(
     plan = train_plan(index, data, batch, seed)
     folder = split.folders[view_of(epoch, cache.views)]
     share = cache.live_share(epoch)
-    common = {"rank": rank, "world_size": world_size, "micro": batch.micro}
+    common: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro": batch.micro}
     live = None
     if share:
         views = TrainViews(ClipSettings(data, frames, crop, seed), augment)

@@ -57,6 +57,8 @@ class SamplePlan:
     batch_size: the global batch, in samples. The last batch of an epoch is padded with -1.
     shuffle_shards: shards in a window; reads of one epoch touch about that many files at a time.
     shuffle: False gives the plain order 0, 1, 2, ... in every epoch (evaluation).
+    paired: a global batch is handed out from both ends, so that mirror images (slots 0 and batch_size - 1, ...) are in
+    one micro-batch where its size is even. Mixup blends them.
     """
 
     shard_sizes: Sequence[int] | Ids
@@ -64,6 +66,7 @@ class SamplePlan:
     batch_size: int
     shuffle_shards: int
     shuffle: bool = True
+    paired: bool = False
 
     def __post_init__(self) -> None:
         sizes = np.asarray(self.shard_sizes, dtype=np.int64)
@@ -124,7 +127,11 @@ class SamplePlan:
         step, part = np.divmod(np.asarray(item, dtype=np.int64)[..., None], accumulation)
         number = np.asarray(rank, dtype=np.int64)[..., None] * accumulation + part
         slots = number * micro + np.arange(micro)
-        return np.where(slots < self.batch_size, step * self.batch_size + slots, -1)
+        inside = slots < self.batch_size
+        if self.paired:
+            pair, second = np.divmod(slots, 2)
+            slots = np.where(second, self.batch_size - 1 - pair, pair)
+        return np.where(inside, step * self.batch_size + slots, -1)
 
 
 @lru_cache(maxsize=4)

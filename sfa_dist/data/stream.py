@@ -13,8 +13,9 @@ run is resumed by starting at another item.
 
 A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
 neighbours; `labels` int64 (B,), or (B, 2) of LABEL_HEADS; `weights` float32 (B,); `ids` int64 (B,), -1 for padding;
-`views` int; `bad` list of (shard/key, reason). Padding and bad samples have weight 0, label 0 and black pixels: a bad
-sample is never replaced by another one, which would then be seen twice.
+`views` int; `bad` list of (shard/key, reason); with mixup also `partners` and `shares` (mixup.py). Padding and bad
+samples have weight 0, label 0 and black pixels: a bad sample is never replaced by another one, which would then be
+seen twice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offse
 from sfa_dist.data.decode import Decoder, Video, choose_decoder
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
+from sfa_dist.data.mixup import draw_share, mirrored, mix
 from sfa_dist.data.randomness import permutation, sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.salvage import valid_prefix
@@ -37,7 +39,7 @@ from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
 from sfa_dist.data.shards import shown
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, ModelBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,11 @@ class MicroBatches(Batches):
         rank: int,
         world_size: int,
         micro: int,
+        mixup: MixupBlock | None = None,
         workers: int = 0,
     ) -> None:
         super().__init__(index, workers)
-        self.plan, self.views, self.decoder = plan, views, decoder
+        self.plan, self.views, self.decoder, self.mixup = plan, views, decoder, mixup
         self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
         self.accumulation = plan.accumulation(world_size, micro)
 
@@ -127,7 +130,14 @@ class MicroBatches(Batches):
 
     def __getitem__(self, item: int) -> Batch:
         places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
-        return self._batch(self.plan.ids_at(self.epoch, places))
+        batch = self._batch(self.plan.ids_at(self.epoch, places))
+        if self.mixup is not None:
+            step, part = divmod(item, self.accumulation)
+            number = None if self.mixup.over == "global" else self.rank * self.accumulation + part
+            opposite = mirrored(places, self.plan.batch_size) if number is None else places[::-1]
+            share = draw_share(self.mixup.alpha, self.views.clip.seed, self.epoch, step, number)
+            mix(batch, "clips", self.plan.ids_at(self.epoch, opposite), share, self._batch)
+        return batch
 
     def _batch(self, ids: Ids) -> Batch:
         settings = self.views.clip
@@ -173,9 +183,12 @@ class MicroBatches(Batches):
             return self.views(video, self.epoch, sample)
 
 
-def train_plan(index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int) -> SamplePlan:
+def train_plan(
+    index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int, mixup: MixupBlock | None = None
+) -> SamplePlan:
     """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
-    return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards)
+    paired = mixup is not None and mixup.over == "global"
+    return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards, paired=paired)
 
 
 def eval_plan(index: SampleIndex, micro: int, world_size: int) -> SamplePlan:
@@ -205,7 +218,7 @@ def train_loader(
     `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
     Batches as in the head of this file, with B = batch.micro and V = 1.
     """
-    plan = train_plan(index, data, batch, seed)
+    plan = train_plan(index, data, batch, seed, augment.mixup)
     views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
     chosen = decoder or choose_decoder(data.decoder, data.limits)
     batches = MicroBatches(
@@ -217,6 +230,7 @@ def train_loader(
         rank=rank,
         world_size=world_size,
         micro=batch.micro,
+        mixup=augment.mixup,
         workers=data.workers,
     )
     items = range(start_step * batches.accumulation, len(batches))

@@ -16,7 +16,7 @@ from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.duration import step_seconds
 from sfa_dist.plan.engine_setting import Setting
-from sfa_dist.plan.memory import MemoryPlan, accumulation_of, predict
+from sfa_dist.plan.memory import MemoryPlan, predict
 from sfa_dist.recipe import Stage2, StageBlock
 
 MOST_TRACES = 10
@@ -109,7 +109,7 @@ def _seconds(stage: StageBlock, card: Card, world_size: int, plan: MemoryPlan) -
 
 
 def _setting(stage: StageBlock, world_size: int) -> Setting:
-    return Setting(stage, world_size, accumulation_of(stage, world_size))
+    return Setting(stage, world_size, stage.batch.accumulation(world_size))
 
 
 def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> int:

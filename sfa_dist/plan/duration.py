@@ -42,7 +42,7 @@ def stage_duration(
     per_micro = micro_seconds or compute_seconds(stage, card)
     if per_micro is None:
         return Duration(steps, None, None, None)
-    accumulation = -(-stage.batch.size // (world_size * stage.batch.micro))
+    accumulation = stage.batch.accumulation(world_size)
     hours = steps * accumulation * per_micro / 3600
     epochs = steps / max(1, full) * stage.schedule.epochs
     share = forward_share(stage)

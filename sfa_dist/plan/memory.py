@@ -46,11 +46,6 @@ class MemoryPlan:
     micro: int
 
 
-def accumulation_of(stage: StageBlock, world_size: int) -> int:
-    """Micro-batches that a rank takes for one optimizer step."""
-    return -(-stage.batch.size // (world_size * stage.batch.micro))
-
-
 def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
     """The memory plan of a stage on one of `world_size` ranks; of a recipe, that of its most demanding stage.
 
@@ -59,7 +54,7 @@ def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int
     if isinstance(what, Recipe):
         plans = [predict(stage, world_size, accumulation=accumulation) for stage in stages_of(what).values()]
         return max(plans, key=lambda plan: plan.peak_bytes)
-    accumulation = accumulation or accumulation_of(what, world_size)
+    accumulation = accumulation or what.batch.accumulation(world_size)
     setting = Setting(what, world_size, accumulation)
     shapes = shapes_of(what)
     trainable, frozen = shapes.trainable_parameters, shapes.frozen_parameters

@@ -130,7 +130,8 @@ def plan_recipe(
     Without `search` it neither looks for the largest frames and clips nor for advice. Raises RecipeError.
     """
     plans = []
-    for name, stage in stages_of(recipe).items():
+    for name, whole in stages_of(recipe).items():
+        stage = whole.on_ranks(world_size)
         if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
             continue
         memory = predict(stage, world_size)

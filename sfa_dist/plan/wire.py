@@ -12,7 +12,6 @@ from torch import nn
 
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.gathered_memory import ZERO3_REUSE, unit_sizes
-from sfa_dist.plan.memory import accumulation_of
 from sfa_dist.plan.modules import shapes_of
 from sfa_dist.recipe import StageBlock
 
@@ -24,7 +23,7 @@ def wire_bytes(stage: StageBlock, world_size: int) -> int:
 
     Raises RecipeError for a model that cannot be built.
     """
-    setting = Setting(stage, world_size, accumulation_of(stage, world_size))
+    setting = Setting(stage, world_size, stage.batch.accumulation(world_size))
     return round(sent_by_engine(shapes_of(stage).trainable, setting))
 
 

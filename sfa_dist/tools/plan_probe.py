@@ -16,7 +16,7 @@ from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.plan.memory import accumulation_of, predict, stages_of
+from sfa_dist.plan.memory import predict, stages_of
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
@@ -70,14 +70,14 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
     torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - started) / PROBE_STEPS
     planned = predict(stage, world_size=1).peak_bytes
-    return Probe(seconds / accumulation_of(stage, 1), torch.cuda.max_memory_allocated(device), planned)
+    return Probe(seconds / stage.batch.accumulation(1), torch.cuda.max_memory_allocated(device), planned)
 
 
 def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:
     """Optimizer steps of a stage as the trainer's, on one rank; `before(step)` is called first."""
     device = runtime.device
     parts = assemble_stage2(stage, None, "") if isinstance(stage, Stage2) else assemble_end_to_end(stage, None)
-    accumulation = accumulation_of(stage, 1)
+    accumulation = stage.batch.accumulation(1)
     prepare_trainable(parts.trainable, stage)
     engine = make_engine(parts.trainable, stage, accumulation, device)
     if parts.frozen is not None and isinstance(stage, Stage2):

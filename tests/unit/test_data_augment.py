@@ -49,6 +49,58 @@ def test_views_are_left_centre_right_or_top_centre_bottom():
     assert [int(eval_transform(tall, 20, 20, view, 3)[0, 0, 0, 0]) for view in range(3)] == [0, 10, 20]
 
 
+def ramps(size: int, slope: int) -> torch.Tensor:
+    """A clip of one frame, (1, size, size, 3): red grows by `slope` a column, green by `slope` a row."""
+    steps = torch.arange(size, dtype=torch.uint8) * slope
+    clip = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    clip[0, :, :, 0], clip[0, :, :, 1] = steps, steps[:, None]
+    return clip
+
+
+def test_scale_jitter_draws_height_and_width_apart():
+    """The slopes of two ramps tell the factors: each in its range, and one says nothing about the other."""
+    augment, factors = NOTHING.model_copy(update={"scale_jitter": [0.9, 1.33]}), []
+    for number in range(300):
+        out = train_transform(ramps(60, 4), 60, 40, augment, sample_rng(0, 0, number, "augment")).double()
+        wide = (out[0, 0, 20, -6] - out[0, 0, 20, 5]) / (29 * 4)
+        tall = (out[1, 0, -6, 20] - out[1, 0, 5, 20]) / (29 * 4)
+        factors.append((float(1 / tall), float(1 / wide)))
+    tall, wide = np.array(factors).T
+    for factor in (tall, wide):
+        assert 0.88 < factor.min() < 0.93
+        assert 1.29 < factor.max() < 1.36
+        assert factor.mean() == pytest.approx((0.9 + 1.33) / 2, abs=0.03)
+    assert abs(np.corrcoef(tall, wide)[0, 1]) < 0.15
+
+
+def test_the_crop_is_anywhere_and_inside():
+    """Without scaling a crop is a cut: its first pixel tells where, and every place is taken."""
+    clip, places = ramps(28, 9), set()
+    for number in range(400):
+        out = train_transform(clip, 28, 24, NOTHING, sample_rng(0, 0, number, "augment"))
+        left, top = int(out[0, 0, 0, 0]) // 9, int(out[1, 0, 0, 0]) // 9
+        assert torch.equal(out, clip[:, top : top + 24, left : left + 24].permute(3, 0, 1, 2))
+        places.add((top, left))
+    assert places == {(top, left) for top in range(5) for left in range(5)}
+
+
+def test_flip_colour_and_grey_come_as_often_as_the_recipe_says():
+    """Official: flip 0.5, colour 0.8, grey 0.1, three coins of their own."""
+    clip = torch.tensor([[200, 90, 40], [30, 120, 220]], dtype=torch.uint8).view(1, 1, 2, 3).expand(1, 2, 2, 3)
+    seen = []
+    for number in range(1500):
+        rng = sample_rng(0, 0, number, "augment")
+        out = train_transform(clip, 2, 2, AugmentBlock(scale_jitter=None), rng)[:, 0, 0].T.tolist()
+        gray = all(len(set(pixel)) == 1 for pixel in out)
+        same = out in ([[200, 90, 40], [30, 120, 220]], [[30, 120, 220], [200, 90, 40]])
+        seen.append((out[0][0] < out[1][0], gray, same))
+    flipped, gray, same = np.array(seen).T
+    assert gray.mean() == pytest.approx(0.1, abs=0.03)
+    assert same[~gray].mean() == pytest.approx(0.2, abs=0.04)
+    # Red is the first channel of the left pixel; hue may change which one is the larger, so only of uncoloured clips.
+    assert flipped[same].mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_flip_mirrors_all_frames():
     clip = noise(3, 24, 24, 3)
     flipped = train_transform(clip, 24, 24, NOTHING.model_copy(update={"flip": 1.0}), sample_rng(0, 0, 0, "augment"))

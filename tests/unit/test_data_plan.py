@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.sample_plan import SamplePlan, splitmix64
+from sfa_dist.recipe_blocks import BatchBlock
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 
@@ -156,6 +157,28 @@ def test_a_late_rank_of_many_finds_its_place_at_once():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20  # an array of all ids would be 80 MB
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(("size", "micro"), [(64, 8), (64, 1), (64, 64), (48, 5), (7, 3)])
+def test_one_gpu_or_many_follow_the_same_schedule_on_the_same_batches(size, micro, paired):
+    """The recipe's batch on 1 to 130 ranks: as many steps, each of the same clips, and no rank idles that need not."""
+    plan = SamplePlan([300, 41], 0, size, 2, paired=paired)
+    expected = [set(plan.batch_ids(3, step).tolist()) - {-1} for step in range(plan.steps_per_epoch)]
+    for world in (1, 2, 3, 5, 8, 16, 64, 130):
+        batch = BatchBlock(size=size, micro=micro).on_ranks(world)
+        held, accumulation = batch.micro, batch.accumulation(world)
+        assert accumulation == BatchBlock(size=size, micro=micro).accumulation(world)
+        assert (held <= micro, held * accumulation < size / world + accumulation) == (True, True)
+        for step in (0, plan.steps_per_epoch - 1):
+            seen = [
+                sample
+                for rank in range(world)
+                for part in range(accumulation)
+                for sample in plan.micro_batch_ids(3, step, rank, world, held, part).tolist()
+                if sample >= 0
+            ]
+            assert sorted(seen) == sorted(expected[step])
 
 
 @pytest.mark.fault(51)

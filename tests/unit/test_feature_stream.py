@@ -31,13 +31,11 @@ from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import missing_parts, open_view, plan_parts
 from sfa_dist.data.feature_stream import (
     CachedSplit,
-    beta_share,
     feature_eval_loader,
     feature_train_loader,
     view_of,
 )
 from sfa_dist.data.loader import Batch
-from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.shard_index import SampleIndex, load_index, verify_index
 from sfa_dist.data.stream import eval_loader, train_loader
 from sfa_dist.recipe_blocks import BatchBlock, CacheBlock
@@ -297,11 +295,3 @@ def test_mixup_pairs_the_global_batch_whatever_the_ranks(index, split):
         parts = [cached(index, split, cache=cache, micro=micro, rank=rank, world_size=world) for rank in range(world)]
         found = rows_by_id([batch for part in parts for batch in part])
         assert all(torch.equal(found[n], expected[n]) for n in expected)
-
-
-def test_shares_are_of_a_beta_distribution():
-    for alpha in (0.1, 0.3, 1.0):
-        draws = np.array([beta_share(sample_rng(0, 0, n, "mixup"), alpha) for n in range(4000)])
-        assert ((draws >= 0) & (draws <= 1)).all()
-        assert draws.mean() == pytest.approx(0.5, abs=0.03)
-        assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)  # of Beta(alpha, alpha)

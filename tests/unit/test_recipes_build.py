@@ -16,9 +16,11 @@ from sfa_dist.parallel.zero_config import derive_config
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "_base_")
+TWO_STAGES = [path for path in RECIPES if not path.stem.endswith("_baseline")]
 
-each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+each_of_two_stages = pytest.mark.parametrize("path", TWO_STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
 def load(path: Path) -> Recipe:
@@ -74,7 +76,7 @@ def test_stage_1_is_trunk_and_tail_and_nothing_else(path: Path) -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-@each_recipe
+@each_of_two_stages
 def test_stage_2_freezes_the_trunk_of_stage_1_and_trains_the_rest(path: Path) -> None:
     recipe = load(path)
     assert recipe.stage1 is not None
@@ -91,11 +93,13 @@ def test_stage_2_freezes_the_trunk_of_stage_1_and_trains_the_rest(path: Path) ->
 
 @each_recipe
 def test_its_batch_divides_over_the_ranks_of_one_machine(path: Path) -> None:
-    """No rank is idle, and no slot of the global batch stays empty: on one GPU or eight, for the demo on two cores."""
+    """No rank is idle, and no slot of the global batch stays empty: on 1, 8 or 64 GPUs, for the demo on two cores."""
     recipe = load(path)
-    for stage in filter(None, (getattr(recipe, name) for name in STAGE_NAMES)):
-        for world_size in (1, 2 if stage.model.size == "tiny" else 8):
-            accumulation = -(-stage.batch.size // (world_size * stage.batch.micro))
+    for whole in filter(None, (getattr(recipe, name) for name in STAGE_NAMES)):
+        for world_size in (1, 2) if whole.model.size == "tiny" else (1, 8, 64):
+            stage = whole.on_ranks(world_size)
+            assert stage.batch.micro == min(whole.batch.micro, stage.batch.size // world_size)
+            accumulation = stage.batch.accumulation(world_size)
             assert derive_config(stage, world_size, accumulation)["train_batch_size"] == stage.batch.size
 
 

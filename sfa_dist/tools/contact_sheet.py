@@ -1,0 +1,51 @@
+"""Contact sheets: a row for each of some frames, a column for each clip, as one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+CELL_INCHES = 1.5
+TITLE_INCHES = 0.75
+
+
+@dataclass(frozen=True)
+class Column:
+    """One clip, uint8 (T, H, W, 3). `notes` (T) stand below its frames."""
+
+    title: str
+    frames: torch.Tensor
+    notes: Sequence[str] = ()
+
+
+def shown_frames(frames: int, rows: int) -> list[int]:
+    """At most `rows` of the frames, evenly spaced from first to last."""
+    return sorted({round(place) for place in np.linspace(0, frames - 1, rows)})
+
+
+def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> Path:
+    """Writes `rows` frames of each column, evenly spaced from first to last, and returns the path."""
+    from matplotlib.figure import Figure
+
+    chosen = shown_frames(len(columns[0].frames), rows)
+    width, height = CELL_INCHES * len(columns), CELL_INCHES * len(chosen) + TITLE_INCHES
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(chosen), len(columns), squeeze=False)
+    for cells, frame in zip(axes, chosen, strict=True):
+        for cell, column in zip(cells, columns, strict=True):
+            cell.imshow(column.frames[frame].numpy(), interpolation="nearest")
+            cell.set_xticks([])
+            cell.set_yticks([])
+            if frame == 0:
+                cell.set_title(column.title, fontsize=8)
+            if column.notes:
+                cell.set_xlabel(column.notes[frame], fontsize=7)
+        cells[0].set_ylabel(f"frame {frame}", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    return path
