@@ -139,6 +139,7 @@ class Stage2(StageBlock):
     anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
     the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
     does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
+    `overlap` runs the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU.
     `compile` compiles the trunk's blocks. `cache: null` runs the trunk live. `seed` is of the tail's initial weights
     and drop-path alone (null: the run's); the order of clips stays the run's.
     """
@@ -147,6 +148,7 @@ class Stage2(StageBlock):
     head: Literal["auto", "zero"] = "auto"
     chunk_frames: FramesOrAuto = 8
     offload: Literal["on", "off", "auto"] = "auto"
+    overlap: Literal["on", "off", "auto"] = "auto"
     compile: bool = False
     cache: CacheBlock | None = None
     seed: NonNegative | None = None

@@ -39,6 +39,7 @@ EXECUTION_KEYS = (
     "schedule.max_steps",
     "chunk_frames",
     "offload",
+    "overlap",
     "compile",
     "activation",
     "activation_backend",

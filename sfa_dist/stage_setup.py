@@ -113,6 +113,8 @@ def set_up(
         saved_step=progress.step,
         watch=run.watch,
     )
+    if run.runtime.each(lambda: trainer.ahead) is not None:
+        run.tracker.say(f"{name}: the trunk runs one micro-batch ahead of the tail")
     if checkpoint is not None:
         _check_probe(trainer, state["probe"], checkpoint)
         run.tracker.say(f"{name}: resumed from {checkpoint}")

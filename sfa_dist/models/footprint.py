@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sfa_dist.errors import RecipeError
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe import Stage2
 
@@ -44,6 +45,22 @@ def offloads(stage: Stage2) -> bool:
     if stage.offload != "auto":
         return stage.offload == "on"
     return takes_tokens(stage) and clip_bytes(stage) + (1 + TOKENS_KEPT) * feature_bytes(stage) > OFFLOAD_FROM_BYTES
+
+
+def overlaps(stage: Stage2, on_card: bool) -> bool:
+    """Whether the trunk of the next micro-batch runs beside this one's tail. `auto` does on a card; on a CPU nothing
+    runs beside anything. Offloaded tokens are in the way: the tail's chunks stand in one queue of copies with the
+    trunk's.
+
+    Raises RecipeError for `on` with offloaded tokens.
+    """
+    queued = takes_tokens(stage) and offloads(stage)
+    if stage.overlap == "on" and queued:
+        raise RecipeError(
+            "stage2.overlap is on, but offloaded tokens come back through the queue that the next trunk's chunks go "
+            "out by, and the tail would wait for them: set stage2.overlap or stage2.offload to off"
+        )
+    return stage.overlap == "on" or (stage.overlap == "auto" and on_card and not queued)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

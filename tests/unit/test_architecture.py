@@ -24,8 +24,18 @@ LAYERS = (
     ("checkpoint", "metrics", "plan"),
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
-        *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
-        *("feature_cache", "cache_build", "sweep"),
+        *(
+            "evaluation",
+            "trunk_ahead",
+            "trunk_setup",
+            "run",
+            "stage_data",
+            "stage_setup",
+            "stages",
+            "final_test",
+            "report",
+        ),
+        *("feature_cache", "cache_build", "sweep", "loader_share"),
     ),
     ("train", "chaos", "tools"),
 )
