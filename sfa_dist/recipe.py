@@ -140,6 +140,7 @@ class Stage2(StageBlock):
     the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
     does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
     `overlap` runs the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU.
+    `trunk_precision: auto` is the engine's; `int8` and `fp8` round the weights of the trunk's linear layers.
     `compile` compiles the trunk's blocks. `cache: null` runs the trunk live. `seed` is of the tail's initial weights
     and drop-path alone (null: the run's); the order of clips stays the run's.
     """
@@ -149,6 +150,7 @@ class Stage2(StageBlock):
     chunk_frames: FramesOrAuto = 8
     offload: Literal["on", "off", "auto"] = "auto"
     overlap: Literal["on", "off", "auto"] = "auto"
+    trunk_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     compile: bool = False
     cache: CacheBlock | None = None
     seed: NonNegative | None = None

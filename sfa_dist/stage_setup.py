@@ -27,6 +27,7 @@ from sfa_dist.run import Run
 from sfa_dist.run_record import refuse_other_inputs, setup_table
 from sfa_dist.stage_data import StageData, open_data
 from sfa_dist.trainer import RANDOM_VERSION, Progress, Trainer, mix_seed
+from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
 TRUNK = "frozen trunk (sha256)"
@@ -46,6 +47,9 @@ class Setup:
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
     data = open_data(run, name, stage, index)
+    # A trunk that only filled the cache was told of then.
+    if isinstance(stage, Stage2) and (stage.cache is None or stage.cache.runs_trunk):
+        say_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.models.eight_bits import EightBits
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe import Stage2
 
@@ -19,6 +20,17 @@ OFFLOAD_FROM_BYTES = 256 * 2**20
 # Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the
 # inner layer before and after GELU (measured: 3.24 at an inner width of half the model's).
 TOKENS_KEPT = 3.24
+
+
+def trunk_dtype(stage: Stage2) -> torch.dtype:
+    """The dtype of the trunk's activations and features, and of those weights of it that are not in eight bits."""
+    whole = stage.trunk_precision == "auto" and stage.engine.precision == "fp32"
+    return torch.float32 if whole else torch.bfloat16
+
+
+def trunk_eight_bits(stage: Stage2) -> EightBits | None:
+    """What the weights of the trunk's linear layers are rounded to, None for `trunk_dtype`."""
+    return stage.trunk_precision if stage.trunk_precision in ("int8", "fp8") else None
 
 
 def takes_tokens(stage: Stage2) -> bool:
@@ -31,7 +43,7 @@ def feature_bytes(stage: Stage2) -> int:
     side = stage.model.image_size // dims_of(stage.model).patch
     tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
     rows = stage.batch.micro * stage.frames // stage.model.tubelet
-    return rows * tokens * dims_of(stage.model).width * (2 if stage.engine.precision == "bf16" else 4)
+    return rows * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
 
 
 def clip_bytes(stage: Stage2) -> int:

@@ -35,7 +35,8 @@ LAYERS = (
             "final_test",
             "report",
         ),
-        *("feature_cache", "cache_build", "sweep", "loader_share"),
+        *("feature_cache", "cache_build", "sweep"),
+        *("loader_share", "trunk_ahead", "trunk_fidelity"),
     ),
     ("train", "chaos", "tools"),
 )
