@@ -81,7 +81,7 @@ def set_up(
         made = data.cache.train.folders[0].parent
         raise RecipeError(f"the feature cache {made} was made by another trunk than stage 1's")
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
-    for words in prepare_trainable(parts.trainable, stage):
+    for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
         run.tracker.say(f"{name}: {words}")
     streams = data.streams
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.models.compiled import compile_blocks
 from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail
@@ -110,6 +111,8 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
     """Says to the trainable module, before an engine has it, what becomes of its activations and how its backward gets
     at tokens that were offloaded; returns what was decided, in words."""
     words = []
+    if stage.compile:
+        words.append(_compile_trained(module, stage))
     treat_activations(module, stage)
     if stage.activation != "keep":
         words.append(f"activations of the trained blocks: {stage.activation} ({stage.activation_backend})")
@@ -120,6 +123,19 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
         how = "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
         words.append(f"adapter: backward runs again over the offloaded tokens, chunk by chunk, {how}")
     return words
+
+
+def _compile_trained(module: nn.Module, stage: StageBlock) -> str:
+    """Compiles the trained blocks and says so. Raises RecipeError for a whole ViViT under ZeRO-3; a tail, which is a
+    hundredth of the work, stays eager there."""
+    engine = stage.engine
+    if engine.reduction == "native" and engine.name == "deepspeed" and engine.zero == 3:
+        why = "ZeRO-3 gathers parameters in hooks inside of a block, which cannot be compiled"
+        if not isinstance(stage, Stage2):
+            raise RecipeError(f"compile: {why}: use engine.zero: 2 or engine.name: fsdp, or compile: false")
+        return f"trained blocks are not compiled: {why}"
+    compile_blocks(module)
+    return "trained blocks compiled"
 
 
 def shards_parameters(engine: EngineBlock) -> bool:
