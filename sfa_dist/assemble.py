@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfa_dist.checkpoint import write_weights
 from sfa_dist.data.shard_index import ClassNames
 from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
 from sfa_dist.models.weights import (
@@ -90,11 +91,11 @@ def trunk_parameters(stage: StageBlock) -> int:
         return sum(p.numel() for p in Trunk(stage.model).parameters())
 
 
-def assemble_trunk(stage: Stage2, stage1: Path) -> FrozenTrunk:
+def assemble_trunk(stage: Stage2, stage1: Path, pooled: bool = True) -> FrozenTrunk:
     """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
     with _without_storage():
         trunk = Trunk(stage.model)
-    return _built_frozen(trunk, stage, read_state(stage1), str(stage1), pooled=True)
+    return _built_frozen(trunk, stage, read_state(stage1), str(stage1), pooled)
 
 
 def _built_frozen(
@@ -119,11 +120,11 @@ def _without_storage() -> Iterator[None]:
 
 
 def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
-    """The trunk as stage 2 runs it: in the engine's precision, in chunks (of one tubelet step until
+    """The trunk as stage 2 runs it: in its precision, in chunks (of one tubelet step until
     `trunk_setup.place_trunk` has looked how large they may be, for `chunk_frames: auto`)."""
-    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
     frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
-    return FrozenTrunk(trunk, frames, pooled, stage.data.mean, stage.data.std, dtype)
+    data, eight_bits = stage.data, trunk_eight_bits(stage)
+    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
 
 
 def save_final(path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -34,7 +34,8 @@ from sfa_dist.data.feature_shards import (
 )
 from sfa_dist.data.feature_slices import Part, Slice, VideoSlices, slice_loader
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, SfaError
-from sfa_dist.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key, trunk_dtype
+from sfa_dist.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
+from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.environment import environment
@@ -43,6 +44,7 @@ from sfa_dist.run import Run
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import CACHE_STAGE, read_done
 from sfa_dist.stage_data import open_split, plan_features
+from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk
 
 T = TypeVar("T")
@@ -238,6 +240,7 @@ def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, wei
     with ExitStack() as lock:
         # A shared folder has a lock of its own: two runs may build the same cache.
         run.runtime.on_main(lambda: lock.enter_context(held(directory, environment())))
+        say_fidelity(run, CACHE_STAGE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
         run.runtime.require_equal("the frozen trunk of the cache (sha256)", trunk_sha256[:16])

@@ -20,6 +20,7 @@ from sfa_dist.data.feature_slices import CachedSteps
 from sfa_dist.data.feature_stream import CachedSplit
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import tensors_sha256
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.models.weights import read_state
@@ -76,11 +77,6 @@ def trunk_weights_sha256(stage1: Path) -> str:
     return tensors_sha256({key: value for key, value in state.items() if key.startswith("trunk.")})
 
 
-def trunk_dtype(stage: Stage2) -> torch.dtype:
-    """The precision in which the trunk runs, and in which its features are stored."""
-    return torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
-
-
 def plan_cache(
     recipe: Recipe, stage: Stage2, directory: Path, trunk: str, train: SampleIndex, val: SampleIndex | None
 ) -> tuple[SplitPlan, SplitPlan | None]:
@@ -112,10 +108,16 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         "data.mean": data.mean,
         "data.std": data.std,
         "decoder": choose_decoder(data.decoder, data.limits).version,
-        "dtype": str(trunk_dtype(stage)).removeprefix("torch."),
+        "dtype": _arithmetic(stage),
         "compile": stage.compile,
         "torch": torch.__version__,
     }
+
+
+def _arithmetic(stage: Stage2) -> str:
+    """The dtype that the trunk computes in, and what its weights were rounded to before."""
+    dtype, eight_bits = str(trunk_dtype(stage)).removeprefix("torch."), trunk_eight_bits(stage)
+    return dtype if eight_bits is None else f"{dtype}, linear layers in {eight_bits}"
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> Key:

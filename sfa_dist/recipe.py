@@ -47,7 +47,7 @@ from sfa_dist.recipe_yaml import Node, format_tree, plain
 
 STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
-    *("activation", "activation_backend"),
+    *("activation", "activation_backend", "compile"),
 )
 STAGE_NAMES = ("image", "stage1", "stage2")
 # What the heads of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
@@ -62,7 +62,7 @@ class StageBlock(Block):
     `activation` says what becomes of the activations of each trained transformer block between forward and backward:
     `keep` them, `checkpoint` (keep the block's input and compute the rest again), `offload` (move them to the host's
     memory), or `checkpoint_offload` (move the block's input and compute the rest again). `activation_backend` is
-    whose code does it.
+    whose code does it. `compile` compiles each trained block (and each block of stage 2's trunk) with torch.compile.
     """
 
     frames: Positive
@@ -77,6 +77,7 @@ class StageBlock(Block):
     deepspeed: dict[str, Any] = {}
     activation: Literal["keep", "checkpoint", "offload", "checkpoint_offload"] = "keep"
     activation_backend: Literal["torch", "fairscale", "deepspeed"] = "torch"
+    compile: bool = False
 
     def on_ranks(self, world_size: int) -> Self:
         """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
@@ -122,6 +123,15 @@ class StageBlock(Block):
                 "activation_backend",
                 f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
             )
+        if self.compile and self.activation == "offload":
+            # Queries, keys and values are saved as parts of one tensor; on the host each would take the room of all.
+            raise complain(
+                "compile",
+                "compiled blocks want what they have saved back with its strides, which activation: offload does not "
+                "keep: use checkpoint_offload",
+            )
+        if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
+            raise complain("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
         if engine.reduction == "tree" and batch.size % batch.micro:
             raise complain(
                 "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
@@ -152,7 +162,9 @@ class Stage2(StageBlock):
     anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
     the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
     does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
-    `compile` compiles the trunk's blocks. `cache: null` runs the trunk live. `seed` is of the tail's initial weights
+    `overlap` runs the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU.
+    `trunk_precision: auto` is the engine's; `int8` and `fp8` round the weights of the trunk's linear layers.
+    `cache: null` runs the trunk live. `seed` is of the tail's initial weights
     and drop-path alone (null: the run's); the order of clips stays the run's.
     """
 
@@ -160,7 +172,8 @@ class Stage2(StageBlock):
     head: Literal["auto", "zero"] = "auto"
     chunk_frames: FramesOrAuto = 8
     offload: Literal["on", "off", "auto"] = "auto"
-    compile: bool = False
+    overlap: Literal["on", "off", "auto"] = "auto"
+    trunk_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     cache: CacheBlock | None = None
     seed: NonNegative | None = None
 

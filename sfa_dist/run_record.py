@@ -39,6 +39,7 @@ EXECUTION_KEYS = (
     "schedule.max_steps",
     "chunk_frames",
     "offload",
+    "overlap",
     "compile",
     "activation",
     "activation_backend",
@@ -68,6 +69,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         for key, value in flatten(stage.model_dump(mode="json")).items()
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
     }
+    if flat.get("trunk_precision") == "auto":  # As in run directories of before there was a choice.
+        del flat["trunk_precision"]
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,

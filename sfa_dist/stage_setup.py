@@ -27,6 +27,7 @@ from sfa_dist.run import Run
 from sfa_dist.run_record import refuse_other_inputs, setup_table
 from sfa_dist.stage_data import StageData, open_data
 from sfa_dist.trainer import RANDOM_VERSION, Progress, Trainer, mix_seed
+from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
 TRUNK = "frozen trunk (sha256)"
@@ -46,6 +47,9 @@ class Setup:
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
     data = open_data(run, name, stage, index)
+    # A trunk that only filled the cache was told of then.
+    if isinstance(stage, Stage2) and (stage.cache is None or stage.cache.runs_trunk):
+        say_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
 
@@ -77,7 +81,7 @@ def set_up(
         made = data.cache.train.folders[0].parent
         raise RecipeError(f"the feature cache {made} was made by another trunk than stage 1's")
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
-    for words in prepare_trainable(parts.trainable, stage):
+    for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
         run.tracker.say(f"{name}: {words}")
     streams = data.streams
     engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
@@ -113,6 +117,8 @@ def set_up(
         saved_step=progress.step,
         watch=run.watch,
     )
+    if run.runtime.each(lambda: trainer.ahead) is not None:
+        run.tracker.say(f"{name}: the trunk runs one micro-batch ahead of the tail")
     if checkpoint is not None:
         _check_probe(trainer, state["probe"], checkpoint)
         run.tracker.say(f"{name}: resumed from {checkpoint}")

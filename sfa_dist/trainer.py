@@ -28,7 +28,9 @@ from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.errors import DataError, LostRankError, PreemptedError
 from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
+from sfa_dist.loader_share import loader_line
 from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
@@ -40,10 +42,10 @@ from sfa_dist.probe import Probe, place_of
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.schedule import learning_rate
 from sfa_dist.tracking import Tracker, eval_line, train_line
+from sfa_dist.trunk_ahead import TrunkAhead
 
 NON_FINITE_LIMIT = 5
 CLIPS_SHOWN = 4
-DATA_BOUND_SHARE = 0.3
 RANDOM_VERSION = 1  # Raise it whenever the same (seed, stage, step, micro-batch) would draw other numbers.
 
 
@@ -97,11 +99,21 @@ class Trainer:
     watch: Watch = field(default_factory=Watch)
     saved_step: int = 0  # Of the newest checkpoint that stands.
     refused_saves: int = 0  # In a row.
+    loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
 
     @cached_property
     def probe(self) -> Probe:
         """Made when it is first asked for: a run of a few steps that saves nothing does not pay for it."""
         return Probe.make(self.stage, self.seed, self.frozen, self.runtime.device)
+
+    @cached_property
+    def ahead(self) -> TrunkAhead | None:
+        """What runs the trunk ahead of the tail, where the stage asks for it. Raises RecipeError (`overlaps`)."""
+        if self.frozen is None or not isinstance(self.stage, Stage2):
+            return None
+        if not overlaps(self.stage, on_card=self.runtime.device.type == "cuda"):
+            return None
+        return TrunkAhead(self._features, self.runtime.device)
 
     @property
     def total_steps(self) -> int:
@@ -141,14 +153,17 @@ class Trainer:
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
         window = _Window()
         with (
-            closing(self.streams.train(epoch, first)) as micro_batches,
+            closing(self.streams.train(epoch, first)) as drawn,
             self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance,
         ):
+            micro_batches = drawn if self.ahead is None else self.ahead.over(drawn)
             for _ in range(first, last):
                 started = time.perf_counter()
                 self._enter("data")
                 batches = list(islice(micro_batches, self.streams.accumulation))
                 data_time = time.perf_counter() - started
+                if self.ahead is not None:
+                    data_time = self.ahead.idle_seconds(data_time)
                 record = self.train_step(batches, epoch)
                 if record is None:
                     self._stop()
@@ -210,7 +225,7 @@ class Trainer:
             torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, number))
             labels, weights = self._to_device(batch["labels"]), self._to_device(batch["weights"])
             self._enter("forward")
-            logits = self.engine.forward(self._features(batch))
+            logits = self.engine.forward(self._features(batch) if self.ahead is None else self.ahead.features(batch))
             self._enter("backward")
             loss = self._loss(logits, labels, weights, batch)
             self.engine.backward(loss * scale, last=index == len(batches) - 1)
@@ -242,7 +257,7 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self._say_if_data_bound()
+        self._say_if_it_waits()
         if self.streams.evaluate is not None:
             self._enter("evaluate")
             try:
@@ -265,13 +280,10 @@ class Trainer:
         self.progress.evaluated_step = self.progress.step
         self.save()
 
-    def _say_if_data_bound(self) -> None:
-        share = self.progress.data_seconds / max(self.progress.seconds, 1e-9)
-        if share > DATA_BOUND_SHARE:
-            self.tracker.say(
-                f"data-bound: the loader takes {share:.0%} of a step; raise data.workers "
-                f"(now {self.stage.data.workers}; cpus-per-task under Slurm), or re-encode the clips smaller"
-            )
+    def _say_if_it_waits(self) -> None:
+        line = loader_line(self.loader_share, self.stage, self.runtime.cores)
+        if line is not None:
+            self.tracker.say(f"{self.name}: {line}")
 
     def save(self) -> None:
         """A checkpoint of the present step, which stands some steps later (`checkpoint.asynchronous`) or now.
@@ -385,9 +397,10 @@ class Trainer:
         return [self.streams.clip_name(sample) for sample in batch["ids"].tolist() if sample >= 0]
 
     def _log(self, record: dict[str, Any], window: _Window) -> None:
-        everywhere = self.runtime.gather(record["losses"].tolist())
+        everywhere = self.runtime.gather((record["losses"].tolist(), window.data_seconds / window.seconds))
         # fsum is exact, so the sum does not depend on how many ranks hold the parts.
-        loss = math.fsum(loss for losses in everywhere for loss in losses) / max(record["clips"], 1.0)
+        loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(record["clips"], 1.0)
+        self.loader_share = max(share for _, share in everywhere)
         rate = window.clips / window.seconds
         values = {
             "stage": self.name,

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.compiled import compile_blocks
+from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail
 from sfa_dist.parallel.activation import treat_activations
@@ -19,6 +21,7 @@ from sfa_dist.recipe_blocks import EngineBlock
 
 # Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
 LARGEST_CHUNK_FRAMES = 64
+FP8_SINCE = (8, 9)  # Compute capability.
 # Of the free memory: the first step makes gradients and moments behind it.
 SHARE_OF_FREE_MEMORY = 0.25
 
@@ -26,8 +29,10 @@ SHARE_OF_FREE_MEMORY = 0.25
 def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_chunk: int | None = None) -> str:
     """Makes `frozen` ready to run on the runtime's device as the stage says; returns what was decided, in words.
 
-    Collective. `recorded_chunk` is what `chunk_frames: auto` chose when the run began: a run that goes on keeps it.
+    Collective. Raises RecipeError for fp8 on a device without it.
+    `recorded_chunk` is what `chunk_frames: auto` chose when the run began: a run that goes on keeps it.
     """
+    runtime.everywhere(lambda: require_units(stage, runtime.device))
     frozen.to(runtime.device)
     if stage.compile:
         frozen.compile_blocks()
@@ -39,7 +44,22 @@ def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_c
     offload = "off" if frozen.link is None else "on, clips and trunk output stay in the host's memory"
     chosen = " (auto)" if stage.chunk_frames == "auto" else ""
     compiled = ", blocks compiled" if stage.compile else ""
+    eight_bits = trunk_eight_bits(stage)
+    compiled += "" if eight_bits is None else f", linear layers in {eight_bits}"
     return f"trunk: chunks of {frozen.chunk_frames} frames{chosen}; offload {offload}{compiled}"
+
+
+def require_units(stage: Stage2, device: torch.device) -> None:
+    """Raises RecipeError where the trunk is to multiply in fp8 and the device has no units for it."""
+    if stage.trunk_precision != "fp8":
+        return
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_SINCE
+    if not has:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise RecipeError(
+            f"stage2.trunk_precision: fp8 needs a card that multiplies in fp8 (Ada, Hopper or newer), and this is "
+            f"{name}: use int8 or bf16"
+        )
 
 
 def _agree(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime) -> int:
@@ -91,6 +111,8 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
     """Says to the trainable module, before an engine has it, what becomes of its activations and how its backward gets
     at tokens that were offloaded; returns what was decided, in words."""
     words = []
+    if stage.compile:
+        words.append(_compile_trained(module, stage))
     treat_activations(module, stage)
     if stage.activation != "keep":
         words.append(f"activations of the trained blocks: {stage.activation} ({stage.activation_backend})")
@@ -101,6 +123,19 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
         how = "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
         words.append(f"adapter: backward runs again over the offloaded tokens, chunk by chunk, {how}")
     return words
+
+
+def _compile_trained(module: nn.Module, stage: StageBlock) -> str:
+    """Compiles the trained blocks and says so. Raises RecipeError for a whole ViViT under ZeRO-3; a tail, which is a
+    hundredth of the work, stays eager there."""
+    engine = stage.engine
+    if engine.reduction == "native" and engine.name == "deepspeed" and engine.zero == 3:
+        why = "ZeRO-3 gathers parameters in hooks inside of a block, which cannot be compiled"
+        if not isinstance(stage, Stage2):
+            raise RecipeError(f"compile: {why}: use engine.zero: 2 or engine.name: fsdp, or compile: false")
+        return f"trained blocks are not compiled: {why}"
+    compile_blocks(module)
+    return "trained blocks compiled"
 
 
 def shards_parameters(engine: EngineBlock) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.eight_bits import EightBits
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe import Stage2
 
@@ -18,6 +20,17 @@ OFFLOAD_FROM_BYTES = 256 * 2**20
 # Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the
 # inner layer before and after GELU (measured: 3.24 at an inner width of half the model's).
 TOKENS_KEPT = 3.24
+
+
+def trunk_dtype(stage: Stage2) -> torch.dtype:
+    """The dtype of the trunk's activations and features, and of those weights of it that are not in eight bits."""
+    whole = stage.trunk_precision == "auto" and stage.engine.precision == "fp32"
+    return torch.float32 if whole else torch.bfloat16
+
+
+def trunk_eight_bits(stage: Stage2) -> EightBits | None:
+    """What the weights of the trunk's linear layers are rounded to, None for `trunk_dtype`."""
+    return stage.trunk_precision if stage.trunk_precision in ("int8", "fp8") else None
 
 
 def takes_tokens(stage: Stage2) -> bool:
@@ -30,7 +43,7 @@ def feature_bytes(stage: Stage2) -> int:
     side = stage.model.image_size // dims_of(stage.model).patch
     tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
     rows = stage.batch.micro * stage.frames // stage.model.tubelet
-    return rows * tokens * dims_of(stage.model).width * (2 if stage.engine.precision == "bf16" else 4)
+    return rows * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
 
 
 def clip_bytes(stage: Stage2) -> int:
@@ -44,6 +57,22 @@ def offloads(stage: Stage2) -> bool:
     if stage.offload != "auto":
         return stage.offload == "on"
     return takes_tokens(stage) and clip_bytes(stage) + (1 + TOKENS_KEPT) * feature_bytes(stage) > OFFLOAD_FROM_BYTES
+
+
+def overlaps(stage: Stage2, on_card: bool) -> bool:
+    """Whether the trunk of the next micro-batch runs beside this one's tail. `auto` does on a card; on a CPU nothing
+    runs beside anything. Offloaded tokens are in the way: the tail's chunks stand in one queue of copies with the
+    trunk's.
+
+    Raises RecipeError for `on` with offloaded tokens.
+    """
+    queued = takes_tokens(stage) and offloads(stage)
+    if stage.overlap == "on" and queued:
+        raise RecipeError(
+            "stage2.overlap is on, but offloaded tokens come back through the queue that the next trunk's chunks go "
+            "out by, and the tail would wait for them: set stage2.overlap or stage2.offload to off"
+        )
+    return stage.overlap == "on" or (stage.overlap == "auto" and on_card and not queued)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

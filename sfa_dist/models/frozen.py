@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfa_dist.models.chunked import ChunkedFeatures
+from sfa_dist.models.eight_bits import EightBits, to_eight_bits
 from sfa_dist.models.folding import FoldedEmbed
 from sfa_dist.models.vivit import Trunk, normalise
 
@@ -47,7 +48,7 @@ class FrozenTrunk(nn.Module):
 
     Without a `link` the clip and the output, (B, F, D) or (B, F, L, D), stand on the device, and all else is that of
     one chunk. With one, the clip stays in the host's memory and the output goes there: the device holds two chunks of
-    the clip and of the tokens, whatever the number of frames.
+    the clip and of the tokens, whatever the number of frames. `eight_bits` rounds the blocks' linear layers, for good.
     """
 
     def __init__(
@@ -59,12 +60,15 @@ class FrozenTrunk(nn.Module):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         dtype: torch.dtype = torch.bfloat16,
         fold: bool = True,
+        eight_bits: EightBits | None = None,
     ) -> None:
         super().__init__()
         self.trunk = cast(trunk, dtype).requires_grad_(False)
         self.pooled, self.dtype = pooled, dtype
         self.mean, self.std = tuple(mean), tuple(std)
         self.folded = FoldedEmbed(trunk.embed, mean, std) if fold else None
+        if eight_bits is not None:
+            to_eight_bits(self.trunk, eight_bits)
         self.link: OffloadLink | None = None
         self.chunk_frames = chunk_frames
         super().train(False)

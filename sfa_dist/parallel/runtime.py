@@ -51,6 +51,11 @@ class Runtime:
         """True on the rank that logs and writes what all ranks share."""
         return self.launch.rank == 0
 
+    @property
+    def cores(self) -> int:
+        """CPU cores of this process's share of the node."""
+        return max(1, len(os.sched_getaffinity(0)) // self.launch.local_world_size)
+
     def sum(self, *values: float) -> list[float]:
         """Element-wise sums over all ranks, in fp64 and the same on each."""
         if self.world_size == 1:
@@ -163,9 +168,10 @@ class Runtime:
         self.sum(0.0)
 
     def synchronize(self) -> None:
-        """Waits for the device, so that a clock read next to it tells the truth."""
+        """Waits for what the device was asked to do, so that a clock read next to it tells the truth. What runs ahead
+        on a stream of its own goes on."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
 
     def peak_memory_gib(self) -> float:
         """Peak of allocated device memory; on a CPU the peak resident set of this process."""

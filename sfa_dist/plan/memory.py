@@ -7,13 +7,16 @@ What runs is the project's own: the stage's modules, its frozen trunk with its c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.footprint import overlaps
 from sfa_dist.plan.engine_memory import replay
 from sfa_dist.plan.engine_setting import Setting, optimizer_bytes_per_rank
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
@@ -25,7 +28,7 @@ from sfa_dist.plan.modules import (
     shapes_of,
     treat_activations,
 )
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
+from sfa_dist.recipe import STAGE_NAMES, Recipe, Stage2, StageBlock
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,16 @@ def stages_of(recipe: Recipe) -> dict[str, Any]:
     return {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
 
 
+def _run_ahead(features: Callable[[], Any], trace: MemoryTrace) -> list[Tensor]:
+    """What the next micro-batch's trunk leaves while this one's tail works: its features, and the memory that the trunk
+    has worked in, which the allocator keeps for the trunk's own stream."""
+    before = trace.total
+    with trace.transient() as risen:
+        out = features()
+    with trace.category("buffers"):
+        return [out, torch.empty(risen[0] - (trace.total - before), dtype=torch.uint8)]
+
+
 def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
     """The last micro-batch and the optimizer step of a stage, traced."""
     stage = setting.stage
@@ -102,7 +115,15 @@ def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
                 clips = torch.empty(micro, 3, stage.frames, side, side, dtype=torch.uint8)
             return clips if shapes.frozen is None else shapes.frozen(clips)
 
-        logits = engine.forward(features())
+        ahead: list[Tensor] = []
+
+        def inputs() -> Any:
+            own = features()
+            if isinstance(stage, Stage2) and overlaps(stage, on_card=True):
+                ahead.extend(_run_ahead(features, trace))
+            return own
+
+        logits = engine.forward(inputs())
         loss = weighted_loss_sum(logits, labels, weights, stage.optimizer.label_smoothing)
         engine.backward(loss * 1.0)
         engine.step()

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfa_dist.errors import RecipeError
 from sfa_dist.models import frozen as frozen_module
-from sfa_dist.models.footprint import offloads
+from sfa_dist.models.footprint import offloads, trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.parallel.offload import HostFeatures, HostPool, Link
@@ -56,9 +56,10 @@ def shapes_of(stage: StageBlock) -> Shapes:
             if not isinstance(stage, Stage2):
                 return Shapes(ViViT(stage.model, stage.frames, mean=data.mean, std=data.std), None)
             trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
-            dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+            dtype, eight_bits = trunk_dtype(stage), trunk_eight_bits(stage)
             chunk = AUTO_CHUNK_FRAMES if stage.chunk_frames == "auto" else stage.chunk_frames
-            frozen = FrozenTrunk(trunk, chunk, not tail.takes_tokens, data.mean, data.std, dtype)
+            pooled = not tail.takes_tokens
+            frozen = FrozenTrunk(trunk, chunk, pooled, data.mean, data.std, dtype, eight_bits=eight_bits)
             if tail.adapter is not None:
                 tail.adapter.recompute = "checkpoint" if gathers(stage.engine) else "function"
             return Shapes(tail, frozen)

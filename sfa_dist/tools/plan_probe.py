@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.data.loader import Batch
 from sfa_dist.errors import UsageError
 from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.footprint import overlaps
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.memory import predict, stages_of
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.trunk_ahead import TrunkAhead
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
 PROBE_STEPS = 20
@@ -84,15 +87,21 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
         place_trunk(parts.frozen, stage, runtime)
     micro, side = stage.batch.micro, stage.model.image_size
 
-    def features() -> Any:
-        clips = torch.full((micro, 3, stage.frames, side, side), 128, dtype=torch.uint8)
-        return clips.to(device) if parts.frozen is None else parts.frozen(clips)
+    def features(batch: Batch) -> Any:
+        return batch["clips"].to(device) if parts.frozen is None else parts.frozen(batch["clips"])
 
+    shape = (micro, 3, stage.frames, side, side)
+    drawn = range(steps * accumulation)
+    batches: Iterator[Batch] = ({"clips": torch.full(shape, 128, dtype=torch.uint8)} for _ in drawn)
+    take: Callable[[Batch], Any] = features
+    if isinstance(stage, Stage2) and overlaps(stage, on_card=device.type == "cuda"):
+        ahead = TrunkAhead(features, device)
+        batches, take = ahead.over(batches), ahead.features
     for step in range(steps):
         before(step)
         for index in range(accumulation):
             labels = torch.zeros(micro, dtype=torch.int64, device=device)
-            logits = engine.forward(features())
+            logits = engine.forward(take(next(batches)))
             loss = weighted_loss_sum(logits, labels, torch.ones(micro, device=device), stage.optimizer.label_smoothing)
             engine.backward(loss / micro, last=index == accumulation - 1)
         engine.step(0.0)

@@ -315,9 +315,10 @@ def damaged(place: Path, used: Path, tmp_path: Path) -> Callable[[str], tuple[Pa
 
 
 @pytest.mark.fault(34)
-def test_a_damaged_clip_has_weight_0_and_is_named(damaged: Callable[[str], tuple[Path, str]]) -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_a_damaged_clip_has_weight_0_and_is_named(damaged: Callable[[str], tuple[Path, str]], overlap: str) -> None:
     folder, key = damaged("train")
-    finished = train(folder, *START, "run")
+    finished = train(folder, *START, "run", *sets(f"stage2.overlap={overlap}"))
     assert finished.code == 0, finished.err
     bad = events(folder / "run", "bad_sample")
     assert [(event["stage"], event["key"]) for event in bad] == [("stage1", key), ("stage2", key)]

@@ -284,6 +284,27 @@ def test_a_cache_of_something_else_is_refused_with_what_differs(place: Path, bui
         assert finished.err.count("\n") == 1
 
 
+def test_a_trunk_in_int8_tells_how_near_it_is_and_has_a_cache_of_its_own(place: Path, built: Path) -> None:
+    own = sets("stage2.trunk_precision=int8")
+    refused = train(place, *START, "other precision", *own, *sets(f"stage2.cache.dir={built / 'cache'}"))
+    assert refused.code == 78
+    assert "dtype: cached 'float32', wanted 'bfloat16, linear layers in int8'" in refused.err
+    for name, stage, more in (("int8 cached", "cache", []), ("int8 live", "stage2", sets("stage2.cache=null"))):
+        finished = train(place, *START, name, *own, *more)
+        assert finished.code == 0, finished.err
+        [event] = events(place / name, "trunk_precision")
+        assert (event["stage"], event["precision"]) == (stage, "int8")
+        assert 0.999 < event["least_cosine"] <= event["cosine"] <= 1.0
+        assert f"{stage}: trunk in int8: cosine of its features with bf16's is 0.99" in finished.out
+    again = train(place, *START, "int8 live", *sets("stage2.trunk_precision=bf16", "stage2.cache=null"))
+    assert again.code == 78
+    assert "trunk_precision: was 'int8', now 'bf16'" in again.err
+    fp8 = train(place, *START, "fp8", *sets("stage2.trunk_precision=fp8", "stage2.cache=null"))
+    assert fp8.code == 78
+    assert fp8.err.count("\n") == 1
+    assert "stage2.trunk_precision: fp8 needs a card" in fp8.err
+
+
 def test_parts_of_another_recipe_are_not_gone_on_with(place: Path) -> None:
     run = place / "changed"
     started = Train(place, *BUILD, "changed")

@@ -102,6 +102,27 @@ def test_kill_9_before_the_first_checkpoint(place: Path, whole: Path) -> None:
     assert_the_same(run, whole)
 
 
+@pytest.mark.fault(2, 9)
+def test_a_trunk_that_runs_ahead_repeats_and_skips_nothing(place: Path, whole: Path) -> None:
+    """A micro-batch whose trunk has run and whose tail has not is not counted, killed or stopped; without it the run
+    goes on with the same bits."""
+    run, own = place / "ahead", (*START, "ahead", *DROP_PATH)
+    on = sets("stage2.overlap=on")
+    started = Train(place, *own, *on)
+    started.signal_when(has(run, "stage2", 4), signal.SIGKILL)
+    assert started.wait().code == -signal.SIGKILL
+    started = Train(place, *own, *on)
+    started.signal_when(saw_step(run, "stage2", 7), signal.SIGTERM)
+    stopped = started.wait()
+    assert stopped.code == 75, stopped.err
+    assert "stage2: the trunk runs one micro-batch ahead of the tail" in stopped.out
+    finished = train(place, *own)
+    assert finished.code == 0, finished.err
+    assert_the_same(run, whole)
+    seen = {line["step"]: line["samples_seen"] for line in log_lines(run) if line.get("samples_seen")}
+    assert seen == {line["step"]: line["samples_seen"] for line in log_lines(whole) if line.get("samples_seen")}
+
+
 @pytest.mark.fault(1, 2)
 def test_kill_9_of_two_ranks(place: Path, whole_on_two: Path) -> None:
     run = place / "killed on two"

@@ -251,6 +251,7 @@ VARIANTS = {
     "bf16": ("engine.precision=bf16",),
     "chunks": ("stage2.chunk_frames=2",),
     "checkpoints": ("checkpoint.every_steps=1", "checkpoint.keep=1"),
+    "trunk ahead": ("stage2.overlap=on",),
 }
 
 
@@ -269,7 +270,7 @@ def variant(place: Path) -> Callable[[str], Path]:
     return variant
 
 
-@pytest.mark.parametrize("name", ["two workers", "checkpoints"])
+@pytest.mark.parametrize("name", ["two workers", "checkpoints", "trunk ahead"])
 def test_these_change_no_bit(variant: Callable[[str], Path], name: str) -> None:
     """Invariant 6."""
     assert losses(variant(name)) == losses(variant("plain"))
@@ -277,6 +278,14 @@ def test_these_change_no_bit(variant: Callable[[str], Path], name: str) -> None:
     for stage in STAGES:
         file = Path(stage) / "weights.safetensors"
         assert file_sha256(variant(name) / file) == file_sha256(variant("plain") / file)
+
+
+def test_the_console_tells_how_long_it_waits_for_clips(variant: Callable[[str], Path]) -> None:
+    """Without loader processes this tiny model waits for each clip. The share is that of the last logged window."""
+    told = [line for line in (variant("plain") / "console.log").read_text().splitlines() if "loader: " in line]
+    assert [line.split("loader: ")[0].split()[-1] for line in told] == ["image:", *["stage1:"] * 2, *["stage2:"] * 2]
+    last = [line for line in log_lines(variant("plain")) if line["kind"] == "train"][-1]
+    assert f"loader: {last['data_time'] / last['step_time']:.0%} of the step is waiting for clips; " in told[-1]
 
 
 def test_logging_less_changes_no_bit(variant: Callable[[str], Path]) -> None:

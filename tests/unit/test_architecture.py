@@ -26,6 +26,7 @@ LAYERS = (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
         *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
         *("feature_cache", "cache_build", "sweep", "predictions", "evaluate_run", "report_classes"),
+        *("loader_share", "trunk_ahead", "trunk_fidelity"),
     ),
     ("train", "chaos", "tools"),
 )

@@ -43,7 +43,8 @@ def make_stage(kind: str, size: str, **engine: Any) -> StageBlock:
         stage = Stage1.model_validate({**common, "frames": 8})
         return stage.model_copy(update={"activation": "checkpoint"}) if kind == "checkpointed" else stage
     adapter = {"placement": "tokens"} if kind == "tokens" else {}
-    return Stage2.model_validate({**common, "frames": 16, "chunk_frames": 4, "adapter": adapter})
+    own = {"frames": 16, "chunk_frames": 4, "adapter": adapter, "overlap": "off"}
+    return Stage2.model_validate({**common, **own})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,41 @@
+"""What the console says when training waits for its loader, and what would help there."""
+
+from __future__ import annotations
+
+from sfa_dist.models.footprint import takes_tokens
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import shard_kind
+
+TOLD_FROM = 0.05  # Of the step.
+
+
+def loader_line(share: float, stage: StageBlock, cores: int) -> str | None:
+    """One line for a stage whose slowest rank waits for the loader in `share` of its step; None for a small share.
+    `cores` is how many CPU cores each rank has for itself."""
+    if share <= TOLD_FROM:
+        return None
+    what = "features" if _reads_features(stage) else "clips"
+    return f"loader: {share:.0%} of the step is waiting for {what}; {', or '.join(_advice(stage, cores))}"
+
+
+def _reads_features(stage: StageBlock) -> bool:
+    return isinstance(stage, Stage2) and stage.cache is not None and not stage.cache.runs_trunk
+
+
+def _advice(stage: StageBlock, cores: int) -> list[str]:
+    """What helps, the cheapest first; no more than two."""
+    data = stage.data
+    ways = []
+    if data.workers < cores:
+        ways.append(f"raise data.workers (now {data.workers}; a rank has {cores} cores here)")
+    if any(map(shard_kind, data.train)) and data.remote.cache_dir is None:
+        ways.append("keep the shards on a local disk (data.remote.cache_dir)")
+    if _reads_features(stage):
+        ways.append("put the feature cache on a faster disk (stage2.cache.dir)")
+    else:
+        if isinstance(stage, Stage2) and stage.cache is None and not takes_tokens(stage):
+            ways.append("decode and run the trunk once for all epochs (stage2.cache)")
+        ways.append(f"re-encode the clips (sfa pack --gop 12 --short-side {data.resize})")
+    if data.workers >= cores:
+        ways.append(f"give each rank more than {cores} cores (cpus-per-task under Slurm) and data.workers as many")
+    return ways[:2]
