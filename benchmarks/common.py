@@ -20,9 +20,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -30,6 +30,7 @@ if str(ROOT) not in sys.path:
 
 import torch  # noqa: E402 (the path comes first)
 
+K = TypeVar("K", bound=Hashable)
 Clock = Callable[[], float]
 Cell = str | int | float | None
 
@@ -85,12 +86,12 @@ def default_clock() -> Clock:
 
 
 def interleave(
-    cases: Mapping[str, Callable[[], object]], rounds: int, *, clock: Clock | None = None, warmup: int = 1
-) -> dict[str, list[float]]:
+    cases: Mapping[K, Callable[[], object]], rounds: int, *, clock: Clock | None = None, warmup: int = 1
+) -> dict[K, list[float]]:
     """Seconds of each case in each of `rounds` rounds, in which the cases take turns; the first `warmup` rounds, which
     allocate and load, are not counted."""
     read = clock or default_clock()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[K, list[float]] = {name: [] for name in cases}
     for number in range(warmup + rounds):
         for name, work in cases.items():
             started = read()
@@ -101,7 +102,7 @@ def interleave(
     return seconds
 
 
-def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def medians(seconds: Mapping[K, Sequence[float]]) -> dict[K, float]:
     """The median of each case."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -116,9 +117,10 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
-def add_options(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
-    """`--rounds` and `--json`."""
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default {rounds})")
+def add_options(parser: argparse.ArgumentParser, rounds: int | None = 5) -> None:
+    """`--json`, and `--rounds` where there are any."""
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default {rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, with the machine, to this file too")
 
 
