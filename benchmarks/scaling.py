@@ -5,7 +5,7 @@
 
 Every line is stage 2 with a live trunk under the recipe's engine, fed with random clips: frames grow at the smallest
 batch, the batch at the fewest frames. The cases of one number of ranks take turns in one group of processes. On GPUs
-the ranks speak nccl, each has its own GPU, and time is that of the clock; on a CPU they speak gloo with one thread each,
+the ranks speak nccl, each has its own GPU, and time is that of the clock; on a CPU they speak gloo with one thread,
 and time is that of rank 0's processor, since they may be more than the cores. Memory is of the fullest rank: on a GPU
 all that is allocated, on a CPU what a step took beyond weights, optimizer and clips. A data set's size enters through
 the sample plan alone: its lines have the time of one global batch's plan.
