@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import platform
-import resource
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +23,7 @@ from statistics import median
 import av
 import numpy as np
 import torch
+from common import Cell, add_options, interleave, median_ratio, report, tree_clock
 
 from sfa_dist.data.augment import train_transform
 from sfa_dist.data.clip_sampling import frame_indices
@@ -34,6 +31,8 @@ from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.data.reencode import Encoding, reencode
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import AugmentBlock
+
+FFMPEG = "ffmpeg, whole file"
 
 
 def make_video(seconds: int = 10, fps: int = 30, height: int = 256, width: int = 340, gop: int = 250) -> bytes:
@@ -85,46 +84,32 @@ def readers(data: bytes, frames: int, stride: int) -> dict[str, Callable[[float]
     return found
 
 
-def ffmpeg_seconds(file: Path) -> float:
-    """Processor seconds of ffmpeg on the whole file, one thread."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(file), "-f", "null", "-"]
-    subprocess.run(command, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def ffmpeg(file: Path, _: float) -> None:
+    """Decodes the whole file in one thread and throws it away."""
+    subprocess.run(["ffmpeg", "-v", "error", "-threads", "1", "-i", str(file), "-f", "null", "-"], check=True)
 
 
-def measure(videos: dict[str, bytes], frames: int, stride: int, rounds: int) -> list[dict[str, object]]:
-    """Rows: file, reader, kilobytes, milliseconds of processor time for one clip, share of ffmpeg's whole file."""
-    starts = np.random.default_rng(0).random(rounds)
+def measure(videos: dict[str, bytes], frames: int, stride: int, rounds: int) -> list[list[Cell]]:
+    """Rows: file, kilobytes, reader, milliseconds of processor time for one clip, share of ffmpeg's whole file."""
+    starts = [0.5, *np.random.default_rng(0).random(rounds)]  # The first round loads libraries and is not counted.
+
+    def turns(call: Callable[[float], object]) -> Callable[[], object]:
+        own = iter(starts)
+        return lambda: call(next(own))
+
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{number}.mp4" for number, name in enumerate(videos)}
-        for name, file in files.items():
-            file.write_bytes(videos[name])
-        work: dict[tuple[str, str], Callable[[float], object]] = {
-            (name, reader): call
-            for name, data in videos.items()
-            for reader, call in readers(data, frames, stride).items()
-        }
-        for call in work.values():
-            call(0.5)  # The first call loads libraries.
-        taken: dict[tuple[str, str], list[float]] = {}
-        for start in starts:
-            for name, file in files.items():
-                if shutil.which("ffmpeg"):
-                    taken.setdefault((name, "ffmpeg, whole file"), []).append(ffmpeg_seconds(file))
-            for key, call in work.items():
-                began = time.process_time()
-                call(start)
-                taken.setdefault(key, []).append(time.process_time() - began)
-    rows: list[dict[str, object]] = []
-    for (name, reader), seconds in sorted(taken.items()):
-        reference = taken.get((name, "ffmpeg, whole file"))
-        share = round(median(seconds) / median(reference), 2) if reference else None
-        size = len(videos[name]) // 1000
-        rows.append(
-            {"file": name, "reader": reader, "kB": size, "ms": round(1000 * median(seconds), 1), "share": share}
-        )
+        cases: dict[tuple[str, str], Callable[[], object]] = {}
+        for number, (name, data) in enumerate(videos.items()):
+            file = Path(folder) / f"{number}.mp4"
+            file.write_bytes(data)
+            if shutil.which("ffmpeg"):
+                cases[name, FFMPEG] = turns(partial(ffmpeg, file))
+            cases |= {(name, reader): turns(call) for reader, call in readers(data, frames, stride).items()}
+        seconds = interleave(cases, rounds, clock=tree_clock)
+    rows: list[list[Cell]] = []
+    for (name, reader), own in sorted(seconds.items()):
+        share = median_ratio(own, seconds[name, FFMPEG]) if (name, FFMPEG) in seconds else None
+        rows.append([name, len(videos[name]) // 1000, reader, 1000 * median(own), share])
     return rows
 
 
@@ -134,28 +119,14 @@ def main() -> None:
     parser.add_argument("--video", type=Path, help="default: 10 s of a moving texture, 340 x 256, 30 frames a second")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser, rounds=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     source = arguments.video.read_bytes() if arguments.video else make_video()
     videos = {"as it is": source, "after --gop 12": reencode(source, Encoding(gop=12))}
     rows = measure(videos, arguments.frames, arguments.stride, arguments.rounds)
-    if arguments.json:
-        print(json.dumps({"machine": machine(), "frames": arguments.frames, "stride": arguments.stride, "rows": rows}))
-        return
-    print(f"{machine()}; {arguments.frames} frames, stride {arguments.stride}; medians of {arguments.rounds} rounds\n")
-    print("| file | kB | reader | ms | of ffmpeg's whole file |\n|---|---|---|---|---|")
-    for row in rows:
-        share = "-" if row["share"] is None else f"{row['share']:.2f}"
-        print(f"| {row['file']} | {row['kB']} | {row['reader']} | {row['ms']} | {share} |")
-
-
-def machine() -> str:
-    """What this runs on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.processor()}, one thread"
+    title = f"one thread; {arguments.frames} frames, stride {arguments.stride}; medians of {arguments.rounds} rounds"
+    report(arguments, title, ["file", "kB", "reader", "ms", "of ffmpeg's whole file"], rows)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,20 @@ whatever machine this is.
     torchrun --nproc-per-node 2 benchmarks/one_step.py --recipe recipes/h_96f.yaml --steps 3 --shards 'data/mine/*.tar'
 
 Without --shards it packs one generated 256-frame video. On a CPU the memory is the peak resident set of the process,
-of which `libraries_gib` was there before the model was built; on a GPU it is the peak of allocated device memory. The
+of which `libraries` was there before the model was built; on a GPU it is the peak of allocated device memory. The
 plan is what tensors take (on a CPU those of the host's memory too), without reserve.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import statistics
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
+from common import add_options, report, wall_clock
 
 from sfa_dist.data.pack import pack
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -45,12 +43,13 @@ def make_shard(folder: Path) -> str:
 
 
 def main() -> None:
-    """Runs the steps and prints one line of JSON and one of words."""
+    """Runs the steps and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--shards", help="shards to read; default: one generated video")
     parser.add_argument("--steps", type=int, default=1)
+    add_options(parser, rounds=None)
     arguments = parser.parse_args()
     runtime = parallel_runtime.start(environment())
     with tempfile.TemporaryDirectory() as folder:
@@ -70,28 +69,27 @@ def main() -> None:
         seconds = []
         for step in range(arguments.steps):
             batches = list(islice(trainer.streams.train(step, 0), trainer.streams.accumulation))
-            started = time.perf_counter()
+            started = wall_clock()
             record = trainer.train_step(batches, epoch=step)
             runtime.synchronize()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(wall_clock() - started)
     plan = predict(recipe.stage2, world)
     on_host = 0 if runtime.device.type == "cuda" else plan.host_bytes
-    result = {
+    told = {
         "recipe": recipe.name,
         "frames": recipe.stage2.frames,
         "ranks": world,
-        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else platform.processor() or "cpu",
-        "peak_memory_gib": round(max(runtime.gather(runtime.peak_memory_gib())), 2),
-        "peak_memory_gib_when_built": round(built, 2),
-        "libraries_gib": round(libraries, 2),
-        "planned_gib": round((plan.peak_bytes + on_host) / 2**30, 2),
-        "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
-        "step_seconds": [round(s, 2) for s in seconds],
+        "peak GiB": round(max(runtime.gather(runtime.peak_memory_gib())), 2),
+        "planned": round((plan.peak_bytes + on_host) / 2**30, 2),
+        "libraries": round(libraries, 2),
+        "when built": round(built, 2),
+        "optimizer GiB a rank": round(trainer.engine.optimizer_bytes() / 2**30, 2),
+        "median step s": round(statistics.median(seconds), 2),
         "loss": float(record["losses"].sum()) / record["clips"] * world,
-        "grad_norm": record["grad_norm"],
     }
     if runtime.is_main:
-        print(json.dumps(result))
+        title = f"{arguments.steps} optimizer step(s), one clip a rank; the first step takes memory and warms up"
+        report(arguments, title, list(told), [list(told.values())], step_seconds=seconds)
     parallel_runtime.stop()
 
 

@@ -4,21 +4,18 @@
     python benchmarks/step.py --recipe recipes/l_128f.yaml --frames 128 --batch 8
 
 Random weights and pixels; stage 1's block is trained end to end on `--frames` frames, stage 2's by SFA. Rounds are
-interleaved, the table shows medians. On a CPU time is that of the process (other programs do not count), on a GPU that
-of the clock.
+interleaved, the table shows medians, and the ratios are medians of ratios within a round. On a CPU time is that of the
+process (other programs hardly count), on a GPU that of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import add_options, interleave, median_ratio, medians, report, spread
 from torch import Tensor
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
@@ -70,15 +67,13 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/b_32f.yaml"))
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", nargs="*", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--set", action="append", default=[])
+    add_options(parser)
     arguments = parser.parse_args()
     runtime = parallel_runtime.start(environment())
-    on_cpu = runtime.device.type == "cpu"
-    if on_cpu:
+    if runtime.device.type == "cpu":
         torch.set_num_threads(1)
-    clock = time.process_time if on_cpu else time.perf_counter
     ways: dict[str, Callable[[], None]] = {}
     for precision in arguments.precision:
         own = [f"stage1.frames={arguments.frames}", f"stage2.frames={arguments.frames}", "stage1.image_checkpoint=null"]
@@ -86,22 +81,14 @@ def main() -> None:
         own += ["engine.zero=0", "optimizer.name=adamw", *arguments.set]
         recipe = load_recipe(arguments.recipe, own, environment()).recipe
         ways |= make_steps(recipe, arguments.batch, runtime, precision)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(arguments.rounds + 1):
-        for way, step in ways.items():
-            started = clock()
-            step()
-            if number:  # The first round allocates.
-                seconds[way].append(clock() - started)
-    device = f"{platform.processor() or platform.machine()}, 1 thread" if on_cpu else torch.cuda.get_device_name()
-    load = f"load {os.getloadavg()[0]:.1f}"
-    print(f"{device}, {load}, torch {torch.__version__}; {recipe.name} with {arguments.frames} frames, ", end="")
-    print(f"batch {arguments.batch}, AdamW, ZeRO-0; median of {arguments.rounds} interleaved rounds")
-    print(f"{'step':18} {'ms':>9} {'of end to end, same precision':>30} {'spread':>8}")
-    for way, values in seconds.items():
-        median = statistics.median(values)
-        base = statistics.median(seconds[f"end to end, {way.rsplit(', ')[-1]}"])
-        print(f"{way:18} {1000 * median:9.1f} {median / base:30.4f} {(max(values) - min(values)) / median:8.0%}")
+    seconds = interleave(ways, arguments.rounds)
+    rows = []
+    for way, median in medians(seconds).items():
+        base = seconds[f"end to end, {way.rsplit(', ')[-1]}"]
+        rows.append([way, 1000 * median, median_ratio(seconds[way], base), f"{spread(seconds[way]):.0%}"])
+    title = f"{recipe.name} with {arguments.frames} frames, batch {arguments.batch}, AdamW, ZeRO-0"
+    title += f"; medians of {arguments.rounds} interleaved rounds"
+    report(arguments, title, ["step", "ms", "of end to end, same precision", "spread"], rows, seconds=seconds)
     parallel_runtime.stop()
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.transport import Batch, Receiver, Sender
 from sfa_dist.errors import DataError
 
-Batch = dict[str, Any]
 NO_SAMPLE = -1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -38,20 +38,22 @@ class Batches(Dataset[Batch]):
 
 
 class Loader(DataLoader[Batch]):
-    """Raises the DataError of a worker as the one line that it is (DataLoader makes the worker's traceback its text),
-    and ends its workers with the iteration.
+    """Unpacks what workers send, raises the DataError of a worker as the one line that it is (DataLoader makes the
+    worker's traceback its text), and ends its workers with the iteration.
 
     They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
     before it waits for them at its exit, so the process would not end.
     """
 
+    pins = False  # Whether batches of workers are copied into page-locked memory.
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _guarded(super().__iter__())
+        return _guarded(super().__iter__(), Receiver(self.pins))
 
 
-def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _guarded(batches: Iterator[Batch], receive: Receiver) -> Iterator[Batch]:
     try:
-        yield from batches
+        yield from map(receive, batches)
     except DataError as error:
         name = f"{DataError.__module__}.{DataError.__qualname__}: "
         raise DataError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
@@ -65,17 +67,21 @@ def make_loader(
     batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> Loader:
     """A loader of the given items, in order, from `workers` processes (0: this one)."""
-    return Loader(
+    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else as_it_is
+    loader = Loader(
         batches,
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=collate,
         worker_init_fn=start_worker,
         prefetch_factor=prefetch_factor if workers else None,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory
+        and not workers,  # The batches of workers are pinned as they are taken from their buffers.
         generator=torch.Generator(),  # its own: making an iterator draws a number, which must not shift the model's
     )
+    loader.pins = pin_memory and workers > 0
+    return loader
 
 
 def as_it_is(batch: Any) -> Any:

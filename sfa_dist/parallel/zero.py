@@ -25,6 +25,8 @@ from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state
 from sfa_dist.parallel.zero_config import check_known_keys, derive_config, limit_buckets
 from sfa_dist.recipe import StageBlock
 
+CLIP_EPS = 1e-6  # That torch adds to the norm.
+
 
 class ZeroEngine:
     """`module` sharded and stepped by DeepSpeed as `stage` says; `accumulation` micro-batches make a step."""
@@ -57,6 +59,10 @@ class ZeroEngine:
             )
         except (AssertionError, ValueError) as error:
             raise RecipeError(f"DeepSpeed refuses the recipe's engine settings: {error}") from error
+        if self.stage_number == 0 and dist.get_world_size() == 1:
+            # It would copy all gradients into one buffer and back, to reduce them with nobody: more than the forward
+            # pass of a step on stored features.
+            self._engine.enable_backward_allreduce = False
         self._optimizer: torch.optim.Optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for fragment in self.fragments() if exact else ():
             source = exact[fragment.name].flatten()[fragment.start : fragment.start + fragment.numel]
@@ -96,7 +102,7 @@ class ZeroEngine:
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._named() if p.grad is not None])
         if not math.isfinite(norm):
             self.module.zero_grad()  # Nothing is left to step by.
-        elif self.clip_norm > 0:
+        elif 0 < self.clip_norm < float(norm + CLIP_EPS):  # Else torch would multiply by one.
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
         return norm
 

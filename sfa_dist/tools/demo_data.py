@@ -67,9 +67,9 @@ def render(digit: NDArray[np.float32], step: tuple[int, int], frames: int, rng: 
 
 
 def write_video(path: Path, frames: Pixels, fps: int = FPS) -> None:
-    """An h264 mp4 of RGB frames (T, H, W, 3)."""
+    """An h264 mp4 of RGB frames (T, H, W, 3), a key frame in every 12, as `sfa pack --gop 12` does."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast", "g": "12"})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.thread_count = 1
         for frame in frames:
@@ -77,8 +77,8 @@ def write_video(path: Path, frames: Pixels, fps: int = FPS) -> None:
         container.mux(stream.encode(None))
 
 
-def motion_clips(count: int, train: bool, seed: int) -> Iterator[tuple[str, Pixels]]:
-    """(label name, frames) of moving digits."""
+def motion_clips(count: int, train: bool, seed: int, frames: int = FRAMES) -> Iterator[tuple[str, Pixels]]:
+    """(label name, `frames` frames) of moving digits."""
     images, classes = digit_images()
     chosen = slice(0, TRAIN_DIGITS) if train else slice(TRAIN_DIGITS, None)
     images, classes = images[chosen], classes[chosen]
@@ -90,7 +90,7 @@ def motion_clips(count: int, train: bool, seed: int) -> Iterator[tuple[str, Pixe
         speed = int(rng.integers(2, 4))
         dy, dx = DIRECTIONS[direction]
         label = f"{classes[which] % GROUPS}or{classes[which] % GROUPS + GROUPS}_{direction}"
-        yield label, render(images[which], (dy * speed, dx * speed), FRAMES, rng)
+        yield label, render(images[which], (dy * speed, dx * speed), frames, rng)
 
 
 def image_clips(count: int, train: bool, seed: int) -> Iterator[tuple[str, Pixels]]:
@@ -120,13 +120,13 @@ def write_split(out: Path, name: str, clips: Iterator[tuple[str, Pixels]], class
     shutil.rmtree(raw)
 
 
-def make(out: Path, train_clips: int, test_clips: int, image_clips_count: int) -> None:
-    """The whole set under `out`: train, test, image_train, image_test."""
+def make(out: Path, train_clips: int, test_clips: int, image_clips_count: int, frames: int = FRAMES) -> None:
+    """The whole set under `out`: train, test, image_train, image_test. `frames` are those of a moving video."""
     motion = sorted(f"{g}or{g + GROUPS}_{d}" for g in range(GROUPS) for d in DIRECTIONS)
     digits = [f"digit{d}" for d in range(10)]
     shutil.rmtree(out, ignore_errors=True)
-    write_split(out, "train", motion_clips(train_clips, True, seed=1), motion)
-    write_split(out, "test", motion_clips(test_clips, False, seed=2), motion)
+    write_split(out, "train", motion_clips(train_clips, True, 1, frames), motion)
+    write_split(out, "test", motion_clips(test_clips, False, 2, frames), motion)
     write_split(out, "image_train", image_clips(image_clips_count, True, seed=3), digits)
     write_split(out, "image_test", image_clips(max(100, image_clips_count // 8), False, seed=4), digits)
     shutil.rmtree(out / "raw")
