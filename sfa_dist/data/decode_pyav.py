@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version as package_version
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -197,12 +197,16 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def opened(data: bytes | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
+def opened(
+    data: bytes | BinaryIO | str, **options: Any
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample.
+
+    `data` is a file's content, an open file, or the name of a device or stream; `options` go to `av.open`.
+    """
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with av.open(
-            io.BytesIO(data) if isinstance(data, bytes) else data, mode="r", metadata_errors="replace"
-        ) as container:
+        with av.open(source, mode="r", metadata_errors="replace", **options) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BadSample("no video stream")

@@ -25,7 +25,7 @@ LAYERS = (
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
         *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
-        *("feature_cache", "cache_build", "sweep"),
+        *("feature_cache", "cache_build", "sweep", "prediction", "timeline", "timeline_output"),
     ),
     ("train", "chaos", "tools"),
 )
