@@ -14,7 +14,7 @@ from torch import Tensor
 MOST_BINS = 1024
 SHOWN_CLASSES = 8
 # Okabe and Ito: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 OTHERS = "#d0d7de"
 
 
@@ -105,15 +105,18 @@ def draw_timeline(curve: Curve, names: Sequence[str], title: str, path: Path) ->
     lines.set(ylim=(-0.02, 1.02), ylabel="probability")
     lines.set_title(title, loc="left", fontsize=11)
     lines.grid(alpha=0.3)
+    likeliest = probabilities.argmax(dim=1).tolist()
+    if not colours.keys() >= set(likeliest):
+        lines.plot([], [], color=OTHERS, linewidth=5, label="others")
     figure.legend(loc="outside right upper", frameon=False, title="likeliest classes", alignment="left")
     edges = _edges(seconds)
-    likeliest = probabilities.argmax(dim=1).tolist()
     for left, right, label in zip(edges[:-1], edges[1:], likeliest, strict=True):
         band.axvspan(left, right, color=colours.get(label, OTHERS), linewidth=0)
     band.set(yticks=[], xlabel="middle of the window", xlim=(edges[0], edges[-1]))
     band.set_ylabel("likeliest", rotation=0, ha="right", va="center", fontsize=9)
     band.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 3, 5, 6, 10]))
-    band.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
+    digits = 0 if edges[-1] - edges[0] > 10 else 1
+    band.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, digits)))
     for spine in ("top", "right"):
         lines.spines[spine].set_visible(False)
         band.spines[spine].set_visible(False)
@@ -130,14 +133,14 @@ def shown_classes(probabilities: Tensor) -> list[int]:
     return [label for label in ranked[:SHOWN_CLASSES] if wins[label] or means[label] >= 0.01] or ranked[:1]
 
 
-def clock(seconds: float) -> str:
-    """0:07.5, 12:30 or 1:02:03: as long as it needs to be."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
+def clock(seconds: float, digits: int = 0) -> str:
+    """0:07, 12:30.25 or 1:02:03, with so many digits behind the point."""
+    unit = 10**digits
+    minutes, rest = divmod(round(seconds * unit), 60 * unit)
     hours, minutes = divmod(minutes, 60)
-    whole, tenth = divmod(rest, 10)
+    whole, part = divmod(rest, unit)
     text = f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
-    return f"{text}.{tenth}" if tenth else text
+    return f"{text}.{part:0{digits}d}" if digits else text
 
 
 def _edges(seconds: Tensor) -> list[float]:

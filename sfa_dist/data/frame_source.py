@@ -99,7 +99,14 @@ def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
             if not is_known(place.read(_HEAD)):
                 raise BadSample("not a mp4, mov, avi, mkv, webm, png or jpg file")
             place.seek(0)
-        yield stack.enter_context(opened(place, **options))
+        try:
+            opening = stack.enter_context(opened(place, **options))
+        except BadSample as error:
+            if source != PIPE:
+                raise
+            hint = "a mp4 can come through a pipe only with its header in front (ffmpeg -movflags faststart)"
+            raise BadSample(f"{error.reason}; {hint}") from error
+        yield opening
 
 
 class _Unseekable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,10 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     finished = _finished(arguments)
     model = Model(finished, _device(arguments.device))
-    if arguments.timeline:
-        return _each(arguments, lambda video: _timeline(video, arguments, finished, model))
-    predictor = FilePredictor(model, finished)
-    return _each(arguments, lambda video: _top(video, arguments, predictor, model))
+    try:
+        if arguments.timeline:
+            return _each(arguments, lambda video: _timeline(video, arguments, finished, model))
+        predictor = FilePredictor(model, finished)
+        return _each(arguments, lambda video: _top(video, arguments, predictor, model))
+    except BrokenPipeError:  # as `| head` leaves: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -214,7 +219,7 @@ def _tell(
         print(json.dumps(window), flush=True)
     else:
         likeliest = "  ".join(f"{entry['score']:.2f} {entry['name']}" for entry in top[:3])
-        print(f"{clock(start):>9} - {clock(end):<9} {likeliest}", flush=True)
+        print(f"{clock(start, 2):>11} - {clock(end, 2):<11} {likeliest}", flush=True)
 
 
 def _finish(stem: Path, curve: Curve, model: Model, source: FrameSource, video: str) -> None:
