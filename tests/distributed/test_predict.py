@@ -220,6 +220,42 @@ def test_a_timeline_of_a_short_video_and_of_none(here, capsys, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip0.timeline.json", "clip0.timeline.png"]
 
 
+def test_damage_ends_a_timeline_and_keeps_what_came_before(here, capsys, tmp_path):
+    whole = (here / "long.mp4").read_bytes()
+    kept = whole.index(b"mdat") + (len(whole) - whole.index(b"mdat")) * 2 // 3
+    (tmp_path / "cut.mp4").write_bytes(whole[:kept] + bytes(len(whole) - kept))
+    arguments = ["--run", "done", "--timeline", "--hop", "0.4", "--out", str(tmp_path)]
+    code, lines, err = predict(capsys, str(tmp_path / "cut.mp4"), *arguments)
+    assert code == 65
+    assert "cannot be decoded" in lines[-1]["error"]
+    assert "error: " in err
+    _, undamaged, _ = predict(capsys, "long.mp4", *arguments)
+    assert 3 < len(lines[:-1]) < len(undamaged)
+    assert json.loads((tmp_path / "cut.timeline.json").read_text())["windows"] == lines[:-1]
+    assert [line["start"] for line in lines[:-1]] == [line["start"] for line in undamaged[: len(lines) - 1]]
+    assert (tmp_path / "cut.timeline.png").is_file()
+
+
+def test_a_reader_that_leaves_ends_it_quietly(place, tmp_path):
+    """As in `sfa predict ... | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sfa_dist.tools.cli", "predict", str(place / "long.mp4"), "--timeline"]
+    with os.fdopen(write, "wb") as closed:
+        finished = subprocess.run(
+            [*command, "--run", str(place / "done"), "--out", str(tmp_path)],
+            cwd=ROOT,
+            env=dict(os.environ) | ONE_THREAD,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert finished.returncode == 0, finished.stderr
+    assert "error" not in finished.stderr
+    assert len(json.loads((tmp_path / "long.timeline.json").read_text())["windows"]) == 1
+
+
 def test_a_stream_is_told_as_it_comes_and_ended_by_ctrl_c(place, tmp_path):
     """A pipe by name that stays open: windows come before its end, and Ctrl-C leaves whole files and exit code 0."""
     fifo = tmp_path / "camera.mkv"
