@@ -168,7 +168,7 @@ class _Extraction:
         """Writes the parts; a failure of this rank is told to all of them."""
         steps = self.plan.steps
         chunk = max(1, self.trunk.chunk_frames // steps.grid.tubelet)
-        decoder = choose_decoder(steps.data.decoder, steps.data.limits)
+        decoder = choose_decoder(steps.data.decoder, steps.data.limits, steps.data.fps)
         videos = VideoSlices(self.plan.index, decoder, steps, parts, chunk)
         on_card = self.run.runtime.device.type == "cuda"
         self._since = time.perf_counter()

@@ -18,12 +18,24 @@ Classes = Annotated[int, Field(ge=2)]
 LABEL_HEADS = ("noun", "verb")
 
 
+MAX_FPS = 1000
+
+
 def _frames_or_auto(value: object) -> int | str:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError(f"expected a number of frames greater than 0, or auto, got {value!r}")
 
 
+def _rate(value: object) -> float | str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_FPS:
+        return float(value)
+    if value in (None, "stored"):
+        return value
+    raise ValueError(f"expected frames a second (at most {MAX_FPS}), null or stored, got {value!r}")
+
+
+Rate = Annotated[float | Literal["stored"] | None, PlainValidator(_rate)]
 FramesOrAuto = Annotated[int | Literal["auto"], PlainValidator(_frames_or_auto)]
 
 
@@ -157,6 +169,9 @@ class DataBlock(Block):
 
     `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`), URLs or pipes.
     `stride` is the distance in video frames between two frames of a clip; 0 repeats one frame (a static clip).
+    `fps` brings videos to so many frames a second, by time, before clips are cut. null leaves each at its own mean
+    rate: frames come as stored where that is constant, and equally far apart in time where it is not. `stored` counts
+    frames whatever their times.
     `resize` is the short side in pixels before cropping to `model.image_size`.
     `damaged: strict` takes a video that is cut or does not decode for a bad sample; `salvage` takes the clip from the
     frames before the damage, where there are enough.
@@ -166,6 +181,7 @@ class DataBlock(Block):
     val: list[str] = []
     test: list[str] = []
     stride: NonNegative = 2
+    fps: Rate = None
     resize: Positive = 256
     frame_order: Literal["time", "shuffled"] = "time"
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]

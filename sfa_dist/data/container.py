@@ -83,6 +83,15 @@ def promised_video(data: bytes) -> VideoPromise:
     return VideoPromise()
 
 
+def has_constant_rate(data: bytes) -> bool:
+    """Whether the header says, without a doubt, that the frames are equally far apart in time (mp4 and mov only)."""
+    try:
+        tables = list(_video_tables(data)) if _is_iso(data) else []
+        return bool(tables) and all(_is_constant(data, table) for table in tables)
+    except (struct.error, IndexError):
+        return False
+
+
 def _is_iso(data: bytes) -> bool:
     return data[4:8] in _TOP_BOXES
 
@@ -116,18 +125,44 @@ def _inside(data: bytes, split: _Split, parent: _Part, *path: bytes | int) -> It
             yield from _inside(data, split, part, *path[1:]) if path[1:] else (part,)
 
 
-def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
+def _video_tables(data: bytes) -> Iterator[_Part]:
+    """The sample tables of an mp4's video tracks."""
     for track in _inside(data, _boxes, _Part(b"", 0, len(data)), b"moov", b"trak"):
         kinds = [data[box.start + 8 : box.start + 12] for box in _inside(data, _boxes, track, b"mdia", b"hdlr")]
-        for table in _inside(data, _boxes, track, b"mdia", b"minf", b"stbl") if kinds == [b"vide"] else ():
-            sizes = [struct.unpack_from(">HH", data, box.start + 40) for box in _inside(data, _boxes, table, b"stsd")]
-            frames = [
-                struct.unpack_from(">I", data, box.start + 8)[0]
-                for name in (b"stsz", b"stz2")
-                for box in _inside(data, _boxes, table, name)
-            ]
-            for width, height in sizes:
-                yield VideoPromise(max(frames, default=0), height, width)
+        if kinds == [b"vide"]:
+            yield from _inside(data, _boxes, track, b"mdia", b"minf", b"stbl")
+
+
+def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
+    for table in _video_tables(data):
+        sizes = [struct.unpack_from(">HH", data, box.start + 40) for box in _inside(data, _boxes, table, b"stsd")]
+        frames = [
+            struct.unpack_from(">I", data, box.start + 8)[0]
+            for name in (b"stsz", b"stz2")
+            for box in _inside(data, _boxes, table, name)
+        ]
+        for width, height in sizes:
+            yield VideoPromise(max(frames, default=0), height, width)
+
+
+def _is_constant(data: bytes, table: _Part) -> bool:
+    """Whether a sample table steps by one duration (the last sample may have its own), and moves samples out of their
+    order (ctts) by whole steps."""
+    steps = [run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box)]
+    moves = [move for box in _inside(data, _boxes, table, b"ctts") for _, move in _runs(data, box)]
+    if len(steps) == 2 and steps[1][0] == 1:
+        steps.pop()
+    if len(steps) != 1 or steps[0][1] == 0:
+        return False
+    return all((move - moves[0]) % steps[0][1] == 0 for move in moves)
+
+
+def _runs(data: bytes, box: _Part) -> list[tuple[int, int]]:
+    """(count, value) of the runs of stts or ctts. Raises struct.error where they are cut off."""
+    count = struct.unpack_from(">I", data, box.start + 4)[0]
+    if box.start + 8 + 8 * count > min(box.end, len(data)):
+        raise struct.error("runs are cut off")
+    return list(struct.iter_unpack(">Ii", data[box.start + 8 : box.start + 8 + 8 * count]))
 
 
 def _boxes(data: bytes, parent: _Part) -> Iterator[_Part]:

@@ -8,40 +8,19 @@ than the recipe's `data.limits` (decode_limits.py).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
+from sfa_dist.data.resample import at_rate
+from sfa_dist.data.video import FrameNumbers, FrameTimes, StoredVideo, Video
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import LimitsBlock
+from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
 NO_OTHER_LIMITS = LimitsBlock()  # the schema's own
-FrameNumbers = Sequence[int] | npt.NDArray[np.int64]
-
-
-class Video(Protocol):
-    """One opened video. Frames are numbered from 0 in the order of their time stamps."""
-
-    @property
-    def num_frames(self) -> int: ...  # at least 1
-
-    @property
-    def fps(self) -> float: ...  # mean frames a second, 0.0 if unknown
-
-    @property
-    def height(self) -> int: ...  # upright, in pixels
-
-    @property
-    def width(self) -> int: ...
-
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
-        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. Raises BadSample."""
-        ...
 
 
 class Decoder(NamedTuple):
@@ -55,7 +34,7 @@ class Decoder(NamedTuple):
 class LimitedVideo:
     """A backend's video whose calls take no longer than `limits.seconds`."""
 
-    def __init__(self, video: Video, limits: LimitsBlock) -> None:
+    def __init__(self, video: StoredVideo, limits: LimitsBlock) -> None:
         self._video, self._limits = video, limits
         self.num_frames, self.fps = video.num_frames, video.fps
         check_frame_count(self.num_frames, limits)
@@ -74,27 +53,37 @@ class LimitedVideo:
         """See `Video.frames_at`."""
         return within(self._limits.seconds, lambda: self._video.frames_at(indices))
 
+    def times(self) -> FrameTimes:
+        """See `StoredVideo.times`."""
+        return within(self._limits.seconds, self._video.times)
 
-def open_limited(backend: Callable[[bytes, LimitsBlock], Video], limits: LimitsBlock, data: bytes) -> Video:
-    """A video of a backend, within limits. Raises BadSample."""
+
+def open_limited(
+    backend: Callable[[bytes, LimitsBlock], StoredVideo], limits: LimitsBlock, data: bytes, rate: Rate = "stored"
+) -> Video:
+    """A video of a backend, within limits and at a rate (resample.py). Raises BadSample."""
     check_promise(data, limits)
-    return within(limits.seconds, lambda: LimitedVideo(backend(data, limits), limits))
+    video = within(limits.seconds, lambda: LimitedVideo(backend(data, limits), limits))
+    return at_rate(video, data, rate, limits)
 
 
 def choose_decoder(
-    wanted: Literal["auto", "torchcodec", "pyav"] = "auto", limits: LimitsBlock = NO_OTHER_LIMITS
+    wanted: Literal["auto", "torchcodec", "pyav"] = "auto",
+    limits: LimitsBlock = NO_OTHER_LIMITS,
+    rate: Rate = "stored",
 ) -> Decoder:
-    """The decoder asked for; `auto` takes torchcodec where it loads with its FFmpeg libraries, else PyAV.
+    """The decoder asked for; `auto` takes torchcodec where it loads with its FFmpeg libraries, else PyAV. Its videos
+    have the frames of `data.fps` (`rate`).
 
     Raises RecipeError, saying how to install it, when the one asked for cannot be used.
     """
     if wanted == "pyav":
-        return _pyav(limits)
+        return _pyav(limits, rate)
     try:
-        return _torchcodec(limits)
+        return _torchcodec(limits, rate)
     except (ImportError, OSError, RuntimeError) as error:  # it raises RuntimeError where FFmpeg's libraries are absent
         if wanted == "auto":
-            return _pyav(limits)
+            return _pyav(limits, rate)
         reason = str(error).strip().split("\n")[0]
         raise RecipeError(
             f"data.decoder: torchcodec cannot be used ({reason}). Install it with `pip install torchcodec` and FFmpeg "
@@ -108,14 +97,14 @@ def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
     return int(_pyav_module().sound_frames(data, limits))
 
 
-def _torchcodec(limits: LimitsBlock) -> Decoder:
+def _torchcodec(limits: LimitsBlock, rate: Rate) -> Decoder:
     module = importlib.import_module("sfa_dist.data.decode_torchcodec")
-    return Decoder("torchcodec", module.version(), partial(open_limited, module.TorchcodecVideo, limits))
+    return Decoder("torchcodec", module.version(), partial(open_limited, module.TorchcodecVideo, limits, rate=rate))
 
 
-def _pyav(limits: LimitsBlock) -> Decoder:
+def _pyav(limits: LimitsBlock, rate: Rate) -> Decoder:
     module = _pyav_module()
-    return Decoder("pyav", module.version(), partial(open_limited, module.PyAVVideo, limits))
+    return Decoder("pyav", module.version(), partial(open_limited, module.PyAVVideo, limits, rate=rate))
 
 
 def _pyav_module() -> Any:

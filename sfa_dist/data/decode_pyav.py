@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version as package_version
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -22,8 +22,8 @@ from av.filter import Graph
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
-from sfa_dist.data.decode import FrameNumbers
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
+from sfa_dist.data.video import FrameNumbers, FrameTimes
 from sfa_dist.recipe_blocks import LimitsBlock
 
 _DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
@@ -79,13 +79,13 @@ class PyAVVideo:
                     seek_to = time if packet.dts is None else min(time, packet.dts)
                     self._key_frames.append((time, seek_to))
             self._size = (context.height, context.width)
-            time_base = stream.time_base or 0
+            self._time_base = float(stream.time_base or 0)
         self._times = sorted(times)
         self._key_frames.sort()
         self.num_frames = len(times)
         if not times:
             raise BadSample("no frame can be decoded")
-        seconds = float((end - min(times)) * time_base)
+        seconds = (end - min(times)) * self._time_base
         self.fps = len(times) / seconds if seconds > 0 else 0.0
 
     @property
@@ -115,6 +115,11 @@ class PyAVVideo:
         if rows or clip is None:
             raise BadSample(f"frame {self._times.index(min(rows))} of {self.num_frames} cannot be decoded")
         return torch.from_numpy(clip)
+
+    def times(self) -> FrameTimes:
+        """See `StoredVideo.times`."""
+        times: FrameTimes = np.asarray(self._times, dtype=np.float64)
+        return (times - times[0]) * self._time_base
 
     @cached_property
     def _quarter_turns(self) -> int:
@@ -192,12 +197,16 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def opened(data: bytes | BinaryIO) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample."""
+def opened(
+    data: bytes | BinaryIO | str, **options: Any
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample.
+
+    `data` is a file's content, an open file, or the name of a device or stream; `options` go to `av.open`.
+    """
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with av.open(
-            io.BytesIO(data) if isinstance(data, bytes) else data, mode="r", metadata_errors="replace"
-        ) as container:
+        with av.open(source, mode="r", metadata_errors="replace", **options) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BadSample("no video stream")

@@ -11,8 +11,9 @@ import torchcodec
 from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import FrameNumbers
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.data.decode_pyav import PyAVVideo
+from sfa_dist.data.video import FrameNumbers, FrameTimes
 from sfa_dist.recipe_blocks import LimitsBlock
 
 # It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
@@ -39,7 +40,7 @@ class TorchcodecVideo:
     the parallelism."""
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
-        self._limits = limits
+        self._data, self._limits = data, limits
         try:
             self._decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
             metadata = self._decoder.metadata
@@ -67,6 +68,10 @@ class TorchcodecVideo:
         except _DECODE_ERRORS as error:
             raise BadSample(f"frames cannot be decoded: {_one_line(error)}") from error
         return clip
+
+    def times(self) -> FrameTimes:
+        """See `StoredVideo.times`. torchcodec tells only those of frames that it has decoded, PyAV those of packets."""
+        return PyAVVideo(self._data, self._limits).times()
 
 
 def _one_line(error: Exception) -> str:

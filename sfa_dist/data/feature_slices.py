@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices, view_offsets
-from sfa_dist.data.decode import Decoder, Video
+from sfa_dist.data.decode import Decoder
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.feature_grid import StepGrid, clip_starts, step_frames
 from sfa_dist.data.loader import as_it_is, start_worker
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
+from sfa_dist.data.video import Video
 from sfa_dist.recipe_blocks import AugmentBlock, DataBlock
 
 BLOCK_BYTES = 256 << 20  # of decoded frames: a whole Kinetics video, so that it is decoded in one go

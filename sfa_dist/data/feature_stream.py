@@ -210,7 +210,9 @@ def feature_train_loader(
     live = None
     if share:
         views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-        clips = MicroBatches(index, plan, views, choose_decoder(data.decoder, data.limits), epoch=epoch, **common)
+        clips = MicroBatches(
+            index, plan, views, choose_decoder(data.decoder, data.limits, data.fps), epoch=epoch, **common
+        )
         live = LiveShare(clips, share, seed, epoch)
     rows = ClipRows(frames, grid.tubelet, seed, epoch, grid)
     batches = FeatureBatches(

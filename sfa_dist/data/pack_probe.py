@@ -14,10 +14,11 @@ import torch
 
 from sfa_dist.data.annotations.rows import PACKABLE, ClipRow
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import Video, choose_decoder, sound_frames
+from sfa_dist.data.decode import choose_decoder, sound_frames
 from sfa_dist.data.decode_limits import check_whole
 from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, reencode
 from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
+from sfa_dist.data.video import Video
 
 Problem = Literal["missing", "corrupt", "short"]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import Decoder, FrameNumbers, Video, sound_frames
+from sfa_dist.data.decode import Decoder, sound_frames
 from sfa_dist.data.decode_limits import within
+from sfa_dist.data.resample import Resampled
+from sfa_dist.data.video import FrameNumbers, Video
 from sfa_dist.recipe_blocks import LimitsBlock
 
 
@@ -39,7 +41,8 @@ def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int
     """The frames before the damage. Raises BadSample where they are fewer than `needed`, with the reason of `damage`,
     or where the video cannot be opened at all."""
     video = decoder.open(data)
-    sound = min(within(limits.seconds, lambda: sound_frames(data, limits)), video.num_frames)
+    sound = within(limits.seconds, lambda: sound_frames(data, limits))
+    sound = video.frames_before(sound) if isinstance(video, Resampled) else min(sound, video.num_frames)
     if sound < needed:
         raise BadSample(f"{damage.reason}; {sound} frames are before the damage, a clip needs {needed}")
     return Prefix(video, sound)

@@ -28,7 +28,7 @@ import torch
 from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
-from sfa_dist.data.decode import Decoder, Video, choose_decoder
+from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
 from sfa_dist.data.mixup import draw_share, mirrored, mix
@@ -38,6 +38,7 @@ from sfa_dist.data.salvage import valid_prefix
 from sfa_dist.data.sample_plan import Ids, SamplePlan
 from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
 from sfa_dist.data.shards import shown
+from sfa_dist.data.video import Video
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock
 
@@ -170,17 +171,22 @@ class MicroBatches(Batches):
         """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
         if sample in self.index.errors or not self.index.has_label(sample):
             raise BadSample(self.index.errors.get(sample, NO_LABEL))
-        settings = self.views.clip
-        check_bytes(int(self.index.size[sample]), settings.data.limits)  # before it is read
-        data = read_clip_bytes(self.index, sample)
-        try:
-            check_whole(data)
-            return self.views(self.decoder.open(data), self.epoch, sample)
-        except BadSample as damage:
-            if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
-                raise
-            video = valid_prefix(self.decoder, data, settings.data.limits, settings.span, damage)
-            return self.views(video, self.epoch, sample)
+        check_bytes(int(self.index.size[sample]), self.views.clip.data.limits)  # before it is read
+        return cut_clips(read_clip_bytes(self.index, sample), self.decoder, self.views, self.epoch, sample)
+
+
+def cut_clips(
+    data: bytes, decoder: Decoder, views: TrainViews | TestViews, epoch: int = 0, sample: int = 0
+) -> torch.Tensor:
+    """uint8 (views, 3, T, S, S) of a video file; raises BadSample."""
+    settings = views.clip
+    try:
+        check_whole(data)
+        return views(decoder.open(data), epoch, sample)
+    except BadSample as damage:
+        if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
+            raise
+        return views(valid_prefix(decoder, data, settings.data.limits, settings.span, damage), epoch, sample)
 
 
 def train_plan(
@@ -220,7 +226,7 @@ def train_loader(
     """
     plan = train_plan(index, data, batch, seed, augment.mixup)
     views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-    chosen = decoder or choose_decoder(data.decoder, data.limits)
+    chosen = decoder or choose_decoder(data.decoder, data.limits, data.fps)
     batches = MicroBatches(
         index,
         plan,
@@ -258,7 +264,7 @@ def eval_loader(
     micro = batch.eval_micro or batch.micro
     plan = eval_plan(index, micro, world_size)
     views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
-    chosen = decoder or choose_decoder(data.decoder, data.limits)
+    chosen = decoder or choose_decoder(data.decoder, data.limits, data.fps)
     batches = MicroBatches(
         index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
     )

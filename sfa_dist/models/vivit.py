@@ -158,13 +158,19 @@ class Tail(nn.Module):
 
         Tokens may stand outside of the device: then the adapter takes them chunk by chunk.
         """
+        return self.over_time(self.adapted(features))
+
+    def adapted(self, features: Tensor | ChunkedFeatures) -> Tensor:
+        """What the temporal encoder takes, (B, F, D): here tubelet steps do not see each other yet."""
         if isinstance(features, Tensor):
             x = features.to(self.head.bias.dtype)
-            x = x if self.adapter is None else self.adapter(x)
-        elif self.adapter is None or not self.takes_tokens:
+            return x if self.adapter is None else self.adapter(x)
+        if self.adapter is None or not self.takes_tokens:
             raise TypeError("features in chunks are for an adapter on tokens")
-        else:
-            x = self.adapter.over_chunks(features)
+        return self.adapter.over_chunks(features)
+
+    def over_time(self, x: Tensor) -> Tensor:
+        """Adapted steps (B, F, D) -> logits (B, classes) in fp32."""
         x = x.mean(dim=1) if self.temporal is None else self.temporal.pool(self.temporal(x))
         return self.head(x).float()
 

@@ -54,7 +54,8 @@ def add_parser(commands: Any) -> None:
     add("out_dir", type=Path, help="where the shards go")
     add("--format", choices=FORMATS, default="auto", help="of the source (default: told by its form)")
     add("--videos", "--root", type=Path, help="folder below which the videos lie (default for a table: the table's)")
-    add("--classes", type=Path, help="class list: names, one a line, or the data set's own (default: sorted labels)")
+    forms = "names, one a line, the data set's own list, or another pack's manifest.json"
+    add("--classes", type=Path, help=f"class list: {forms} (default: sorted labels)")
     add("--split-column", help="column that says which split a row is of (default: split)")
     add("--split", help="pack only the rows of this split")
     add("--prefix", help="shards are <prefix>-000000.tar ... (default: the split, or 'shard')")

@@ -123,7 +123,7 @@ class Show:
         yield "test_views", "three spatial views, as the test sees them", self._views()
 
     def _video(self, sample: int) -> Video:
-        decoder = choose_decoder(self.stage.data.decoder, self.stage.data.limits)
+        decoder = choose_decoder(self.stage.data.decoder, self.stage.data.limits, self.stage.data.fps)
         return decoder.open(read_clip_bytes(self.index, sample))
 
     def _settings(self) -> ClipSettings:

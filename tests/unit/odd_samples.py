@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 QUIET_X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}
 FAST_VPX = {"deadline": "realtime", "cpu-used": "8"}
@@ -103,3 +104,31 @@ def png_bomb(side: int) -> bytes:
         for name, content in [*chunks, (b"IEND", b"")]
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def several_streams(sizes: Sequence[tuple[int, int]], container: str = "mp4", default: int | None = None) -> bytes:
+    """12 frames of `blocks` in a video stream of each size (height, width), and sound before them; `default` marks a
+    stream as the one to be played."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip")
+        with av.open(str(path), "w", format=container) as out:
+            sound: Any = out.add_stream("aac", rate=8000, layout="mono")
+            streams: list[Any] = []
+            for number, (height, width) in enumerate(sizes):
+                stream: Any = out.add_stream("libx264", rate=10)
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                stream.codec_context.thread_count = 1
+                stream.options = {"preset": "ultrafast"}
+                if default is not None:
+                    stream.disposition = Disposition.default if number == default else Disposition(0)
+                streams.append(stream)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            out.mux(sound.encode(silence))
+            for number in range(12):
+                for stream, (height, width) in zip(streams, sizes, strict=True):
+                    picture = blocks(number + 100 * height, height, width)
+                    out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            for stream in (sound, *streams):
+                out.mux(stream.encode(None))
+        return path.read_bytes()

