@@ -66,7 +66,7 @@ def test_scontrol_requeue(runs: Runs, cluster: Cluster) -> None:
 
 def test_a_more_urgent_job_preempts(runs: Runs, cluster: Cluster) -> None:
     alone = runs.left_alone("zero2", 2)
-    run = runs.submit("preempted")) == 1
+    run = runs.submit("preempted")
     run.wait_for_step(STOP_AT)
     whole = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
     urgent = cluster.job(cluster.run("sbatch", "--parsable", *whole).strip(), run.job.output)
