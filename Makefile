@@ -1,9 +1,9 @@
-# make demo | test | chaos | lint: each sets up .venv from constraints.txt when it is missing or out of date.
+# make demo | test | test-slurm | chaos | lint: each sets up .venv from constraints.txt when it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test chaos lint clean
+.PHONY: demo test test-slurm slurm-programs chaos lint clean
 
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfa_dist needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -17,6 +17,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# A real Slurm of four nodes in network namespaces of this machine; nothing of it is left afterwards.
+test-slurm: $(STAMP) slurm-programs
+	$(BIN)/python -m pytest -m slurm tests/slurm
+
+slurm-programs:
+	@test "$$(id -u)" = 0 || { echo "make test-slurm needs root, for namespaces and mounts" >&2; exit 1; }
+	@command -v slurmctld slurmd sbatch munged ip >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 >/dev/null; }
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos

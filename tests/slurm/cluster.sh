@@ -3,7 +3,7 @@
 # and local disk; the rest of the file system is shared, as a cluster's home is. Needs root and Debian's packages
 # slurmctld slurmd slurm-client munge iproute2 (other distributions: the same programs).
 #
-#     cluster.sh start 4            nodes node1..node4, ready when it returns; fails without leaving anything
+#     cluster.sh start 4            nodes node1..node4, ready when it returns; a start that fails leaves only its logs
 #     cluster.sh hold 4             the same in the foreground, until its standard input ends: dies with who started it
 #     cluster.sh run sbatch JOB     a command on the login host, in this folder and environment
 #     cluster.sh on node2 CMD       a command on a node, past Slurm
@@ -213,7 +213,9 @@ node() { # node NODE: the first process of a node
     mount -t proc proc /proc
     mount -t tmpfs tmpfs /dev/shm
     mount -t tmpfs -o size=256m tmpfs "$STATE/local"
-    nsenter --net="$STATE/login.net" ip link add "$node" type veth peer name eth0 netns 1
+    # Always the same hardware address: the others remember it when the node comes back.
+    nsenter --net="$STATE/login.net" ip link add "$node" type veth \
+        peer name eth0 netns 1 address "$(printf '02:00:00:00:00:%02x' "${node#node}")"
     nsenter --net="$STATE/login.net" ip link set "$node" master bridge up
     ip link set lo up
     ip address add "$NETWORK.${node#node}/24" dev eth0
