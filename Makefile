@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slurm slurm-programs chaos lint clean
+.PHONY: demo test test-slurm chaos lint clean
 
 $(STAMP): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfa_dist needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -19,13 +19,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A real Slurm of four nodes in network namespaces of this machine; nothing of it is left afterwards.
-test-slurm: $(STAMP) slurm-programs
+test-slurm: $(STAMP)
+	tests/slurm/cluster.sh install
 	$(BIN)/python -m pytest -m slurm tests/slurm
-
-slurm-programs:
-	@test "$$(id -u)" = 0 || { echo "make test-slurm needs root, for namespaces and mounts" >&2; exit 1; }
-	@command -v slurmctld slurmd sbatch munged ip >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 >/dev/null; }
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos

@@ -10,6 +10,8 @@
 #     cluster.sh kill node2         its power goes
 #     cluster.sh boot node2         it comes back
 #     cluster.sh status | stop
+#     cluster.sh install            fetches what is missing by apt-get, then as check
+#     cluster.sh check              says whether a cluster can run here
 #
 # --state DIR before the command (default: $SFA_TEST_CLUSTER or /tmp/sfa-cluster) tells clusters apart; any number run at once.
 # Each node offers 96 cores, 1 TB and 8 GPUs that are /dev/null by other names, so that real scripts are scheduled as
@@ -26,7 +28,8 @@ NETWORK=10.77.0
 LOGIN_ADDRESS=$NETWORK.254
 GPUS=8
 READY_SECONDS=30
-PROGRAMS=(slurmctld slurmd sinfo munged ip unshare nsenter)
+PROGRAMS=(slurmctld slurmd sbatch munged ip unshare nsenter)
+PACKAGES=(slurmctld slurmd slurm-client munge iproute2)
 # /usr/sbin is not on everybody's PATH.
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -69,14 +72,29 @@ on_node() {
     on_login nsenter --target "$pid" --mount --uts --ipc --net --pid --wd="$PWD" -- "$@"
 }
 
-check_machine() {
-    local program missing=()
-    [[ $(id -u) == 0 ]] || fail "needs root: namespaces, mounts and device files"
+missing_programs() {
+    local program
     for program in "${PROGRAMS[@]}"; do
-        command -v "$program" >/dev/null || missing+=("$program")
+        command -v "$program" >/dev/null || echo "$program"
     done
-    ((${#missing[@]} == 0)) || fail "missing: ${missing[*]} (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+}
+
+check_machine() {
+    local missing
+    [[ $(id -u) == 0 ]] || fail "needs root: namespaces, mounts and device files"
+    missing=$(missing_programs)
+    [[ -z $missing ]] || fail "missing: ${missing//$'\n'/ } (apt-get install ${PACKAGES[*]})"
     [[ -d /etc/slurm ]] || fail "no folder /etc/slurm to mount the configuration on"
+    unshare --mount --uts --ipc --net --pid --fork true || fail "this machine gives no namespaces"
+}
+
+install() {
+    [[ $(id -u) == 0 ]] || fail "needs root"
+    if [[ -n $(missing_programs) ]]; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
+    fi
+    check_machine
 }
 
 start() { # start NODES: leaves descriptor 9 open, on which the cluster hangs until `keep` is written to it
@@ -245,6 +263,8 @@ case $command in
         cat >/dev/null 9>&- # only this process may keep the cluster alive
         ;;
     stop) stop ;;
+    install) install ;;
+    check) check_machine ;;
     status)
         login_pid >/dev/null || fail "no cluster runs in $STATE"
         on_login sinfo --Node --partition=main --format="%N %T %C %G"

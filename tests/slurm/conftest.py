@@ -1,7 +1,5 @@
 """One Slurm for all tests of this folder, and one folder with clips and a recipe."""
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,16 +11,16 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "distributed"), str(HERE.parent / "unit")]
 
-from slurm_cluster import NODES, PROGRAMS, SCRIPT, Cluster  # noqa: E402 (found by the line above)
+from slurm_cluster import NODES, SCRIPT, Cluster  # noqa: E402 (found by the line above)
 from slurm_runs import Runs, write_workplace  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Nodes node1 .. node4. It ends with this process, however that ends."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
-    if os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root{' and ' if missing else ''}{', '.join(missing)}: see `make test-slurm`")
+    possible = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
+    if possible.returncode:
+        pytest.skip(f"{possible.stderr.strip()}; make test-slurm installs what is missing")
     state = tempfile.mkdtemp(prefix="sfa-cluster-")  # a short path: it holds a socket
     process = subprocess.Popen(
         [str(SCRIPT), "--state", state, "hold", str(NODES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

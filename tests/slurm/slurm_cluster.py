@@ -13,7 +13,6 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter")
 NODES = 4
 LIMIT = 180.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
