@@ -53,6 +53,7 @@ set_rendezvous() { # train.py takes rank, world size and local rank from SLURM_P
     # sbatch hands the login shell's environment on: a rank in it would be the rank of every task.
     unset RANK WORLD_SIZE LOCAL_RANK
     export MASTER_ADDR=${hosts%%$'\n'*}
+    export SFA_NODES=${hosts//$'\n'/ } # by which messages name the nodes of ranks
     # From the job id and not random, so that all nodes agree; below the ephemeral ports.
     export MASTER_PORT=$((${SFA_PORT_BASE:-20000} + SLURM_JOB_ID % 10000))
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}

@@ -149,6 +149,7 @@ def test_the_environment_of_the_step(script: Path, cluster: Cluster) -> None:
     env = cluster.handed_over()
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("node7", "23456")
     assert (env["OMP_NUM_THREADS"], env["SRUN_CPUS_PER_TASK"]) == ("12", "12")
+    assert env["SFA_NODES"] == "node7 node8"
     assert env["PWD"] == str(ROOT)
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(env), "a login shell's rank would be every task's"
 
