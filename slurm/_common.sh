@@ -144,8 +144,9 @@ run_training() { # run_training ARGUMENTS: train.py with these, its exit code pa
         wait_for_step
     fi
     trap '' USR1 TERM
-    # 138: the signal came before train.py could take it, so there was nothing new to save.
-    if ((status == 75 || (stop_asked && status == 138))); then
+    # 138: the signal came before train.py could take it, so there was nothing new to save. 143: the first task had
+    # left, and srun ended another one that was still about to.
+    if ((status == 75 || (stop_asked && (status == 138 || status == 143)))); then
         requeue
     fi
     exit "$status"

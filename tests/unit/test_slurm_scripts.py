@@ -22,11 +22,13 @@ SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(P
 each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 # srun notes how it was called and ends with $FAKE_EXIT. Otherwise it stays until a USR1: with FAKE_EXIT=wait it saves
-# for a moment then, with FAKE_EXIT=unready it is not ready for the signal and dies of it.
+# for a moment then, with FAKE_EXIT=unready it is not ready for the signal and dies of it,
+# with FAKE_EXIT=late it has ended a task that was late.
 SRUN = """\
 printf '%s\\n' "$@" > "$LOG/srun.args"
 env > "$LOG/srun.env"
 [ "$FAKE_EXIT" = wait ] && trap 'sleep 0.2; exit 75' USR1
+[ "$FAKE_EXIT" = late ] && trap 'exit 143' USR1
 case $FAKE_EXIT in [0-9]*) exit "$FAKE_EXIT" ;; esac
 echo $$ > "$LOG/srun.pid.tmp" && mv "$LOG/srun.pid.tmp" "$LOG/srun.pid"
 while :; do sleep 0.02; done
@@ -167,7 +169,7 @@ def test_site_settings_and_venv(cluster: Cluster) -> None:
     assert (code, "SFA_CLUSTER_ENV" in error) == (64, True)
 
 
-@pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 137, 138])
+@pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 137, 138, 143])
 def test_exit_codes_are_passed_on_without_requeue(cluster: Cluster, code: int) -> None:
     assert cluster.run(SCRIPTS[0], FAKE_EXIT=str(code))[0] == code
     assert "requeue 123456" not in cluster.noted("scontrol")
@@ -257,7 +259,7 @@ def test_a_refused_requeue_says_what_to_do(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize(("step", "code"), [("wait", 75), ("unready", 138)])
+@pytest.mark.parametrize(("step", "code"), [("wait", 75), ("unready", 138), ("late", 143)])
 def test_a_stop_is_forwarded_and_the_job_requeued_after_the_save(
     cluster: Cluster, stop: signal.Signals, step: str, code: int
 ) -> None:
