@@ -19,6 +19,7 @@ def error_lines(run: TinyRun) -> list[str]:
     return [line for line in run.job.said().splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.fault(62)
 def test_a_node_that_never_joins(runs: Runs, tmp_path: Path) -> None:
     """Its python hangs, as one does on a file system that does not answer."""
     hangs = runs.place / "hangs-on-node2"
@@ -41,6 +42,7 @@ def other_code_on_node2(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
     cluster.control("on", "node2", "umount", str(file))
 
 
+@pytest.mark.fault(61)
 def test_two_nodes_with_different_code(runs: Runs, other_code_on_node2: None) -> None:
     run = runs.submit("other-code", *SHORT, options=ON_NODES)
     fields = run.job.end()
