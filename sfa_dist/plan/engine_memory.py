@@ -93,7 +93,7 @@ class Replicated:
                     p.grad = g.view_as(p)
                 if self.setting.world > 1:
                     torch.empty_like(whole)
-            else:
+            elif self.setting.world > 1:
                 torch.empty(min(ALLREDUCE_BUCKET, self.numel))  # Flattened for the reduction, then copied back.
 
     def step(self) -> None:
