@@ -77,7 +77,8 @@ def subject_of_weights(
     """
     from sfa_dist.assemble import read_metadata  # Here, since it brings torch, and commands check their words first.
 
-    name = stage or read_metadata(_there(weights)).get("stage")
+    _there(weights)
+    name = stage or read_metadata(weights).get("stage")
     if name is None:
         raise UsageError(f"{weights} does not tell its stage: give --stage image, stage1 or stage2")
     if getattr(recipe, name, None) is None:
