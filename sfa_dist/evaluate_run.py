@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +14,32 @@ from sfa_dist import checkpoint as ckpt
 from sfa_dist import out_of_memory
 from sfa_dist.assemble import Parts, read_metadata, trained_classes
 from sfa_dist.data.stream import check_labels
-from sfa_dist.errors import CheckpointError, UsageError
 from sfa_dist.final_test import load_parts, score_all_views
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import watched
 from sfa_dist.predictions import require_writer
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, dump_recipe
+from sfa_dist.recipe import Recipe, StageBlock, dump_recipe
 from sfa_dist.run import Run
 from sfa_dist.run_record import code_sha256, collect_results
 from sfa_dist.stage_data import check_classes, open_split
+from sfa_dist.subject import Subject
 from sfa_dist.tracking import Tracker
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a stage of a recipe, its weights, and for stage 2 those of stage 1, which hold the trunk.
-
-    `run_dir` is the run that it belongs to, None for weights alone. With `any_frames` the recipe may have another
-    number of frames than they were trained on.
-    """
-
-    stage: str
-    weights: Path
-    trunk_weights: Path | None
-    run_dir: Path | None
-    any_frames: bool = False
-
-
-def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> tuple[Subject, Path]:
-    """A run's stage (None: its last; of a sweep the best member), and the file of its recipe.
-
-    Raises UsageError for a stage that the recipe has not, CheckpointError for one without weights yet.
-    """
-    present = [name for name in STAGE_NAMES if getattr(recipe, name) is not None]
-    name = stage or present[-1]
-    if name not in present:
-        raise UsageError(f"--stage {name}: the run {run_dir} has no such stage (it has {', '.join(present)})")
-    given = recipe.stage1.weights if recipe.stage1 else None
-    stage1 = Path(given) if given else run_dir / "stage1" / "weights.safetensors"
-    folder, file = run_dir / name, run_dir / "recipe.yaml"
-    if recipe.sweep and name == "stage2":
-        folder = run_dir / name / "members" / _best_member(run_dir)
-        file = folder / "recipe.yaml"
-    weights = stage1 if name == "stage1" else folder / "weights.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"{name} of {run_dir} has no weights yet ({weights}): train it to its end, or --stage")
-    return Subject(name, weights, stage1 if name == "stage2" else None, run_dir), file
-
-
-def _best_member(run_dir: Path) -> str:
-    try:
-        return str(json.loads((run_dir / "result.json").read_text())["best"])
-    except (OSError, ValueError, KeyError):
-        raise CheckpointError(
-            f"{run_dir} is a sweep that is not tested yet, so none of its members is the best: give one with "
-            "--recipe and --weights (stage2/members/m.../)"
-        ) from None
-
-
-def subject_of_weights(recipe: Recipe, weights: Path, trunk_weights: Path | None, stage: str | None) -> Subject:
-    """Weights alone; the file tells which stage's they are, where `stage` does not. Raises CheckpointError without the
-    file, UsageError where the stage is not in the recipe, or its trunk is nowhere."""
-    name = stage or read_metadata(weights).get("stage")
-    if name is None:
-        raise UsageError(f"{weights} does not tell its stage: give --stage image, stage1 or stage2")
-    if getattr(recipe, name, None) is None:
-        raise UsageError(f"{weights} is of {name}, and the recipe has no such stage")
-    if name != "stage2":
-        return Subject(name, weights, None, None)
-    given = trunk_weights or (Path(recipe.stage1.weights) if recipe.stage1 and recipe.stage1.weights else None)
-    if given is None:
-        raise UsageError(f"{weights} is of stage2 and holds no trunk: give stage 1's weights with --trunk-weights")
-    if not given.is_file():
-        raise CheckpointError(f"no weights file {given} (--trunk-weights)")
-    return Subject("stage2", weights, given, None)
-
-
 def evaluate_subject(
-    recipe: Recipe, subject: Subject, out: Path | None, asked: Mapping[str, Any], as_json: bool, stop: StopFlag
+    recipe: Recipe,
+    subject: Subject,
+    any_frames: bool,
+    out: Path | None,
+    asked: Mapping[str, Any],
+    as_json: bool,
+    stop: StopFlag,
 ) -> None:
     """Joins the other ranks, tests, prints the scores and writes them to `out` with what was `asked` for; predictions
-    and classes come into the folder beside it that has its name. Raises SfaError."""
+    and classes come into the folder beside it that has its name. With `any_frames` the recipe may have another number
+    of frames than the weights were trained on. Raises SfaError."""
     with stop.nothing_to_save():
         runtime = parallel_runtime.start(environment())
     try:
@@ -110,7 +52,7 @@ def evaluate_subject(
             runtime.require_equal("the resolved recipe (sha256)", _sha256(dump_recipe(recipe)))
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
             with out_of_memory.told(runtime, watch):
-                summary = {**_scores(run, subject, out), "evaluated": dict(asked)}
+                summary = {**_scores(run, subject, any_frames, out), "evaluated": dict(asked)}
             if out is not None:
                 runtime.on_main(lambda: _write(out, summary))
             if runtime.is_main:
@@ -119,7 +61,7 @@ def evaluate_subject(
         parallel_runtime.stop()
 
 
-def _scores(run: Run, subject: Subject, out: Path | None) -> dict[str, Any]:
+def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> dict[str, Any]:
     """The keys of result.json, of this test."""
     stage: StageBlock = getattr(run.recipe, subject.stage)
     run.watch.phase("evaluate")
@@ -129,9 +71,9 @@ def _scores(run: Run, subject: Subject, out: Path | None) -> dict[str, Any]:
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     run.runtime.on_main(lambda: check_classes(trained_classes(subject.weights), index))
     trained = read_metadata(subject.weights).get("frames")
-    if subject.any_frames and trained is not None and int(trained) != stage.frames:
+    if any_frames and trained is not None and int(trained) != stage.frames:
         run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
-    parts = load_parts(run, stage, subject.weights, subject.trunk_weights, subject.any_frames)
+    parts = load_parts(run, stage, subject.weights, subject.trunk_weights, any_frames)
     result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
     return {**result, "frames": stage.frames, **_record(subject, parts)}
 

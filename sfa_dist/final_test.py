@@ -17,7 +17,7 @@ from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
 from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
-from sfa_dist.metrics import ACTION, ClassificationSums
+from sfa_dist.metrics import ACTION, ClassificationSums, action_heads, action_words
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock, sweep_members
 from sfa_dist.run import Run
@@ -158,11 +158,9 @@ def _names_of(
         return {str(number): names[head][number] for number in numbers if number < len(names[head])}
     found = {}
     for number in numbers:
-        words, rest = [], number
-        for own, size in reversed(list(sums.heads.items())):  # The verb comes last, and is said first.
-            rest, place = divmod(rest, size)
-            words.append(names[own][place] if place < len(names[own]) else str(place))
-        found[str(number)] = " ".join(words)
+        places = zip(sums.heads, action_heads(number, tuple(sums.heads.values())), strict=True)
+        words = [names[own][place] if place < len(names[own]) else str(place) for own, place in places]
+        found[str(number)] = action_words(words)
     return found
 
 

@@ -77,6 +77,20 @@ def action_numbers(labels: Tensor, sizes: Sequence[int]) -> Tensor:
     return number
 
 
+def action_heads(number: int, sizes: Sequence[int]) -> list[int]:
+    """The label in each head of an action's number: the inverse of `action_numbers`."""
+    labels = []
+    for size in reversed(sizes):
+        number, label = divmod(number, size)
+        labels.append(label)
+    return labels[::-1]
+
+
+def action_words(names: Sequence[str]) -> str:
+    """What an action is called by the names in its heads: the verb comes last, and is said first."""
+    return " ".join(reversed(names))
+
+
 @dataclass
 class HeadSums:
     """Of one head: clips whose class is the best, or among the best five, and how often each class was taken for which

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from sfa_dist.class_scores import ClassScores
+
 MOST_BINS = 1024
 SHOWN_CLASSES = 8
 # Okabe and Ito: told apart by colour-blind readers too.
@@ -82,20 +84,31 @@ class Curve:
         return self._starts[: self._bins] / counts, self._sums[: self._bins] / counts.unsqueeze(1)
 
 
-def draw_timeline(curve: Curve, names: Sequence[str], title: str, path: Path) -> None:
-    """The probabilities of the classes that are likeliest somewhere, and below a band of which is at each time."""
+def draw_timeline(curve: Curve, classes: ClassScores, title: str, path: Path) -> None:
+    """The probabilities of the classes that are likeliest somewhere, and below a band of which is at each time; of
+    several heads one such panel above the other, so that the bands together are the likeliest action."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     seconds, probabilities = curve.points()
+    heads = classes.split(probabilities)
+    figure = pyplot.figure(figsize=(11, 4.6 * len(heads)), layout="constrained")
+    panels = figure.subfigures(len(heads), 1, squeeze=False)[:, 0]
+    for panel, (head, part) in zip(panels, heads.items(), strict=True):
+        _draw_head(panel, seconds, part, classes.names[head], title if len(heads) == 1 else f"{title}: {head}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_head(panel: Any, seconds: Tensor, probabilities: Tensor, names: Sequence[str], title: str) -> None:
+    """Into a subfigure: probabilities (N, classes) at `seconds` (N,)."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    lines, band = panel.subplots(2, 1, sharex=True, height_ratios=(12, 1))
     shown = shown_classes(probabilities)
     colours = dict(zip(shown, COLOURS, strict=False))
-    figure, (lines, band) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(11, 4.6), height_ratios=(12, 1), layout="constrained"
-    )
     marker = "o" if len(seconds) < 40 else None
     for label in shown:
         lines.plot(
@@ -108,7 +121,7 @@ def draw_timeline(curve: Curve, names: Sequence[str], title: str, path: Path) ->
     likeliest = probabilities.argmax(dim=1).tolist()
     if not colours.keys() >= set(likeliest):
         lines.plot([], [], color=OTHERS, linewidth=5, label="others")
-    figure.legend(loc="outside right upper", frameon=False, title="likeliest classes", alignment="left")
+    panel.legend(loc="outside right upper", frameon=False, title="likeliest classes", alignment="left")
     edges = _edges(seconds)
     for left, right, label in zip(edges[:-1], edges[1:], likeliest, strict=True):
         band.axvspan(left, right, color=colours.get(label, OTHERS), linewidth=0)
@@ -120,8 +133,6 @@ def draw_timeline(curve: Curve, names: Sequence[str], title: str, path: Path) ->
     for spine in ("top", "right"):
         lines.spines[spine].set_visible(False)
         band.spines[spine].set_visible(False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def shown_classes(probabilities: Tensor) -> list[int]:

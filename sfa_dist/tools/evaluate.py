@@ -7,13 +7,13 @@ import json
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sfa_dist.errors import SfaError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import LoadedRecipe, load_recipe
+from sfa_dist.subject import Subject, recipe_of_run, subject_of_run, subject_of_weights
 
 _EPILOG = """\
 examples:
@@ -60,18 +60,17 @@ def run(arguments: argparse.Namespace) -> None:
     environ = environment()
     stop = StopFlag()
     try:
-        _check(arguments)
+        recipe_file = _check(arguments)
         views = _views(arguments.views)
-        loaded = load_recipe(_recipe_file(arguments), arguments.set, environ)
+        loaded = load_recipe(recipe_file, arguments.set, environ)
         stop.install(
             [signal.Signals[name] for name in loaded.recipe.stop.signals], Parents(read_launch(environ).launcher).lost
         )
         with stop.nothing_to_save():
             from sfa_dist.evaluate_run import default_out, evaluate_subject
-        subject, file = _subject(arguments, loaded)
-        subject = replace(subject, any_frames=arguments.frames is not None)
+        subject = _subject(arguments, loaded)
         wanted = _overrides(arguments, subject.stage, views)
-        recipe = load_recipe(file, [*arguments.set, *wanted], environ).recipe
+        recipe = load_recipe(subject.recipe_file, [*arguments.set, *wanted], environ).recipe
     except SfaError as error:  # Every rank of this machine reads the same files: one of them tells.
         error.told_by_another_rank = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
         raise
@@ -84,11 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out is None and subject.run_dir is not None:
         out = default_out(subject.run_dir, subject.stage, recipe, asked)
-    evaluate_subject(recipe, subject, out, asked, arguments.json, stop)
+    evaluate_subject(recipe, subject, arguments.frames is not None, out, asked, arguments.json, stop)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises UsageError unless there is either a run or a recipe with weights."""
+def _check(arguments: argparse.Namespace) -> Path:
+    """The file of the recipe. Raises UsageError unless there is either a run or a recipe with weights."""
     alone = [name for name in ("recipe", "weights", "trunk_weights") if getattr(arguments, name) is not None]
     if arguments.run_dir is None and (arguments.recipe is None or arguments.weights is None):
         raise UsageError("sfa evaluate: give a run directory, or --recipe and --weights (see --help)")
@@ -96,10 +95,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"sfa evaluate: a run has its own recipe and weights: leave out --{alone[0].replace('_', '-')}"
         )
-    if arguments.run_dir is not None and not (arguments.run_dir / "recipe.yaml").is_file():
-        raise UsageError(f"{arguments.run_dir} is no run directory (it has no recipe.yaml)")
     if arguments.out is not None and arguments.out.suffix != ".json":
         raise UsageError(f"--out {arguments.out}: the file's name has to end with .json")
+    return arguments.recipe if arguments.run_dir is None else recipe_of_run(arguments.run_dir)
 
 
 def _views(text: str | None) -> list[tuple[int, int]]:
@@ -111,17 +109,11 @@ def _views(text: str | None) -> list[tuple[int, int]]:
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
-def _recipe_file(arguments: argparse.Namespace) -> Path:
-    return arguments.run_dir / "recipe.yaml" if arguments.run_dir is not None else arguments.recipe
-
-
-def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> tuple[Any, Path]:
-    from sfa_dist.evaluate_run import subject_of_run, subject_of_weights
-
+def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> Subject:
     if arguments.run_dir is not None:
         return subject_of_run(loaded.recipe, arguments.run_dir, arguments.stage)
-    subject = subject_of_weights(loaded.recipe, arguments.weights, arguments.trunk_weights, arguments.stage)
-    return subject, arguments.recipe
+    files = (arguments.recipe, arguments.weights, arguments.trunk_weights)
+    return subject_of_weights(loaded.recipe, *files, arguments.stage)
 
 
 def _overrides(arguments: argparse.Namespace, stage: str, views: Sequence[tuple[int, int]]) -> list[str]:

@@ -16,6 +16,7 @@ from epic_clips import TRAIN, VALIDATION, make_epic
 from safetensors import safe_open
 from tiny_runs import log_lines, sets
 
+from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shards import expand_shards
 
@@ -314,3 +315,67 @@ def test_evaluate_says_what_is_wrong_in_one_line(
 def test_evaluate_a_run_that_is_not_trained_yet(place: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text((place / "t.yaml").read_text())
     assert_refused(sfa(place, "evaluate", str(tmp_path)), 74, "has no weights yet")
+
+
+def test_evaluate_weights_of_a_stage_that_the_recipe_has_not(place: Path, run: Path) -> None:
+    words = ("--recipe", "t.yaml", "--weights", "run/stage2/weights.safetensors", "--set", "stage2=null")
+    assert_refused(sfa(place, "evaluate", *words), 78, "is of stage2, and the recipe has no such stage")
+
+
+# --------------------------------------------------------------------------------------------------------- sfa predict
+
+
+@pytest.fixture(scope="module")
+def clips(place: Path, run: Path) -> list[str]:
+    """Files of the validation clips, in the order of the test's predictions."""
+    index = load_index(expand_shards([str(place / "shards" / "validation-*.tar")]))
+    assert arrays_of(run / "test" / "predictions.npz")["keys"].tolist() == list(index.keys)
+    for number in range(len(index)):
+        (place / f"{number}.mp4").write_bytes(read_clip_bytes(index, number))
+    return [f"{number}.mp4" for number in range(len(index))]
+
+
+def best_five(scores: np.ndarray) -> list[tuple[int, float]]:
+    return [(int(label), float(scores[label])) for label in np.argsort(-scores)[:5]]
+
+
+def assert_lists(line: dict[str, Any], noun: np.ndarray, verb: np.ndarray) -> None:
+    """All three lists, from the probabilities of both heads."""
+    for key, wanted in (("noun_top5", noun), ("verb_top5", verb), ("top5", np.outer(noun, verb).reshape(-1))):
+        found = line[key]
+        assert [entry["score"] for entry in found] == pytest.approx([score for _, score in best_five(wanted)], rel=1e-3)
+        # Classes that never occurred are equally unlikely but for rounding: their order is nobody's.
+        assert [wanted[entry["label"]] for entry in found] == pytest.approx([e["score"] for e in found], rel=1e-3)
+    best = line["top5"][0]
+    assert best["label"] == line["noun_top5"][0]["label"] * 97 + line["verb_top5"][0]["label"]
+    assert best["name"] == f"{line['verb_top5'][0]['name']} {line['noun_top5'][0]['name']}"
+
+
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_predict_tells_noun_verb_and_action_as_the_test_scores_them(
+    place: Path, run: Path, clips: list[str], average: str
+) -> None:
+    setting = ("--set", f"test.average={average}")
+    assert sfa(place, "evaluate", "run", *setting, "--out", f"{average}.json").code == 0
+    logits = arrays_of(place / average / "predictions.npz")["logits"].astype(np.float64)
+    finished = sfa(place, "predict", *clips, "--run", "run", *setting, "--json")
+    assert finished.code == 0, finished.err
+    lines = [json.loads(line) for line in finished.out.splitlines()]
+    assert [line.keys() for line in lines] == [{"file", "top5", "noun_top5", "verb_top5"}] * VALIDATION
+    for line, row in zip(lines, torch.from_numpy(logits), strict=True):
+        assert_lists(line, row[:300].softmax(0).numpy(), row[300:].softmax(0).numpy())
+
+
+def test_predict_in_words_and_over_time(place: Path, run: Path, clips: list[str], tmp_path: Path) -> None:
+    told = sfa(place, "predict", clips[0], "--run", "run", "--top", "2").out.splitlines()
+    assert [line.strip() for line in told[1::3]] == ["action", "noun", "verb"]
+    assert len(told) == 10
+    timeline = ("--timeline", "--hop", "0.1", "--out", str(tmp_path), "--json")
+    finished = sfa(place, "predict", clips[0], "--run", "run", *timeline)
+    assert finished.code == 0, finished.err
+    windows = read_json(tmp_path / "0.timeline.json")["windows"]
+    assert windows == [json.loads(line) for line in finished.out.splitlines()]
+    assert len(windows) > 1
+    for window in windows:
+        assert [len(window[key]) for key in ("top5", "noun_top5", "verb_top5")] == [5, 5, 5]
+    assert (tmp_path / "0.timeline.png").read_bytes().startswith(b"\x89PNG")

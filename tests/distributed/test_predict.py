@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from sfa_dist.data.clip_sampling import frame_indices
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import load_index
-from sfa_dist.prediction import Model, finished_run
+from sfa_dist.prediction import Model
+from sfa_dist.recipe import load_recipe
+from sfa_dist.subject import subject_of_run
 from sfa_dist.tools.cli import main
 
 NAMES = ["open a door", "close a door", "knock"]
@@ -112,8 +115,7 @@ USAGE = {
     "it has no recipe.yaml": ["clip0.mp4", "--run", "val"],
     "needs --run": ["clip0.mp4"],
     "either --run, or": ["clip0.mp4", "--run", "done", "--weights", STAGE2],
-    "are a tail": ["clip0.mp4", "--recipe", "t.yaml", "--weights", STAGE2],
-    "--trunk-weights x: no such file": ["clip0.mp4", "--recipe", "t.yaml", "--weights", STAGE2, "--trunk-weights", "x"],
+    "holds no trunk": ["clip0.mp4", "--recipe", "t.yaml", "--weights", STAGE2],
     "tells no classes of videos": [*("clip0.mp4", "--recipe", "t.yaml"), "--weights", "done/image/weights.safetensors"],
     "only --timeline takes it": ["-", "--run", "done"],
     "is not read, only rtsp": ["gopher://x/y", "--run", "done", "--timeline"],
@@ -136,6 +138,9 @@ def test_what_is_not_there_or_does_not_fit(here, capsys, tmp_path):
     (tmp_path / "recipe.yaml").write_bytes((here / "done" / "recipe.yaml").read_bytes())
     code, _, err = predict(capsys, "clip0.mp4", "--run", str(tmp_path))
     assert (code, "train it to the end first" in err) == (74, True)
+    files = ["--recipe", "t.yaml", "--weights", STAGE2, "--trunk-weights"]
+    code, _, err = predict(capsys, "clip0.mp4", *files, "x")
+    assert (code, "no weights file x" in err) == (74, True)
     code, _, err = predict(capsys, "clip0.mp4", "--run", "done", *sets("stage2.model.classes=4"))
     assert (code, len(err.splitlines())) == (78, 1), err
 
@@ -143,10 +148,16 @@ def test_what_is_not_there_or_does_not_fit(here, capsys, tmp_path):
 # ------------------------------------------------------------------------------------------------------- timelines
 
 
+def model_of(run: Path, stage: str = "stage2", overrides: Sequence[str] = ()) -> Model:
+    """A run's stage, as the command loads it."""
+    recipe = load_recipe(run / "recipe.yaml", overrides, {}).recipe
+    return Model(recipe, subject_of_run(recipe, run, stage), torch.device("cpu"))
+
+
 def alone(place: Path, run: str, starts: list[int], **overrides: Any) -> torch.Tensor:
     """Logits of the windows at these frames of long.mp4, each cut and run by itself, (windows, classes)."""
-    finished = finished_run(place / run, {}, sets(*(f"{k}={v}" for k, v in overrides.items()))[1::2])
-    model, stage = Model(finished, torch.device("cpu")), finished.stage
+    model = model_of(place / run, overrides=[f"{key}={value}" for key, value in overrides.items()])
+    stage = model.stage
     video = choose_decoder("pyav", stage.data.limits, stage.data.fps).open((place / "long.mp4").read_bytes())
     found = []
     for start in starts:
@@ -192,14 +203,8 @@ def test_a_timeline_is_its_windows_run_alone(here, capsys, tmp_path, hop, frames
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_steps_and_windows_are_the_clips_function(place, stage):
     """The two halves of a model, put together, against the whole: for the end-to-end stage too."""
-    finished = finished_run(place / "done", {})
-    if stage == "stage1":
-        recipe = finished.recipe
-        assert recipe.stage1
-        weights = place / "done" / "stage1" / "weights.safetensors"
-        finished = type(finished)(recipe, recipe.stage1, weights, None)
-    model = Model(finished, torch.device("cpu"))
-    side, frames = finished.stage.model.image_size, finished.stage.frames
+    model = model_of(place / "done", stage)
+    side, frames = model.stage.model.image_size, model.stage.frames
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 3, frames, side, side), dtype=torch.uint8, generator=generator)
     rows = model.trunk.trunk.rows(clips)

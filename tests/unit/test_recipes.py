@@ -49,6 +49,8 @@ PAPER_RECIPES = {
     "something_else/l_128f": (128, 4, L),
     "epic_kitchens100/l_128f": (128, 4, L),
 }
+# Frames a second where the official data has a fixed rate; Moments in Time and EPIC-Kitchens-100 keep each video's own.
+RATES = {"kinetics400": 25.0, "kinetics600": 25.0, "something_something_v2": 12.0, "something_else": 12.0}
 # The official settings (scenic's configurations, ViViT Table 7) by data set: classes, epochs, learning rates, stride,
 # resize and crop, flip, colour, grey, RandAugment, mixup, label smoothing, drop-path.
 OFFICIAL = {
@@ -124,7 +126,7 @@ def test_official_settings(path: Path) -> None:
     for stage in filter(None, (recipe.stage1, recipe.stage2)):
         data_set = stage.data.train[0].removeprefix("/shards/").split("/")[0]
         if data_set not in OFFICIAL:
-            assert path.stem == "demo"
+            assert path.stem in ("demo", "own_videos")
             continue
         classes, epochs, rates, stride, sides, *rest = OFFICIAL[data_set]
         assert path.parent in (FOLDER, FOLDER / data_set)
@@ -132,6 +134,7 @@ def test_official_settings(path: Path) -> None:
         assert stage.data.val == stage.data.test
         assert stage.model.classes == classes or "shot" in path.stem
         assert (stage.schedule.epochs, stage.schedule.warmup_epochs) == (epochs, 2.5)
+        assert stage.data.fps == RATES.get(data_set)
         assert (stage.optimizer.lr, stage.data.stride) == (rates[stage.model.size], stride)
         assert (stage.data.resize, stage.model.image_size) == sides or "_from_" in path.stem
         augment, rand = stage.augment, stage.augment.rand_augment

@@ -37,13 +37,14 @@ def count(module: torch.nn.Module) -> int:
 
 
 def formula(stage: StageBlock) -> tuple[int, int, int, int]:
-    """(spatial, temporal, head, adapter) parameters by facts/vivit.md 3.1, with cls tokens in both encoders."""
+    """(spatial, temporal, head, adapter) parameters by the sums of the layers; `gap` has no cls tokens."""
     dims = dims_of(stage.model)
     d, m, p, t = dims.width, dims.mlp, dims.patch, stage.model.tubelet
     block = 4 * (d * d + d) + 4 * d + (d * m + m) + (m * d + d)
-    positions, steps = (stage.model.image_size // p) ** 2 + 1, stage.frames // t + 1
-    spatial = (3 * p * p * t * d + d) + d + positions * d + dims.depth * block + 2 * d
-    temporal = d + steps * d + stage.model.temporal_depth * block + 2 * d if stage.model.temporal_depth else 0
+    cls = int(stage.model.pooling == "cls")
+    positions, steps = (stage.model.image_size // p) ** 2 + cls, stage.frames // t + cls
+    spatial = (3 * p * p * t * d + d) + cls * d + positions * d + dims.depth * block + 2 * d
+    temporal = cls * d + steps * d + stage.model.temporal_depth * block + 2 * d if stage.model.temporal_depth else 0
     head = d * stage.model.classes + stage.model.classes
     adapter = getattr(stage, "adapter", None)
     inner = round(d * adapter.hidden) if adapter else 0
@@ -104,7 +105,7 @@ def test_its_batch_divides_over_the_ranks_of_one_machine(path: Path) -> None:
 
 
 def test_the_largest_is_the_1_5_billion_of_the_paper() -> None:
-    """facts/vivit.md 3.3: g with a temporal depth of 20 and 400 classes has 1,517.63M on 32 frames."""
+    """g with a temporal depth of 20 and 400 classes has 1,517.63M on 32 frames."""
     recipe = load(ROOT / "recipes" / "g_48f.yaml")
     assert recipe.stage2 is not None
     assert (recipe.stage2.model.classes, recipe.stage2.model.temporal_depth) == (400, 20)
@@ -124,7 +125,7 @@ def test_the_largest_is_the_1_5_billion_of_the_paper() -> None:
     [("B", 4, 115.06), ("L", 4, 354.90), ("L", 24, 606.83), ("H", 4, 710.77), ("g", 4, 1113.62), ("g", 20, 1517.63)],
 )
 def test_sizes_have_the_published_parameter_counts(size: str, depth: int, millions: float) -> None:
-    """facts/vivit.md 3.3: Kinetics-400's head, 32 frames; B and L are the papers' numbers too."""
+    """Kinetics-400's head, 32 frames; B and L are the papers' numbers too."""
     recipe = load_recipe(
         ROOT / "recipes" / "b_32f.yaml", [f"model.size={size}", f"model.temporal_depth={depth}", "stage1.frames=32"]
     ).recipe

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfa_dist.class_scores import ClassScores
 from sfa_dist.errors import RecipeError
 from sfa_dist.timeline import Windows, slide, snapped_hop
 from sfa_dist.timeline_output import (
@@ -175,7 +176,7 @@ def test_the_picture_shows_what_is_likeliest_for_longest(tmp_path: Path):
     curve = Curve(20)
     for number, value in enumerate(probabilities):
         curve.add(number / 2, value)
-    draw_timeline(curve, [f"class {n} " * 9 for n in range(20)], "a.mp4", tmp_path / "a.png")
+    draw_timeline(curve, ClassScores({"label": [f"class {n} " * 9 for n in range(20)]}), "a.mp4", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
