@@ -22,7 +22,7 @@ from torch import Tensor
 from sfa_dist import __version__
 from sfa_dist.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.checkpoint import write_json
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_shards import (
     PartWriter,
     begin_view,
@@ -168,7 +168,7 @@ class _Extraction:
         """Writes the parts; a failure of this rank is told to all of them."""
         steps = self.plan.steps
         chunk = max(1, self.trunk.chunk_frames // steps.grid.tubelet)
-        decoder = choose_decoder(steps.data.decoder, steps.data.limits, steps.data.fps)
+        decoder = decoder_of(steps.data)
         videos = VideoSlices(self.plan.index, decoder, steps, parts, chunk)
         on_card = self.run.runtime.device.type == "cuda"
         self._since = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist.assemble import load_for_test, read_metadata
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.decode_limits import check_bytes
 from sfa_dist.data.stream import ClipSettings, TestViews, cut_clips
 from sfa_dist.errors import CheckpointError, RecipeError, UsageError
@@ -155,7 +155,7 @@ class FilePredictor:
         clip = ClipSettings(stage.data, stage.frames, stage.model.image_size, finished.recipe.seed)
         self._model, self._limits = model, stage.data.limits
         self._views = TestViews(clip, test.temporal_views, test.spatial_views)
-        self._decoder = choose_decoder(stage.data.decoder, stage.data.limits, stage.data.fps)
+        self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:
         """fp32 (classes,): the softmax of the logits' mean over the views. Raises BadSample."""

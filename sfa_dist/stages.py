@@ -18,7 +18,7 @@ from sfa_dist import out_of_memory
 from sfa_dist.assemble import save_final
 from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.feature_cache import cache_block
@@ -125,12 +125,13 @@ def _require_agreement(run: Run) -> None:
     recipe_sha256 = hashlib.sha256(dump_recipe(run.recipe).encode()).hexdigest()
     run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
     run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
-    run.runtime.require_equal("the video decoder (data.decoder)", _decoders(run.recipe))
+    decoders = run.runtime.each(lambda: _decoders(run.recipe))
+    run.runtime.require_equal("the video decoder (data.decoder)", decoders)
 
 
 def _decoders(recipe: Recipe) -> str:
-    wanted = {stage.data.decoder for stage in _stages(recipe).values()}
-    return ", ".join(decoder.version for decoder in map(choose_decoder, sorted(wanted)))
+    versions = (decoder_of(stage.data).version for stage in _stages(recipe).values())
+    return ", ".join(dict.fromkeys(versions))
 
 
 def _record_run(run: Run) -> None:
