@@ -215,11 +215,12 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
     there is of something else.
     """
     directory, weights = run.cache_directory(stage), run.weights("stage1")
-    if not weights.is_file():
+    if not run.runtime.on_main(weights.is_file):
         if run.dry_run:
             run.tracker.say("cache: built from stage 1's weights, which are not there yet")
             return
-        raise CheckpointError(f"there is no {weights} yet: train stage1 before, or give stage1.weights")
+        text = f"there is no {weights} yet: train stage1 before, or give stage1.weights"
+        raise run.runtime.for_all(CheckpointError(text))
     run.watch.phase("cache load")
     data = stage.data
     train = open_split(run, data.train, "stage2.data.train", data.remote)

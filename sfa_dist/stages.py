@@ -154,9 +154,10 @@ def run_stages(run: Run, only: str | None) -> None:
     """All stages of the recipe in order, or one of them."""
     stages = {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
     if only in STAGE_NAMES and only not in stages:
-        raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
+        text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
+        raise run.runtime.for_all(RecipeError(text))
     if only == CACHE_STAGE:
-        cache_block(stages.get("stage2"))
+        run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     for name, stage in stages.items():
         if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
@@ -208,10 +209,8 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
     step = setup.trainer.progress.step
     if done is not None and not step:
-        raise CheckpointError(
-            f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from; "
-            f"remove {run.directory / name} to train it anew"
-        )
+        text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"
+        raise run.runtime.for_all(CheckpointError(f"{text}; remove {run.directory / name} to train it anew"))
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
     _finish(run, name, setup, inputs)
