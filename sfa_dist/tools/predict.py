@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,14 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     finished = _finished(arguments)
     model = Model(finished, _device(arguments.device))
-    try:
-        if arguments.timeline:
-            return _each(arguments, lambda video: _timeline(video, arguments, finished, model))
-        predictor = FilePredictor(model, finished)
-        return _each(arguments, lambda video: _top(video, arguments, predictor, model))
-    except BrokenPipeError:  # as `| head` leaves: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if arguments.timeline:
+        return _each(arguments, lambda video: _timeline(video, arguments, finished, model))
+    predictor = FilePredictor(model, finished)
+    return _each(arguments, lambda video: _top(video, arguments, predictor, model))
 
 
 def _check(arguments: argparse.Namespace) -> None:
