@@ -16,7 +16,7 @@ from sfa_dist.recipe import load_recipe
 from sfa_dist.recipe_blocks import BatchBlock
 from sfa_dist.tools.cli import main
 from sfa_dist.tools.contact_sheet import Column, draw_sheet, shown_frames
-from sfa_dist.tools.show import Show, drawn_clip
+from sfa_dist.tools.show_sheets import Show, drawn_clip
 
 ALWAYS = {"sampling", "looping", "scale_jitter", "chain", "test_views"}
 COLOUR = "augment: {flip: 0.5, color: 0.8, gray: 0.1}"

@@ -1,0 +1,199 @@
+"""What `sfa predict` does: the likeliest classes of video files, or the timeline of long ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfa_dist.data.augment import eval_transform
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
+from sfa_dist.errors import DataError, RecipeError, UsageError
+from sfa_dist.parallel.environment import environment
+from sfa_dist.prediction import FilePredictor, Finished, Model, finished_run, finished_weights, top_k
+from sfa_dist.recipe import load_recipe
+from sfa_dist.timeline import Scored, Windows, slide, snapped_hop
+from sfa_dist.timeline_output import Curve, TimelineFile, clock, draw_timeline
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Predicts and prints. Raises SfaError: the exit codes of the contract."""
+    _check(arguments)
+    finished = _finished(arguments)
+    model = Model(finished, _device(arguments.device))
+    if arguments.timeline:
+        return _each(arguments, lambda video: _timeline(video, arguments, finished, model))
+    predictor = FilePredictor(model, finished)
+    return _each(arguments, lambda video: _top(video, arguments, predictor, model))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for what cannot be meant, before anything is loaded."""
+    for video in arguments.videos:
+        if is_live(video):
+            if not arguments.timeline:
+                raise UsageError(f"{video} has no end: only --timeline takes it")
+            if "://" in video and video.partition("://")[0].lower() not in SCHEMES:
+                raise UsageError(f"{video} is not read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+        elif not Path(video).is_file():
+            raise UsageError(f"{video}: no such file")
+    if arguments.timeline and len({_stem(video) for video in arguments.videos}) < len(arguments.videos):
+        raise UsageError("two videos of one name would write the same files: run them one by one, each with its --out")
+    if arguments.timeline and not arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out}: no such folder")
+    if arguments.hop is not None and not (arguments.timeline and 0 < arguments.hop < float("inf")):
+        raise UsageError("--hop is a number of seconds greater than 0, and goes with --timeline")
+    if arguments.top < 1:
+        raise UsageError(f"--top must be at least 1, not {arguments.top}")
+
+
+def _finished(arguments: argparse.Namespace) -> Finished:
+    files = (arguments.recipe, arguments.weights, arguments.trunk_weights)
+    if arguments.run_dir is not None and any(files):
+        raise UsageError("give either --run, or --recipe and --weights")
+    if arguments.run_dir is not None:
+        return finished_run(arguments.run_dir, environment(), arguments.set)
+    if arguments.recipe is None or arguments.weights is None:
+        raise UsageError("predict needs --run, or --recipe and --weights")
+    recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
+    return finished_weights(recipe, arguments.weights, arguments.trunk_weights)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU here")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _each(arguments: argparse.Namespace, work: Any) -> int:
+    """All videos; one that cannot be decoded is told, and the next is taken."""
+    bad = 0
+    for video in arguments.videos:
+        try:
+            work(video)
+        except BadSample as error:
+            bad += 1
+            print(f"error: {video}: {error.reason}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps({"file": video, "error": error.reason}), flush=True)
+    return DataError.exit_code if bad else 0
+
+
+def _top(video: str, arguments: argparse.Namespace, predictor: FilePredictor, model: Model) -> None:
+    top = top_k(predictor(Path(video)), model.names, arguments.top)
+    if arguments.json:
+        print(json.dumps({"file": video, "top5": top}), flush=True)
+        return
+    print(video)
+    for entry in top:
+        print(f"  {entry['score']:.3f}  {entry['name']}", flush=True)
+
+
+def _timeline(video: str, arguments: argparse.Namespace, finished: Finished, model: Model) -> None:
+    stage = finished.stage
+    if stage.data.frame_order != "time":
+        raise RecipeError("a timeline needs data.frame_order: time")
+    live = is_live(video)
+    stem, curve = arguments.out / _stem(video), Curve(len(model.names))
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(video, stage.data.fps, stage.data.limits))
+        windows = _windows(source, arguments, finished)
+        head = _head(video, source.fps, windows)
+        _say(f"{video}: {_words(head)}")
+        file = stack.enter_context(TimelineFile(Path(f"{stem}.timeline.json"), head))
+        stack.callback(_finish, stem, curve, model, source, video)
+        try:
+            for scored in _scored(source, windows, model, live):
+                _tell(scored, source.fps, windows, arguments, model, file, curve)
+        except KeyboardInterrupt:
+            if not live:
+                raise
+    # A live source ends when its user says so.
+
+
+def _windows(source: FrameSource, arguments: argparse.Namespace, finished: Finished) -> Windows:
+    stage = finished.stage
+    stride, tubelet = stage.data.stride, stage.model.tubelet
+    seconds = arguments.hop or stage.frames * stride / source.fps / 4
+    return Windows(stage.frames, stride, tubelet, snapped_hop(seconds, source.fps, tubelet, stride))
+
+
+def _head(video: str, fps: float, windows: Windows) -> dict[str, Any]:
+    return {
+        "video": video,
+        "fps": fps,
+        "window_frames": windows.frames,
+        "window_seconds": windows.span / fps,
+        "hop_frames": windows.hop,
+        "hop_seconds": windows.hop / fps,
+        "trunk_runs_per_pitch": windows.every,
+    }
+
+
+def _words(head: dict[str, Any]) -> str:
+    window = f"windows of {head['window_frames']} frames ({head['window_seconds']:.2f} s)"
+    hop = f"every {head['hop_seconds']:.3g} s ({head['hop_frames']} frames at {head['fps']:.4g} a second)"
+    return f"{window}, {hop}"
+
+
+def _scored(source: FrameSource, windows: Windows, model: Model, live: bool) -> Any:
+    stage = model.stage
+    crops = (
+        eval_transform(torch.from_numpy(frame).unsqueeze(0), stage.data.resize, stage.model.image_size)[:, 0]
+        for frame in source.frames
+    )
+    # A camera's step goes through as soon as it is there.
+    rows = 1 if live else max(1, model.trunk.chunk_frames // windows.tubelet)
+    return slide(crops, windows, model.steps, model.windows, rows)
+
+
+def _tell(
+    scored: Scored,
+    fps: float,
+    windows: Windows,
+    arguments: argparse.Namespace,
+    model: Model,
+    file: TimelineFile,
+    curve: Curve,
+) -> None:
+    probabilities: Tensor = scored.logits.softmax(dim=0)
+    start, end = scored.start / fps, (scored.start + windows.span) / fps
+    top = top_k(probabilities, model.names, arguments.top)
+    window = {"start": start, "end": end, "top5": top}
+    file.add(window)
+    curve.add((start + end) / 2, probabilities)
+    if arguments.json:
+        print(json.dumps(window), flush=True)
+    else:
+        likeliest = "  ".join(f"{entry['score']:.2f} {entry['name']}" for entry in top[:3])
+        print(f"{clock(start, 2):>11} - {clock(end, 2):<11} {likeliest}", flush=True)
+
+
+def _finish(stem: Path, curve: Curve, model: Model, source: FrameSource, video: str) -> None:
+    """The picture, of as much as there is."""
+    if source.skipped[0]:
+        _say(f"{video}: {source.skipped[0]} packets were lost")
+    if curve.empty:
+        _say(f"{video}: no window")
+        return
+    picture = Path(f"{stem}.timeline.png")
+    draw_timeline(curve, model.names, Path(video).name, picture)
+    _say(f"{video}: {stem}.timeline.json, {picture}")
+
+
+def _stem(video: str) -> str:
+    return "pipe" if video == PIPE else Path(video.partition("?")[0].rstrip("/")).stem or "stream"
+
+
+def _say(text: str) -> None:
+    """Beside the results, which alone are on stdout."""
+    print(text, file=sys.stderr, flush=True)
