@@ -14,6 +14,7 @@ Times are of the clock: loader processes work beside this one. `cpu` is what a c
 from __future__ import annotations
 
 import argparse
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,13 +73,16 @@ def make_cache(folder: Path, index: SampleIndex, grid: StepGrid, width: int, vid
 
 
 def make_videos(folder: Path, count: int) -> SampleIndex:
-    """Packs one generated video of 10 s `count` times."""
+    """Packs one generated video of 10 s `count` times; a box that means nothing makes each file another one, as copies
+    are packed once."""
     (folder / "clips" / "one").mkdir(parents=True)
     video = make_video()
     for number in range(count):
-        (folder / "clips" / "one" / f"{number:05d}.mp4").write_bytes(video)
+        (folder / "clips" / "one" / f"{number:05d}.mp4").write_bytes(video + struct.pack(">I4sQ", 16, b"free", number))
     pack(folder / "clips", folder / "shards")
-    return load_index(sorted((folder / "shards").glob("*.tar")))
+    index = load_index(sorted((folder / "shards").glob("*.tar")))
+    assert len(index) == count, f"{len(index)} of {count} videos were packed"
+    return index
 
 
 def read_bytes(shards: list[Path]) -> int:
@@ -125,6 +129,7 @@ def feature_ways(arguments: argparse.Namespace, index: SampleIndex, split: Cache
 def video_ways(arguments: argparse.Namespace, index: SampleIndex) -> dict[str, Callable[[], int]]:
     """The training stream over videos, by decoder and number of loader processes."""
     found: dict[str, Callable[[], int]] = {}
+    batch = BatchBlock(size=arguments.batch, micro=arguments.batch)
     for decoder in ("torchcodec", "pyav"):
         try:
             choose_decoder(decoder)
@@ -136,7 +141,7 @@ def video_ways(arguments: argparse.Namespace, index: SampleIndex) -> dict[str, C
             common = {"frames": arguments.frames, "crop": 224, "seed": 0, "epoch": 0}
 
             def make(data: DataBlock = data, common: dict = common) -> Loader:
-                return train_loader(index, data, AugmentBlock(), BatchBlock(size=8, micro=8), **common)
+                return train_loader(index, data, AugmentBlock(), batch, **common)
 
             found[f"{decoder}, {workers} workers"] = lambda make=make: drain(make, len(index))
     return found

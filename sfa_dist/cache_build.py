@@ -22,7 +22,7 @@ from torch import Tensor
 from sfa_dist import __version__
 from sfa_dist.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.checkpoint import write_json
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_shards import (
     PartWriter,
     begin_view,
@@ -168,7 +168,7 @@ class _Extraction:
         """Writes the parts; a failure of this rank is told to all of them."""
         steps = self.plan.steps
         chunk = max(1, self.trunk.chunk_frames // steps.grid.tubelet)
-        decoder = choose_decoder(steps.data.decoder, steps.data.limits, steps.data.fps)
+        decoder = decoder_of(steps.data)
         videos = VideoSlices(self.plan.index, decoder, steps, parts, chunk)
         on_card = self.run.runtime.device.type == "cuda"
         self._since = time.perf_counter()
@@ -215,11 +215,12 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
     there is of something else.
     """
     directory, weights = run.cache_directory(stage), run.weights("stage1")
-    if not weights.is_file():
+    if not run.runtime.on_main(weights.is_file):
         if run.dry_run:
             run.tracker.say("cache: built from stage 1's weights, which are not there yet")
             return
-        raise CheckpointError(f"there is no {weights} yet: train stage1 before, or give stage1.weights")
+        text = f"there is no {weights} yet: train stage1 before, or give stage1.weights"
+        raise run.runtime.for_all(CheckpointError(text))
     run.watch.phase("cache load")
     data = stage.data
     train = open_split(run, data.train, "stage2.data.train", data.remote)

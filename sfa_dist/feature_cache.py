@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import read_manifest
 from sfa_dist.data.feature_slices import CachedSteps
@@ -108,7 +108,7 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         "data.fps": data.fps or "its own",
         "data.mean": data.mean,
         "data.std": data.std,
-        "decoder": choose_decoder(data.decoder, data.limits, data.fps).version,
+        "decoder": decoder_of(data).version,
         "dtype": _arithmetic(stage),
         "compile": stage.compile,
         "torch": torch.__version__,

@@ -26,7 +26,10 @@ def _advice(stage: StageBlock, cores: int) -> list[str]:
     """What helps, the cheapest first; no more than two."""
     data = stage.data
     ways = []
-    if data.workers < cores:
+    on_card = data.decode_device == "cuda"
+    if on_card and not _reads_features(stage):
+        ways.append(f"decode in loader processes (data.decode_device: cpu, data.workers: {cores})")
+    elif data.workers < cores and not on_card:
         ways.append(f"raise data.workers (now {data.workers}; a rank has {cores} cores here)")
     if any(map(shard_kind, data.train)) and data.remote.cache_dir is None:
         ways.append("keep the shards on a local disk (data.remote.cache_dir)")
@@ -36,6 +39,6 @@ def _advice(stage: StageBlock, cores: int) -> list[str]:
         if isinstance(stage, Stage2) and stage.cache is None and not takes_tokens(stage):
             ways.append("decode and run the trunk once for all epochs (stage2.cache)")
         ways.append(f"re-encode the clips (sfa pack --gop 12 --short-side {data.resize})")
-    if data.workers >= cores:
+    if data.workers >= cores and not on_card:
         ways.append(f"give each rank more than {cores} cores (cpus-per-task under Slurm) and data.workers as many")
     return ways[:2]

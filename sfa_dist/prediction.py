@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfa_dist.assemble import load_for_test
 from sfa_dist.class_scores import classes_of
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.decode_limits import check_bytes
 from sfa_dist.data.stream import ClipSettings, TestViews, cut_clips
 from sfa_dist.metrics import average_views
@@ -74,7 +74,7 @@ class FilePredictor:
         clip = ClipSettings(stage.data, stage.frames, stage.model.image_size, recipe.seed)
         self._model, self._limits = model, stage.data.limits
         self._views = TestViews(clip, self._test.temporal_views, self._test.spatial_views)
-        self._decoder = choose_decoder(stage.data.decoder, stage.data.limits, stage.data.fps)
+        self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:
         """fp64 (classes,): averaged over the views as `test.average` says. Raises BadSample."""

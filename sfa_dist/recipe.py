@@ -10,7 +10,6 @@ a stage, where they hold for that stage alone. After loading, each stage carries
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import (
@@ -351,15 +350,3 @@ def dump_recipe(recipe: Recipe) -> str:
 def print_recipe(loaded: LoadedRecipe) -> str:
     """`dump_recipe` with `# origin` behind each leaf."""
     return format_tree(escape_variables(loaded.recipe.model_dump()), comment=lambda key: loaded.origins[key])
-
-
-def recipe_hash(part: Block | Mapping[str, Any]) -> str:
-    """sha256 of a recipe, a block, or a mapping of blocks and plain values, in canonical JSON."""
-    text = json.dumps(part, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_as_plain)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _as_plain(value: object) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    raise TypeError(f"{type(value).__name__} has no canonical JSON")

@@ -177,6 +177,7 @@ class DataBlock(Block):
     rate: frames come as stored where that is constant, and equally far apart in time where it is not. `stored` counts
     frames whatever their times.
     `resize` is the short side in pixels before cropping to `model.image_size`.
+    `decode_device: cuda` decodes and augments on the rank's card, by torchcodec and without loader processes.
     `damaged: strict` takes a video that is cut or does not decode for a bad sample; `salvage` takes the clip from the
     frames before the damage, where there are enough.
     """
@@ -191,6 +192,7 @@ class DataBlock(Block):
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
     decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
+    decode_device: Literal["cpu", "cuda"] = "cpu"
     damaged: Literal["strict", "salvage"] = "strict"
     limits: LimitsBlock = LimitsBlock()
     workers: NonNegative = 4
@@ -204,6 +206,15 @@ class DataBlock(Block):
             for pattern in getattr(self, split):
                 if why := self.remote.refusal(pattern):
                     raise complain(split, f"{pattern.partition('?')[0]!r}: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _card_can_decode(self) -> DataBlock:
+        if self.decode_device == "cuda" and self.decoder == "pyav":
+            raise complain("decode_device", "only torchcodec decodes on a GPU: set data.decoder to auto or torchcodec")
+        if self.decode_device == "cuda" and self.workers:
+            why = "a loader process cannot share its rank's GPU: set data.workers to 0"
+            raise complain("decode_device", why)
         return self
 
 

@@ -71,6 +71,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
     }
     if flat.get("trunk_precision") == "auto":  # As in run directories of before there was a choice.
         del flat["trunk_precision"]
+    if flat.get("data.decode_device") == "cpu":  # The same.
+        del flat["data.decode_device"]
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,

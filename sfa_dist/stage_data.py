@@ -178,7 +178,7 @@ def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = 
     a decoder before are bad ones in it.
     """
     if not patterns:
-        raise RecipeError(f"{where} names no shards")
+        raise run.runtime.for_all(RecipeError(f"{where} names no shards"))
 
     def load() -> SampleIndex:
         try:

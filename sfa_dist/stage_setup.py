@@ -79,12 +79,13 @@ def set_up(
     trunk_sha256 = parts.trunk_sha256()
     if data.cache is not None and trunk_sha256 != data.cache.trunk_sha256:
         made = data.cache.train.folders[0].parent
-        raise RecipeError(f"the feature cache {made} was made by another trunk than stage 1's")
+        text = f"the feature cache {made} was made by another trunk than stage 1's"
+        raise run.runtime.for_all(RecipeError(text))
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
         run.tracker.say(f"{name}: {words}")
     streams = data.streams
-    engine = make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device)
+    engine = run.runtime.each(lambda: make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device))
     progress = Progress(**state["progress"])
     if checkpoint is not None:
         run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))

@@ -18,7 +18,7 @@ from sfa_dist import out_of_memory
 from sfa_dist.assemble import save_final
 from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.feature_cache import cache_block
@@ -125,12 +125,13 @@ def _require_agreement(run: Run) -> None:
     recipe_sha256 = hashlib.sha256(dump_recipe(run.recipe).encode()).hexdigest()
     run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
     run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
-    run.runtime.require_equal("the video decoder (data.decoder)", _decoders(run.recipe))
+    decoders = run.runtime.each(lambda: _decoders(run.recipe))
+    run.runtime.require_equal("the video decoder (data.decoder)", decoders)
 
 
 def _decoders(recipe: Recipe) -> str:
-    wanted = {stage.data.decoder for stage in _stages(recipe).values()}
-    return ", ".join(decoder.version for decoder in map(choose_decoder, sorted(wanted)))
+    versions = (decoder_of(stage.data).version for stage in _stages(recipe).values())
+    return ", ".join(dict.fromkeys(versions))
 
 
 def _record_run(run: Run) -> None:
@@ -153,9 +154,10 @@ def run_stages(run: Run, only: str | None) -> None:
     """All stages of the recipe in order, or one of them."""
     stages = {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
     if only in STAGE_NAMES and only not in stages:
-        raise RecipeError(f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})")
+        text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
+        raise run.runtime.for_all(RecipeError(text))
     if only == CACHE_STAGE:
-        cache_block(stages.get("stage2"))
+        run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     for name, stage in stages.items():
         if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
@@ -207,10 +209,8 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
     step = setup.trainer.progress.step
     if done is not None and not step:
-        raise CheckpointError(
-            f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from; "
-            f"remove {run.directory / name} to train it anew"
-        )
+        text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"
+        raise run.runtime.for_all(CheckpointError(f"{text}; remove {run.directory / name} to train it anew"))
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
     _finish(run, name, setup, inputs)

@@ -126,7 +126,8 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
     for member in members:
         directory, own_run = member_directory(run, member), _run_of(run, member)
         own = {**stage_inputs(run.recipe, member.stage, index.sha256, source), "settings": member.settings}
-        if _is_done(directory, member, own, data.streams.steps_per_epoch):
+        done = run.runtime.on_main(partial(_is_done, directory, member, own, data.streams.steps_per_epoch))
+        if done:
             continue
         checkpoint = None if run.dry_run else find_checkpoint(own_run, STAGE, directory)
         streams = replace(data.streams, train=partial(shared, member.name))

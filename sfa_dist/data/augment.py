@@ -80,7 +80,17 @@ def resized(clip: torch.Tensor, height: int, width: int) -> torch.Tensor:
     frames = clip.permute(0, 3, 1, 2)  # channels_last in memory, which has the fast uint8 kernel
     if frames.shape[-2:] == (height, width):
         return frames
-    return F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+    if frames.device.type == "cpu":
+        return F.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+    return resized_in_float(frames, height, width)
+
+
+def resized_in_float(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `resized`, uint8 (T, 3, H, W) -> (T, 3, height, width), for cards, which have no uint8 kernel: within one
+    level of it."""
+    size, parts = (height, width), frames.split(_FRAMES_AT_ONCE)
+    sized = (F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in parts)
+    return torch.cat([pixels.round_().clamp_(0, 255).to(torch.uint8) for pixels in sized])
 
 
 def adjust_color(frames: torch.Tensor, color: Color | None, gray: bool) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Videos from bytes: what a decoded video offers, and which library decodes it.
 
 Both backends give the same frame numbers and the same upright RGB pixels, so a run does not depend on which one a
-machine has. Input is bytes only: a playlist that points to other files cannot be followed. A video never takes more
-than the recipe's `data.limits` (decode_limits.py).
+machine has; on a card (`data.decode_device`) the same frames have slightly other colours. Input is bytes only: a
+playlist that points to other files cannot be followed. A video never takes more than the recipe's `data.limits`
+(decode_limits.py).
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from sfa_dist.data.decode_card import CPU, own_card
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
 from sfa_dist.data.resample import at_rate
 from sfa_dist.data.video import FrameNumbers, FrameTimes, StoredVideo, Video
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import LimitsBlock, Rate
+from sfa_dist.recipe_blocks import DataBlock, LimitsBlock, Rate
 
 NO_OTHER_LIMITS = LimitsBlock()  # the schema's own
 
 
 class Decoder(NamedTuple):
-    """A usable backend. `open(data)` gives a Video or raises BadSample."""
+    """A usable backend. `open(data)` gives a Video or raises BadSample; its frames are on `device`."""
 
     name: str
     version: str
     open: Callable[[bytes], Video]
+    device: torch.device = CPU
 
 
 class LimitedVideo:
@@ -67,20 +70,28 @@ def open_limited(
     return at_rate(video, data, rate, limits)
 
 
+def decoder_of(data: DataBlock) -> Decoder:
+    """The decoder that a recipe asks for. Raises RecipeError where it cannot be used here."""
+    if data.decode_device == "cpu":
+        return choose_decoder(data.decoder, data.limits, data.fps)
+    return choose_decoder("torchcodec", data.limits, data.fps, own_card())
+
+
 def choose_decoder(
     wanted: Literal["auto", "torchcodec", "pyav"] = "auto",
     limits: LimitsBlock = NO_OTHER_LIMITS,
     rate: Rate = "stored",
+    device: torch.device = CPU,
 ) -> Decoder:
     """The decoder asked for; `auto` takes torchcodec where it loads with its FFmpeg libraries, else PyAV. Its videos
-    have the frames of `data.fps` (`rate`).
+    have the frames of `data.fps` (`rate`), and are decoded on `device`, which only torchcodec has a choice of.
 
-    Raises RecipeError, saying how to install it, when the one asked for cannot be used.
+    Raises RecipeError, saying what to do, when the one asked for cannot be used.
     """
     if wanted == "pyav":
         return _pyav(limits, rate)
     try:
-        return _torchcodec(limits, rate)
+        return _torchcodec(limits, rate, device)
     except (ImportError, OSError, RuntimeError) as error:  # it raises RuntimeError where FFmpeg's libraries are absent
         if wanted == "auto":
             return _pyav(limits, rate)
@@ -97,9 +108,12 @@ def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
     return int(_pyav_module().sound_frames(data, limits))
 
 
-def _torchcodec(limits: LimitsBlock, rate: Rate) -> Decoder:
+def _torchcodec(limits: LimitsBlock, rate: Rate, device: torch.device) -> Decoder:
     module = importlib.import_module("sfa_dist.data.decode_torchcodec")
-    return Decoder("torchcodec", module.version(), partial(open_limited, module.TorchcodecVideo, limits, rate=rate))
+    if device.type != "cpu":
+        module.require_card_decodes(device)
+    backend = partial(module.TorchcodecVideo, device=device)
+    return Decoder("torchcodec", module.version(device), partial(open_limited, backend, limits, rate=rate), device)
 
 
 def _pyav(limits: LimitsBlock, rate: Rate) -> Decoder:

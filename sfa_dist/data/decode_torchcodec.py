@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import re
+from functools import cache
 from importlib.metadata import version as package_version
 
+import av
 import numpy as np
 import torch
 import torchcodec
 from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.decode_card import CPU, beside_training
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
 from sfa_dist.data.decode_pyav import PyAVVideo
 from sfa_dist.data.video import FrameNumbers, FrameTimes
+from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import LimitsBlock
 
 # It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
@@ -24,31 +29,35 @@ if _FFMPEG is None:
 # What torchcodec raises for a bad file: RuntimeError from FFmpeg, ValueError without a video stream, IndexError and
 # TypeError where the header promises what the content does not have.
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
-
-
+_CARD_FAULTS = ("CUDA error", "out of memory")  # RuntimeErrors too
+_NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the words of VideoDecoder.cpu_fallback
 _SLICE = 8  # frames decoded between two looks at the clock
 
 
-def version() -> str:
-    """The backend's version, for env.json."""
-    return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}"
+def version(device: torch.device = CPU) -> str:
+    """The backend's version, for env.json and the feature cache's key: the card's colours differ from the CPU's."""
+    place = "" if device.type == "cpu" else ", on the card"
+    return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}{place}"
 
 
 class TorchcodecVideo:
     """A `Video` on torchcodec. `exact` scans all packets first: with variable frame rate, or where the header lies
     about the number of frames, the approximate mode returns the wrong frames. One thread: the loader's workers are
-    the parallelism."""
+    the parallelism. Frames are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the
+    card makes RGB of it."""
 
-    def __init__(self, data: bytes, limits: LimitsBlock) -> None:
-        self._data, self._limits = data, limits
+    def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
+        self._data, self._limits, self._device = data, limits, device
         try:
-            self._decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            with beside_training(device):
+                self._decoder = _opened(data, device)
             metadata = self._decoder.metadata
             self.num_frames = int(metadata.num_frames or 0)
             self.fps = float(metadata.average_fps or 0.0)
             self.height = int(metadata.height or 0)
             self.width = int(metadata.width or 0)
         except _DECODE_ERRORS as error:
+            _raise_card_fault(error, device)
             raise BadSample(f"cannot be opened as a video: {_one_line(error)}") from error
         if self.num_frames < 1:
             raise BadSample("no frame can be decoded")
@@ -58,20 +67,62 @@ class TorchcodecVideo:
         """See `Video.frames_at`."""
         check_clip_bytes(len(indices), self.height, self.width, self._limits)
         wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8)
         try:
-            for start in range(0, len(wanted), _SLICE):
-                check_time()
-                frames = self._decoder.get_frames_at(wanted[start : start + _SLICE].tolist()).data
-                rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
-                clip[rows] = frames[order[rows] - start]
+            with beside_training(self._device):
+                clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8, device=self._device)
+                for start in range(0, len(wanted), _SLICE):
+                    check_time()
+                    frames = self._decoder.get_frames_at(wanted[start : start + _SLICE].tolist()).data
+                    rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
+                    clip[rows] = frames[order[rows] - start]
         except _DECODE_ERRORS as error:
+            _raise_card_fault(error, self._device)
             raise BadSample(f"frames cannot be decoded: {_one_line(error)}") from error
         return clip
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`. torchcodec tells only those of frames that it has decoded, PyAV those of packets."""
         return PyAVVideo(self._data, self._limits).times()
+
+
+@cache
+def require_card_decodes(device: torch.device) -> None:
+    """Raises RecipeError where a card cannot decode: torchcodec was built without CUDA, or the driver's library for it
+    is missing, in whose place torchcodec decodes everything on the CPU and tells nobody. Opens a small video."""
+    key, advice = "data.decode_device: cuda", "or set data.decode_device to cpu"
+    try:
+        fallback = str(getattr(_opened(_grey_video(), device), "cpu_fallback", ""))
+    except _DECODE_ERRORS as error:
+        raise RecipeError(
+            f"{key}: torchcodec cannot decode on {device} ({_one_line(error)}). Install a torchcodec that was built "
+            f"with CUDA, {advice}"
+        ) from error
+    if _NO_DRIVER_LIBRARY in fallback:
+        raise RecipeError(
+            f"{key}: the driver's library libnvcuvid.so.1 is not here. In a container ask for it with "
+            f"NVIDIA_DRIVER_CAPABILITIES=compute,utility,video, {advice}"
+        )
+
+
+def _opened(data: bytes, device: torch.device) -> VideoDecoder:
+    return VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact", device=str(device))
+
+
+def _grey_video() -> bytes:
+    """One frame of 256 x 256 pixels, by an encoder that every FFmpeg has."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("mpeg4", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 256, 256, "yuv420p"
+        out.mux(stream.encode(av.VideoFrame(256, 256, "yuv420p")))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _raise_card_fault(error: Exception, device: torch.device) -> None:
+    """Raises what is wrong with the card and not with the video: counted as bad samples, it would train on nothing."""
+    if device.type != "cpu" and any(sign in str(error) for sign in _CARD_FAULTS):
+        raise error
 
 
 def _one_line(error: Exception) -> str:

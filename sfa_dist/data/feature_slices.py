@@ -19,6 +19,7 @@ from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices, view_offsets
 from sfa_dist.data.decode import Decoder
+from sfa_dist.data.decode_card import beside_training
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.feature_grid import StepGrid, clip_starts, step_frames
 from sfa_dist.data.loader import as_it_is, start_worker
@@ -128,7 +129,8 @@ class VideoSlices(IterableDataset[Slice]):
             numbers = step_frames(starts[begin : begin + block], tubelet, stride, video.num_frames)
             # Phases share frames: each is decoded and augmented once.
             unique, place = np.unique(numbers, return_inverse=True)
-            pixels = self.steps.pixels(video.frames_at(unique), view, sample)
+            with beside_training(self.decoder.device):
+                pixels = self.steps.pixels(video.frames_at(unique), view, sample).cpu()
             places = torch.from_numpy(place.reshape(numbers.shape))
             for rows in places.split(self.slice_steps):
                 yield pixels[:, rows.flatten()].unsqueeze(0)

@@ -18,7 +18,7 @@ import torch
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices, offset_choices
-from sfa_dist.data.decode import choose_decoder
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import STORED, npy_header, open_view
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
@@ -106,6 +106,7 @@ class FeatureBatches(Batches):
         self.rank, self.world_size, self.micro = rank, world_size, micro
         self.live, self.mixup = live, mixup
         self.accumulation = plan.accumulation(world_size, micro)
+        self.ahead = 0 if live is None else live.clips.ahead
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.accumulation
@@ -210,9 +211,7 @@ def feature_train_loader(
     live = None
     if share:
         views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-        clips = MicroBatches(
-            index, plan, views, choose_decoder(data.decoder, data.limits, data.fps), epoch=epoch, **common
-        )
+        clips = MicroBatches(index, plan, views, decoder_of(data), epoch=epoch, **common)
         live = LiveShare(clips, share, seed, epoch)
     rows = ClipRows(frames, grid.tubelet, seed, epoch, grid)
     batches = FeatureBatches(

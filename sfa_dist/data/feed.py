@@ -81,6 +81,8 @@ class _Source:
         self._batches.stacks = self._stacks.name
         self._thread = threading.Thread(target=self._serve, name="feed", daemon=True)
         self._thread.start()
+        for _ in range(self._batches.ahead):
+            self._asked.put(True)
 
     def _serve(self) -> None:
         try:
@@ -121,7 +123,7 @@ class _Source:
     def close(self) -> None:
         """Ends the workers; they ignore signals, so one that hangs in a decoder has to be killed."""
         self._asked.put(False)
-        if self._workers and not self._broken:
+        if (self._workers or self._batches.ahead) and not self._broken:
             self._thread.join(SHUTDOWN_S)
         for worker in self._workers:
             if worker.is_alive():

@@ -23,8 +23,11 @@ class Batches(Dataset[Batch]):
     """Batches of the samples of `index`, made by `workers` processes that tell where they are.
 
     `places`, int64 (workers, 2), shared by all processes: each worker's process and the sample that it is at, or
-    NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to.
+    NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to. `ahead` is how many batches a feed
+    without workers makes before they are asked for: those that a card decodes beside the training.
     """
+
+    ahead = 0
 
     def __init__(self, index: SampleIndex, workers: int = 0) -> None:
         self.index = index

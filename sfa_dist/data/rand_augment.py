@@ -61,7 +61,7 @@ def _equalized(channel: torch.Tensor) -> torch.Tensor:
     step = int(filled.sum() - filled[-1]) // 255
     if step == 0:
         return channel
-    table = torch.cat([torch.zeros(1, dtype=torch.int64), (histogram.cumsum(0)[:-1] + step // 2) // step])
+    table = torch.cat([histogram.new_zeros(1), (histogram.cumsum(0)[:-1] + step // 2) // step])
     table[0] = 0
     return table.clamp(0, 255).to(torch.uint8)[channel.long()]
 
@@ -101,7 +101,7 @@ def _brightness(image: torch.Tensor, magnitude: int, rng: np.random.Generator) -
 
 
 def _sharpness(image: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
-    kernel = torch.tensor(_SMOOTH).div_(13).expand(3, 1, 3, 3)
+    kernel = torch.tensor(_SMOOTH, device=image.device).div_(13).expand(3, 1, 3, 3)
     smooth = image.clone()  # the outermost pixels stay
     inner = F.conv2d(image.float().unsqueeze(0), kernel, groups=3)[0]
     smooth[:, 1:-1, 1:-1] = inner.clamp_(0, 255).to(torch.uint8)
@@ -122,7 +122,7 @@ def _identity(image: torch.Tensor, magnitude: int, rng: np.random.Generator) -> 
 
 
 def _gray(image: torch.Tensor) -> torch.Tensor:
-    weights = torch.tensor(GRAY_WEIGHTS).view(3, 1, 1)
+    weights = torch.tensor(GRAY_WEIGHTS, device=image.device).view(3, 1, 1)
     return (image.float() * weights).sum(dim=0, keepdim=True).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -28,7 +28,8 @@ import torch
 from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
-from sfa_dist.data.decode import Decoder, choose_decoder
+from sfa_dist.data.decode import Decoder, decoder_of
+from sfa_dist.data.decode_card import beside_training
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
 from sfa_dist.data.mixup import draw_share, mirrored, mix
@@ -125,6 +126,7 @@ class MicroBatches(Batches):
         self.plan, self.views, self.decoder, self.mixup = plan, views, decoder, mixup
         self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
         self.accumulation = plan.accumulation(world_size, micro)
+        self.ahead = int(decoder.device.type != "cpu")
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.accumulation
@@ -178,15 +180,17 @@ class MicroBatches(Batches):
 def cut_clips(
     data: bytes, decoder: Decoder, views: TrainViews | TestViews, epoch: int = 0, sample: int = 0
 ) -> torch.Tensor:
-    """uint8 (views, 3, T, S, S) of a video file; raises BadSample."""
+    """uint8 (views, 3, T, S, S) of a video file, on the host; raises BadSample."""
     settings = views.clip
-    try:
-        check_whole(data)
-        return views(decoder.open(data), epoch, sample)
-    except BadSample as damage:
-        if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
-            raise
-        return views(valid_prefix(decoder, data, settings.data.limits, settings.span, damage), epoch, sample)
+    with beside_training(decoder.device):
+        try:
+            check_whole(data)
+            return views(decoder.open(data), epoch, sample).cpu()
+        except BadSample as damage:
+            if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
+                raise
+            prefix = valid_prefix(decoder, data, settings.data.limits, settings.span, damage)
+            return views(prefix, epoch, sample).cpu()
 
 
 def train_plan(
@@ -226,7 +230,7 @@ def train_loader(
     """
     plan = train_plan(index, data, batch, seed, augment.mixup)
     views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-    chosen = decoder or choose_decoder(data.decoder, data.limits, data.fps)
+    chosen = decoder or decoder_of(data)
     batches = MicroBatches(
         index,
         plan,
@@ -264,7 +268,7 @@ def eval_loader(
     micro = batch.eval_micro or batch.micro
     plan = eval_plan(index, micro, world_size)
     views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
-    chosen = decoder or choose_decoder(data.decoder, data.limits, data.fps)
+    chosen = decoder or decoder_of(data)
     batches = MicroBatches(
         index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
     )

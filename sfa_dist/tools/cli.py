@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sfa_dist import __version__, train
 from sfa_dist.tools import cache, chaos, evaluate, index, pack, plan, predict, report, show, submit
+
+_STDOUT = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +32,37 @@ def build_parser() -> argparse.ArgumentParser:
     training.set_defaults(run=train.run)
     for module in (pack, index, show, plan, cache, evaluate, predict, report, submit, chaos):
         module.add_parser(commands)
+    for command in commands.choices.values():
+        command.set_defaults(run=_while_read(command.get_default("run")))
     return parser
+
+
+def _while_read(run: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], int | None]:
+    """A command that ends with 0 and without a word when the reader of its stdout leaves, as `| head` does: it has what
+    it wanted. A broken pipe to anything else is an error like any other."""
+
+    def quietly(arguments: argparse.Namespace) -> int | None:
+        try:
+            code = run(arguments)
+            sys.stdout.flush()  # What breaks in the interpreter's own last flush changes the exit code.
+            return code
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+            return 0
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # What rich makes of it, stdout closed already.
+                return 0
+            raise
+
+    return quietly
+
+
+def _reader_left() -> bool:
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,14 +29,10 @@ def predict_videos(arguments: argparse.Namespace) -> int:
     _check(arguments)
     recipe, subject = _subject(arguments)
     model = Model(recipe, subject, _device(arguments.device))
-    try:
-        if arguments.timeline:
-            return _each(arguments, lambda video: _timeline(video, arguments, model))
-        predictor = FilePredictor(model, recipe)
-        return _each(arguments, lambda video: _top(video, arguments, predictor, model))
-    except BrokenPipeError:  # as `| head` leaves: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if arguments.timeline:
+        return _each(arguments, lambda video: _timeline(video, arguments, model))
+    predictor = FilePredictor(model, recipe)
+    return _each(arguments, lambda video: _top(video, arguments, predictor, model))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from sfa_dist.data.augment import train_transform
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
-from sfa_dist.data.decode import FrameNumbers, Video, choose_decoder
+from sfa_dist.data.decode import FrameNumbers, Video, decoder_of
 from sfa_dist.data.pack import pack
 from sfa_dist.data.rand_augment import OPERATIONS
 from sfa_dist.data.randomness import sample_rng
@@ -95,7 +95,7 @@ class Show:
         yield "test_views", "three spatial views, as the test sees them", self._views()
 
     def _video(self, sample: int) -> Video:
-        decoder = choose_decoder(self.stage.data.decoder, self.stage.data.limits, self.stage.data.fps)
+        decoder = decoder_of(self.stage.data)
         return decoder.open(read_clip_bytes(self.index, sample))
 
     def _settings(self) -> ClipSettings:

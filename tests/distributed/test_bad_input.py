@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from commands import TRAIN, Finished, run_command, train, train_ranks
 from safetensors.torch import load_file
 from tiny_runs import RECIPE, events, log_lines, make_workplace, sets, write_clips
@@ -237,7 +238,16 @@ TOLD_ONCE = {
     "weights that are not there": ("told once", sets("stage1.weights=nowhere.safetensors"), 74),
     "a file that is no checkpoint": ("told once", sets("stage1.image_checkpoint=text.safetensors"), 74),
     "another recipe": ("used", sets("seed=3"), 78),
+    "a setting that the engine refuses": ("told once", sets("deepspeed.wall_clock_breakdwon=true"), 78),
+    "ranks that the engine cannot divide": ("told once", sets("engine.reduction=tree", "batch.size=6"), 78),
+    "no shards": ("told once", sets("data.train=[]"), 78),
+    "a stage that the recipe lacks": ("told once", ["--stage", "stage2", *sets("stage2=null")], 78),
+    "no cache to build": ("told once", ["--stage", "cache"], 78),
+    "nothing to build the cache from": ("told once", ["--stage", "cache", *sets("stage2.cache={views: 1}")], 74),
 }
+if not torch.cuda.is_available():
+    no_card = sets("data.decode_device=cuda", "data.decoder=auto")
+    TOLD_ONCE["no card to decode on"] = ("told once", no_card, 78)
 
 
 @pytest.mark.parametrize(("run", "arguments", "code"), TOLD_ONCE.values(), ids=TOLD_ONCE)

@@ -1,7 +1,7 @@
 """Compiled blocks under every engine that takes them, beside eager ones: the same losses, norms and weights.
 
 By torch.compile's backend without a code generator: what has to fit together here is tracing, engines and activation
-checkpoints. The code that is generated is compared in tests/unit/test_compiled.py.
+checkpoints. The code that is generated is compared in tests/unit/test_compiled_blocks.py.
 """
 
 from __future__ import annotations

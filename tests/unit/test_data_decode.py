@@ -133,7 +133,7 @@ def test_very_long_shapes_are_refused(decoder):
 
 
 def test_a_missing_decoder_says_how_to_install_it(monkeypatch):
-    def absent(limits: LimitsBlock, rate: object) -> Decoder:
+    def absent(*arguments: object) -> Decoder:
         raise RuntimeError("Could not load libtorchcodec\nmore lines")
 
     monkeypatch.setattr(decode, "_torchcodec", absent)
