@@ -119,18 +119,20 @@ class AdapterBlock(Block):
 
 
 class RemoteBlock(Block):
-    """Shards that are not local files (docs/data.md).
+    """Shards that are not on this machine's disks (docs/data.md).
 
     `s3://` is always read; `allow` opens `http://`, `https://` and `pipe:COMMAND`, which runs COMMAND in a shell.
     `anonymous` reads public S3 buckets without credentials. `cache_dir` keeps whole shards in a local folder, which
-    pipes need, at most `cache_gib` GiB of them. `retries` is how often a read that failed for a passing reason is
-    tried again, local files included: after 0.1, 0.4, 1.6, ... seconds, at most 30.
+    pipes need, at most `cache_gib` GiB of them; with `stage` those of paths too, which are on a file system that many
+    nodes share. `retries` is how often a read that failed for a passing reason is tried again, local files included:
+    after 0.1, 0.4, 1.6, ... seconds, at most 30.
     """
 
     allow: list[Literal["http", "https", "pipe"]] = []
     anonymous: bool = False
     cache_dir: Annotated[str, Field(min_length=1)] | None = None
     cache_gib: Annotated[float, Field(gt=0.0)] | None = None
+    stage: bool = False
     retries: Annotated[int, Field(ge=0, le=20)] = 4
 
     @model_validator(mode="after")
@@ -139,6 +141,8 @@ class RemoteBlock(Block):
             raise complain("allow", "what a pipe gives is kept on disk: set data.remote.cache_dir to a local folder")
         if self.cache_dir is None and self.cache_gib is not None:
             raise complain("cache_gib", "limits a cache that is off: set data.remote.cache_dir to a local folder")
+        if self.cache_dir is None and self.stage:
+            raise complain("stage", "has no place for the shards: set data.remote.cache_dir to a local folder")
         return self
 
     def refusal(self, shard: str) -> str | None:

@@ -138,4 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # srun sends TERM to the others when the first rank has left. Python gives its handlers back before it ends, so one
+    # that is still on its way out would die of it, and the job would end with 143 instead of 75.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)

@@ -25,4 +25,4 @@ fi
 # shellcheck source=/dev/null
 source "$SFA_ROOT/slurm/_common.sh"
 
-run_training srun --kill-on-bad-exit=1 python sfa_dist/train.py --recipe recipes/h_96f.yaml "$@"
+run_training --recipe recipes/h_96f.yaml "$@"

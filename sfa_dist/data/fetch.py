@@ -1,10 +1,11 @@
-"""A whole remote shard into a local file: by ranges where the server sends them, else in one stream, or from a pipe."""
+"""A whole shard into a local file: by ranges where its server sends them, in one stream, from a pipe or from a file."""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -22,13 +23,16 @@ _NO_SUCH_COMMAND = (126, 127)
 
 
 def fetch_shard(shard: str, file: BinaryIO, remote: RemoteBlock) -> None:
-    """Fills `file`, from its start, with the bytes of a URL or pipe.
+    """Fills `file`, from its start, with the bytes of a URL, a pipe, or a file of a shared file system.
 
     A failure that may pass is tried again: by ranges only the piece that failed, else the whole. Raises OSError, also
     where the local disk is full.
     """
     if shard_kind(shard) == "pipe":
         with_retries(lambda: _copy_pipe(shard.removeprefix(PIPE), file), remote.retries)
+        return
+    if not shard_kind(shard):
+        with_retries(lambda: _copy_file(shard, file), remote.retries)
         return
     answer = with_retries(lambda: look(shard, remote), remote.retries)
     if answer.ranges and answer.size is not None:
@@ -55,6 +59,12 @@ def _exactly(url: str, start: int, size: int, remote: RemoteBlock) -> bytes:
 def _copy_stream(url: str, file: BinaryIO, remote: RemoteBlock) -> None:
     _rewind(file)
     copy_stream(url, file, remote)
+
+
+def _copy_file(path: str, file: BinaryIO) -> None:
+    _rewind(file)
+    with open(path, "rb") as source:
+        shutil.copyfileobj(source, file, CHUNK)
 
 
 def _rewind(file: BinaryIO) -> None:

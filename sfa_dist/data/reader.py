@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.remote import NoRangesError, read_range
@@ -43,15 +45,13 @@ def read_clip_bytes(index: SampleIndex, sample: int) -> bytes:
 def _read(index: SampleIndex, number: int, offset: int, size: int) -> bytes:
     """`size` bytes, fewer where the shard ends. Raises OSError."""
     shard, remote = index.shards[number], index.remote
+    if remote.cache_dir is not None and (remote.stage or not isinstance(shard, Path)):
+        kept = _open_kept(index, number)
+        if kept is not None:
+            with kept as file:
+                return with_retries(lambda: _pread(file.fileno(), offset, size), remote.retries)
     if isinstance(shard, Path):
         return with_retries(lambda: _read_file(shard, offset, size), remote.retries)
-    if remote.cache_dir is not None:
-        cache = _cache(remote.model_dump_json())
-        try:
-            with cache.open(Whole(shard, int(index.shard_bytes[number]), index.shard_sha256[number])) as file:
-                return with_retries(lambda: _pread(file.fileno(), offset, size), remote.retries)
-        except CannotKeepError as error:
-            _go_on_without(cache, shard, error)
     try:
         return with_retries(lambda: read_range(shard, offset, size, remote), remote.retries)
     except NoRangesError as error:
@@ -59,6 +59,20 @@ def _read(index: SampleIndex, number: int, offset: int, size: int) -> bytes:
             f"{shown(shard)} cannot be read: {error.strerror}, and there is no cache to hold the whole shard: set "
             "data.remote.cache_dir to a local folder with room for it"
         ) from error
+
+
+def _open_kept(index: SampleIndex, number: int) -> BinaryIO | None:
+    """The whole shard from the cache, None where its samples have to be read one by one. Raises OSError."""
+    shard, cache = index.shards[number], _cache(index.remote.model_dump_json())
+    try:
+        return cache.open(Whole(str(shard), int(index.shard_bytes[number]), index.shard_sha256[number]))
+    except CannotKeepError as error:
+        _go_on_without(cache, str(shard), error)
+    except OSError:
+        if not isinstance(shard, Path):
+            raise
+        # A shard that is damaged somewhere: which samples are shows when each is read, as without staging.
+    return None
 
 
 @lru_cache(maxsize=4)
@@ -75,7 +89,10 @@ def _go_on_without(cache: ShardCache, shard: str, error: CannotKeepError) -> Non
         ) from error
     if not cache.has_warned:
         cache.has_warned = True
-        text = f"the shard cache cannot be used ({error.strerror}): samples are read one by one from their server"
+        text = (
+            f"the shard cache on {socket.gethostname()} cannot be used ({error.strerror}): samples are read one by one "
+            "from where they are"
+        )
         warnings.warn(text, stacklevel=2)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import datetime
 import math
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -19,9 +20,11 @@ import torch.distributed as dist
 from sfa_dist.errors import LostRankError, PreemptedError, UsageError
 
 LIMIT_VARIABLE = "SFA_RENDEZVOUS_SECONDS"
+NODES_VARIABLE = "SFA_NODES"  # Names of the nodes in order of ranks, as many ranks on each; slurm/_common.sh sets it.
 DEFAULT_LIMIT_S = 600.0
 POLL_S = 0.1
 GRACE_S = 10.0  # What the others wait longer than rank 0, which says who is missing.
+NOTICE_S = 45.0  # After which one rank says for whom it waits; large runs may take minutes to start.
 SHOWN = 8  # Missing ranks named in a message.
 
 OTHER_PORT = "choose another one by --master_port (deepspeed, torchrun), MASTER_PORT, or SFA_PORT_BASE for slurm/"
@@ -39,6 +42,7 @@ class Meeting:
     key: str  # Two jobs that come to the same port by mistake do not answer each other's roll call.
     limit: float
     until: float
+    nodes: tuple[str, ...] = ()
 
     def error(self, what: str) -> LostRankError:
         """An error that says which rank this is, and where it was to meet the others."""
@@ -49,6 +53,14 @@ class Meeting:
     def address(self) -> str:
         """host:port."""
         return f"{self.host}:{self.port}"
+
+    def notice(self) -> float:
+        """When one rank says for whom it waits (monotonic seconds)."""
+        return self.until - self.limit + min(NOTICE_S, self.limit / 4)
+
+    def say(self, what: str) -> None:
+        """A line for the console, while there is still hope."""
+        print(f"rank {self.rank} on {socket.gethostname()}: {what}", file=sys.stderr, flush=True)
 
     def left(self) -> float:
         """Seconds until the limit, at least one."""
@@ -102,6 +114,7 @@ def _read(environ: Mapping[str, str], rank: int, world_size: int) -> Meeting:
         key=f"sfa_dist/{job}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         limit=limit,
         until=time.monotonic() + limit,
+        nodes=tuple(environ.get(NODES_VARIABLE, "").split()),
     )
 
 
@@ -116,11 +129,16 @@ def _host(meeting: Meeting) -> dist.Store:
 
 def _knock(meeting: Meeting) -> None:
     """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
+    told = meeting.rank != 1  # One of those that wait is enough.
     while True:
         try:
             socket.create_connection((meeting.host, meeting.port), timeout=meeting.left()).close()
             return
         except OSError as error:
+            if not told and time.monotonic() >= meeting.notice():
+                told = True
+                waits = f"waiting for rank 0 at {meeting.address} ({error}), at most {meeting.limit:.0f} s in all"
+                meeting.say(waits)
             if time.monotonic() >= meeting.until:
                 raise meeting.error(
                     f"nobody answers at {meeting.address} after {meeting.limit:.0f} s ({error}); did rank 0 start, is "
@@ -167,7 +185,7 @@ def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
     store.set(f"here/{meeting.rank}", "")
     if meeting.rank == 0:
         missing = _missing(meeting, store)
-        store.set("missing", _numbers(missing))
+        store.set("missing", _names(meeting, missing))
         if missing:
             time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
     elif not _wait(store, "missing", meeting.until + GRACE_S):
@@ -182,8 +200,15 @@ def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
 
 
 def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
-    ranks = range(meeting.world_size)
-    return [rank for rank in ranks if not _wait(store, f"here/{rank}", meeting.until)]
+    """The ranks that do not come until the limit. For whom it waits is said before."""
+
+    def absent(ranks: Iterable[int], until: float) -> list[int]:
+        return [rank for rank in ranks if not _wait(store, f"here/{rank}", until)]
+
+    late = absent(range(meeting.world_size), meeting.notice())
+    if late:
+        meeting.say(f"waiting for {_names(meeting, late)} at {meeting.address}, at most {meeting.limit:.0f} s in all")
+    return absent(late, meeting.until)
 
 
 def _wait(store: dist.Store, key: str, until: float) -> bool:
@@ -199,8 +224,13 @@ def _wait(store: dist.Store, key: str, until: float) -> bool:
     return True
 
 
-def _numbers(ranks: list[int]) -> str:
+def _names(meeting: Meeting, ranks: list[int]) -> str:
+    """`ranks 2, 3 (node2)`: of as many as fit into a line."""
     if not ranks:
         return ""
     more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:SHOWN]))}{more}"
+    where = ""
+    if meeting.nodes and meeting.world_size % len(meeting.nodes) == 0:
+        per_node = meeting.world_size // len(meeting.nodes)
+        where = f" ({', '.join(dict.fromkeys(meeting.nodes[rank // per_node] for rank in ranks[:SHOWN]))})"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:SHOWN]))}{more}{where}"

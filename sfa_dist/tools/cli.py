@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sfa_dist import __version__, train
-from sfa_dist.tools import cache, chaos, evaluate, index, pack, plan, report, show
+from sfa_dist.tools import cache, chaos, evaluate, index, pack, plan, report, show, submit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_arguments(training)
     training.set_defaults(run=train.run)
-    for module in (pack, index, show, plan, cache, evaluate, report, chaos):
+    for module in (pack, index, show, plan, cache, evaluate, report, submit, chaos):
         module.add_parser(commands)
     return parser
 

@@ -37,12 +37,14 @@ def test_a_port_that_another_program_holds(tmp_path: Path) -> None:
 @pytest.mark.fault(62)
 def test_a_rank_that_does_not_come_is_named_once(tmp_path: Path) -> None:
     port = free_port()
-    ranks = Ranks(tmp_path, 4, "forever", ranks=(0, 2), port=port, SFA_RENDEZVOUS_SECONDS="5")
+    ranks = Ranks(tmp_path, 4, "forever", ranks=(0, 2), port=port, SFA_RENDEZVOUS_SECONDS="5", SFA_NODES="a b")
     codes, seconds = ranks.ends()
     assert codes == [70, 70]
     assert seconds < 15
     host, guest = ranks.errors()
-    assert f"ranks 1, 3 of 4 did not come to 127.0.0.1:{port} within 5 s" in host
+    waits, error = host.splitlines()
+    assert waits.endswith(f"waiting for ranks 1, 3 (a, b) at 127.0.0.1:{port}, at most 5 s in all"), "long before"
+    assert f"ranks 1, 3 (a, b) of 4 did not come to 127.0.0.1:{port} within 5 s" in error
     assert guest == ""
 
 
@@ -51,7 +53,8 @@ def test_no_rank_0(tmp_path: Path) -> None:
     port = free_port()
     ranks = Ranks(tmp_path, 2, "forever", ranks=(1,), port=port, SFA_RENDEZVOUS_SECONDS="2")
     assert ranks.ends()[0] == [70]
-    [said] = ranks.errors()
+    waits, said = ranks.errors()[0].splitlines()
+    assert f"waiting for rank 0 at 127.0.0.1:{port} ([Errno 111] Connection refused)" in waits
     assert said.startswith("error: rank 1 of 2 on ")
     assert f"nobody answers at 127.0.0.1:{port} after 2 s" in said
 

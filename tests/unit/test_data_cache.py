@@ -102,7 +102,7 @@ def test_what_is_kept_is_not_fetched_again_and_an_open_shard_survives_its_evicti
 def test_a_limit_below_one_shard_reads_by_range_with_one_warning(server: FileServer, tmp_path: Path) -> None:
     index = load(server, tmp_path / "c", shards=0.5)
     local = load_index(sorted(server.folder.glob("*.tar")))
-    with pytest.warns(UserWarning, match=r"the shard cache cannot be used .*no room for 71680 bytes") as caught:
+    with pytest.warns(UserWarning, match=r"the shard cache on \S+ cannot be used .*no room for 71680 bytes") as caught:
         clips = [read_clip_bytes(index, sample) for sample in (0, 1, 2, 3, 0)]
     assert len(caught) == 1
     assert clips == [read_clip_bytes(local, sample) for sample in (0, 1, 2, 3, 0)]
@@ -225,7 +225,7 @@ def test_a_full_disk_reads_by_range_with_one_warning(server: FileServer, small_d
     (small_disk / "somebody else's").write_bytes(bytes(SHARD))
     index = load(server, small_disk / "c")
     local = load_index(sorted(server.folder.glob("*.tar")))
-    with pytest.warns(UserWarning, match="the shard cache cannot be used") as caught:
+    with pytest.warns(UserWarning, match=r"the shard cache on \S+ cannot be used") as caught:
         clips = [read_clip_bytes(index, sample) for sample in range(4)]
     assert len(caught) == 1
     assert clips == [read_clip_bytes(local, sample) for sample in range(4)]
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_while_a_shard_is_fetched(
     (small_disk / "somebody else's").write_bytes(bytes(SHARD))
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Plenty)
     index = load(server, small_disk / "c")
-    with pytest.warns(UserWarning, match=r"the shard cache cannot be used .*No space left"):
+    with pytest.warns(UserWarning, match=r"the shard cache on \S+ cannot be used .*No space left"):
         assert len(read_clip_bytes(index, 0)) == CLIP
     assert kept(index, small_disk / "c") == []
 
@@ -288,3 +288,57 @@ def test_a_complete_cache_works_where_nothing_can_be_written(server: FileServer,
     assert len(read_clip_bytes(index, 0)) == CLIP  # the same content by another name: it is there
     with pytest.warns(UserWarning, match=r"cannot be used .*Read-only"):
         assert len(read_clip_bytes(index, 3)) == CLIP
+
+
+# ------------------------------------------------------------------------------ shards of a shared file system
+
+
+def staged(server: FileServer, cache: Path) -> SampleIndex:
+    """The four shards as files, staged to `cache`."""
+    remote = RemoteBlock(cache_dir=str(cache), stage=True, retries=0)
+    return load_index(sorted(server.folder.glob("*.tar")), remote)
+
+
+def test_staged_shards_are_read_from_the_cache(server: FileServer, tmp_path: Path) -> None:
+    plain = load_index(sorted(server.folder.glob("*.tar")))
+    expected = [read_clip_bytes(plain, sample) for sample in range(4)]
+    index = staged(server, tmp_path / "c")
+    assert [read_clip_bytes(index, sample) for sample in range(4)] == expected
+    assert kept(index, tmp_path / "c") == [0, 1, 2, 3]
+    for shard in server.folder.glob("*.tar"):
+        shard.unlink()
+    assert [read_clip_bytes(index, sample) for sample in range(4)] == expected
+
+
+def test_without_stage_files_are_read_where_they_are(server: FileServer, tmp_path: Path) -> None:
+    remote = RemoteBlock(cache_dir=str(tmp_path / "c"), retries=0)
+    read_clip_bytes(load_index(sorted(server.folder.glob("*.tar")), remote), 0)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="has no place for the shards"):
+        RemoteBlock(stage=True)
+
+
+def test_staging_changes_nothing_about_a_damaged_shard(tmp_path: Path) -> None:
+    """The clip that is damaged is bad, its neighbour in the shard is not."""
+    shard = tmp_path / "s-0.tar"
+    write_shard(shard, [("a", os.urandom(CLIP), 0), ("b", os.urandom(CLIP), 1)])
+    build_index([shard])
+    index = load_index([shard], RemoteBlock(cache_dir=str(tmp_path / "c"), stage=True, retries=0))
+    good = read_clip_bytes(load_index([shard]), 1)
+    with shard.open("r+b") as file:
+        file.seek(int(index.offset[0]) + 100)
+        file.write(os.urandom(100))
+    reader._cache.cache_clear()
+    assert read_clip_bytes(index, 1) == good
+    with pytest.raises(BadSample, match="crc32"):
+        read_clip_bytes(index, 0)
+    assert list((tmp_path / "c" / "shards").iterdir()) == []
+
+
+def test_a_full_disk_reads_staged_shards_where_they_are(server: FileServer, small_disk: Path) -> None:
+    index = staged(server, small_disk / "c")
+    (small_disk / "other").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    plain = load_index(sorted(server.folder.glob("*.tar")))
+    with pytest.warns(UserWarning, match=r"the shard cache on \S+ cannot be used .*") as caught:
+        assert [read_clip_bytes(index, n) for n in range(4)] == [read_clip_bytes(plain, n) for n in range(4)]
+    assert len(caught) == 1

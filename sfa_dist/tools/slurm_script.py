@@ -1,0 +1,155 @@
+"""Text of Slurm scripts: the batch script of a run, and the shell script that submits it, once or stage after stage.
+
+There is one batch script for all: the files of slurm/ are what `batch_script` gives for their recipe, and everything
+that it does stands in slurm/_common.sh. Stages and tasks of an array differ by options of train.py alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SUBMIT_FOLDER = "${SLURM_SUBMIT_DIR:-$PWD}"  # As the repository: for scripts that lie in it.
+
+_BATCH = """\
+#!/bin/bash
+{comment}
+{directives}
+
+# sbatch runs a copy of this file in its spool directory: paths come from where it was submitted, not from $0.
+SFA_ROOT=${{SFA_ROOT:-{root}}}
+if [[ ! -f $SFA_ROOT/slurm/_common.sh ]]; then
+    echo "$SFA_ROOT is not the repository: run sbatch from its root, or set SFA_ROOT" >&2
+    exit 64
+fi
+# shellcheck source=/dev/null
+source "$SFA_ROOT/slurm/_common.sh"
+
+{variants}run_training {arguments} "$@"
+"""
+
+_SUBMISSION = """\
+#!/bin/bash
+{comment}
+set -euo pipefail
+
+submit() {{ # submit OPTIONS SCRIPT ARGUMENTS: the number of the job
+    sbatch --parsable "$@" | cut -d ';' -f 1
+}}
+
+# Account, partition and QOS of the site, which sbatch reads before the job starts.
+settings=${{SFA_CLUSTER_ENV:-{root}/slurm/cluster.env}}
+if [[ -f $settings ]]; then
+    set -a
+    # shellcheck source=/dev/null
+    source <(grep -E '^ *(export +)?SBATCH_[A-Z_]+=' "$settings")
+    set +a
+fi
+
+script=$(mktemp)
+trap 'rm -f "$script"' EXIT
+cat >"$script" <<'END_OF_JOB'
+{batch}END_OF_JOB
+
+{jobs}
+"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One task of a job array: overrides of the recipe, and the run directory."""
+
+    overrides: tuple[str, ...]
+    run_dir: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch script. `options` are further ones of sbatch; `arguments` those of train.py for all variants."""
+
+    name: str
+    nodes: int
+    gpus_per_node: int
+    cpus_per_task: int
+    time: str
+    arguments: tuple[str, ...]
+    root: str
+    options: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    at_once: int | None = None
+
+    @property
+    def array(self) -> tuple[str, ...]:
+        """The option that makes it a job array."""
+        if not self.variants:
+            return ()
+        limit = f"%{self.at_once}" if self.at_once else ""
+        return (f"--array=0-{len(self.variants) - 1}{limit}",)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One job of a chain: the batch script with these arguments more, on so many nodes."""
+
+    name: str
+    nodes: int
+    arguments: tuple[str, ...]
+
+
+def batch_script(batch: Batch, comment: str) -> str:
+    """The text for sbatch."""
+    directives = (
+        f"--job-name={batch.name}",
+        f"--nodes={batch.nodes}",
+        f"--ntasks-per-node={batch.gpus_per_node}",
+        f"--gpus-per-node={batch.gpus_per_node}",
+        f"--cpus-per-task={batch.cpus_per_task}",
+        f"--time={batch.time}",
+        "--output=%x-%A_%a.out" if batch.variants else "--output=%x-%j.out",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:USR1@120",
+        *batch.array,
+        *batch.options,
+    )
+    own = shlex.join(batch.arguments) + (' "${variant[@]}"' if batch.variants else "")
+    return _BATCH.format(
+        comment=_comment(comment),
+        directives="\n".join(f"#SBATCH {option}" for option in directives),
+        root=batch.root if batch.root == SUBMIT_FOLDER else shlex.quote(batch.root),
+        variants=_choice(batch.variants) if batch.variants else "",
+        arguments=own,
+    )
+
+
+def _choice(variants: Sequence[Variant]) -> str:
+    lines = []
+    for number, variant in enumerate(variants):
+        words = [word for override in variant.overrides for word in ("--set", override)]
+        lines.append(f"    {number}) variant=({shlex.join([*words, '--run-dir', variant.run_dir])}) ;;")
+    last = '    *) fail 64 "there is no task ${SLURM_ARRAY_TASK_ID:-(not an array)}" ;;'
+    return "\n".join(["case ${SLURM_ARRAY_TASK_ID:-} in", *lines, last, "esac", ""])
+
+
+def submission(batch: Batch, links: Sequence[Link], comment: str) -> str:
+    """A shell script that submits the batch script once for each link, each after the one before has ended well.
+
+    A task of an array waits for its own one before. Jobs that wait for one that failed are removed.
+    """
+    kind = "aftercorr" if batch.variants else "afterok"
+    jobs, before = [], ""
+    for number, link in enumerate(links):
+        wait = [f'"--dependency={kind}:${before}"', "--kill-on-invalid-dep=yes"] if before else []
+        # On the command line too, where they win over SBATCH_ACCOUNT and the like.
+        words = [f"--job-name={link.name}", f"--nodes={link.nodes}", *batch.options]
+        call = " ".join([*map(shlex.quote, words), *wait, '"$script"', *map(shlex.quote, link.arguments)])
+        before = f"job{number}"
+        jobs.append(f'{before}=$(submit {call})\necho "{link.name}: job ${before}"')
+    root = shlex.quote(batch.root)
+    text = batch_script(batch, comment)
+    return _SUBMISSION.format(comment=_comment(comment), root=root, batch=text, jobs="\n".join(jobs))
+
+
+def _comment(text: str) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())

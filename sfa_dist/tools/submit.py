@@ -1,0 +1,242 @@
+"""`sfa submit`: the Slurm script of a recipe, printed or submitted; its stages as dependent jobs; seeds as an array."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import sfa_dist
+from sfa_dist.errors import UsageError
+from sfa_dist.parallel.environment import environment
+from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
+from sfa_dist.tools.slurm_script import Batch, Link, Variant, batch_script, submission
+
+_EPILOG = """\
+examples:
+  sfa submit --recipe recipes/h_96f.yaml --nodes 2                      prints the script
+  sfa submit --recipe recipes/h_96f.yaml --nodes 2 --time 12:00:00 --partition gpu --submit
+  sfa submit --recipe recipes/l_128f_cached.yaml --nodes 4 --chain --stage-nodes test=1 --submit
+  sfa submit --recipe mine.yaml --seeds 0-4 --at-once 2 --submit
+  sfa submit --recipe mine.yaml --vary stage2.optimizer.lr=0.1,0.2,0.4 --seeds 0,1 --submit
+
+Whatever is printed does what --submit does: a batch script for sbatch, or with --chain a script for bash.
+Preemption, containers, what differs between sites: docs/slurm.md
+"""
+
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
+_WORD = re.compile(r"[\w.,@+=:/%-]+")
+SEEDS_AT_MOST = 1000
+
+
+def add_parser(commands: Any) -> None:
+    """Registers the sub-command."""
+    parser = commands.add_parser(
+        "submit",
+        help="the Slurm script of a recipe, its stages as a chain, seeds as an array",
+        description="Prints the batch script of a recipe, or submits it. One task per GPU.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", required=True, type=Path, help="the YAML that describes the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<recipe name> in the repository")
+    parser.add_argument("--name", help="the job's name (default: the recipe's)")
+    parser.add_argument("--nodes", type=_count, default=1)
+    parser.add_argument("--gpus-per-node", type=_count, default=8, help="and tasks (default: 8)")
+    parser.add_argument("--cpus-per-task", type=_count, default=12, help="cores a GPU (default: 12)")
+    parser.add_argument("--time", default="24:00:00", help="limit as Slurm writes it (default: 24:00:00)")
+    for option in ("account", "partition", "qos"):
+        parser.add_argument(f"--{option}", help="default: what slurm/cluster.env says")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="a further one, --sbatch=--mem=0"
+    )
+    parser.add_argument("--stage", choices=(*STAGE_NAMES, "cache", "test", "report"), help="only this stage")
+    parser.add_argument("--chain", action="store_true", help="each stage a job that waits for the one before")
+    parser.add_argument(
+        "--stage-nodes", action="append", default=[], metavar="STAGE=N", help="with --chain: other nodes for a stage"
+    )
+    parser.add_argument("--seeds", help="a job array over seeds: 0-4 or 0,3,7")
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="a job array over values of a key of the recipe",
+    )
+    parser.add_argument("--at-once", type=_count, help="how many tasks of the array run at the same time")
+    parser.add_argument("--submit", action="store_true", help="submit instead of printing")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints or submits. Raises UsageError for a wrong option, RecipeError for a recipe that does not load."""
+    recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
+    batch = _batch(arguments, recipe)
+    links = _links(arguments, recipe, batch)
+    comment = f"Written by: sfa submit {_command(arguments)}"
+    if not arguments.submit:
+        print(submission(batch, links, comment) if arguments.chain else batch_script(batch, comment), end="")
+        return
+    if shutil.which("sbatch") is None:
+        raise UsageError("there is no sbatch here: run sfa submit --submit on a login node")
+    done = subprocess.run(["bash", "-c", submission(batch, links, comment)], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UsageError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
+
+
+def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
+    """The batch script as asked for, every value checked."""
+    root = Path(sfa_dist.__file__).resolve().parents[1]
+    if not (root / "slurm" / "_common.sh").is_file():
+        raise UsageError(f"{root} has no slurm/_common.sh: sfa submit needs the repository (pip install -e .)")
+    if not _TIME.fullmatch(arguments.time):
+        raise UsageError(f"--time {arguments.time!r} is no time of Slurm's, such as 90, 12:00:00 or 2-12:00:00")
+    options = [
+        f"--{key}={_word(key, value)}"
+        for key in ("account", "partition", "qos")
+        if (value := getattr(arguments, key)) is not None
+    ]
+    for option in arguments.sbatch:
+        if not option.startswith("-") or "\n" in option:
+            raise UsageError(f"--sbatch {option!r} is no option of sbatch: write --sbatch=--mem=0")
+    name = _word("name", arguments.name or recipe.name)
+    variants = _variants(arguments, recipe, _in_root(arguments.run_dir or root / "runs" / recipe.name, root))
+    if arguments.at_once and not variants:
+        raise UsageError("--at-once is of an array: give --seeds or --vary")
+    words = ["--recipe", _in_root(arguments.recipe, root)]
+    words += [word for override in arguments.set for word in ("--set", override)]
+    if arguments.run_dir and not variants:
+        words += ["--run-dir", _in_root(arguments.run_dir, root)]
+    if arguments.stage:
+        words += ["--stage", arguments.stage]
+    return Batch(
+        name=name,
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        cpus_per_task=arguments.cpus_per_task,
+        time=arguments.time,
+        arguments=tuple(words),
+        root=str(root),
+        options=(*options, *arguments.sbatch),
+        variants=variants,
+        at_once=arguments.at_once,
+    )
+
+
+def _links(arguments: argparse.Namespace, recipe: Recipe, batch: Batch) -> list[Link]:
+    """One job, or one for each stage; the last one makes the report too."""
+    try:
+        nodes = {stage: _count(number) for stage, number in (_split(t, "--stage-nodes") for t in arguments.stage_nodes)}
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--stage-nodes: {error}") from error
+    if not arguments.chain:
+        if nodes:
+            raise UsageError("--stage-nodes is of a chain: give --chain")
+        return [Link(batch.name, batch.nodes, ())]
+    if arguments.stage:
+        raise UsageError("--chain submits every stage, --stage one of them: give one of the two")
+    stages = _stages(recipe)
+    if unknown := nodes.keys() - set(stages):
+        raise UsageError(f"--stage-nodes {min(unknown)}: the chain has {', '.join(stages)}")
+    # Without --stage, train.py does what is left: the test and the report.
+    return [
+        Link(
+            f"{batch.name}-{stage}",
+            nodes.get(stage, batch.nodes),
+            () if stage == stages[-1] else ("--stage", stage),
+        )
+        for stage in stages
+    ]
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    stages = [name for name in STAGE_NAMES if getattr(recipe, name) is not None]
+    if recipe.stage1 and recipe.stage1.weights:
+        stages.remove("stage1")
+    if recipe.stage2 and recipe.stage2.cache:
+        stages.insert(stages.index("stage2"), "cache")
+    return [*stages, "test"]
+
+
+def _variants(arguments: argparse.Namespace, recipe: Recipe, run_dir: str) -> tuple[Variant, ...]:
+    """Every combination of the values of --vary and --seeds, each of which is a recipe that loads."""
+    axes: dict[str, list[str]] = {}
+    for text in arguments.vary:
+        key, values = _split(text, "--vary")
+        axes[key] = values.split(",")
+    if arguments.seeds is not None:
+        axes["seed"] = [str(seed) for seed in _seeds(arguments.seeds)]
+    variants = []
+    for combination in product(*axes.values()) if axes else ():
+        settings = dict(zip(axes, combination, strict=True))
+        overrides = tuple(f"{key}={value}" for key, value in settings.items())
+        load_recipe(arguments.recipe, [*arguments.set, *overrides], environment())
+        variants.append(Variant(overrides, f"{run_dir}-{_label(settings)}"))
+    if len({variant.run_dir for variant in variants}) < len(variants):
+        raise UsageError("--vary and --seeds give two tasks the same run directory: is a value there twice?")
+    return tuple(variants)
+
+
+def _label(settings: Mapping[str, str]) -> str:
+    """`seed-0`, `stage2.optimizer.lr-0.1_seed-0`: for a folder's name."""
+    return "_".join(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', value)}" for key, value in settings.items())
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise UsageError(f"--seeds {text!r}: write 0-4 or 0,3,7")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if not first <= last < first + SEEDS_AT_MOST:
+            raise UsageError(f"--seeds {text!r}: {part} is no range of 1 to {SEEDS_AT_MOST} seeds")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _split(text: str, option: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign and value):
+        raise UsageError(f"{option} {text!r}: write {option} KEY=VALUE")
+    return key, value
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number greater than 0")
+    return int(text)
+
+
+def _word(option: str, text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise UsageError(f"--{option} {text!r}: letters, digits and . , @ + = : / % _ - only")
+    return text
+
+
+def _in_root(path: Path, root: Path) -> str:
+    """A path for a job, which runs in the repository's root; without its prefix where it lies there."""
+    path = path.absolute()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The options that were given, as they can be typed again."""
+    words: list[str] = []
+    for key, value in vars(arguments).items():
+        option = f"--{key.replace('_', '-')}"
+        if key == "run" or value in (None, False, []):
+            continue
+        if value is True:
+            words.append(option)
+        else:
+            words += [f"{option}={one}" for one in (value if isinstance(value, list) else [value])]
+    return shlex.join(words)

@@ -1,0 +1,40 @@
+"""One Slurm for all tests of this folder, and one folder with clips and a recipe."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "distributed"), str(HERE.parent / "unit")]
+
+from slurm_cluster import NODES, SCRIPT, Cluster  # noqa: E402 (found by the line above)
+from slurm_runs import Runs, write_workplace  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Nodes node1 .. node4. It ends with this process, however that ends."""
+    possible = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
+    if possible.returncode:
+        pytest.skip(f"{possible.stderr.strip()}; make test-slurm installs what is missing")
+    state = tempfile.mkdtemp(prefix="sfa-cluster-")  # a short path: it holds a socket
+    process = subprocess.Popen(
+        [str(SCRIPT), "--state", state, "hold", str(NODES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", "the cluster does not start; it has said why"
+    yield Cluster(Path(state))
+    process.stdin.close()
+    assert process.wait(30) == 0
+    assert not Path(state).exists()
+
+
+@pytest.fixture(scope="session")
+def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Submits tiny runs."""
+    return Runs(cluster, write_workplace(tmp_path_factory.mktemp("runs")))

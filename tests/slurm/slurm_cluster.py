@@ -1,0 +1,95 @@
+"""The test cluster from Python: commands on its login host, and jobs that are polled."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("cluster.sh")
+ROOT = Path(__file__).resolve().parents[2]
+NODES = 4
+LIMIT = 180.0
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+
+def wait_for(what: str, condition: Callable[[], bool], said: Callable[[], str] = str, limit: float = LIMIT) -> None:
+    """Polls. Fails with what `said` gives when the condition does not come true."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come in {limit:.0f} s:\n{said()}"
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that runs, by its folder."""
+
+    state: Path
+
+    def control(self, *words: str) -> None:
+        """A command of cluster.sh."""
+        subprocess.run([str(SCRIPT), "--state", str(self.state), *words], check=True, timeout=60)
+
+    def run(self, *command: str, cwd: Path = ROOT, **environ: str) -> str:
+        """What a command on the login host prints. Raises CalledProcessError."""
+        return self.call(*command, cwd=cwd, **environ)[0]
+
+    def call(self, *command: str, cwd: Path = ROOT, **environ: str) -> tuple[str, str]:
+        """Its stdout and stderr. Raises CalledProcessError."""
+        full = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SLURM", "SFA"))}
+        full |= {"PATH": f"{Path(sys.executable).parent}:{full['PATH']}", "DS_ACCELERATOR": "cpu"}
+        words = [str(SCRIPT), "--state", str(self.state), "run", *command]
+        done = subprocess.run(words, cwd=cwd, env=full | environ, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            print(done.stdout, done.stderr)  # for the reader of a test that fails
+        done.check_returncode()
+        return done.stdout, done.stderr
+
+    def job(self, number: str, output: Path) -> Job:
+        """A job that was submitted, which writes to `output`."""
+        return Job(self, number, output)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or a task of an array."""
+
+    cluster: Cluster
+    number: str
+    output: Path
+
+    def fields(self) -> Mapping[str, str]:
+        """What Slurm knows of it: JobState, Reason, Restarts, ExitCode, ..."""
+        shown = self.cluster.run("scontrol", "-o", "show", "job", self.number)
+        return dict(re.findall(r"(\S+?)=(\S*)", shown))
+
+    def said(self) -> str:
+        """Its output so far."""
+        return self.output.read_text(errors="replace") if self.output.exists() else "(no output)"
+
+    def wait_until(self, condition: Callable[[Mapping[str, str]], bool], what: str, limit: float = LIMIT) -> None:
+        """Polls Slurm until its fields are so."""
+        wait_for(f"job {self.number}: {what}", lambda: condition(self.fields()), self.said, limit)
+
+    def end(self, limit: float = LIMIT) -> Mapping[str, str]:
+        """Waits until it is over, and returns its last fields. A requeued job does not wait for its two minutes."""
+
+        def is_over(fields: Mapping[str, str]) -> bool:
+            if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
+                self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+            return fields["JobState"] in OVER
+
+        self.wait_until(is_over, "its end", limit)
+        return self.fields()
+
+    def completes(self, restarts: int = 0) -> None:
+        """Waits for its end, which must be good, after so many requeues."""
+        fields = self.end()
+        assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), self.said()
+        assert fields["Restarts"] == str(restarts), self.said()
