@@ -95,21 +95,24 @@ class Nodes:
         words = [program("torchrun"), f"--nnodes={nodes}", f"--nproc-per-node={ranks}", *meeting]
         return [self.on(f"node{k}", *words, *train_words(*arguments), **environ) for k in range(1, nodes + 1)]
 
-    def deepspeed(self, layout: tuple[int, int], *arguments: str, **environ: str) -> Console:
-        """deepspeed on node1, which goes to each of (nodes, ranks a node) over ssh."""
+    def deepspeed(self, layout: tuple[int, int], *arguments: str, at: str = "node1", **environ: str) -> Console:
+        """deepspeed on the node `at`, which goes to each of (nodes, ranks a node) over ssh."""
         nodes, ranks = layout
         hostfile = self.place / f"hosts-{nodes}x{ranks}"
         hostfile.write_text("".join(f"node{k} slots={ranks}\n" for k in range(1, nodes + 1)))
         (self.place / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in (ONE_THREAD | environ).items()))
         words = [program("deepspeed"), "--hostfile", str(hostfile)]
-        return self.on("node1", *words, *train_words(*arguments), PATH=f"{self.ssh}:{os.environ['PATH']}")
+        return self.on(at, *words, *train_words(*arguments), PATH=f"{self.ssh}:{os.environ['PATH']}")
 
-    def by_hand(self, nodes: Sequence[str], *arguments: str, address: str = "node1", **environ: str) -> list[Console]:
-        """One rank on each of the nodes, with the variables that a launcher sets, and no launcher."""
-        common = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": "29600"}
+    def by_hand(
+        self, nodes: int, *arguments: str, only: Mapping[str, Mapping[str, str]] = {}, **environ: str
+    ) -> list[Console]:
+        """One rank on each node, with the variables that a launcher sets, and no launcher; `only` adds a node's own."""
+        common = {"WORLD_SIZE": str(nodes), "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29600"}
+        words = [sys.executable, *train_words(*arguments)]
         return [
-            self.on(node, sys.executable, *train_words(*arguments), RANK=str(rank), **(common | environ))
-            for rank, node in enumerate(nodes)
+            self.on(node, *words, RANK=str(rank), **{**common, **environ, **only.get(node, {})})
+            for rank, node in enumerate(f"node{k}" for k in range(1, nodes + 1))
         ]
 
 

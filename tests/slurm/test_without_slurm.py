@@ -1,4 +1,4 @@
-"""Several nodes without Slurm, by torchrun and by deepspeed over ssh: what they compute does not depend on the nodes."""
+"""Several nodes without Slurm, by torchrun and by deepspeed over ssh: the nodes change nothing in what is computed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,219 @@
+"""How ranks that have met connect: every rank to every other one, at an address of its node.
+
+gloo says what went wrong only on the rank where it did; the others would wait for as long as a collective may take.
+Here the first failure is told to all, and a rank that does not get through is named. And where a node's own name leads
+to its loopback (`127.0.1.1 node2` in /etc/hosts, as Debian's installer writes it) or nowhere, gloo would hand the
+others an address that leads to themselves: the interface that leads to the other nodes is taken in place of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import ipaddress
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from sfa_dist.errors import LostRankError, PreemptedError
+from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.rendezvous import POLL_S, Meeting, heed_stop, mark_stopped
+
+GLOO_VARIABLE, NCCL_VARIABLE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+SIOCGIFADDR = 0x8915  # linux/sockios.h: an interface's IPv4 address, which comes from byte 20 of struct ifreq on.
+FAULT, JOINED = "join/fault", "join/joined"
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.01, 1.0
+PROBE_S = 3.0
+SHOWN = 4  # Unreachable nodes named in a message; each may take PROBE_S to find out.
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a rank's node takes connections; at `port` one that says nothing, to find out whether others get there."""
+
+    rank: int
+    host: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} at {self.address}"
+
+
+def join(
+    backend: str, meeting: Meeting, store: dist.Store, environ: Mapping[str, str], timeout: datetime.timedelta
+) -> None:
+    """init_process_group, with `timeout` for its collectives.
+
+    Raises LostRankError on every rank when it fails on one, or takes longer than ranks wait for each other.
+    """
+    own = store.clone()  # gloo's waiting for a key would hold back what is asked over the same connection.
+    own.set(_way(meeting.rank), _route(meeting.host, meeting.port))
+    try:
+        for variable in (GLOO_VARIABLE, NCCL_VARIABLE) if "nccl" in backend else (GLOO_VARIABLE,):
+            _require_interface(meeting, variable, environ.get(variable, ""))
+        with _open_door(meeting, own, environ):
+            _connect(backend, meeting, store, own, timeout)
+    except LostRankError as error:
+        # What another rank has told before is the cause of it, or as good.
+        first = LostRankError(own.compare_set(FAULT, "", str(error)).decode())
+        first.told_by_another_rank = not meeting.tells
+        if meeting.rank == 0:
+            time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
+        raise first from error
+    except PreemptedError:
+        mark_stopped(own)
+        raise
+    except dist.DistError as error:
+        raise meeting.error(f"rank 0 at {meeting.address} went away while the ranks connected") from error
+
+
+def _require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
+    """Raises LostRankError where a library would look for an interface that this node does not have."""
+    has = [name for _, name in socket.if_nameindex()]
+    for word in filter(None, wanted.split(",")):
+        # NCCL reads a word as the start of a name; `=` in front makes it a whole one, `^` all others.
+        found = any(name.startswith(word) for name in has) if variable == NCCL_VARIABLE else word in has
+        if not found and word[0] not in "^=":
+            raise meeting.error(
+                f"{variable}={wanted}, but this node has no interface {word} (it has {', '.join(has)}); set it to one "
+                "that leads to the other nodes, on each node if their names differ"
+            )
+
+
+@contextlib.contextmanager
+def _open_door(meeting: Meeting, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
+    """Tells the others where gloo takes their connections on this node; where that is its loopback, it is changed."""
+    host = socket.gethostname()
+    with _listen() as listener:
+        if chosen := environ.get(GLOO_VARIABLE, "").split(",")[0]:
+            address = _addresses().get(chosen, chosen)
+        else:
+            address = _resolved(host)
+            if meeting.several_nodes and ipaddress.ip_address(address).is_loopback:
+                address = _lead_to_others(meeting, store) or address
+        store.set(_door(meeting.rank), json.dumps([meeting.rank, host, address, listener.getsockname()[1]]))
+        yield
+
+
+def _lead_to_others(meeting: Meeting, store: dist.Store) -> str | None:
+    """Has gloo take the interface that leads to the other nodes, and gives its address; None where none is found."""
+    address = _route(meeting.host, meeting.port)
+    if ipaddress.ip_address(address).is_loopback:  # Rank 0's node. Ranks go node by node: the last is on another one.
+        other = store.get(_way(meeting.world_size - 1)).decode()
+        address = _route(other, meeting.port)
+    for interface, its in _addresses().items():
+        if its == address and not ipaddress.ip_address(its).is_loopback:
+            set_default(GLOO_VARIABLE, interface)
+            return address
+    return None
+
+
+def _connect(backend: str, meeting: Meeting, store: dist.Store, own: dist.Store, timeout: datetime.timedelta) -> None:
+    faults: list[Exception] = []
+    over = threading.Event()
+
+    def connect() -> None:
+        try:
+            dist.init_process_group(
+                backend, store=store, rank=meeting.rank, world_size=meeting.world_size, timeout=timeout
+            )
+            own.add(JOINED, 1)
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            faults.append(error)
+        over.set()
+
+    # A thread, as gloo waits for the others where nobody can tell it that one of them has failed.
+    threading.Thread(target=connect, daemon=True).start()
+    until, notice = time.monotonic() + meeting.limit, time.monotonic() + meeting.patience
+    pause = SHORTEST_POLL_S
+    while not over.is_set() or own.add(JOINED, 0) < meeting.world_size:
+        heed_stop(own)
+        if own.check([FAULT]):
+            raise LostRankError(own.get(FAULT).decode())
+        if faults:
+            raise meeting.error(f"{_unreached(meeting, own)} ({str(faults[0]).splitlines()[0]})")
+        if time.monotonic() >= notice and meeting.tells:
+            meeting.say(f"waits for the ranks to connect, at most {meeting.limit:.0f} s: {_unreached(meeting, own)}")
+            notice = until
+        if time.monotonic() >= until:
+            raise meeting.error(f"{_unreached(meeting, own)} (after {meeting.limit:.0f} s)")
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_POLL_S)
+
+
+def _unreached(meeting: Meeting, store: dist.Store) -> str:
+    """Which nodes this rank cannot reach, in words."""
+    me = socket.gethostname()
+    seen, lost = {me}, []
+    for rank in range(meeting.world_size):
+        if not store.check([_door(rank)]):
+            continue  # Its node said why, or is about to.
+        door = Door(*json.loads(store.get(_door(rank))))
+        if door.host in seen:
+            continue
+        seen.add(door.host)
+        try:
+            socket.create_connection((door.address, door.port), timeout=PROBE_S).close()
+        except OSError as error:
+            lost.append(f"{door} ({error})")
+        if len(lost) == SHOWN:
+            break
+    if not lost:
+        return f"{me} reaches the other nodes, but the ranks do not connect; see what the others say"
+    return (
+        f"{me} does not reach {', '.join(lost)}; are all ports open between the nodes, and is this the address of the "
+        f"right interface? {GLOO_VARIABLE} on that node chooses another one"
+    )
+
+
+def _door(rank: int) -> str:
+    return f"join/door/{rank}"
+
+
+def _way(rank: int) -> str:
+    return f"join/way/{rank}"
+
+
+def _listen() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+def _resolved(host: str) -> str:
+    """The address to which a name leads on this node; its loopback where it leads nowhere."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return LOOPBACK
+
+
+def _route(host: str, port: int) -> str:
+    """This node's address on the way to a host; its loopback where there is none. Sends nothing."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return LOOPBACK
+
+
+def _addresses() -> dict[str, str]:
+    """IPv4 addresses of this node's interfaces (Linux)."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # It has none.
+                request = struct.pack("256s", name.encode()[:15])
+                found[name] = socket.inet_ntoa(fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, request)[20:24])
+    return found
