@@ -24,11 +24,11 @@ import torch.distributed as dist
 
 from sfa_dist.errors import LostRankError, PreemptedError
 from sfa_dist.parallel.environment import set_default
-from sfa_dist.parallel.rendezvous import POLL_S, Meeting, heed_stop, mark_stopped
+from sfa_dist.parallel.rendezvous import LIMIT_VARIABLE, POLL_S, Meeting, heed_stop, mark_stopped
 
 GLOO_VARIABLE, NCCL_VARIABLE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # linux/sockios.h: an interface's IPv4 address, which comes from byte 20 of struct ifreq on.
-FAULT, JOINED = "join/fault", "join/joined"
+FAULT, CAUSE, JOINED = "join/fault", "join/cause", "join/joined"
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.01, 1.0
 PROBE_S = 3.0
 SHOWN = 4  # Unreachable nodes named in a message; each may take PROBE_S to find out.
@@ -133,25 +133,53 @@ def _connect(backend: str, meeting: Meeting, store: dist.Store, own: dist.Store,
 
     # A thread, as gloo waits for the others where nobody can tell it that one of them has failed.
     threading.Thread(target=connect, daemon=True).start()
-    until, notice = time.monotonic() + meeting.limit, time.monotonic() + meeting.patience
+    wait = _Wait(meeting, own)
     pause = SHORTEST_POLL_S
     while not over.is_set() or own.add(JOINED, 0) < meeting.world_size:
         heed_stop(own)
         if own.check([FAULT]):
             raise LostRankError(own.get(FAULT).decode())
         if faults:
-            raise meeting.error(f"{_unreached(meeting, own)} ({str(faults[0]).splitlines()[0]})")
-        if time.monotonic() >= notice and meeting.tells:
-            meeting.say(f"waits for the ranks to connect, at most {meeting.limit:.0f} s: {_unreached(meeting, own)}")
-            notice = until
-        if time.monotonic() >= until:
-            raise meeting.error(f"{_unreached(meeting, own)} (after {meeting.limit:.0f} s)")
+            raise meeting.error(f"{wait.cause()} ({str(faults[0]).splitlines()[0]})")
+        wait.go_on()
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_S)
 
 
+class _Wait:
+    """A rank's patience with the others while they connect. Where one of them finds out what is wrong, all know."""
+
+    def __init__(self, meeting: Meeting, store: dist.Store) -> None:
+        now = time.monotonic()
+        self._meeting, self._store = meeting, store
+        self._look_at, self._until = now + meeting.patience, now + meeting.limit
+        self._looked = self._said = False
+
+    def cause(self) -> str:
+        """What is wrong, as far as this rank or another one knows."""
+        if not self._looked:
+            self._looked = True
+            if lost := _unreached(self._meeting, self._store):
+                self._store.compare_set(CAUSE, "", lost)
+        if self._store.check([CAUSE]):
+            return self._store.get(CAUSE).decode()
+        return "the ranks have met, but they do not connect"
+
+    def go_on(self) -> None:
+        """Says once what is wrong when it takes long. Raises LostRankError at the limit."""
+        now, meeting = time.monotonic(), self._meeting
+        if now >= self._until:
+            raise meeting.error(f"{self.cause()} (after {meeting.limit:.0f} s; {LIMIT_VARIABLE} gives them more time)")
+        if now < self._look_at or self._said:
+            return
+        cause = self.cause()
+        if meeting.tells and (self._store.check([CAUSE]) or now >= self._look_at + SHOWN * PROBE_S):
+            self._said = True
+            meeting.say(f"still waiting for the ranks to connect, at most {meeting.limit:.0f} s: {cause}")
+
+
 def _unreached(meeting: Meeting, store: dist.Store) -> str:
-    """Which nodes this rank cannot reach, in words."""
+    """Which nodes this rank cannot reach, in words; empty where it reaches all."""
     me = socket.gethostname()
     seen, lost = {me}, []
     for rank in range(meeting.world_size):
@@ -168,7 +196,7 @@ def _unreached(meeting: Meeting, store: dist.Store) -> str:
         if len(lost) == SHOWN:
             break
     if not lost:
-        return f"{me} reaches the other nodes, but the ranks do not connect; see what the others say"
+        return ""
     return (
         f"{me} does not reach {', '.join(lost)}; are all ports open between the nodes, and is this the address of the "
         f"right interface? {GLOO_VARIABLE} on that node chooses another one"

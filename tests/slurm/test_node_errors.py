@@ -13,22 +13,22 @@ from tiny_runs import sets
 pytestmark = pytest.mark.slurm
 
 SHORT = ("--stage", "stage1", *sets("schedule.max_steps=2", "engine.name=fsdp"))
-SECONDS = 60.0
+SECONDS = 60.0  # For a user to wait.
 On = Callable[..., None]
 
 
 @pytest.fixture
-def on_node2(cluster: Cluster) -> Iterator[On]:
-    """Runs a command on node2, and after the test the one that undoes it."""
+def on(cluster: Cluster) -> Iterator[On]:
+    """Runs a command on a node, and after the test the one that undoes it."""
     undoing: list[list[str]] = []
 
-    def do(command: str, undo: str) -> None:
-        cluster.control("on", "node2", *command.split())
-        undoing.append(undo.split())
+    def do(node: str, command: str, undo: str) -> None:
+        cluster.control("on", node, *command.split())
+        undoing.append([node, *undo.split()])
 
     yield do
     for words in reversed(undoing):
-        cluster.control("on", "node2", *words)
+        cluster.control("on", *words)
 
 
 def the_error(console: Console, code: int) -> str:
@@ -49,34 +49,35 @@ def test_an_interface_that_one_node_does_not_have(nodes: Nodes) -> None:
 
 
 @pytest.mark.fault(62)
-def test_an_interface_that_does_not_lead_to_the_others(nodes: Nodes, on_node2: On) -> None:
-    on_node2("ip link add side0 type bridge", "ip link delete side0")
-    on_node2("ip address add 192.168.9.2/24 dev side0", "ip address delete 192.168.9.2/24 dev side0")
-    on_node2("ip link set side0 up", "ip link set side0 down")
-    consoles = nodes.by_hand(2, *SHORT, only={"node2": {"GLOO_SOCKET_IFNAME": "side0"}}, SFA_RENDEZVOUS_SECONDS="40")
+def test_an_interface_that_does_not_lead_to_the_others(nodes: Nodes, on: On) -> None:
+    """An address below the others': of two, gloo connects from the higher one to the lower one."""
+    on("node1", "ip link add side0 type bridge", "ip link delete side0")
+    on("node1", "ip address add 10.1.9.1/24 dev side0", "ip address delete 10.1.9.1/24 dev side0")
+    on("node1", "ip link set side0 up", "ip link set side0 down")
+    consoles = nodes.by_hand(2, *SHORT, only={"node1": {"GLOO_SOCKET_IFNAME": "side0"}}, SFA_RENDEZVOUS_SECONDS="20")
     for console in consoles:
         assert console.seconds_until("error: ") < SECONDS
         error = the_error(console, 70)
-        assert "node1 does not reach rank 1 on node2 at 192.168.9.2" in error
+        assert "node2 does not reach rank 0 on node1 at 10.1.9.1" in error
         assert "GLOO_SOCKET_IFNAME" in error
 
 
-def test_nodes_whose_names_lead_to_their_loopback(nodes: Nodes, cluster: Cluster, on_node2: On, tmp_path: Path) -> None:
+def test_nodes_whose_names_lead_to_their_loopback(nodes: Nodes, cluster: Cluster, on: On, tmp_path: Path) -> None:
     """As in /etc/hosts of a Debian that was installed by hand: other nodes get nowhere with such an address."""
     hosts = tmp_path / "hosts"
     hosts.write_text((cluster.state / "etc" / "hosts").read_text().replace("10.77.0.2 node2", "127.0.1.1 node2"))
-    on_node2(f"mount --bind {hosts} /etc/hosts", "umount /etc/hosts")
+    on("node2", f"mount --bind {hosts} /etc/hosts", "umount /etc/hosts")
     consoles = nodes.by_hand(2, *SHORT, "--run-dir", str(tmp_path / "run"), SFA_RENDEZVOUS_SECONDS="60")
     for console in consoles:
         assert console.code() == 0, console.said()
 
 
 @pytest.mark.fault(61)
-def test_other_code_on_one_node(nodes: Nodes, on_node2: On, tmp_path: Path) -> None:
+def test_other_code_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
     file = ROOT / "sfa_dist" / "schedule.py"
     changed = tmp_path / "schedule.py"
     changed.write_text(f"{file.read_text()}\n# changed\n")
-    on_node2(f"mount --bind {changed} {file}", f"umount {file}")
+    on("node2", f"mount --bind {changed} {file}", f"umount {file}")
     for console in nodes.by_hand(3, *SHORT, "--run-dir", str(tmp_path / "run")):
         error = the_error(console, 78)
         assert "the ranks disagree on the code of sfa_dist" in error
@@ -84,9 +85,9 @@ def test_other_code_on_one_node(nodes: Nodes, on_node2: On, tmp_path: Path) -> N
 
 
 @pytest.mark.fault(62)
-def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on_node2: On) -> None:
+def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> None:
     """deepspeed, started on a third node, tells rank 0 which nodes there are."""
-    on_node2("ip route add blackhole 10.77.0.1", "ip route delete blackhole 10.77.0.1")
+    on("node2", "ip route add blackhole 10.77.0.1", "ip route delete blackhole 10.77.0.1")
     console = nodes.deepspeed((2, 1), *SHORT, at="node3", SFA_RENDEZVOUS_SECONDS="20")
     assert console.seconds_until("waiting for rank 1 (node2) at 10.77.0.1:29500, at most 20 s in all") < SECONDS
     assert console.code() == 70, console.said()
