@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.errors import DataError
+from sfa_dist.errors import CheckpointError, SfaError
 
 Batch = dict[str, Any]
 NO_SAMPLE = -1
@@ -28,7 +29,9 @@ class Batches(Dataset[Batch]):
 
     def __init__(self, index: SampleIndex, workers: int = 0) -> None:
         self.index = index
-        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
+        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE)
+        if workers:
+            share(self.places)
         self.stacks = os.devnull
 
     def own_place(self) -> torch.Tensor:
@@ -38,7 +41,7 @@ class Batches(Dataset[Batch]):
 
 
 class Loader(DataLoader[Batch]):
-    """Raises the DataError of a worker as the one line that it is (DataLoader makes the worker's traceback its text),
+    """Raises the SfaError of a worker as the one line that it is (DataLoader makes the worker's traceback its text),
     and ends its workers with the iteration.
 
     They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
@@ -52,9 +55,10 @@ class Loader(DataLoader[Batch]):
 def _guarded(batches: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
-    except DataError as error:
-        name = f"{DataError.__module__}.{DataError.__qualname__}: "
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
+    except SfaError as error:
+        kind = type(error)
+        name = f"{kind.__module__}.{kind.__qualname__}: "
+        raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
     finally:
         end_workers = getattr(batches, "_shutdown_workers", None)  # only where there are any
         if end_workers is not None:
@@ -70,7 +74,7 @@ def make_loader(
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=hand_over,
         worker_init_fn=start_worker,
         prefetch_factor=prefetch_factor if workers else None,
         pin_memory=pin_memory,
@@ -78,9 +82,26 @@ def make_loader(
     )
 
 
-def as_it_is(batch: Any) -> Any:
-    """In place of a collation: items are batches already."""
+def hand_over(batch: Any) -> Any:
+    """In place of a collation, as items (dictionaries or tuples) are batches already: a worker's tensors go to shared
+    memory here. Left to the worker's queue, a node without room would lose the batch, and the rank wait without end."""
+    if get_worker_info() is not None:
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            if isinstance(value, torch.Tensor):
+                share(value)
     return batch
+
+
+def share(tensor: torch.Tensor) -> None:
+    """Moves a tensor to memory that processes share. Raises CheckpointError where there is no room."""
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:
+        size = tensor.nbytes / 2**20
+        raise CheckpointError(
+            f"{socket.gethostname()} has no room for {size:.1f} MiB that loader workers hand over ({error}); free "
+            "/dev/shm there, mount it larger (docker run --shm-size), or set data.workers to 0"
+        ) from error
 
 
 def start_worker(worker: int) -> None:

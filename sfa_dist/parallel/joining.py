@@ -93,14 +93,17 @@ def _require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
 def _open_door(meeting: Meeting, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
     """Tells the others where gloo takes their connections on this node; where that is its loopback, it is changed."""
     host = socket.gethostname()
-    with _listen() as listener:
+    with contextlib.ExitStack() as stack:
+        port = 0
+        with contextlib.suppress(OSError):  # Then the others cannot try whether they get here.
+            port = stack.enter_context(_listen()).getsockname()[1]
         if chosen := environ.get(GLOO_VARIABLE, "").split(",")[0]:
             address = _addresses().get(chosen, chosen)
         else:
             address = _resolved(host)
             if meeting.several_nodes and ipaddress.ip_address(address).is_loopback:
                 address = _lead_to_others(meeting, store) or address
-        store.set(_door(meeting.rank), json.dumps([meeting.rank, host, address, listener.getsockname()[1]]))
+        store.set(_door(meeting.rank), json.dumps([meeting.rank, host, address, port]))
         yield
 
 
@@ -186,7 +189,7 @@ def _unreached(meeting: Meeting, store: dist.Store) -> str:
         if not store.check([_door(rank)]):
             continue  # Its node said why, or is about to.
         door = Door(*json.loads(store.get(_door(rank))))
-        if door.host in seen:
+        if door.host in seen or not door.port:
             continue
         seen.add(door.host)
         try:

@@ -64,9 +64,10 @@ def test_an_interface_that_does_not_lead_to_the_others(nodes: Nodes, on: On) -> 
 
 def test_nodes_whose_names_lead_to_their_loopback(nodes: Nodes, cluster: Cluster, on: On, tmp_path: Path) -> None:
     """As in /etc/hosts of a Debian that was installed by hand: other nodes get nowhere with such an address."""
-    hosts = tmp_path / "hosts"
-    hosts.write_text((cluster.state / "etc" / "hosts").read_text().replace("10.77.0.2 node2", "127.0.1.1 node2"))
-    on("node2", f"mount --bind {hosts} /etc/hosts", "umount /etc/hosts")
+    for node, address in (("node1", "10.77.0.1"), ("node2", "10.77.0.2")):
+        hosts = tmp_path / node
+        hosts.write_text((cluster.state / "etc" / "hosts").read_text().replace(address, "127.0.1.1"))
+        on(node, f"mount --bind {hosts} /etc/hosts", "umount /etc/hosts")
     consoles = nodes.by_hand(2, *SHORT, "--run-dir", str(tmp_path / "run"), SFA_RENDEZVOUS_SECONDS="60")
     for console in consoles:
         assert console.code() == 0, console.said()
@@ -94,3 +95,23 @@ def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> Non
     host, guest = sorted(console.error_lines(), key=lambda line: "rank 1 of" in line)
     assert "rank 0 of 2 on node1: rank 1 (node2) of 2 did not come to 10.77.0.1:29500 within 20 s" in host
     assert "rank 1 of 2 on node2: nobody answers at 10.77.0.1:29500 after 20 s" in guest
+
+
+@pytest.mark.fault(19)
+def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
+    """Their queue would print a traceback and lose the batch, and all ranks would wait for it."""
+    on("node2", "mount -t tmpfs -o size=64k tmpfs /dev/shm", "umount /dev/shm")
+    consoles = nodes.by_hand(3, *SHORT, *sets("data.workers=2"), "--run-dir", str(tmp_path / "run"))
+    for console in consoles:
+        assert console.seconds_until("error: ") < SECONDS
+        error = the_error(console, 74)
+        assert "node2 has no room for " in error
+        assert "free /dev/shm there" in error
+        assert ("rank 1 on node2 ended with code 74" in error) == (console.node != "node2")
+
+
+def test_torchrun_on_each_node_tells_it_on_each_console(nodes: Nodes, on: On, tmp_path: Path) -> None:
+    """torchrun adds a page of its own, and its own exit code."""
+    consoles = nodes.torchrun((2, 1), *SHORT, *sets("stage1.frames=0"), "--run-dir", str(tmp_path / "run"))
+    for console in consoles:
+        assert "stage1.frames" in the_error(console, 1)
