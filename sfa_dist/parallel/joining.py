@@ -59,7 +59,7 @@ def join(
     own.set(_way(meeting.rank), _route(meeting.host, meeting.port))
     try:
         for variable in (GLOO_VARIABLE, NCCL_VARIABLE) if "nccl" in backend else (GLOO_VARIABLE,):
-            _require_interface(meeting, variable, environ.get(variable, ""))
+            require_interface(meeting, variable, environ.get(variable, ""))
         with _open_door(meeting, own, environ):
             _connect(backend, meeting, store, own, timeout)
     except LostRankError as error:
@@ -76,17 +76,27 @@ def join(
         raise meeting.error(f"rank 0 at {meeting.address} went away while the ranks connected") from error
 
 
-def _require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
-    """Raises LostRankError where a library would look for an interface that this node does not have."""
+def require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
+    """Raises LostRankError where a library would look for an interface that this node does not have.
+
+    gloo takes whole names and needs all of them. NCCL needs one of the starts of names; `=` in front makes them whole
+    names, `^` those that it shall not take.
+    """
     has = [name for _, name in socket.if_nameindex()]
-    for word in filter(None, wanted.split(",")):
-        # NCCL reads a word as the start of a name; `=` in front makes it a whole one, `^` all others.
-        found = any(name.startswith(word) for name in has) if variable == NCCL_VARIABLE else word in has
-        if not found and word[0] not in "^=":
-            raise meeting.error(
-                f"{variable}={wanted}, but this node has no interface {word} (it has {', '.join(has)}); set it to one "
-                "that leads to the other nodes, on each node if their names differ"
-            )
+    words = [word for word in wanted.removeprefix("=").split(",") if word]
+    if variable == GLOO_VARIABLE:
+        missing = [word for word in words if word not in has]
+    elif wanted.startswith("^") or any(
+        word in has if wanted.startswith("=") else any(name.startswith(word) for name in has) for word in words
+    ):
+        return
+    else:
+        missing = words
+    if missing:
+        raise meeting.error(
+            f"{variable}={wanted}, but this node has no interface {', '.join(missing)} (it has {', '.join(has)}); set "
+            "it to one that leads to the other nodes, on each node if their names differ"
+        )
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> Non
     assert "rank 1 of 2 on node2: nobody answers at 10.77.0.1:29500 after 20 s" in guest
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault(18)
 def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
     """Their queue would print a traceback and lose the batch, and all ranks would wait for it."""
     on("node2", "mount -t tmpfs -o size=64k tmpfs /dev/shm", "umount /dev/shm")
