@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import signal
+import socket
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -106,12 +107,23 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = " ".join(f"{_who()}{type(error).__name__}: {error}".split())
         print(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}", file=sys.stderr)
         return 74 if disk else 70
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return INTERRUPTED_CODE
+
+
+def _who() -> str:
+    """`rank 1 on node2: ` where this is one of several ranks."""
+    from sfa_dist.parallel.launch import read_launch
+
+    try:
+        launch = read_launch(environment())
+    except (UsageError, ValueError):
+        return ""  # What started this process did not get it right, and that has been told.
+    return f"rank {launch.rank} on {socket.gethostname()}: " if launch.world_size > 1 else ""
 
 
 def _keep_traceback(debug: bool) -> str:

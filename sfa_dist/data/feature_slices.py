@@ -22,10 +22,11 @@ from sfa_dist.data.decode import Decoder
 from sfa_dist.data.decode_card import beside_training
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.feature_grid import StepGrid, clip_starts, step_frames
-from sfa_dist.data.loader import as_it_is, start_worker
+from sfa_dist.data.loader import start_worker
 from sfa_dist.data.randomness import sample_rng
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
+from sfa_dist.data.transport import hand_over
 from sfa_dist.data.video import Video
 from sfa_dist.recipe_blocks import AugmentBlock, DataBlock
 
@@ -142,7 +143,7 @@ def slice_loader(slices: VideoSlices, workers: int, pin_memory: bool) -> DataLoa
         slices,
         batch_size=None,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=hand_over,
         worker_init_fn=start_worker,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,

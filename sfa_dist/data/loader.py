@@ -6,14 +6,13 @@ import faulthandler
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.transport import Batch, Receiver, Sender
-from sfa_dist.errors import DataError
+from sfa_dist.data.transport import Batch, Receiver, Sender, hand_over, share
+from sfa_dist.errors import SfaError
 
 NO_SAMPLE = -1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -31,7 +30,9 @@ class Batches(Dataset[Batch]):
 
     def __init__(self, index: SampleIndex, workers: int = 0) -> None:
         self.index = index
-        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE).share_memory_()
+        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE)
+        if workers:
+            share(self.places)
         self.stacks = os.devnull
 
     def own_place(self) -> torch.Tensor:
@@ -41,7 +42,7 @@ class Batches(Dataset[Batch]):
 
 
 class Loader(DataLoader[Batch]):
-    """Unpacks what workers send, raises the DataError of a worker as the one line that it is (DataLoader makes the
+    """Unpacks what workers send, raises the SfaError of a worker as the one line that it is (DataLoader makes the
     worker's traceback its text), and ends its workers with the iteration.
 
     They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
@@ -57,9 +58,10 @@ class Loader(DataLoader[Batch]):
 def _guarded(batches: Iterator[Batch], receive: Receiver) -> Iterator[Batch]:
     try:
         yield from map(receive, batches)
-    except DataError as error:
-        name = f"{DataError.__module__}.{DataError.__qualname__}: "
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix(name)) from error
+    except SfaError as error:
+        kind = type(error)
+        name = f"{kind.__module__}.{kind.__qualname__}: "
+        raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
     finally:
         end_workers = getattr(batches, "_shutdown_workers", None)  # only where there are any
         if end_workers is not None:
@@ -70,7 +72,7 @@ def make_loader(
     batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> Loader:
     """A loader of the given items, in order, from `workers` processes (0: this one)."""
-    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else as_it_is
+    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else hand_over
     loader = Loader(
         batches,
         batch_size=None,
@@ -79,17 +81,11 @@ def make_loader(
         collate_fn=collate,
         worker_init_fn=start_worker,
         prefetch_factor=prefetch_factor if workers else None,
-        pin_memory=pin_memory
-        and not workers,  # The batches of workers are pinned as they are taken from their buffers.
+        pin_memory=pin_memory and not workers,  # Those of workers are pinned as they come out of their buffers.
         generator=torch.Generator(),  # its own: making an iterator draws a number, which must not shift the model's
     )
     loader.pins = pin_memory and workers > 0
     return loader
-
-
-def as_it_is(batch: Any) -> Any:
-    """In place of a collation: items are batches already."""
-    return batch
 
 
 def start_worker(worker: int) -> None:

@@ -11,6 +11,7 @@ copied: P + 1 buffers are enough, and there is one to spare.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+from sfa_dist.errors import CheckpointError
 
 Batch = dict[str, Any]
 SMALL_BYTES = 1 << 14
@@ -61,7 +64,7 @@ class Sender:
         place = (worker.id if worker else 0, key, number)
         buffer, new = self.buffers.get(place), None
         if buffer is None or buffer.nbytes < value.nbytes:
-            buffer = new = self.buffers[place] = torch.empty(value.nbytes, dtype=torch.uint8).share_memory_()
+            buffer = new = self.buffers[place] = share(torch.empty(value.nbytes, dtype=torch.uint8))
         parcel = Parcel(place, value.shape, value.dtype, new)
         _opened(parcel, buffer).copy_(value)
         return parcel
@@ -94,3 +97,25 @@ class Receiver:
 def _opened(parcel: Parcel, buffer: Tensor) -> Tensor:
     """What a parcel stands for, in its buffer."""
     return buffer[: parcel.nbytes].view(parcel.dtype).view(parcel.shape)
+
+
+def hand_over(batch: Any) -> Any:
+    """In place of a collation, as items (dictionaries or tuples) are batches already: a worker's tensors go to shared
+    memory here. Left to the worker's queue, a node without room would lose the batch, and the rank wait without end."""
+    if get_worker_info() is not None:
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            if isinstance(value, Tensor):
+                share(value)
+    return batch
+
+
+def share(tensor: Tensor) -> Tensor:
+    """The tensor, moved to memory that processes share. Raises CheckpointError where there is no room."""
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        size = tensor.nbytes / 2**20
+        raise CheckpointError(
+            f"{socket.gethostname()} has no room for {size:.1f} MiB that loader workers hand over ({error}); free "
+            "/dev/shm there, mount it larger (docker run --shm-size), or set data.workers to 0"
+        ) from error

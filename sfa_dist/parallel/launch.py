@@ -10,6 +10,8 @@ itself and the ranks.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from sfa_dist.errors import UsageError
 from sfa_dist.parallel.process_state import command_of, parent_of
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+NODES_VARIABLE = "SFA_NODES"  # Names of the nodes in order of ranks, as many ranks on each; slurm/_common.sh sets it.
+WORLD_INFO = "--world_info="  # Of the process that deepspeed starts on each node: {host: [GPU, ...]}, base64.
 RUNNERS = ("deepspeed", "deepspeed.pt", "ds", "runner.py", "deepspeed.launcher.runner")
 
 
@@ -30,6 +34,12 @@ class Launch:
     world_size: int
     local_rank: int
     local_world_size: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether this rank prints an error that all of them raise: once a console. srun gathers what all nodes say;
+        the other launchers may stand in a terminal of each node."""
+        return self.rank == 0 or (self.local_rank == 0 and self.launcher != "srun")
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -59,6 +69,23 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         local_world = int(per_node.split("(")[0].split(",")[0])
         return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
     return Launch("python", 0, 1, 0, 1)
+
+
+def nodes_of_ranks(environ: Mapping[str, str], launch: Launch) -> tuple[str, ...]:
+    """The names of all ranks' nodes, by rank; nothing where neither SFA_NODES nor the deepspeed launcher tells them."""
+    names = environ.get(NODES_VARIABLE, "").split()
+    if names and launch.world_size % len(names) == 0:
+        each = launch.world_size // len(names)
+        return tuple(name for name in names for _ in range(each))
+    for word in command_of(os.getppid()):
+        if word.startswith(WORLD_INFO):
+            try:
+                slots: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(word.removeprefix(WORLD_INFO)))
+                names = [host for host, own in slots.items() for _ in own]
+            except (ValueError, TypeError, AttributeError):
+                return ()  # Another version's, or another program's: the names only adorn messages.
+            return tuple(names) if len(names) == launch.world_size else ()
+    return ()
 
 
 def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:

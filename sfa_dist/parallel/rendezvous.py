@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from sfa_dist.errors import LostRankError, PreemptedError, UsageError
+from sfa_dist.parallel.launch import Launch, nodes_of_ranks
 
 LIMIT_VARIABLE = "SFA_RENDEZVOUS_SECONDS"
-NODES_VARIABLE = "SFA_NODES"  # Names of the nodes in order of ranks, as many ranks on each; slurm/_common.sh sets it.
 DEFAULT_LIMIT_S = 600.0
 POLL_S = 0.1
 GRACE_S = 10.0  # What the others wait longer than rank 0, which says who is missing.
 NOTICE_S = 45.0  # After which one rank says for whom it waits; large runs may take minutes to start.
+KNOCK_S = 5.0  # A node that takes no packets answers nothing at all.
 SHOWN = 8  # Missing ranks named in a message.
 
 OTHER_PORT = "choose another one by --master_port (deepspeed, torchrun), MASTER_PORT, or SFA_PORT_BASE for slurm/"
@@ -42,7 +43,9 @@ class Meeting:
     key: str  # Two jobs that come to the same port by mistake do not answer each other's roll call.
     limit: float
     until: float
-    nodes: tuple[str, ...] = ()
+    tells: bool  # Prints what all ranks raise.
+    several_nodes: bool
+    nodes: tuple[str, ...] = ()  # By rank, where the launcher tells.
 
     def error(self, what: str) -> LostRankError:
         """An error that says which rank this is, and where it was to meet the others."""
@@ -54,9 +57,14 @@ class Meeting:
         """host:port."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which it is said for whom one waits."""
+        return min(NOTICE_S, self.limit / 4)
+
     def notice(self) -> float:
-        """When one rank says for whom it waits (monotonic seconds)."""
-        return self.until - self.limit + min(NOTICE_S, self.limit / 4)
+        """When that is (monotonic seconds)."""
+        return self.until - self.limit + self.patience
 
     def say(self, what: str) -> None:
         """A line for the console, while there is still hope."""
@@ -67,14 +75,12 @@ class Meeting:
         return max(1.0, self.until - time.monotonic())
 
 
-def meet(environ: Mapping[str, str], rank: int, world_size: int) -> dist.Store:
+def meet(meeting: Meeting) -> dist.Store:
     """The store over which all ranks have met, for init_process_group.
 
-    MASTER_ADDR and MASTER_PORT say where, SFA_RENDEZVOUS_SECONDS (default 600) for how long. Raises UsageError where
-    they are wrong, LostRankError where the port is taken, cannot be reached, or a rank does not come.
+    Raises LostRankError where the port is taken, cannot be reached, or a rank does not come.
     """
-    meeting = _read(environ, rank, world_size)
-    if rank == 0 and not meeting.hosted:
+    if meeting.rank == 0 and not meeting.hosted:
         store = _host(meeting)
     else:
         _knock(meeting)
@@ -83,8 +89,7 @@ def meet(environ: Mapping[str, str], rank: int, world_size: int) -> dist.Store:
     try:
         _answer_roll_call(meeting, shared)
     except PreemptedError:
-        shared.set("stopped", str(rank))  # The others need not wait for this one.
-        time.sleep(5 * POLL_S)
+        mark_stopped(shared)
         raise
     except dist.DistError as error:
         raise meeting.error(
@@ -93,7 +98,25 @@ def meet(environ: Mapping[str, str], rank: int, world_size: int) -> dist.Store:
     return shared
 
 
-def _read(environ: Mapping[str, str], rank: int, world_size: int) -> Meeting:
+def mark_stopped(store: dist.Store) -> None:
+    """Tells the others that they need not wait for this rank: it was asked to stop."""
+    store.set("stopped", "")
+    time.sleep(5 * POLL_S)  # The store may end with this process: let the others read.
+
+
+def heed_stop(store: dist.Store) -> None:
+    """Raises PreemptedError when another rank was asked to stop."""
+    if store.check(["stopped"]):
+        asked = PreemptedError("stopped before all ranks had met; run the same command again to go on")
+        asked.told_by_another_rank = True
+        raise asked
+
+
+def arrange(environ: Mapping[str, str], launch: Launch) -> Meeting:
+    """MASTER_ADDR and MASTER_PORT say where the ranks meet, SFA_RENDEZVOUS_SECONDS (default 600) how long they wait.
+
+    Raises UsageError where these are wrong.
+    """
     limit_text, port_text = environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_S)), environ["MASTER_PORT"]
     try:
         limit = float(limit_text)
@@ -108,13 +131,15 @@ def _read(environ: Mapping[str, str], rank: int, world_size: int) -> Meeting:
     return Meeting(
         host=environ["MASTER_ADDR"],
         port=int(port_text),
-        rank=rank,
-        world_size=world_size,
+        rank=launch.rank,
+        world_size=launch.world_size,
         hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         key=f"sfa_dist/{job}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         limit=limit,
         until=time.monotonic() + limit,
-        nodes=tuple(environ.get(NODES_VARIABLE, "").split()),
+        tells=launch.tells,
+        several_nodes=launch.local_world_size < launch.world_size,
+        nodes=nodes_of_ranks(environ, launch),
     )
 
 
@@ -129,10 +154,10 @@ def _host(meeting: Meeting) -> dist.Store:
 
 def _knock(meeting: Meeting) -> None:
     """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
-    told = meeting.rank != 1  # One of those that wait is enough.
+    told = not (meeting.tells or meeting.rank == 1)
     while True:
         try:
-            socket.create_connection((meeting.host, meeting.port), timeout=meeting.left()).close()
+            socket.create_connection((meeting.host, meeting.port), timeout=min(KNOCK_S, meeting.left())).close()
             return
         except OSError as error:
             if not told and time.monotonic() >= meeting.notice():
@@ -195,7 +220,7 @@ def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
             f"{missing_ranks} of {meeting.world_size} did not come to {meeting.address} within {meeting.limit:.0f} s; "
             f"look at what their nodes say, or give them more time by {LIMIT_VARIABLE}"
         )
-        error.told_by_another_rank = meeting.rank != 0
+        error.told_by_another_rank = not meeting.tells
         raise error
 
 
@@ -214,10 +239,7 @@ def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
 def _wait(store: dist.Store, key: str, until: float) -> bool:
     """Whether the key is there by then. By polling, so that signals are taken meanwhile."""
     while not store.check([key]):
-        if store.check(["stopped"]):
-            asked = PreemptedError("stopped before all ranks had met; run the same command again to go on")
-            asked.told_by_another_rank = True
-            raise asked
+        heed_stop(store)
         if time.monotonic() >= until:
             return False
         time.sleep(POLL_S)
@@ -230,7 +252,6 @@ def _names(meeting: Meeting, ranks: list[int]) -> str:
         return ""
     more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
     where = ""
-    if meeting.nodes and meeting.world_size % len(meeting.nodes) == 0:
-        per_node = meeting.world_size // len(meeting.nodes)
-        where = f" ({', '.join(dict.fromkeys(meeting.nodes[rank // per_node] for rank in ranks[:SHOWN]))})"
+    if meeting.nodes:
+        where = f" ({', '.join(dict.fromkeys(meeting.nodes[rank] for rank in ranks[:SHOWN]))})"
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:SHOWN]))}{more}{where}"

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sfa_dist.errors import CheckpointError, LostRankError, RecipeError, SfaError, UsageError
+from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.joining import join
 from sfa_dist.parallel.launch import Launch, read_launch
-from sfa_dist.parallel.rendezvous import meet
+from sfa_dist.parallel.rendezvous import arrange, meet
 
 T = TypeVar("T")
 E = TypeVar("E", bound=SfaError)
@@ -159,8 +160,8 @@ class Runtime:
         )
 
     def for_all(self, error: E) -> E:
-        """An error that every rank raises: marked so that rank 0 alone prints it."""
-        error.told_by_another_rank = not self.is_main
+        """An error that every rank raises: marked so that it is printed once (`Launch.tells`)."""
+        error.told_by_another_rank = not self.launch.tells
         return error
 
     def barrier(self) -> None:
@@ -200,7 +201,8 @@ class Runtime:
 def start(environ: Mapping[str, str]) -> Runtime:
     """Joins the process group: gloo for CPU tensors, NCCL for CUDA ones where there is a card.
 
-    Raises UsageError for a wrong launch, LostRankError when the others do not come in time (rendezvous.py).
+    Raises UsageError for a wrong launch, LostRankError when the others do not come in time (rendezvous.py) or
+    do not connect (joining.py).
     """
     launch = read_launch(environ)
     if torch.cuda.is_available():
@@ -214,19 +216,12 @@ def start(environ: Mapping[str, str]) -> Runtime:
         device, backend = torch.device("cpu"), "gloo"
     if launch.world_size == 1:
         store: dist.Store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
     else:
-        store = meet(environ, launch.rank, launch.world_size)
+        meeting = arrange(environ, launch)
+        store = meet(meeting)
         store.set_timeout(COLLECTIVE_TIMEOUT)
-    try:
-        dist.init_process_group(
-            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=COLLECTIVE_TIMEOUT
-        )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        raise LostRankError(
-            f"rank {launch.rank} of {launch.world_size} on {socket.gethostname()} met the others at "
-            f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')} but could not join them: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        join(backend, meeting, store, environ, COLLECTIVE_TIMEOUT)
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
     return Runtime(launch, device, socket.gethostname(), store)
 

@@ -36,6 +36,8 @@ from sfa_dist.parallel.watch_lines import Lines, Message
 from sfa_dist.parallel.watch_process import BOARD, STOP_AT
 from sfa_dist.parallel.watch_verdict import ENDED, LOST, UNWATCHED, WAITS
 
+WHY_CHARACTERS = 500  # Of an error, told to the other ranks.
+
 # Seconds.
 START_S = 30.0
 CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
@@ -84,11 +86,11 @@ def watched(
         yield guard.watch
         runtime.barrier()
     except SfaError as error:
-        guard.say_goodbye(ENDED, error.exit_code)
+        guard.say_goodbye(ENDED, error.exit_code, str(error))
         raise
     except Exception as error:
         guard.held_back = error
-        guard.say_goodbye(WAITS, LOST)
+        guard.say_goodbye(WAITS, LOST, f"{type(error).__name__}: {error}")
         guard.settled.wait(CAUSE_S)
         raise
     except BaseException:  # The user's second Ctrl-C, for one.
@@ -118,6 +120,7 @@ class _Guard:
 
     def __init__(self, runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> None:
         self._rank, self._host, self._logs, self._stop = runtime.rank, runtime.host, logs, stop
+        self._tells = runtime.launch.tells and not runtime.is_main  # On a node where the speaker may not be heard.
         self._listener: socket.socket | None = None
         port, self._fault = 0, ""
         if runtime.is_main:
@@ -187,12 +190,12 @@ class _Guard:
         if self._listener is not None:
             self._listener.close()
 
-    def say_goodbye(self, state: str, code: int) -> None:
-        """Tells the child how this rank ends, so that its end is no loss."""
+    def say_goodbye(self, state: str, code: int, why: str = "") -> None:
+        """Tells the child how this rank ends, and why, so that its end is no loss."""
         self._goodbye = state
         assert self._post is not None
         with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
-            self._post.send({"state": state, "code": code})
+            self._post.send({"state": state, "code": code, "why": " ".join(why.split())[:WHY_CHARACTERS]})
 
     def listen(self) -> None:
         """Hears what the child has to say, as long as it lives."""
@@ -215,7 +218,7 @@ class _Guard:
         return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
 
     def _leave(self, verdict: Message) -> None:
-        if verdict["speaker"] == self._rank:
+        if verdict["speaker"] == self._rank or self._tells:
             stacks = "" if self._logs is None else f"; the stacks of all ranks are in {self._logs}"
             _say(f"error: {verdict['text']}{stacks}")
         if self._logs is not None:

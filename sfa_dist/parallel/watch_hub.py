@@ -3,7 +3,7 @@
 It lives in a thread of the child of rank 0. Each child connects once and then reports once a second; the answers carry
 rank 0's own phase, and one of them, at last, the verdict:
 
-    child -> hub  {"token", "rank", "host", "state", "code", "phase", "step", "stop"}
+    child -> hub  {"token", "rank", "host", "state", "code", "why", "phase", "step", "stop"}
     hub -> child  {"kind": "welcome"}
                   {"kind": "beat", "phase", "step", "stop"}  stop: some rank was asked to stop
                   {"kind": "lost", "rank", "text", "exit_code", "speaker"}
@@ -107,6 +107,7 @@ class Hub:
             lines.send(self._greeting)
         values = (message[key] for key in ("state", "code", "phase", "step"))
         seat.update(time.monotonic(), *values)
+        seat.why = message.get("why", "")
         if message.get("stop") and not self._stop:
             self._stop = self._stop_is_news = True
 

@@ -8,7 +8,7 @@ A thread of the rank would not do: a long call into C that holds the interpreter
 file is started by its path and needs the standard library only, so that it is there in some 50 ms.
 
     parent -> child  {"rank", "host", "world_size", "hub": [address, port], "token", "listener", "board"}   settings
-                     {"state", "code"}                                                                      goodbye
+                     {"state", "code", "why"}                                                               goodbye
     child -> parent  {"kind": "ready"}, or {"kind": "failed", "reason"}
                      {"kind": "lost", ...} as the hub said it, {"kind": "stop"}, {"kind": "off"}, {"kind": "end"}
 """
@@ -54,7 +54,7 @@ class Child:
     def __init__(self, parent: int, post: Lines, settings: Message) -> None:
         self._parent, self._post, self._settings = parent, post, settings
         self._board = mmap.mmap(settings["board"], BOARD.size, prot=mmap.PROT_READ)
-        self._state, self._code = RUNS, 0
+        self._state, self._code, self._why = RUNS, 0, ""
         self._over = self._stop_told = self._stop_heard = False
         self._hub_heard, self._hub_place = time.monotonic(), ("start", 0)
         self._selector = selectors.DefaultSelector()
@@ -104,7 +104,7 @@ class Child:
     def _hear_parent(self) -> None:
         try:
             for message in self._post.receive():
-                self._state, self._code = message["state"], message["code"]
+                self._state, self._code, self._why = message["state"], message["code"], message["why"]
                 self._report()
         except ConnectionResetError:
             with contextlib.suppress(KeyError):  # Heard before.
@@ -134,6 +134,7 @@ class Child:
             **{key: self._settings[key] for key in ("token", "rank", "host")},
             "state": self._state,
             "code": self._code,
+            "why": self._why,
             "phase": phase.rstrip(b"\0").decode(errors="replace"),
             "step": step,
             "stop": self._stop_told,

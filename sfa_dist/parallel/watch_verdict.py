@@ -28,7 +28,7 @@ class Seat:
 
     def __init__(self, rank: int, now: float) -> None:
         self.rank, self.host, self.phase, self.step = rank, "?", "start", 0
-        self.state, self.code = AWAITED, 0
+        self.state, self.code, self.why = AWAITED, 0, ""
         self.heard = self.since = now  # `since`: when `state` was first heard.
 
     def update(self, now: float, state: str, code: int, phase: str, step: int) -> None:
@@ -85,7 +85,7 @@ def describe(seat: Seat, now: float) -> str:
     """Which rank, where, in what phase, what became of it, and what to do."""
     who, where = f"rank {seat.rank} on {seat.host}", f"in phase {seat.phase} at step {seat.step}"
     if seat.state in (WAITS, ENDED):
-        return f"{who} ended with code {seat.code} {where} (its own message says why)"
+        return f"{who} ended with code {seat.code} {where}: {seat.why or 'its own message says why'}"
     if seat.state == GONE:
         why = "its process was killed or crashed; where memory is short, the system kills too"
     elif seat.state == STOPPED:

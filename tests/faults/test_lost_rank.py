@@ -60,7 +60,7 @@ def test_an_error_of_one_rank_ends_the_others(tmp_path: Path) -> None:
     assert codes == [70, 70, 70]
     said = ranks.errors()
     assert "rank 1 on " in said[0]
-    assert "ended with code 70 in phase forward at step 5" in said[0]
+    assert "ended with code 70 in phase forward at step 5: ZeroDivisionError: a bug; the stacks" in said[0]
     assert said[1] == "error: internal: ZeroDivisionError: a bug\n"
     assert said[2] == ""
 
@@ -70,7 +70,7 @@ def test_the_others_end_with_the_code_of_an_orderly_error(tmp_path: Path) -> Non
     codes, _ = ranks.ends()
     assert codes == [65, 65, 65]
     said = ranks.errors()
-    assert "ended with code 65 in phase forward at step 5" in said[0]
+    assert "ended with code 65 in phase forward at step 5: a clip is bad; the stacks" in said[0]
     assert said[1:] == ["error: a clip is bad\n", ""]
 
 

@@ -10,7 +10,8 @@ from ranks import free_port
 from watched_ranks import Ranks
 
 from sfa_dist.errors import UsageError
-from sfa_dist.parallel.rendezvous import meet
+from sfa_dist.parallel.launch import Launch
+from sfa_dist.parallel.rendezvous import arrange, meet
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -63,7 +64,7 @@ def test_no_rank_0(tmp_path: Path) -> None:
 def test_a_host_that_is_none(tmp_path: Path) -> None:
     environ = {**PLACE, "MASTER_ADDR": "no-such-host.invalid", "SFA_RENDEZVOUS_SECONDS": "0.1"}
     with pytest.raises(Exception, match=r"nobody answers at no-such-host\.invalid:29500"):
-        meet(environ, 1, 2)
+        meet(arrange(environ, Launch("deepspeed", 1, 2, 1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -78,4 +79,4 @@ def test_a_host_that_is_none(tmp_path: Path) -> None:
 )
 def test_wrong_variables_are_refused(wrong: dict[str, str], names: str) -> None:
     with pytest.raises(UsageError, match=names):
-        meet({**PLACE, **wrong}, 0, 2)
+        arrange({**PLACE, **wrong}, Launch("deepspeed", 0, 2, 0, 2))

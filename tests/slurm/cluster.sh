@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm on one Linux machine, for tests: each node has its own host name, network address, process ids, /dev/shm
 # and local disk; the rest of the file system is shared, as a cluster's home is. Needs root and Debian's packages
-# slurmctld slurmd slurm-client munge iproute2 (other distributions: the same programs).
+# slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh (other distributions: the same programs).
 #
 #     cluster.sh start 4            nodes node1..node4, ready when it returns; a start that fails leaves only its logs
 #     cluster.sh hold 4             the same in the foreground, until its standard input ends: dies with who started it
@@ -28,8 +28,8 @@ NETWORK=10.77.0
 LOGIN_ADDRESS=$NETWORK.254
 GPUS=8
 READY_SECONDS=30
-PROGRAMS=(slurmctld slurmd sbatch munged ip unshare nsenter)
-PACKAGES=(slurmctld slurmd slurm-client munge iproute2)
+PROGRAMS=(slurmctld slurmd sbatch munged ip unshare nsenter sshd pdsh)
+PACKAGES=(slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh)
 # /usr/sbin is not on everybody's PATH.
 export PATH=$PATH:/usr/sbin:/sbin
 

@@ -11,7 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "distributed"), str(HERE.parent / "unit")]
 
-from slurm_cluster import NODES, SCRIPT, Cluster  # noqa: E402 (found by the line above)
+from node_runs import Nodes, start_ssh, write_place  # noqa: E402 (found by the line above)
+from slurm_cluster import NODES, SCRIPT, Cluster  # noqa: E402
 from slurm_runs import Runs, write_workplace  # noqa: E402
 
 
@@ -38,3 +39,10 @@ def cluster() -> Iterator[Cluster]:
 def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Submits tiny runs."""
     return Runs(cluster, write_workplace(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="session")
+def nodes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Nodes:
+    """Starts tiny runs without Slurm."""
+    ssh = start_ssh(cluster, tmp_path_factory.mktemp("ssh"), [f"node{k}" for k in range(1, NODES + 1)])
+    return Nodes(cluster, write_place(tmp_path_factory.mktemp("nodes")), ssh)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from sfa_dist.errors import LostRankError, UsageError
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.launch import Launch, read_launch
+from sfa_dist.parallel.launch import Launch, nodes_of_ranks, read_launch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 TORCHRUN = {
@@ -126,3 +133,32 @@ def test_others_that_do_not_come_are_a_lost_rank(rank: str) -> None:
 @pytest.mark.fault(61)
 def test_a_rank_outside_the_world_is_refused() -> None:
     assert "RANK" in refusal({**TORCHRUN, "RANK": "16"})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "tells"), [("torchrun", [0, 2]), ("deepspeed", [0, 2]), ("srun", [0]), ("python", [0, 2])]
+)
+def test_an_error_of_all_ranks_is_told_once_a_console(launcher: str, tells: list[int]) -> None:
+    """srun's output is one for all nodes."""
+    ranks = [Launch(launcher, rank, 4, rank % 2, 2) for rank in range(4)]
+    assert [launch.rank for launch in ranks if launch.tells] == tells
+
+
+def test_nodes_are_named_as_the_launcher_tells() -> None:
+    launch = Launch("srun", 0, 4, 0, 2)
+    assert nodes_of_ranks({"SFA_NODES": "a b"}, launch) == ("a", "a", "b", "b")
+    assert nodes_of_ranks({"SFA_NODES": "a b c"}, launch) == ()
+    assert nodes_of_ranks({}, launch) == ()
+
+
+def test_nodes_are_read_from_the_command_line_that_deepspeed_starts() -> None:
+    """Here of a child's parent; nodes may have different numbers of GPUs."""
+    nodes = base64.urlsafe_b64encode(json.dumps({"a": [0], "b": [0, 1]}).encode()).decode()
+    ask = (
+        "from sfa_dist.parallel.launch import Launch, nodes_of_ranks\n"
+        "print(*nodes_of_ranks({}, Launch('deepspeed', 0, 3, 0, 1)))"
+    )
+    start = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
+    words = [sys.executable, "-c", start, ask, f"--world_info={nodes}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "a b b\n", done.stderr

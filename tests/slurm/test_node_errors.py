@@ -1,0 +1,117 @@
+"""What a user without Slurm sees when something is wrong with a node: on each console, one line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from node_runs import Console, Nodes
+from slurm_cluster import ROOT, Cluster
+from tiny_runs import sets
+
+pytestmark = pytest.mark.slurm
+
+SHORT = ("--stage", "stage1", *sets("schedule.max_steps=2", "engine.name=fsdp"))
+SECONDS = 60.0  # For a user to wait.
+On = Callable[..., None]
+
+
+@pytest.fixture
+def on(cluster: Cluster) -> Iterator[On]:
+    """Runs a command on a node, and after the test the one that undoes it."""
+    undoing: list[list[str]] = []
+
+    def do(node: str, command: str, undo: str) -> None:
+        cluster.control("on", node, *command.split())
+        undoing.append([node, *undo.split()])
+
+    yield do
+    for words in reversed(undoing):
+        cluster.control("on", *words)
+
+
+def the_error(console: Console, code: int) -> str:
+    """The one error of a console whose command ended with this code."""
+    assert console.code() == code, console.said()
+    [error] = console.error_lines()
+    return error
+
+
+@pytest.mark.fault(62)
+def test_an_interface_that_one_node_does_not_have(nodes: Nodes) -> None:
+    consoles = nodes.by_hand(2, *SHORT, only={"node2": {"GLOO_SOCKET_IFNAME": "ib7"}})
+    for console in consoles:
+        assert console.seconds_until("error: ") < SECONDS
+        error = the_error(console, 70)
+        assert "rank 1 of 2 on node2: GLOO_SOCKET_IFNAME=ib7, but this node has no interface ib7 (it has " in error
+        assert "eth0" in error
+
+
+@pytest.mark.fault(62)
+def test_an_interface_that_does_not_lead_to_the_others(nodes: Nodes, on: On) -> None:
+    """An address below the others': of two, gloo connects from the higher one to the lower one."""
+    on("node1", "ip link add side0 type bridge", "ip link delete side0")
+    on("node1", "ip address add 10.1.9.1/24 dev side0", "ip address delete 10.1.9.1/24 dev side0")
+    on("node1", "ip link set side0 up", "ip link set side0 down")
+    consoles = nodes.by_hand(2, *SHORT, only={"node1": {"GLOO_SOCKET_IFNAME": "side0"}}, SFA_RENDEZVOUS_SECONDS="20")
+    for console in consoles:
+        assert console.seconds_until("error: ") < SECONDS
+        error = the_error(console, 70)
+        assert "node2 does not reach rank 0 on node1 at 10.1.9.1" in error
+        assert "GLOO_SOCKET_IFNAME" in error
+
+
+def test_nodes_whose_names_lead_to_their_loopback(nodes: Nodes, cluster: Cluster, on: On, tmp_path: Path) -> None:
+    """As in /etc/hosts of a Debian that was installed by hand: other nodes get nowhere with such an address."""
+    for node, address in (("node1", "10.77.0.1"), ("node2", "10.77.0.2")):
+        hosts = tmp_path / node
+        hosts.write_text((cluster.state / "etc" / "hosts").read_text().replace(address, "127.0.1.1"))
+        on(node, f"mount --bind {hosts} /etc/hosts", "umount /etc/hosts")
+    consoles = nodes.by_hand(2, *SHORT, "--run-dir", str(tmp_path / "run"), SFA_RENDEZVOUS_SECONDS="60")
+    for console in consoles:
+        assert console.code() == 0, console.said()
+
+
+@pytest.mark.fault(61)
+def test_other_code_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
+    file = ROOT / "sfa_dist" / "schedule.py"
+    changed = tmp_path / "schedule.py"
+    changed.write_text(f"{file.read_text()}\n# changed\n")
+    on("node2", f"mount --bind {changed} {file}", f"umount {file}")
+    for console in nodes.by_hand(3, *SHORT, "--run-dir", str(tmp_path / "run")):
+        error = the_error(console, 78)
+        assert "the ranks disagree on the code of sfa_dist" in error
+        assert "rank 1 on node2: " in error
+
+
+@pytest.mark.fault(62)
+def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> None:
+    """deepspeed, started on a third node, tells rank 0 which nodes there are."""
+    on("node2", "ip route add blackhole 10.77.0.1", "ip route delete blackhole 10.77.0.1")
+    console = nodes.deepspeed((2, 1), *SHORT, at="node3", SFA_RENDEZVOUS_SECONDS="20")
+    assert console.seconds_until("waiting for rank 1 (node2) at 10.77.0.1:29500, at most 20 s in all") < SECONDS
+    assert console.code() == 70, console.said()
+    host, guest = sorted(console.error_lines(), key=lambda line: "rank 1 of" in line)
+    assert "rank 0 of 2 on node1: rank 1 (node2) of 2 did not come to 10.77.0.1:29500 within 20 s" in host
+    assert "rank 1 of 2 on node2: nobody answers at 10.77.0.1:29500 after 20 s" in guest
+
+
+@pytest.mark.fault(18)
+def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
+    """Their queue would print a traceback and lose the batch, and all ranks would wait for it."""
+    on("node2", "mount -t tmpfs -o size=64k tmpfs /dev/shm", "umount /dev/shm")
+    consoles = nodes.by_hand(3, *SHORT, *sets("data.workers=2"), "--run-dir", str(tmp_path / "run"))
+    for console in consoles:
+        assert console.seconds_until("error: ") < SECONDS
+        error = the_error(console, 74)
+        assert "node2 has no room for " in error
+        assert "free /dev/shm there" in error
+        assert ("rank 1 on node2 ended with code 74" in error) == (console.node != "node2")
+
+
+def test_torchrun_on_each_node_tells_it_on_each_console(nodes: Nodes, on: On, tmp_path: Path) -> None:
+    """torchrun adds a page of its own, and its own exit code."""
+    consoles = nodes.torchrun((2, 1), *SHORT, *sets("stage1.frames=0"), "--run-dir", str(tmp_path / "run"))
+    for console in consoles:
+        assert "stage1.frames" in the_error(console, 1)
