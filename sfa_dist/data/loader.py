@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
