@@ -91,6 +91,10 @@ def action_words(names: Sequence[str]) -> str:
     return " ".join(reversed(names))
 
 
+# Losses are added as multiples of 2**-30: such sums are exact, whatever the order, so any ranks give the same bits.
+LOSS_GRAINS = 2**30
+
+
 @dataclass
 class HeadSums:
     """Of one head: clips whose class is the best, or among the best five, and how often each class was taken for which
@@ -157,7 +161,7 @@ class ClassificationSums:
         if not len(labels):
             return
         sizes = tuple(self.heads.values())
-        self.loss += math.fsum(clip_losses(scores, labels, sizes=sizes).tolist())
+        self.loss += float((clip_losses(scores, labels, sizes=sizes) * LOSS_GRAINS).round().sum()) / LOSS_GRAINS
         if not sizes:
             self.by_head[SINGLE].update(scores, labels)
             return

@@ -49,4 +49,4 @@ def faulty_decoder(action: str, crc32: int = 0) -> Decoder:
 def install(spec: str) -> None:
     """`ACTION@CRC32`: in this process, loaders that are given no decoder take the faulty one."""
     action, _, crc32 = spec.partition("@")
-    stream.choose_decoder = lambda wanted, limits: faulty_decoder(action, int(crc32 or 0))
+    stream.decoder_of = lambda data: faulty_decoder(action, int(crc32 or 0))
