@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODES = 4
 LIMIT = 180.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+SETTLED_S = 3.0
 
 
 def wait_for(what: str, condition: Callable[[], bool], said: Callable[[], str] = str, limit: float = LIMIT) -> None:
@@ -78,12 +79,18 @@ class Job:
         wait_for(f"job {self.number}: {what}", lambda: condition(self.fields()), self.said, limit)
 
     def end(self, limit: float = LIMIT) -> Mapping[str, str]:
-        """Waits until it is over, and returns its last fields. A requeued job does not wait for its two minutes."""
+        """Waits until it is over and stays so (one being requeued looks over for a moment), and returns its last
+        fields. A requeued job does not wait for its two minutes."""
+        over_since: list[float] = []
 
         def is_over(fields: Mapping[str, str]) -> bool:
             if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
                 self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
-            return fields["JobState"] in OVER
+            if fields["JobState"] not in OVER:
+                over_since.clear()
+                return False
+            over_since.append(time.monotonic())
+            return over_since[-1] - over_since[0] > SETTLED_S
 
         self.wait_until(is_over, "its end", limit)
         return self.fields()
@@ -91,5 +98,5 @@ class Job:
     def completes(self, restarts: int = 0) -> None:
         """Waits for its end, which must be good, after so many requeues."""
         fields = self.end()
-        assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), self.said()
+        assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), f"{fields}\n{self.said()}"
         assert fields["Restarts"] == str(restarts), self.said()

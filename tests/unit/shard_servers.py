@@ -95,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.server.bytes_sent += len(data)  # Before the client has them: it may look at once.
         self.wfile.write(data[: len(data) // 2] if cut else data)
-        self.server.bytes_sent += len(data)
         if cut:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
