@@ -240,7 +240,7 @@ class Trainer:
         smoothing, sizes = self.stage.optimizer.label_smoothing, self.stage.model.head_sizes
         if "partners" not in batch:
             return weighted_loss_sum(logits, labels, weights, smoothing, sizes)
-        shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixed features.
+        shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixup.
         own = weighted_loss_sum(logits, labels, weights * shares, smoothing, sizes)
         return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing, sizes)
 

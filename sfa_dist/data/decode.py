@@ -18,7 +18,7 @@ import torch
 from sfa_dist.data.decode_card import CPU, own_card
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
 from sfa_dist.data.resample import at_rate
-from sfa_dist.data.video import FrameNumbers, FrameTimes, StoredVideo, Video
+from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, StoredVideo, Video
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import DataBlock, LimitsBlock, Rate
 
@@ -34,31 +34,21 @@ class Decoder(NamedTuple):
     device: torch.device = CPU
 
 
-class LimitedVideo:
+class LimitedVideo(Derived):
     """A backend's video whose calls take no longer than `limits.seconds`."""
 
     def __init__(self, video: StoredVideo, limits: LimitsBlock) -> None:
-        self._video, self._limits = video, limits
-        self.num_frames, self.fps = video.num_frames, video.fps
+        super().__init__(video, video.num_frames, video.fps)
+        self._stored, self._limits = video, limits
         check_frame_count(self.num_frames, limits)
-
-    @property
-    def height(self) -> int:
-        """Upright height in pixels."""
-        return self._video.height
-
-    @property
-    def width(self) -> int:
-        """Upright width in pixels."""
-        return self._video.width
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
-        return within(self._limits.seconds, lambda: self._video.frames_at(indices))
+        return within(self._limits.seconds, lambda: self._stored.frames_at(indices))
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""
-        return within(self._limits.seconds, self._video.times)
+        return within(self._limits.seconds, self._stored.times)
 
 
 def open_limited(

@@ -19,7 +19,7 @@ from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices
 from sfa_dist.data.container import has_constant_rate
 from sfa_dist.data.decode_limits import check_frame_count
-from sfa_dist.data.video import FrameNumbers, FrameTimes, StoredVideo, Video
+from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, StoredVideo, Video
 from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
 # In frames of the new rate. Times are binary fractions, so what is half-way may come out a little less.
@@ -27,26 +27,16 @@ _ROUNDING = 1e-6
 T = TypeVar("T")
 
 
-class Resampled:
+class Resampled(Derived):
     """Frame k is frame `numbers[k]` (rising) of `video`, at `fps` frames a second: a `Video` too."""
 
     def __init__(self, video: Video, numbers: Indices, fps: float) -> None:
-        self._video, self._numbers, self.fps = video, numbers, fps
-        self.num_frames = len(numbers)
-
-    @property
-    def height(self) -> int:
-        """Upright height in pixels."""
-        return self._video.height
-
-    @property
-    def width(self) -> int:
-        """Upright width in pixels."""
-        return self._video.width
+        super().__init__(video, len(numbers), fps)
+        self._numbers = numbers
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
-        return self._video.frames_at(self._numbers[np.asarray(indices, dtype=np.int64)])
+        return super().frames_at(self._numbers[np.asarray(indices, dtype=np.int64)])
 
     def frames_before(self, stored: int) -> int:
         """How many frames come before frame `stored` of the video as it is stored."""

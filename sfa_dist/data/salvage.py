@@ -6,35 +6,12 @@ gives the pixels. So a salvaged clip is the same on any rank and under either de
 
 from __future__ import annotations
 
-import torch
-
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, sound_frames
 from sfa_dist.data.decode_limits import within
 from sfa_dist.data.resample import Resampled
-from sfa_dist.data.video import FrameNumbers, Video
+from sfa_dist.data.video import Derived, Video
 from sfa_dist.recipe_blocks import LimitsBlock
-
-
-class Prefix:
-    """The first `num_frames` frames of a video, as a `Video`."""
-
-    def __init__(self, video: Video, num_frames: int) -> None:
-        self._video, self.num_frames, self.fps = video, num_frames, video.fps
-
-    @property
-    def height(self) -> int:
-        """Upright height in pixels."""
-        return self._video.height
-
-    @property
-    def width(self) -> int:
-        """Upright width in pixels."""
-        return self._video.width
-
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
-        """See `Video.frames_at`."""
-        return self._video.frames_at(indices)
 
 
 def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int, damage: BadSample) -> Video:
@@ -45,4 +22,4 @@ def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int
     sound = video.frames_before(sound) if isinstance(video, Resampled) else min(sound, video.num_frames)
     if sound < needed:
         raise BadSample(f"{damage.reason}; {sound} frames are before the damage, a clip needs {needed}")
-    return Prefix(video, sound)
+    return Derived(video, sound, video.fps)

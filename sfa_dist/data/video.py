@@ -39,3 +39,24 @@ class StoredVideo(Video, Protocol):
     def times(self) -> FrameTimes:
         """When each of its frames is shown, rising, in seconds from the first. Raises BadSample."""
         ...
+
+
+class Derived:
+    """What a video made of another one has of it: the size of its frames, and the frames themselves."""
+
+    def __init__(self, video: Video, num_frames: int, fps: float) -> None:
+        self._video, self.num_frames, self.fps = video, num_frames, fps
+
+    @property
+    def height(self) -> int:
+        """Upright height in pixels."""
+        return self._video.height
+
+    @property
+    def width(self) -> int:
+        """Upright width in pixels."""
+        return self._video.width
+
+    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+        """See `Video.frames_at`."""
+        return self._video.frames_at(indices)
