@@ -20,6 +20,7 @@ from pathlib import Path
 import faults
 import pytest
 from ranks import free_port
+from stuck import threads_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "sfa_dist" / "train.py")
@@ -60,7 +61,10 @@ def run_command(command: Sequence[str], cwd: Path, limit: float = LIMIT) -> Fini
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+        try:
+            out, err = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired as held:  # By a child in a session of its own, as torchrun's are.
+            out, err = ((said or b"").decode(errors="replace") for said in (held.stdout, held.stderr))
         pytest.fail(f"{' '.join(command)} did not end in {limit} s:\n{out[-2000:]}\n{err[-2000:]}")
     return Finished(process.returncode, out, err)
 
@@ -98,9 +102,12 @@ class Train:
         """Waits for the end."""
         self._process.join(limit)
         if not self.over:
+            assert self._process.pid
+            threads = threads_of([self._process.pid])
             self._process.kill()
             self._process.join()
-            pytest.fail(f"train.py {' '.join(self.arguments)} did not end in {limit} s: {self._said()}")
+            said = "\n".join(self._said())
+            pytest.fail(f"train.py {' '.join(self.arguments)} did not end in {limit} s:\n{threads}\n{said}")
         assert self._process.exitcode is not None
         return Finished(self._process.exitcode, *self._said())
 

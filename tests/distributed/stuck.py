@@ -1,0 +1,34 @@
+"""What processes that do not end are doing, for the message of the test that waited for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def threads_of(processes: Iterable[int]) -> str:
+    """One line for each thread: its name, state, CPU seconds, and the kernel's function and system call that it is in.
+
+    It only reads: a debugger's signals wake a thread whose wake-up was lost, and the reason is gone.
+    """
+    lines = []
+    for process in processes:
+        for task in sorted(Path(f"/proc/{process}/task").glob("*")):
+            name, _, rest = _read(task / "stat").partition(" (")[2].rpartition(") ")
+            fields = rest.split()
+            if not fields:
+                continue  # It has just ended.
+            busy = (int(fields[11]) + int(fields[12])) / TICKS
+            where = f"{_read(task / 'wchan') or '?'}, system call {_read(task / 'syscall').strip() or '?'}"
+            lines.append(f"  {process}/{task.name} {name}: {fields[0]}, {busy:.1f} CPU-s, in {where}")
+    return "\n".join(lines)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
