@@ -80,6 +80,7 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(exist_ok=True)
     figures = []
@@ -93,6 +94,9 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
             points = [(row["step"], row[key]) for row in rows if isinstance(row[key], int | float)]
             axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 40 else None, markersize=3, linewidth=1.4)
             axis.set(title=name, xlabel="optimizer step", ylabel=label)
+            if len(points) == 1:
+                axis.set_xlim(points[0][0] - 1, points[0][0] + 1)
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axis.grid(alpha=0.3)
             if key == "acc1":
                 axis.set_ylim(0, 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
 SHOWN_CONFUSIONS = 25
-NAME_LENGTH = 28
+NAME_LENGTH = 40
 
 
 class Table(NamedTuple):
@@ -34,7 +34,7 @@ def class_reports(heads: dict[str, Any]) -> list[Table]:
     """For each head its confusions and its classes, the worst first."""
     tables = []
     for head, table in heads.items():
-        start = "" if len(heads) == 1 else f"{head.capitalize()}: "
+        of_head = "" if len(heads) == 1 else f" ({head})"
         confused = [pair for pair in table["confusion"] if pair[0] != pair[1]][:SHOWN_CONFUSIONS]
         clips = {number: count for number, _, count in table["classes"]}
         rows = [
@@ -42,12 +42,12 @@ def class_reports(heads: dict[str, Any]) -> list[Table]:
             for label, taken_for, count in confused
         ]
         if rows:
-            tables.append(Table(f"{start}confused most", ["class", "taken for", "clips"], rows))
+            tables.append(Table(f"Confused most{of_head}", ["class", "taken for", "clips"], rows))
         worst = sorted(table["classes"], key=lambda row: (row[1] / row[2], -row[2], row[0]))
         lines = [
             [name_of(table, number), f"{right / all:.2%}", f"{right:,} of {all:,}"] for number, right, all in worst
         ]
-        tables.append(Table(f"{start}top-1 of each class", ["class", "top-1", "clips"], lines, long=True))
+        tables.append(Table(f"Top-1 of each class{of_head}", ["class", "top-1", "clips"], lines, long=True))
     return tables
 
 
@@ -78,7 +78,7 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
     for label, taken_for, clips in table["confusion"]:
         counts[place[label], place[taken_for]] = clips
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.4 + 0.24 * len(numbers)
+    side = 3.4 + 0.24 * len(numbers)
     figure, axis = pyplot.subplots(figsize=(side + 0.8, side), layout="constrained")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = _short([name_of(table, number) for number in numbers])
@@ -95,7 +95,7 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{counts[row, column]}"
             axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
-    figure.colorbar(image, ax=axis, label="share of the class's clips", shrink=0.7)
+    figure.colorbar(image, ax=axis, label="share of its clips", shrink=0.7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -10,7 +10,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def threads_of(processes: Iterable[int]) -> str:
-    """One line for each thread: its name, state, CPU seconds, and the kernel's function and system call that it is in.
+    """Of each thread: its name, state, CPU seconds, the system call that it is in, and, for root, its stack there.
 
     It only reads: a debugger's signals wake a thread whose wake-up was lost, and the reason is gone.
     """
@@ -22,8 +22,9 @@ def threads_of(processes: Iterable[int]) -> str:
             if not fields:
                 continue  # It has just ended.
             busy = (int(fields[11]) + int(fields[12])) / TICKS
-            where = f"{_read(task / 'wchan') or '?'}, system call {_read(task / 'syscall').strip() or '?'}"
-            lines.append(f"  {process}/{task.name} {name}: {fields[0]}, {busy:.1f} CPU-s, in {where}")
+            call = _read(task / "syscall").strip() or "?"
+            lines.append(f"  {process}/{task.name} {name}: {fields[0]}, {busy:.1f} CPU-s, system call {call}")
+            lines.extend(f"    {frame}" for frame in _read(task / "stack").splitlines())
     return "\n".join(lines)
 
 
