@@ -15,8 +15,9 @@ demo: $(STAMP)
 	$(BIN)/python -m sfa_dist.tools.demo_data --out data/demo
 	$(BIN)/deepspeed --num_accelerators 2 sfa_dist/train.py --recipe recipes/demo.yaml
 
+# A test whose processes stand still is run once more, and told in the summary (R) and among the warnings.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -raR --reruns 1 --only-rerun 'did not end in'
 
 # A real Slurm of four nodes in network namespaces of this machine; nothing of it is left afterwards.
 test-slurm: $(STAMP)

@@ -18,9 +18,8 @@ from itertools import count
 from pathlib import Path
 
 import faults
-import pytest
 from ranks import free_port
-from stuck import threads_of
+from stuck import fail_stuck, threads_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "sfa_dist" / "train.py")
@@ -65,7 +64,7 @@ def run_command(command: Sequence[str], cwd: Path, limit: float = LIMIT) -> Fini
             out, err = process.communicate(timeout=10)
         except subprocess.TimeoutExpired as held:  # By a child in a session of its own, as torchrun's are.
             out, err = ((said or b"").decode(errors="replace") for said in (held.stdout, held.stderr))
-        pytest.fail(f"{' '.join(command)} did not end in {limit} s:\n{out[-2000:]}\n{err[-2000:]}")
+        fail_stuck(f"{' '.join(command)} did not end in {limit} s:\n{out[-2000:]}\n{err[-2000:]}")
     return Finished(process.returncode, out, err)
 
 
@@ -107,7 +106,7 @@ class Train:
             self._process.kill()
             self._process.join()
             said = "\n".join(self._said())
-            pytest.fail(f"train.py {' '.join(self.arguments)} did not end in {limit} s:\n{threads}\n{said}")
+            fail_stuck(f"train.py {' '.join(self.arguments)} did not end in {limit} s:\n{threads}\n{said}")
         assert self._process.exitcode is not None
         return Finished(self._process.exitcode, *self._said())
 

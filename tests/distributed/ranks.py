@@ -10,12 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import pytest
 import torch
 import torch.multiprocessing as mp
-from stuck import threads_of
+from stuck import fail_stuck, threads_of
 
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.runtime import Runtime
@@ -48,13 +47,13 @@ def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> lis
         return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(world_size)]
 
 
-def _fail(ranks: mp.ProcessContext, folder: Path) -> None:
+def _fail(ranks: mp.ProcessContext, folder: Path) -> NoReturn:
     living = [process for process in ranks.processes if process.is_alive()]
     kernel = threads_of(process.pid for process in living)
     for process in living:
         process.kill()
     stacks = "\n".join(file.read_text(errors="replace") for file in sorted(folder.glob("stacks-*")))
-    pytest.fail(f"ranks did not end in {LIMIT} s\n{kernel}\n{stacks}")
+    fail_stuck(f"ranks did not end in {LIMIT} s\n{kernel}\n{stacks}")
 
 
 def _rank(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -26,6 +30,12 @@ def threads_of(processes: Iterable[int]) -> str:
             lines.append(f"  {process}/{task.name} {name}: {fields[0]}, {busy:.1f} CPU-s, system call {call}")
             lines.extend(f"    {frame}" for frame in _read(task / "stack").splitlines())
     return "\n".join(lines)
+
+
+def fail_stuck(message: str) -> NoReturn:
+    """The test fails with it; it is a warning too, as the test may be run once more (`make test`)."""
+    warnings.warn(message, stacklevel=2)
+    pytest.fail(message)
 
 
 def _read(file: Path) -> str:
