@@ -22,11 +22,13 @@ from sfa_dist.feature_cache import (
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.probe import check_probe, place_of
+from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
 from sfa_dist.run_record import refuse_other_inputs, setup_table
+from sfa_dist.seeds import RANDOM_VERSION, mix_seed
 from sfa_dist.stage_data import StageData, open_data
-from sfa_dist.trainer import RANDOM_VERSION, Progress, Trainer, mix_seed
+from sfa_dist.trainer import Trainer
 from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 

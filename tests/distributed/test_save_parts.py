@@ -20,9 +20,10 @@ from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.failpoints import parse_failpoints
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.progress import Progress
 from sfa_dist.recipe_blocks import LogBlock
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import Progress, Streams, Trainer
+from sfa_dist.trainer import Streams, Trainer
 
 RANKS = 3
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")
