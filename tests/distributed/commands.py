@@ -46,6 +46,24 @@ class Finished:
     err: str
 
 
+def assert_refused(finished: Finished, code: int, *words: str, who: str = "error: ") -> None:
+    """The exit code, and one line on stderr that begins with `who` and has these words."""
+    assert finished.code == code, (finished.code, finished.err)
+    assert finished.err.startswith(who), finished.err
+    assert finished.err.count("\n") == 1, finished.err
+    assert finished.err.endswith("\n")
+    for word in words:
+        assert word in finished.err
+
+
+def until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
+    """Waits for the condition."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def program(name: str) -> str:
     """A launcher that is installed beside this Python."""
     return str(Path(sys.executable).with_name(name))
