@@ -22,18 +22,11 @@ import pytest
 from ranks import free_port
 from stuck import threads_of
 
+from sfa_dist.chaos.processes import PRELOADED
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "sfa_dist" / "train.py")
 LIMIT = 120.0
-IMPORTED = (
-    "sfa_dist.stages",
-    "sfa_dist.data.decode_pyav",
-    "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "matplotlib.pyplot",
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
-)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -96,7 +89,7 @@ class Train:
 
     def __init__(self, cwd: Path, *arguments: str, command: str = "train.py", **environ: str) -> None:
         os.environ.update(ONE_THREAD)  # Read when torch is imported, so before the first fork.
-        _forks.set_forkserver_preload(list(IMPORTED))
+        _forks.set_forkserver_preload(list(PRELOADED))
         logs = cwd / "outputs"
         logs.mkdir(exist_ok=True)
         self._files = [logs / f"{next(_numbers)}.{name}" for name in ("out", "err")]
