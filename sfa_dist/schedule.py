@@ -20,6 +20,12 @@ def learning_rate(step: int, *, base: float, total_steps: int, warmup_steps: int
     return base * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def scheduled_rate(step: int, base: float, schedule: ScheduleBlock, steps_per_epoch: int) -> float:
+    """`learning_rate` of a stage's step. `max_steps` does not change it."""
+    total, warmup = schedule.epochs * steps_per_epoch, int(schedule.warmup_epochs * steps_per_epoch)
+    return learning_rate(step, base=base, total_steps=total, warmup_steps=warmup)
+
+
 def planned_steps(schedule: ScheduleBlock, steps_per_epoch: int) -> int:
     """Optimizer steps of a stage: its whole schedule, or fewer where the recipe's `max_steps` says so."""
     full = schedule.epochs * steps_per_epoch

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from sfa_dist.bad_clips import note_bad_clips, note_bad_test_clips
 from sfa_dist.checkpoint import Outcome, Saver
-from sfa_dist.data.feed import BatchFeed
+from sfa_dist.data.feed import Streams
 from sfa_dist.data.loader import Batch
 from sfa_dist.errors import PreemptedError
 from sfa_dist.evaluation import Scoring, evaluate
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.metrics import mixed_loss_sum, weighted_loss_sum
 from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.not_finite import note_refused_save, note_skipped_step
@@ -38,23 +38,11 @@ from sfa_dist.parallel.watch import Watch
 from sfa_dist.probe import Probe, place_of
 from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.schedule import learning_rate, planned_steps
+from sfa_dist.schedule import planned_steps, scheduled_rate
 from sfa_dist.seeds import mix_seed
 from sfa_dist.tracking import Tracker, eval_line
 from sfa_dist.train_log import TrainLog, Window
 from sfa_dist.trunk_ahead import TrunkAhead
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share
-    of a test. Both end early once this rank is asked to stop."""
-
-    steps_per_epoch: int
-    accumulation: int
-    train: Callable[[int, int], BatchFeed]
-    evaluate: Callable[[], BatchFeed] | None
-    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
 
 
 @dataclass
@@ -183,12 +171,8 @@ class Trainer:
         self._note_save(self.saver.advance(*saving))
         if stop:
             return None
-        lr = learning_rate(
-            self.progress.step,
-            base=self.stage.optimizer.lr,
-            total_steps=self.stage.schedule.epochs * self.streams.steps_per_epoch,
-            warmup_steps=int(self.stage.schedule.warmup_epochs * self.streams.steps_per_epoch),
-        )
+        base, schedule = self.stage.optimizer.lr, self.stage.schedule
+        lr = scheduled_rate(self.progress.step, base, schedule, self.streams.steps_per_epoch)
         losses, norm = self._update(batches, lr, total) if total else (torch.zeros(1), 0.0)
         self.progress.step += 1
         self.progress.samples_seen += int(total)
@@ -232,8 +216,7 @@ class Trainer:
         if "partners" not in batch:
             return weighted_loss_sum(logits, labels, weights, smoothing, sizes)
         shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixup.
-        own = weighted_loss_sum(logits, labels, weights * shares, smoothing, sizes)
-        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing, sizes)
+        return mixed_loss_sum(logits, labels, partners, shares, weights, smoothing, sizes)
 
     def _features(self, batch: Batch) -> Any:
         if "features" not in batch:
