@@ -15,10 +15,7 @@ from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import Failpoints
-from sfa_dist.feature_cache import (
-    FeatureCache,
-    cache_block,
-)
+from sfa_dist.feature_cache import FeatureCache, cache_block
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.probe import check_probe, place_of

@@ -9,18 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import TRAIN, Finished, Train, run_command, train
-from tiny_runs import (
-    CLASSES,
-    STAGES,
-    START,
-    events,
-    log_lines,
-    losses,
-    make_workplace,
-    read_json,
-    scores,
-    sets,
-)
+from tiny_runs import CLASSES, STAGES, START, events, log_lines, losses, make_workplace, read_json, scores, sets
 
 from sfa_dist.checkpoint import file_sha256
 from sfa_dist.recipe import load_recipe

@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_samples import audio_bytes, encode, video_bytes
-from odd_samples import (
-    FAST_VPX,
-    QUIET_X265,
-    blocks,
-    encode_as,
-    flip_bytes,
-    header_only,
-    rotated,
-)
+from odd_samples import FAST_VPX, QUIET_X265, blocks, encode_as, flip_bytes, header_only, rotated
 from row_clips import NAMES, batch_of, decoder, each_decoder
 
 from sfa_dist.data.annotations.rows import ClipRow

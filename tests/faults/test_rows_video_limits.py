@@ -18,12 +18,7 @@ import pytest
 import torch
 from data_samples import video_bytes
 from memory_peak import peak_mib, reset_peak
-from odd_samples import (
-    blocks,
-    claims_frames,
-    encode_as,
-    png_bomb,
-)
+from odd_samples import blocks, claims_frames, encode_as, png_bomb
 from PIL import Image
 from row_clips import batch_of, decoder, each_decoder
 
