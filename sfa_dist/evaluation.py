@@ -11,12 +11,11 @@ from torch import Tensor
 
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
-from sfa_dist.errors import DataError, PreemptedError, SfaError
+from sfa_dist.errors import PreemptedError, SfaError
 from sfa_dist.metrics import ClassificationSums, average_views
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.predictions import PredictionFile
-from sfa_dist.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,3 @@ def evaluate_all(
         except SfaError as error:
             raise runtime.for_all(error) from None
     return totals
-
-
-def note_bad_test_clips(
-    bad: list[tuple[str, str]], clips: int, stage: str, step: int, max_bad_fraction: float, tracker: Tracker
-) -> None:
-    """Names the clips that an evaluation could not read. Raises DataError over the budget: a score over half of the
-    clips is not the score of the set."""
-    for key, reason in bad:
-        tracker.event("bad_sample", stage=stage, step=step, key=key, reason=reason)
-        tracker.say(f"bad clip {key}: {reason} (not scored)")
-    if len(bad) > max_bad_fraction * max(clips + len(bad), 100):
-        over = f"{len(bad)} of {clips + len(bad)} clips are bad, over data.max_bad_fraction {max_bad_fraction}"
-        raise DataError(f"evaluation in stage {stage}, step {step}: {over}; log.jsonl names each (bad_sample)")

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, load_for_test, trained_classes
+from sfa_dist.bad_clips import note_bad_test_clips
 from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
-from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
+from sfa_dist.evaluation import Scoring, evaluate
 from sfa_dist.metrics import ACTION, ClassificationSums, action_heads, action_words
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock, sweep_members

@@ -45,6 +45,21 @@ def weighted_loss_sum(
     return (clip_losses(logits, labels, label_smoothing, sizes) * weights).sum()
 
 
+def mixed_loss_sum(
+    logits: Tensor,
+    labels: Tensor,
+    partners: Tensor,
+    shares: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    sizes: Sequence[int] = (),
+) -> Tensor:
+    """`weighted_loss_sum` of clips that mixup blended: `shares` (B,) of each clip's own labels, the rest of those of
+    its partner, as `labels`."""
+    own = weighted_loss_sum(logits, labels, weights * shares, label_smoothing, sizes)
+    return own + weighted_loss_sum(logits, partners, weights * (1 - shares), label_smoothing, sizes)
+
+
 def average_views(logits: Tensor, views: int, average: Literal["logits", "softmax"], sizes: Sequence[int]) -> Tensor:
     """fp64 (B, classes) from the logits (B * views, classes) of neighbouring views: their mean, or the logarithm of the
     mean of their softmax, taken in each head.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,22 +216,23 @@ def _markdown(
     lines = [f"# {name}", "", _headline(result), ""]
     if result:
         heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in _stage_rows(result)] + [""]
+        lines += [*_markdown_table(heads, _stage_rows(result)), ""]
     for table in tables:
-        lines += [f"## {table.title}", "", "| " + " | ".join(table.heads) + " |", "|" + "---|" * len(table.heads)]
         shown = table.rows[:SHOWN_OF_LONG] if table.long else table.rows
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in shown] + [""]
+        lines += [f"## {table.title}", "", *_markdown_table(table.heads, shown), ""]
         rest = len(table.rows) - len(shown)
         lines += [f"and {rest:,} more: report.html has all", ""] if rest else []
     lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
     lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
     if bad := bad_clips(records):
-        lines += ["", f"## Bad clips ({len(bad):,})", "", "| " + " | ".join(BAD_COLUMNS) + " |"]
-        lines += ["|" + "---|" * len(BAD_COLUMNS)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in bad[:SHOWN_BAD_CLIPS]]
+        lines += ["", f"## Bad clips ({len(bad):,})", "", *_markdown_table(BAD_COLUMNS, bad[:SHOWN_BAD_CLIPS])]
         lines += [f"\n{_more(bad)}"] if _more(bad) else []
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
 def _html(

@@ -9,7 +9,7 @@ from typing import Any
 
 from sfa_dist.assemble import classes_id
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
-from sfa_dist.data.feed import FeedPlace, feed
+from sfa_dist.data.feed import FeedPlace, Streams, feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import ClassNames, SampleIndex, load_index
@@ -28,7 +28,6 @@ from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 from sfa_dist.run import LOGS, Run
 from sfa_dist.run_record import index_size
-from sfa_dist.trainer import Streams
 
 SAME_CLASSES = "pack both with the same --classes"
 

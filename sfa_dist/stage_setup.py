@@ -15,18 +15,17 @@ from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import Failpoints
-from sfa_dist.feature_cache import (
-    FeatureCache,
-    cache_block,
-)
+from sfa_dist.feature_cache import FeatureCache, cache_block
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.probe import check_probe, place_of
+from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
 from sfa_dist.run_record import refuse_other_inputs, setup_table
+from sfa_dist.seeds import RANDOM_VERSION, mix_seed
 from sfa_dist.stage_data import StageData, open_data
-from sfa_dist.trainer import RANDOM_VERSION, Progress, Trainer, mix_seed
+from sfa_dist.trainer import Trainer
 from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
 
@@ -70,18 +69,12 @@ def set_up(
     _say_other_depth(run, name, stage)
     counts = parts.parameters()
     failpoints = run.failpoints.within(stage=name)
+    origin = _origin(run, data)
     state: dict[str, Any] = {"progress": {}}
     if checkpoint is not None:
-        state = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
-        wanted = {**inputs, **origin(run, data)}
-        run.runtime.on_main(lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), wanted))
+        state = _read_state(run, name, checkpoint, {**inputs, **origin})
         run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
-    trunk_sha256 = parts.trunk_sha256()
-    if data.cache is not None and trunk_sha256 != data.cache.trunk_sha256:
-        made = data.cache.train.folders[0].parent
-        text = f"the feature cache {made} was made by another trunk than stage 1's"
-        raise run.runtime.for_all(RecipeError(text))
-    run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    trunk_sha256 = _agreed_trunk(run, name, parts, data.cache)
     for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
         run.tracker.say(f"{name}: {words}")
     streams = data.streams
@@ -109,7 +102,7 @@ def set_up(
         saver=ckpt.Saver(directory / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
         state_extra={
             "inputs": inputs,
-            "origin": origin(run, data),
+            "origin": origin,
             "trunk_sha256": trunk_sha256,
             "chunk_frames": chunk_frames,
         },
@@ -126,7 +119,24 @@ def set_up(
     return Setup(parts, trainer, data.classes, directory)
 
 
-def origin(run: Run, data: StageData) -> dict[str, Any]:
+def _read_state(run: Run, name: str, checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint that was made with the inputs and the origin that are `wanted`. Collective."""
+    state: dict[str, Any] = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
+    run.runtime.on_main(lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), wanted))
+    return state
+
+
+def _agreed_trunk(run: Run, name: str, parts: Parts, cache: FeatureCache | None) -> str | None:
+    """The hash of the frozen trunk, which all ranks and the feature cache have to share. Collective."""
+    trunk_sha256 = parts.trunk_sha256()
+    if cache is not None and trunk_sha256 != cache.trunk_sha256:
+        made = cache.train.folders[0].parent
+        raise run.runtime.for_all(RecipeError(f"the feature cache {made} was made by another trunk than stage 1's"))
+    run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    return trunk_sha256
+
+
+def _origin(run: Run, data: StageData) -> dict[str, Any]:
     """What the meaning of a step number depends on: which clips a step is, and which random numbers are drawn in it.
 
     Together with the step it is all the state that data and random numbers have: both are functions of it.

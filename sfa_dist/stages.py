@@ -41,12 +41,12 @@ from sfa_dist.run_record import (
     refuse_other_inputs,
     stage_inputs,
 )
+from sfa_dist.schedule import planned_steps
 from sfa_dist.stage_data import open_split, steps_per_epoch
 from sfa_dist.stage_setup import Setup, given_checkpoint, prepare
 from sfa_dist.sweep import STAGE as SWEPT
 from sfa_dist.sweep import train_sweep
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import planned_steps
 
 
 def run_recipe(
@@ -191,7 +191,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     if done is not None and not run.dry_run:
         recorded = done["inputs"]
         run.runtime.on_main(lambda: refuse_other_inputs(name, recorded, inputs))
-        if done["result"]["steps"] >= planned_steps(stage, steps_per_epoch(stage, index)):
+        if done["result"]["steps"] >= planned_steps(stage.schedule, steps_per_epoch(stage, index)):
             run.tracker.say(f"{name}: done before, skipped")
             return
     if name == SWEPT and run.recipe.sweep and isinstance(stage, Stage2):

@@ -21,21 +21,23 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sfa_dist.assemble import Parts, load_for_test, load_tail_for_test
+from sfa_dist.bad_clips import note_bad_test_clips
 from sfa_dist.checkpoint import write_json
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
-from sfa_dist.evaluation import Scoring, evaluate_all, note_bad_test_clips
+from sfa_dist.evaluation import Scoring, evaluate_all
 from sfa_dist.metrics import ClassificationSums
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
 from sfa_dist.run import Run
 from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
+from sfa_dist.schedule import planned_steps
 from sfa_dist.stage_data import open_data
 from sfa_dist.stage_setup import Setup, find_checkpoint, set_up
 from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import Trainer, planned_steps
+from sfa_dist.trainer import Trainer
 from sfa_dist.trunk_setup import place_trunk
 
 STAGE = "stage2"
@@ -166,7 +168,7 @@ def _is_done(directory: Path, member: Member, inputs: dict[str, Any], steps_per_
     if done is None:
         return False
     refuse_other_inputs(f"member {member.name}", done["inputs"], inputs)
-    return done["result"]["steps"] >= planned_steps(member.stage, steps_per_epoch)
+    return done["result"]["steps"] >= planned_steps(member.stage.schedule, steps_per_epoch)
 
 
 def _take_turns(trainers: dict[str, Trainer]) -> Iterator[str]:

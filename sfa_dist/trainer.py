@@ -9,11 +9,9 @@ repeats nothing.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,60 +21,28 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from sfa_dist.bad_clips import note_bad_clips, note_bad_test_clips
 from sfa_dist.checkpoint import Outcome, Saver
-from sfa_dist.data.feed import BatchFeed
+from sfa_dist.data.feed import Streams
 from sfa_dist.data.loader import Batch
-from sfa_dist.errors import DataError, LostRankError, PreemptedError
-from sfa_dist.evaluation import Scoring, evaluate, note_bad_test_clips
-from sfa_dist.loader_share import loader_line
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.errors import PreemptedError
+from sfa_dist.evaluation import Scoring, evaluate
+from sfa_dist.metrics import mixed_loss_sum, weighted_loss_sum
 from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.not_finite import note_refused_save, note_skipped_step
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
-from sfa_dist.plan.cards import peak_tflops
-from sfa_dist.plan.flops import clip_flops
 from sfa_dist.probe import Probe, place_of
+from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.schedule import learning_rate
-from sfa_dist.tracking import Tracker, eval_line, train_line
+from sfa_dist.schedule import planned_steps, scheduled_rate
+from sfa_dist.seeds import mix_seed
+from sfa_dist.tracking import Tracker, eval_line
+from sfa_dist.train_log import TrainLog, Window
 from sfa_dist.trunk_ahead import TrunkAhead
-
-NON_FINITE_LIMIT = 5
-CLIPS_SHOWN = 4
-RANDOM_VERSION = 1  # Raise it whenever the same (seed, stage, step, micro-batch) would draw other numbers.
-
-
-@dataclass
-class Progress:
-    """Where a stage stands: all of it goes into the checkpoint's state.json."""
-
-    step: int = 0
-    samples_seen: int = 0
-    bad_samples: int = 0
-    evaluated_step: int = 0
-    seconds: float = 0.0
-    data_seconds: float = 0.0
-    non_finite_steps: int = 0  # In a row, up to here.
-    skipped_steps: int = 0  # Steps in all whose gradients were not finite: no rank took them.
-    last_eval: dict[str, Any] = field(default_factory=dict)
-    ledger: dict[str, str] = field(
-        default_factory=dict
-    )  # Bad clips so far: `shard/key` -> reason, the same on all ranks.
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What the loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()` its share
-    of a test. Both end early once this rank is asked to stop."""
-
-    steps_per_epoch: int
-    accumulation: int
-    train: Callable[[int, int], BatchFeed]
-    evaluate: Callable[[], BatchFeed] | None
-    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
 
 
 @dataclass
@@ -99,7 +65,11 @@ class Trainer:
     watch: Watch = field(default_factory=Watch)
     saved_step: int = 0  # Of the newest checkpoint that stands.
     refused_saves: int = 0  # In a row.
-    loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
+    log: TrainLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        per_epoch = self.streams.steps_per_epoch
+        self.log = TrainLog(self.name, self.stage, per_epoch, self.progress, self.runtime, self.tracker)
 
     @cached_property
     def probe(self) -> Probe:
@@ -118,7 +88,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the stage."""
-        return planned_steps(self.stage, self.streams.steps_per_epoch)
+        return planned_steps(self.stage.schedule, self.streams.steps_per_epoch)
 
     def fit(self) -> None:
         """Trains from `progress` to the last step; the last checkpoint stands when it returns.
@@ -151,7 +121,7 @@ class Trainer:
     def _run_epoch(self, epoch: int, first: int) -> Iterator[None]:
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
-        window = _Window()
+        self.log.window = Window()
         with (
             closing(self.streams.train(epoch, first)) as drawn,
             self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance,
@@ -168,12 +138,12 @@ class Trainer:
                 if record is None:
                     self._stop()
                 self.runtime.synchronize()
-                window.add(time.perf_counter() - started, data_time, record["clips"])
-                self.progress.seconds += window.last_seconds
+                seconds = time.perf_counter() - started
+                self.log.window.add(seconds, data_time, record["clips"])
+                self.progress.seconds += seconds
                 self.progress.data_seconds += data_time
                 if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
-                    self._log(record, window)
-                    window = _Window()
+                    self.log.write(record)
                 every = self.stage.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
@@ -201,18 +171,15 @@ class Trainer:
         self._note_save(self.saver.advance(*saving))
         if stop:
             return None
-        lr = learning_rate(
-            self.progress.step,
-            base=self.stage.optimizer.lr,
-            total_steps=self.stage.schedule.epochs * self.streams.steps_per_epoch,
-            warmup_steps=int(self.stage.schedule.warmup_epochs * self.streams.steps_per_epoch),
-        )
+        base, schedule = self.stage.optimizer.lr, self.stage.schedule
+        lr = scheduled_rate(self.progress.step, base, schedule, self.streams.steps_per_epoch)
         losses, norm = self._update(batches, lr, total) if total else (torch.zeros(1), 0.0)
         self.progress.step += 1
         self.progress.samples_seen += int(total)
         self.progress.bad_samples += int(total_bad)
         if total_bad:
-            self._note_bad(bad)
+            budget = self.stage.data.max_bad_fraction
+            note_bad_clips(bad, self.name, self.progress, budget, self.runtime, self.tracker)
         self._check_finite(norm, losses, batches)
         return {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
 
@@ -233,6 +200,14 @@ class Trainer:
         self._enter("step")
         return torch.stack(losses), self.engine.step(lr)
 
+    def _check_finite(self, norm: float, losses: Tensor, batches: Sequence[Batch]) -> None:
+        if math.isfinite(norm):
+            self.progress.non_finite_steps = 0
+            return
+        names = [[self.streams.clip_name(i) for i in batch["ids"].tolist() if i >= 0] for batch in batches]
+        clips = list(zip(losses.isfinite().tolist(), names, strict=True))
+        note_skipped_step(clips, norm, self.name, self.progress, self.runtime, self.tracker)
+
     def _enter(self, phase: str) -> None:
         self.watch.phase(f"{self.name} {phase}", self.progress.step)
 
@@ -241,8 +216,7 @@ class Trainer:
         if "partners" not in batch:
             return weighted_loss_sum(logits, labels, weights, smoothing, sizes)
         shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixup.
-        own = weighted_loss_sum(logits, labels, weights * shares, smoothing, sizes)
-        return own + weighted_loss_sum(logits, partners, weights * (1 - shares), smoothing, sizes)
+        return mixed_loss_sum(logits, labels, partners, shares, weights, smoothing, sizes)
 
     def _features(self, batch: Batch) -> Any:
         if "features" not in batch:
@@ -257,7 +231,7 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self._say_if_it_waits()
+        self.log.say_if_it_waits()
         if self.streams.evaluate is not None:
             self._enter("evaluate")
             try:
@@ -279,11 +253,6 @@ class Trainer:
             self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
         self.progress.evaluated_step = self.progress.step
         self.save()
-
-    def _say_if_it_waits(self) -> None:
-        line = loader_line(self.loader_share, self.stage, self.runtime.cores)
-        if line is not None:
-            self.tracker.say(f"{self.name}: {line}")
 
     def save(self) -> None:
         """A checkpoint of the present step, which stands some steps later (`checkpoint.asynchronous`) or now.
@@ -341,122 +310,5 @@ class Trainer:
 
     def _note_refused(self, step: int, reason: str) -> None:
         self.refused_saves += 1
-        self.tracker.event("checkpoint_refused", stage=self.name, step=step, reason=reason)
-        self.tracker.say(f"{self.name}: no checkpoint of step {step}, {reason}; the one before stays")
-        if self.refused_saves >= NON_FINITE_LIMIT or step >= self.total_steps:
-            raise self.runtime.for_all(
-                LostRankError(
-                    f"stage {self.name}, step {step}: {reason}, so there is no checkpoint of it "
-                    f"({self.refused_saves} refused in a row); lower optimizer.lr or use engine.precision: fp32, "
-                    "and resume from the last checkpoint"
-                )
-            )
-
-    def _note_bad(self, mine: list[tuple[str, str]]) -> None:
-        """Names the bad clips of all ranks; over the budget it is a DataError."""
-        for entries in self.runtime.gather(mine):
-            for key, reason in entries:
-                self.progress.ledger[key] = reason
-                self.tracker.event("bad_sample", stage=self.name, step=self.progress.step, key=key, reason=reason)
-                self.tracker.say(f"bad clip {key}: {reason} (weight 0)")
-        share = self.stage.data.max_bad_fraction
-        seen = self.progress.samples_seen + self.progress.bad_samples
-        # A share of a handful of clips says nothing: the budget counts from the first hundred on.
-        if self.progress.bad_samples > share * max(seen, 100):
-            where = f"stage {self.name}, step {self.progress.step}"
-            over = f"{self.progress.bad_samples} of {seen} clips are bad, over data.max_bad_fraction {share}"
-            shards = Counter(key.split("/", 1)[0] for key in self.progress.ledger).most_common(3)
-            worst = ", ".join(f"{shard} ({count})" for shard, count in shards)
-            raise self.runtime.for_all(
-                DataError(f"{where}: {over}; most in {worst}; log.jsonl names each (bad_sample)")
-            )
-
-    def _check_finite(self, norm: float, losses: Tensor, batches: Sequence[Batch]) -> None:
-        """Counts a step that no rank took, as its gradients were not finite, and names its clips: those whose loss is
-        not finite, or all. Several in a row are the end."""
-        if math.isfinite(norm):
-            self.progress.non_finite_steps = 0
-            return
-        self.progress.non_finite_steps += 1
-        self.progress.skipped_steps += 1
-        mine = [(bool(loss.isfinite()), self._names(batch)) for loss, batch in zip(losses, batches, strict=False)]
-        everywhere = [entry for entries in self.runtime.gather(mine) for entry in entries]
-        culprits = [name for finite, names in everywhere for name in names if not finite]
-        clips = culprits or [name for _, names in everywhere for name in names]
-        self.tracker.event("non_finite", stage=self.name, step=self.progress.step, grad_norm=norm, clips=clips)
-        if self.progress.non_finite_steps >= NON_FINITE_LIMIT:
-            where = f"stage {self.name}, step {self.progress.step}"
-            what = f"gradients were not finite {NON_FINITE_LIMIT} steps in a row"
-            shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
-            advice = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
-            raise self.runtime.for_all(
-                LostRankError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {advice}")
-            )
-
-    def _names(self, batch: Batch) -> list[str]:
-        return [self.streams.clip_name(sample) for sample in batch["ids"].tolist() if sample >= 0]
-
-    def _log(self, record: dict[str, Any], window: _Window) -> None:
-        everywhere = self.runtime.gather((record["losses"].tolist(), window.data_seconds / window.seconds))
-        # fsum is exact, so the sum does not depend on how many ranks hold the parts.
-        loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(record["clips"], 1.0)
-        self.loader_share = max(share for _, share in everywhere)
-        rate = window.clips / window.seconds
-        values = {
-            "stage": self.name,
-            "step": self.progress.step,
-            "epoch": record["epoch"],
-            "samples_seen": self.progress.samples_seen,
-            "loss": loss,
-            "lr": record["lr"],
-            "grad_norm": record["grad_norm"],
-            "step_time": window.seconds / window.steps,
-            "data_time": window.data_seconds / window.steps,
-            "samples_per_second": rate,
-            "memory_gib": self.runtime.peak_memory_gib(),
-            "mfu": self._mfu(rate),
-            "bad_samples": self.progress.bad_samples,
-        }
-        self.tracker.record("train", **values)
-        epochs = f"{record['epoch'] + 1}/{self.stage.schedule.epochs}"
-        place = f"{self.name} [{epochs}][{self.progress.step}/{self.total_steps}]"
-        self.tracker.say(train_line(place, values, (self.total_steps - self.progress.step) * values["step_time"]))
-
-    def _mfu(self, rate: float) -> float | None:
-        if self.runtime.device.type != "cuda":
-            return None
-        peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
-        if peak is None:
-            return None
-        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
-        live = cache.live_share((self.progress.step - 1) // self.streams.steps_per_epoch) if cache else 1.0
-        return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
-
-
-def planned_steps(stage: StageBlock, steps_per_epoch: int) -> int:
-    """Optimizer steps of a stage: its whole schedule, or fewer where the recipe's `max_steps` says so."""
-    full = stage.schedule.epochs * steps_per_epoch
-    return min(full, stage.schedule.max_steps or full)
-
-
-@dataclass
-class _Window:
-    """Sums between two log lines."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    data_seconds: float = 0.0
-    clips: float = 0.0
-    last_seconds: float = 0.0
-
-    def add(self, seconds: float, data_seconds: float, clips: float) -> None:
-        self.steps += 1
-        self.last_seconds = seconds
-        self.seconds += seconds
-        self.data_seconds += data_seconds
-        self.clips += clips
-
-
-def mix_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the parts, the same in every process and Python."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+        is_last = step >= self.total_steps
+        note_refused_save(step, reason, self.refused_saves, is_last, self.name, self.runtime, self.tracker)

@@ -40,6 +40,18 @@ PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the t
 
 
 @dataclass(frozen=True)
+class Streams:
+    """What the training loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()`
+    its share of a test. Both end early once this rank is asked to stop."""
+
+    steps_per_epoch: int
+    accumulation: int
+    train: Callable[[int, int], BatchFeed]
+    evaluate: Callable[[], BatchFeed] | None
+    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
+
+
+@dataclass(frozen=True)
 class FeedPlace:
     """Who reads, and where a crash is written down: the rank in words, the quarantine's file, the file for stacks.
 

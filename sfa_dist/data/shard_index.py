@@ -79,11 +79,6 @@ class SampleIndex:
         """Samples in each shard, (len(shards),)."""
         return np.bincount(self.shard, minlength=len(self.shards)).astype(np.int64)
 
-    def num_classes_seen(self) -> int:
-        """How many different labels there are; of several heads, combinations."""
-        known = (self.label.reshape(len(self), -1) >= 0).all(axis=1)
-        return len(np.unique(self.label[known], axis=0))
-
     def has_label(self, sample: int) -> bool:
         """Whether a sample has its label, or all of them."""
         return bool((self.label[sample] >= 0).all())

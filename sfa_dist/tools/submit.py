@@ -107,7 +107,7 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
         if not option.startswith("-") or "\n" in option:
             raise UsageError(f"--sbatch {option!r} is no option of sbatch: write --sbatch=--mem=0")
     name = _word("name", arguments.name or recipe.name)
-    variants = _variants(arguments, recipe, _in_root(arguments.run_dir or root / "runs" / recipe.name, root))
+    variants = _variants(arguments, _in_root(arguments.run_dir or root / "runs" / recipe.name, root))
     if arguments.at_once and not variants:
         raise UsageError("--at-once is of an array: give --seeds or --vary")
     words = ["--recipe", _in_root(arguments.recipe, root)]
@@ -165,7 +165,7 @@ def _stages(recipe: Recipe) -> list[str]:
     return [*stages, "test"]
 
 
-def _variants(arguments: argparse.Namespace, recipe: Recipe, run_dir: str) -> tuple[Variant, ...]:
+def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...]:
     """Every combination of the values of --vary and --seeds, each of which is a recipe that loads."""
     axes: dict[str, list[str]] = {}
     for text in arguments.vary:

@@ -21,18 +21,11 @@ import faults
 from ranks import free_port
 from stuck import fail_stuck, threads_of
 
+from sfa_dist.chaos.processes import PRELOADED
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "sfa_dist" / "train.py")
 LIMIT = 120.0
-IMPORTED = (
-    "sfa_dist.stages",
-    "sfa_dist.data.decode_pyav",
-    "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "matplotlib.pyplot",
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
-)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
@@ -43,6 +36,24 @@ class Finished:
     code: int
     out: str
     err: str
+
+
+def assert_refused(finished: Finished, code: int, *words: str, who: str = "error: ") -> None:
+    """The exit code, and one line on stderr that begins with `who` and has these words."""
+    assert finished.code == code, (finished.code, finished.err)
+    assert finished.err.startswith(who), finished.err
+    assert finished.err.count("\n") == 1, finished.err
+    assert finished.err.endswith("\n")
+    for word in words:
+        assert word in finished.err
+
+
+def until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
+    """Waits for the condition."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def program(name: str) -> str:
@@ -77,7 +88,7 @@ class Train:
 
     def __init__(self, cwd: Path, *arguments: str, command: str = "train.py", **environ: str) -> None:
         os.environ.update(ONE_THREAD)  # Read when torch is imported, so before the first fork.
-        _forks.set_forkserver_preload(list(IMPORTED))
+        _forks.set_forkserver_preload(list(PRELOADED))
         logs = cwd / "outputs"
         logs.mkdir(exist_ok=True)
         self._files = [logs / f"{next(_numbers)}.{name}" for name in ("out", "err")]

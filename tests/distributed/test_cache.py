@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ROOT, Train, run_command, train, train_ranks
-from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, scores, sets
+from tiny_runs import RECIPE, START, events, log_lines, losses, make_workplace, scores, sets
 
 from sfa_dist.assemble import assemble_stage2
 from sfa_dist.checkpoint import file_sha256
@@ -27,7 +27,6 @@ stage2: {{frames: 8, chunk_frames: 4, cache: {{views: {VIEWS}, phases: 2}}}}
 log: {{every: 1, wandb: "off"}}
 """
 )
-START = ("--recipe", "t.yaml", "--run-dir")
 BUILD = (*START[:2], "--stage", "cache", "--run-dir")
 
 

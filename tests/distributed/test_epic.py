@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Finished, sfa, train, train_ranks
+from commands import assert_refused, sfa, train, train_ranks
 from epic_clips import TRAIN, VALIDATION, make_epic
 from safetensors import safe_open
-from tiny_runs import log_lines, sets
+from tiny_runs import START, log_lines, read_json, sets
 
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shards import expand_shards
 
-START = ("--recipe", "t.yaml", "--run-dir")
 HEADS = ("noun", "verb", "action")
 SCORES = {f"{head}_acc{k}" for head in HEADS for k in (1, 5)}
 STAGE2 = ("stage1.weights=run/stage1/weights.safetensors", "test.also_views=[]")
@@ -37,10 +36,6 @@ def run(place: Path) -> Path:
     finished = train(place, *START, "run")
     assert finished.code == 0, finished.err
     return place / "run"
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
@@ -207,12 +202,6 @@ class TestRefusals:
         assert_refused(train(tmp_path, *START, "old"), 65, "run `sfa index` on the shards")
         assert sfa(tmp_path, "index", "shards/*.tar").code == 0
         assert train(tmp_path, *START, "new", "--dry-run").code == 0
-
-
-def assert_refused(finished: Finished, code: int, *words: str) -> None:
-    assert finished.code == code, finished.err
-    [line] = finished.err.splitlines()
-    assert all(word in line for word in words), line
 
 
 # -------------------------------------------------------------------------------------------------------- sfa evaluate

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from commands import Train, train, train_ranks
-from tiny_runs import RECIPE, events, losses, make_workplace, sets
+from tiny_runs import RECIPE, START, events, losses, make_workplace, sets
 
 from sfa_dist.checkpoint import file_sha256
 
-START = ("--recipe", "t.yaml", "--run-dir")
 MIXED = (
     RECIPE[: RECIPE.index("image:\n")]
     .replace("batch: {size: 8, micro: 2}", "augment: {mixup: {alpha: 0.3}}\nbatch: {size: 4, micro: 4}")

@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 from commands import train, train_ranks
 from shard_servers import FileServer, file_server
-from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, scores, sets
+from tiny_runs import SHORT, START, events, log_lines, losses, make_workplace, scores, sets
 
 from sfa_dist.data.shard_index import build_index
-
-SHORT = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 1") + (
-    'stage1: {frames: 4}\nstage2: {frames: 8, chunk_frames: 4}\nlog: {every: 1, wandb: "off"}\n'
-)
-START = ("--recipe", "t.yaml", "--run-dir")
 
 
 @pytest.fixture(scope="module")

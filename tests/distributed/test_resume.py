@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Train, train, train_ranks
-from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, scores, sets
+from tiny_runs import RECIPE, START, events, log_lines, losses, make_workplace, scores, sets
 
 from sfa_dist.checkpoint import file_sha256
 
@@ -29,7 +29,6 @@ log: {every: 1, wandb: "off"}
 )
 DROP_PATH = sets("model.drop_path=0.2")
 STAGES = ("stage1", "stage2")
-START = ("--recipe", "t.yaml", "--run-dir")
 
 
 @pytest.fixture(scope="module")

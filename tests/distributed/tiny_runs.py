@@ -39,6 +39,14 @@ test: {shuffled_frames: true, temporal_views: 2}
 log: {every: 1, wandb: "off"}
 """
 
+STAGES = ("image", "stage1", "stage2")
+START = ("--recipe", "t.yaml", "--run-dir")
+
+# One epoch, without the image stage.
+SHORT = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 1") + (
+    'stage1: {frames: 4}\nstage2: {frames: 8, chunk_frames: 4}\nlog: {every: 1, wandb: "off"}\n'
+)
+
 # contract.md
 TRAIN_KEYS = {
     *("kind", "stage", "step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "step_time", "data_time"),
@@ -74,6 +82,11 @@ def make_workplace(folder: Path, recipe: str = RECIPE) -> Path:
 def sets(*overrides: str) -> list[str]:
     """`a=1` -> --set a=1."""
     return [word for override in overrides for word in ("--set", override)]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text())
 
 
 def log_lines(run: Path) -> list[dict[str, Any]]:

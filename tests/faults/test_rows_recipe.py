@@ -22,7 +22,7 @@ from data_samples import video_bytes, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import free_port
-from tiny_runs import RECIPE, losses, make_workplace, sets, write_clips
+from tiny_runs import SHORT, START, losses, make_workplace, sets, write_clips
 from torch import nn
 
 from sfa_dist.data.decode import choose_decoder
@@ -32,11 +32,6 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Trunk, build
 from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, LogBlock, ModelBlock
 from sfa_dist.tracking import Tracker
-
-SHORT = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 1") + (
-    'stage1: {frames: 4}\nstage2: {frames: 8, chunk_frames: 4}\nlog: {every: 1, wandb: "off"}\n'
-)
-START = ("--recipe", "t.yaml", "--run-dir")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from commands import Finished, Train, train, train_ranks
+from commands import Train, assert_refused, train, train_ranks, until
 from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, scores, sets
 
 from sfa_dist.data.shard_index import load_index
@@ -42,21 +42,6 @@ def crc32(place: Path, shard: str, number: int) -> int:
 
 def steps(run: Path) -> list[int]:
     return [line["step"] for line in log_lines(run) if line["kind"] == "train"]
-
-
-def assert_refused(finished: Finished, code: int, *words: str, who: str = "error: ") -> None:
-    assert finished.code == code, (finished.code, finished.err)
-    assert finished.err.startswith(who), finished.err
-    assert finished.err.count("\n") == 1, finished.err
-    for word in words:
-        assert word in finished.err
-
-
-def until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def in_phase(run: Path, mark: str) -> Callable[[], bool]:

@@ -19,7 +19,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 # Imports go from a later layer to an earlier one, or stay inside one; the number is the layer.
 LAYERS = (
-    ("errors", "failpoints", "recipe", "recipe_blocks", "recipe_errors", "recipe_source", "recipe_yaml"),
+    (
+        *("errors", "failpoints"),
+        *("recipe", "recipe_blocks", "recipe_errors", "recipe_source", "recipe_stages", "recipe_yaml"),
+    ),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
     (
@@ -27,6 +30,7 @@ LAYERS = (
         *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
         *("feature_cache", "cache_build", "sweep", "predictions", "evaluate_run", "report_classes"),
         *("loader_share", "trunk_ahead", "trunk_fidelity"),
+        *("progress", "train_log", "bad_clips", "not_finite", "seeds"),
         *("class_scores", "prediction", "subject", "timeline", "timeline_output"),
     ),
     ("train", "chaos", "tools"),

@@ -67,7 +67,6 @@ def test_name_is_split_at_the_last_known_suffix():
 def test_table(shard):
     index = load_index([shard])
     assert (len(index), list(index.keys), index.label.tolist()) == (4, ["k0", "k1", "k2", "k3"], [0, 1, 2, 3])
-    assert index.num_classes_seen() == 4
     assert index.shard_sizes.tolist() == [4]
     data = shard.read_bytes()
     assert data[index.offset[2] : index.offset[2] + index.size[2]] == b"\x03" * 700
@@ -78,10 +77,6 @@ def test_table(shard):
     check_labels(index, ModelBlock(size="tiny", classes=4))
     with pytest.raises(DataError, match=r"label 3 of a-000000\.tar/k3 .*model\.classes = 3"):
         check_labels(index, ModelBlock(size="tiny", classes=3))
-
-
-def header_of_last(shard: Path) -> int:
-    return members_of(shard)[-1].offset
 
 
 DAMAGE = {

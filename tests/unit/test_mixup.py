@@ -18,7 +18,7 @@ from sfa_dist.data.sample_plan import SamplePlan
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import train_loader
 from sfa_dist.errors import RecipeError
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.metrics import mixed_loss_sum
 from sfa_dist.recipe import StageBlock
 from sfa_dist.recipe_blocks import (
     AugmentBlock,
@@ -158,8 +158,7 @@ def test_the_loss_of_two_labels_is_that_of_the_mixed_target() -> None:
     logits, shares = torch.randn(5, 7, generator=rng), torch.rand(5, generator=rng)
     labels, partners = torch.randint(0, 7, (2, 5), generator=rng)
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    mixed = weighted_loss_sum(logits, labels, weights * shares, 0.3)
-    mixed += weighted_loss_sum(logits, partners, weights * (1 - shares), 0.3)
+    mixed = mixed_loss_sum(logits, labels, partners, shares, weights, 0.3)
     target = shares[:, None] * F.one_hot(labels, 7) + (1 - shares[:, None]) * F.one_hot(partners, 7)
     target = target * 0.7 + 0.3 / 7
     torch.testing.assert_close(mixed, -((target * logits.log_softmax(1)).sum(1) * weights).sum())

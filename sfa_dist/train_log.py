@@ -1,0 +1,94 @@
+"""The log lines of training: what the steps since the line before took, and the loss of the last one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sfa_dist.loader_share import loader_line
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.plan.cards import peak_tflops
+from sfa_dist.plan.flops import clip_flops
+from sfa_dist.progress import Progress
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.schedule import planned_steps
+from sfa_dist.tracking import Tracker, train_line
+
+
+@dataclass
+class Window:
+    """Sums between two log lines, on this rank; `clips` of all ranks."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    clips: float = 0.0
+
+    def add(self, seconds: float, data_seconds: float, clips: float) -> None:
+        """One step more."""
+        self.steps += 1
+        self.seconds += seconds
+        self.data_seconds += data_seconds
+        self.clips += clips
+
+
+@dataclass
+class TrainLog:
+    """Log lines of one stage, in log.jsonl and on the console."""
+
+    name: str
+    stage: StageBlock
+    steps_per_epoch: int
+    progress: Progress
+    runtime: Runtime
+    tracker: Tracker
+    window: Window = field(default_factory=Window)
+    loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
+
+    def write(self, record: dict[str, Any]) -> None:
+        """The line of the last step, whose `record` train_step gave; the next window begins. Collective."""
+        window, self.window = self.window, Window()
+        everywhere = self.runtime.gather((record["losses"].tolist(), window.data_seconds / window.seconds))
+        # fsum is exact, so the sum does not depend on how many ranks hold the parts.
+        loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(record["clips"], 1.0)
+        self.loader_share = max(share for _, share in everywhere)
+        rate = window.clips / window.seconds
+        values = {
+            "stage": self.name,
+            "step": self.progress.step,
+            "epoch": record["epoch"],
+            "samples_seen": self.progress.samples_seen,
+            "loss": loss,
+            "lr": record["lr"],
+            "grad_norm": record["grad_norm"],
+            "step_time": window.seconds / window.steps,
+            "data_time": window.data_seconds / window.steps,
+            "samples_per_second": rate,
+            "memory_gib": self.runtime.peak_memory_gib(),
+            "mfu": self._mfu(rate, record["epoch"]),
+            "bad_samples": self.progress.bad_samples,
+        }
+        self.tracker.record("train", **values)
+        total_steps = planned_steps(self.stage.schedule, self.steps_per_epoch)
+        epochs = f"{record['epoch'] + 1}/{self.stage.schedule.epochs}"
+        place = f"{self.name} [{epochs}][{self.progress.step}/{total_steps}]"
+        self.tracker.say(train_line(place, values, (total_steps - self.progress.step) * values["step_time"]))
+
+    def _mfu(self, rate: float, epoch: int) -> float | None:
+        if self.runtime.device.type != "cuda":
+            return None
+        peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
+        if peak is None:
+            return None
+        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
+        live = cache.live_share(epoch) if cache else 1.0
+        return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
+
+    def say_if_it_waits(self) -> None:
+        """Tells where the stage waited for its loader, and what would help."""
+        line = loader_line(self.loader_share, self.stage, self.runtime.cores)
+        if line is not None:
+            self.tracker.say(f"{self.name}: {line}")

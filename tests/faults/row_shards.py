@@ -1,0 +1,33 @@
+"""Shards for the rows of the fault catalogue."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+from data_samples import encode
+from odd_samples import blocks
+
+from sfa_dist.data.loader import Batch
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.stream import eval_loader
+from sfa_dist.recipe_blocks import BatchBlock, DataBlock
+
+DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")
+CLIPS = [encode([blocks(10 * n + k, 32, 32) for k in range(4)]) for n in range(5)]
+
+
+def evaluate(index: SampleIndex, data: DataBlock = DATA) -> Batch:
+    """All samples of the index in one batch."""
+    (only,) = eval_loader(index, data, BatchBlock(micro=1, eval_micro=len(index)), frames=4, crop=32)
+    return only
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
