@@ -101,5 +101,5 @@ def test_precision_trains_and_compares(tmp_path: Path) -> None:
     own = ["--folder", str(tmp_path / "runs"), "--seeds", "1", "--epochs", "1", "--precisions", "auto", "fp8"]
     told = run_tiny(tmp_path, "precision", *own, *sizes)
     assert [row[0] for row in told["rows"]] == ["auto", "fp8"]
-    assert told["rows"][0][3:] == ["+0.000", told["rows"][0][4], "1.00000", "1.00000"]
+    assert told["rows"][0][3:] == ["+0.000", told["rows"][0][4], "1.00000", "1.00000", "0.00%"]
     assert 0.9 < float(told["rows"][1][6]) < 0.99999
