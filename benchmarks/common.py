@@ -89,13 +89,14 @@ def interleave(
     cases: Mapping[K, Callable[[], object]], rounds: int, *, clock: Clock | None = None, warmup: int = 1
 ) -> dict[K, list[float]]:
     """Seconds of each case in each of `rounds` rounds, in which the cases take turns; the first `warmup` rounds, which
-    allocate and load, are not counted."""
+    allocate and load, are not counted. Every other round goes backwards: a case finds caches and memory as the one
+    before left them."""
     read = clock or default_clock()
     seconds: dict[K, list[float]] = {name: [] for name in cases}
     for number in range(warmup + rounds):
-        for name, work in cases.items():
+        for name in list(cases)[:: -1 if number % 2 else 1]:
             started = read()
-            work()
+            cases[name]()
             taken = read() - started
             if number >= warmup:
                 seconds[name].append(taken)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 
 import cost_demo
 import cost_projection
@@ -31,8 +30,8 @@ RECIPES = ("b_32f", "l_128f", "h_96f", "g_48f")
 def demo(arguments: argparse.Namespace) -> None:
     """Trains everything on the demo's data and prints the table."""
     a = arguments
-    sizes = cost_demo.Sizes(a.clips, a.test_clips, a.image_clips, a.frames, a.epochs, a.batch)
-    found = cost_demo.measure(cost_demo.Demo(a.folder.resolve(), sizes), a.seeds, a.views)
+    trained = cost_demo.demo_of(a)
+    found = cost_demo.measure(trained, a.seeds, a.views)
     base = found["end to end"]
     rows: list[list[Cell]] = []
     for way, costs in found.items():
@@ -54,7 +53,7 @@ def demo(arguments: argparse.Namespace) -> None:
     columns = ["training", "CPU seconds", "of end to end", "wall seconds", "top-1", "sd over seeds"]
     title = f"moving digits, {a.clips} clips of {a.frames} frames, {a.epochs} epochs in each stage, {a.seeds} seed(s)"
     told = {way: [asdict(cost) for cost in costs] for way, costs in found.items()}
-    report(arguments, title, columns, rows, sizes=asdict(sizes), costs=told)
+    report(arguments, title, columns, rows, sizes=asdict(trained.sizes), costs=told)
 
 
 def project(arguments: argparse.Namespace) -> None:
@@ -84,14 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("demo", help="train on moving digits, with accuracy")
-    run.add_argument("--folder", type=Path, default=ROOT / "runs" / "cost", help="where data and runs are kept")
-    run.add_argument("--seeds", type=int, default=3)
-    run.add_argument("--clips", type=int, default=800)
-    run.add_argument("--test-clips", type=int, default=500)
-    run.add_argument("--image-clips", type=int, default=4000)
-    run.add_argument("--frames", type=int, default=48)
-    run.add_argument("--epochs", type=int, default=10)
-    run.add_argument("--batch", type=int, default=16)
+    cost_demo.add_demo_options(run)
     run.set_defaults(work=demo)
     plan = commands.add_parser("project", help="put together from measured parts")
     plan.add_argument("--recipes", nargs="+", default=list(RECIPES), metavar="NAME")

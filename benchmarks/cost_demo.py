@@ -8,6 +8,7 @@ What is finished stands in `cost.json` of its folder and is not run again.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -122,17 +123,49 @@ def _train_and_exit(arguments: list[str], log: Path) -> None:
     os._exit(code)
 
 
-def measure(demo: Demo, seeds: int, views: list[int]) -> dict[str, list[Cost]]:
-    """The costs of every way and seed. SFA's contain those of its stage 1, which all ways of a seed share."""
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """The folder, the seeds and the sizes, with the same defaults for all that trains the demo."""
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "cost", help="where data and runs are kept")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=800)
+    parser.add_argument("--test-clips", type=int, default=500)
+    parser.add_argument("--image-clips", type=int, default=4000)
+    parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=16)
+
+
+def demo_of(arguments: argparse.Namespace) -> Demo:
+    """The demo that these options describe."""
+    a = arguments
+    sizes = Sizes(a.clips, a.test_clips, a.image_clips, a.frames, a.epochs, a.batch)
+    return Demo(a.folder.resolve(), sizes)
+
+
+def prepare(demo: Demo) -> list[str]:
+    """Makes the data and trains the image model that everything starts from; the keys that say so."""
     os.environ["SFA_DEMO_DATA"] = str(demo.folder / "data")
     for module in LOADED_FIRST:
         importlib.import_module(module)
     demo.make_data()
     demo.run("image", ["image"], ["stage1.image_checkpoint=stage:image"])
-    start = f"stage1.image_checkpoint={demo.folder / 'runs' / 'image' / 'image' / 'weights.safetensors'}"
+    weights = demo.folder / "runs" / "image" / "image" / "weights.safetensors"
+    return [f"stage1.image_checkpoint={weights}", "image=null"]
+
+
+def train_stage1(demo: Demo, seed: int, common: list[str]) -> tuple[Cost, list[str]]:
+    """Stage 1 of SFA: its cost, and the keys of what begins with it. All that needs it shares one run."""
+    first = demo.run(f"stage1-{seed}", ["stage1", "test"], [*common, "stage2=null", f"stage1.frames={STAGE1_FRAMES}"])
+    weights = demo.folder / "runs" / f"stage1-{seed}" / "stage1" / "weights.safetensors"
+    return first, [*common, f"stage1.weights={weights}"]
+
+
+def measure(demo: Demo, seeds: int, views: list[int]) -> dict[str, list[Cost]]:
+    """The costs of every way and seed. SFA's contain those of its stage 1, which all ways of a seed share."""
+    start = prepare(demo)
     found: dict[str, list[Cost]] = {}
     for seed in range(seeds):
-        for way, cost in one_seed(demo, seed, [start, "image=null", f"seed={seed}"], views):
+        for way, cost in one_seed(demo, seed, [*start, f"seed={seed}"], views):
             found.setdefault(way, []).append(cost)
     return found
 
@@ -141,11 +174,8 @@ def one_seed(demo: Demo, seed: int, common: list[str], views: list[int]) -> Iter
     """Each way of this seed with its cost, as it is finished."""
     whole = ["stage2=null", f"stage1.frames={demo.sizes.frames}"]
     yield "end to end", demo.run(f"end-to-end-{seed}", ["stage1", "test"], [*common, *whole])
-    few = ["stage2=null", f"stage1.frames={STAGE1_FRAMES}"]
-    first = demo.run(f"stage1-{seed}", ["stage1", "test"], [*common, *few])
+    first, given = train_stage1(demo, seed, common)
     yield "stage 1 alone", first
-    weights = demo.folder / "runs" / f"stage1-{seed}" / "stage1" / "weights.safetensors"
-    given = [*common, f"stage1.weights={weights}"]
     live = demo.run(f"live-{seed}", ["stage2", "test"], given)
     yield "SFA live", with_stage1(live, first)
     for k in views:

@@ -54,19 +54,21 @@ def parts(tiny: bool) -> list[Part]:
     rounds = ["--rounds", "5"]
     long_h, long_g = (["4"], ["4"]) if tiny else (["8", "96"], ["8", "48", "256"])
     frames, cases = ("4", ["tiny"]) if tiny else ("32", ["B", "L", "H", "g"])
+    sizes = ["tiny"] if tiny else ["B", "L"]
     tests = ["-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]
     probe = ["-m", "sfa_dist.tools.cli", "plan", *recipe("h_96f"), "--stage", "stage2", "--json", *small]
     few = ["--set", "stage2.frames=4"] if tiny else []
     found = [
         Part("one_step_g", 50, script("one_step", *recipe("g_48f"), "--steps", "3", *small, *few)),
         Part("one_step_h", 40, script("one_step", *recipe("h_96f"), "--steps", "3", *small, *few)),
-        Part("memory_h", 50, script("memory", *recipe("h_96f"), "--frames", *long_h, *rounds, *small)),
+        Part("memory_h", 45, script("memory", *recipe("h_96f"), "--frames", *long_h, *rounds, *small)),
         Part("memory_g", 60, script("memory", *recipe("g_48f"), "--frames", *long_g, *rounds, *small)),
         Part("step_b", 30, script("step", *recipe("b_32f"), "--frames", frames, "--batch", "8", *rounds, *small)),
         Part("step_l", 40, script("step", *recipe("l_128f"), "--frames", frames, "--batch", "2", *rounds, *small)),
-        Part("plan_probe", 50, probe if tiny else [*probe, "--probe"], read_plan),
+        Part("plan_probe", 45, probe if tiny else [*probe, "--probe"], read_plan),
+        Part("against_timm", 20, script("against_timm", "--sizes", *sizes, *rounds)),
         Part("tests", 70, [*tests, "--collect-only"] if tiny else tests, read_tests),
-        Part("cost", 50, script("cost", "project", *rounds, *small, *(["--recipes", "b_32f"] if tiny else []))),
+        Part("cost", 40, script("cost", "project", *rounds, *small, *(["--recipes", "b_32f"] if tiny else []))),
     ]
     if (BENCHMARKS / "trunk.py").is_file():
         found.insert(2, Part("trunk", 100, script("trunk", "--sizes", *cases, *rounds)))

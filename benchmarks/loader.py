@@ -1,14 +1,19 @@
 """Reading: samples a second for each loader process, against plain reading of the same shards and against the step.
 
     python benchmarks/loader.py                                       # the feature cache of an L_128f
-    python benchmarks/loader.py --clips 2000 --width 1024 --frames 128 --video-frames 300 --batch 8
-    python benchmarks/loader.py --videos 64 --frames 32               # videos too, through every decoder there is
+    python benchmarks/loader.py --clips 2000 --video-frames 300 --batch 8 --set model.temporal_depth=4
+    python benchmarks/loader.py --videos 64 --recipe recipes/b_32f.yaml   # videos, through every decoder there is
 
 `bytes` reads the files from end to end, `webdataset` takes the samples apart with the stock library (no decoding, no
 check), `stream` is the training stream: random order, crc32 of each sample, the clip's rows cut out, batches of
-`--batch`; videos are decoded and augmented. Features are random numbers; their size is that of a recipe's.
+`--batch`; videos are decoded and augmented. Features are random numbers; width and frames are those of the recipe's
+stage 2.
 
 Times are of the clock: loader processes work beside this one. `cpu` is what a clip takes of all processes together.
+`of a step` is what reading takes of the time of the optimizer step that it is for, clip by clip, in the same rounds:
+stage 2 from features for features, with a live trunk for videos. Without workers that comes on top of a step; with
+them it is done beside it, and a step waits from 1 on. Both by the clock where a GPU makes the step; on a CPU, by the
+processor, of which there is one for both.
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
-from common import add_options, interleave, median_ratio, medians, report, spread, tree_clock, wall_clock
+from common import ROOT, Cell, add_options, interleave, median_ratio, medians, report, spread, tree_clock, wall_clock
 from decode import make_video
+from step import CACHED, LIVE, make_step
 
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.feature_grid import StepGrid
@@ -34,10 +40,15 @@ from sfa_dist.data.pack import pack
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import train_loader
 from sfa_dist.errors import RecipeError
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.recipe import Stage2, load_recipe
 from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, CacheBlock, DataBlock
 
 SHARD = 1000
-COLUMNS = ("way", "clips/s", "a worker", "MiB/s", "of webdataset", "cpu ms a clip", "spread")
+COLUMNS = ("way", "clips/s", "a worker", "MiB/s", "of webdataset", "cpu ms a clip", "of a step", "spread")
+STEP = "step"
 
 
 def make_index(clips: int) -> SampleIndex:
@@ -111,13 +122,15 @@ def drain(make: Callable[[], Loader], clips: int) -> int:
     return seen
 
 
-def feature_ways(arguments: argparse.Namespace, index: SampleIndex, split: CachedSplit, grid: StepGrid) -> dict:
+def feature_ways(
+    arguments: argparse.Namespace, stage: Stage2, index: SampleIndex, split: CachedSplit, grid: StepGrid
+) -> dict[str, Callable[[], int]]:
     """The training stream over stored features, by the number of loader processes."""
     batch = BatchBlock(size=64, micro=arguments.batch)
 
     def make(workers: int) -> Loader:
-        data = DataBlock(stride=2, workers=workers)
-        common = {"frames": arguments.frames, "crop": 224, "seed": 0, "epoch": 0}
+        data = DataBlock(stride=stage.data.stride, workers=workers)
+        common = {"frames": stage.frames, "crop": 224, "seed": 0, "epoch": 0}
         return feature_train_loader(index, split, grid, CacheBlock(views=1), data, AugmentBlock(), batch, **common)
 
     return {
@@ -126,7 +139,7 @@ def feature_ways(arguments: argparse.Namespace, index: SampleIndex, split: Cache
     }
 
 
-def video_ways(arguments: argparse.Namespace, index: SampleIndex) -> dict[str, Callable[[], int]]:
+def video_ways(arguments: argparse.Namespace, stage: Stage2, index: SampleIndex) -> dict[str, Callable[[], int]]:
     """The training stream over videos, by decoder and number of loader processes."""
     found: dict[str, Callable[[], int]] = {}
     batch = BatchBlock(size=arguments.batch, micro=arguments.batch)
@@ -137,8 +150,8 @@ def video_ways(arguments: argparse.Namespace, index: SampleIndex) -> dict[str, C
             print(f"without {decoder}: {error}")
             continue
         for workers in arguments.workers:
-            data = DataBlock(stride=2, workers=workers, decoder=decoder)
-            common = {"frames": arguments.frames, "crop": 224, "seed": 0, "epoch": 0}
+            data = DataBlock(stride=stage.data.stride, workers=workers, decoder=decoder)
+            common = {"frames": stage.frames, "crop": 224, "seed": 0, "epoch": 0}
 
             def make(data: DataBlock = data, common: dict = common) -> Loader:
                 return train_loader(index, data, AugmentBlock(), batch, **common)
@@ -148,7 +161,8 @@ def video_ways(arguments: argparse.Namespace, index: SampleIndex) -> dict[str, C
 
 
 def show(arguments: argparse.Namespace, title: str, ways: dict, clips: int, size: int) -> None:
-    """Measures the ways and prints the table. Clock and processor are read in the same rounds."""
+    """Measures the ways, all but STEP over `clips` clips, and prints the table. Clock and processor are read in the
+    same rounds."""
     cpu: dict[str, list[float]] = {name: [] for name in ways}
 
     def counted(name: str) -> Callable[[], None]:
@@ -160,53 +174,60 @@ def show(arguments: argparse.Namespace, title: str, ways: dict, clips: int, size
         return work
 
     seconds = interleave({name: counted(name) for name in ways}, arguments.rounds, clock=wall_clock)
-    rows = []
+    cpu = {name: taken[1:] for name, taken in cpu.items()}  # The first round is a warm-up.
+    compared = seconds if torch.cuda.is_available() else cpu
+    step = [taken * clips / arguments.batch for taken in compared[STEP]]
+    rows: list[list[Cell]] = []
     for name, median in medians(seconds).items():
+        apart = f"{spread(seconds[name]):.0%}"
+        if name == STEP:
+            each = 1000 * medians(cpu)[STEP] / arguments.batch
+            rows.append([name, arguments.batch / median, None, None, None, each, 1.0, apart])
+            continue
         workers = int(name.split()[-2]) if name.endswith("workers") else 0
-        taken = medians({name: cpu[name][1:]})[name]
-        rows.append(
-            [
-                name,
-                clips / median,
-                clips / median / max(1, workers),
-                size / 2**20 / median,
-                1 / median_ratio(seconds[name], seconds["webdataset"]),
-                1000 * taken / clips,
-                f"{spread(seconds[name]):.0%}",
-            ]
-        )
+        speeds = [clips / median, clips / median / max(1, workers), size / 2**20 / median]
+        shares = [1 / median_ratio(seconds[name], seconds["webdataset"]), median_ratio(compared[name], step)]
+        rows.append([name, *speeds, shares[0], 1000 * medians(cpu)[name] / clips, shares[1], apart])
     report(arguments, title, COLUMNS, rows, seconds=seconds, cpu=cpu)
 
 
 def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "l_128f.yaml")
+    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--videos", type=int, default=0, help="read this many videos instead of features")
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--frames", type=int, default=128)
     parser.add_argument("--video-frames", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--folder", type=Path, help="where to write the shards (default: a temporary folder)")
     add_options(parser)
     arguments = parser.parse_args()
+    runtime = parallel_runtime.start(environment())
     torch.set_num_threads(1)
+    batch = [f"batch={{size: {arguments.batch}, micro: {arguments.batch}}}", "engine.zero=0"]
+    recipe = load_recipe(arguments.recipe, [*batch, *arguments.set], environment()).recipe
+    stage = recipe.stage2
+    assert stage is not None, "the recipe has no stage2"
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         folder = Path(place)
         if arguments.videos:
-            index, kind = make_videos(folder, arguments.videos), "videos"
+            index, kind, way = make_videos(folder, arguments.videos), "videos", LIVE
             shards = sorted((folder / "shards").glob("*.tar"))
-            ways, clips = video_ways(arguments, index), len(index)
+            ways, clips = video_ways(arguments, stage, index), len(index)
         else:
-            grid, index, clips, kind = StepGrid(2, 2, 1), make_index(arguments.clips), arguments.clips, "features"
-            split = make_cache(folder, index, grid, arguments.width, arguments.video_frames)
+            index, clips, kind, way = make_index(arguments.clips), arguments.clips, "features", CACHED
+            grid = StepGrid(stage.model.tubelet, stage.data.stride, 1)
+            split = make_cache(folder, index, grid, dims_of(stage.model).width, arguments.video_frames)
             shards = sorted(split.folders[0].glob("*.tar"))
-            ways = feature_ways(arguments, index, split, grid)
+            ways = feature_ways(arguments, stage, index, split, grid)
+        ways = {**plain_ways(shards), **ways, STEP: make_step(way, recipe, arguments.batch, runtime)}
         size = sum(shard.stat().st_size for shard in shards)
-        title = f"{clips} {kind}, {size / clips / 1024:.0f} KiB each, in the page cache; clips of {arguments.frames} "
-        title += f"frames, batches of {arguments.batch}; medians of {arguments.rounds} interleaved rounds"
-        show(arguments, title, plain_ways(shards) | ways, clips, size)
+        title = f"{clips} {kind}, {size / clips / 1024:.0f} KiB each, in the page cache; clips of {stage.frames} "
+        title += f"frames, batches of {arguments.batch}, step: {recipe.name}'s stage 2, {way}"
+        show(arguments, f"{title}; medians of {arguments.rounds} interleaved rounds", ways, clips, size)
+    parallel_runtime.stop()
 
 
 if __name__ == "__main__":

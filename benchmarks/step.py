@@ -20,45 +20,47 @@ from torch import Tensor
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Recipe, load_recipe
+from sfa_dist.recipe import Recipe, Stage2, load_recipe
+
+END_TO_END, LIVE, CACHED = "end to end", "SFA live", "SFA cached"
 
 
-def make_steps(recipe: Recipe, batch: int, runtime: Runtime, precision: str) -> dict[str, Callable[[], None]]:
-    """A function that does one step, for each way."""
-    stage1, stage2, device = recipe.stage1, recipe.stage2, runtime.device
-    assert stage1 is not None
-    assert stage2 is not None
-    frames, size = stage2.frames, stage2.model.image_size
+def make_step(way: str, recipe: Recipe, batch: int, runtime: Runtime) -> Callable[[], None]:
+    """A function that does one step in this way: stage 1's block end to end, stage 2's live or from features."""
+    stage = recipe.stage1 if way == END_TO_END else recipe.stage2
+    assert stage is not None
+    frames, size, device = stage.frames, stage.model.image_size, runtime.device
     clips = torch.randint(0, 256, (batch, 3, frames, size, size), dtype=torch.uint8, device=device)
-    labels = torch.arange(batch, device=device) % stage2.model.classes
+    labels = torch.arange(batch, device=device) % stage.model.classes
     weights = torch.ones(batch, device=device)
-    whole = assemble_end_to_end(stage1, None)
-    live = assemble_stage2(stage2, None, "")
-    cached = assemble_stage2(stage2, None, "", cached_trunk="none")
-    trunk = live.frozen
-    assert trunk is not None
-    trunk.to(device)
-    features = torch.randn(batch, frames // stage2.model.tubelet, dims_of(stage2.model).width, device=device)
-    features = features.to(trunk.dtype)
-    engines = {
-        "end to end": (make_engine(whole.trainable, stage1, 1, device), lambda: clips),
-        "SFA live": (make_engine(live.trainable, stage2, 1, device), lambda: trunk(clips)),
-        "SFA cached": (make_engine(cached.trainable, stage2, 1, device), lambda: features),
-    }
+    if not isinstance(stage, Stage2):
+        parts, given = assemble_end_to_end(stage, None), lambda: clips
+    elif way == LIVE:
+        parts = assemble_stage2(stage, None, "")
+        trunk = parts.frozen
+        assert trunk is not None
+        trunk.to(device)
+        given = lambda: trunk(clips)  # noqa: E731
+    else:
+        parts = assemble_stage2(stage, None, "", cached_trunk="none")
+        features = torch.randn(batch, frames // stage.model.tubelet, dims_of(stage.model).width, device=device)
+        features = features.to(trunk_dtype(stage))
+        given = lambda: features  # noqa: E731
+    engine = make_engine(parts.trainable, stage, 1, device)
 
-    def step(way: str) -> None:
-        engine, inputs = engines[way]
-        logits: Tensor = engine.forward(inputs())
+    def step() -> None:
+        logits: Tensor = engine.forward(given())
         engine.backward(weighted_loss_sum(logits, labels, weights, 0.0) / batch, last=True)
         engine.step(1e-3)
         runtime.synchronize()
 
-    return {f"{way}, {precision}": lambda way=way: step(way) for way in engines}  # type: ignore[misc]
+    return step
 
 
 def main() -> None:
@@ -80,11 +82,12 @@ def main() -> None:
         own += [f"batch={{size: {arguments.batch}, micro: {arguments.batch}}}", f"engine.precision={precision}"]
         own += ["engine.zero=0", "optimizer.name=adamw", *arguments.set]
         recipe = load_recipe(arguments.recipe, own, environment()).recipe
-        ways |= make_steps(recipe, arguments.batch, runtime, precision)
+        for way in (END_TO_END, LIVE, CACHED):
+            ways[f"{way}, {precision}"] = make_step(way, recipe, arguments.batch, runtime)
     seconds = interleave(ways, arguments.rounds)
     rows = []
     for way, median in medians(seconds).items():
-        base = seconds[f"end to end, {way.rsplit(', ')[-1]}"]
+        base = seconds[f"{END_TO_END}, {way.rsplit(', ')[-1]}"]
         rows.append([way, 1000 * median, median_ratio(seconds[way], base), f"{spread(seconds[way]):.0%}"])
     title = f"{recipe.name} with {arguments.frames} frames, batch {arguments.batch}, AdamW, ZeRO-0"
     title += f"; medians of {arguments.rounds} interleaved rounds"

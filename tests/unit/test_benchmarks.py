@@ -1,0 +1,105 @@
+"""Benchmarks that compare: what they put side by side is the same thing, and each runs in a tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cached_samples
+import data_samples
+import pytest
+import torch
+
+from sfa_dist.data.shard_index import load_index
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def against_timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module as a script sees it: its folder is on the path."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("against_timm")
+
+
+@pytest.fixture
+def precision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """As above."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("precision")
+
+
+def run_tiny(tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """The JSON that a benchmark writes, run as a user runs it."""
+    out = tmp_path / f"{name}.json"
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments, "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told: dict[str, Any] = json.loads(out.read_text())
+    return told
+
+
+def test_outputs_and_gradients_are_timms(against_timm: ModuleType) -> None:
+    torch.manual_seed(0)
+    models, side = against_timm.both("tiny", "fp32", torch.device("cpu"))
+    images = torch.randn(3, 3, side, side)
+    outputs, gradients = {}, {}
+    for name, model in models.items():
+        own = images.clone().requires_grad_()
+        outputs[name] = model(own)
+        outputs[name].square().sum().backward()
+        gradients[name] = own.grad
+    assert outputs["timm"].std() > 0.1
+    torch.testing.assert_close(outputs["ours"], outputs["timm"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients["ours"], gradients["timm"], atol=1e-5, rtol=1e-4)
+    ours, theirs = models["ours"].trunk, models["timm"]
+    for block, other in zip(ours.encoder.blocks, theirs.blocks, strict=True):
+        torch.testing.assert_close(block.attn.qkv.weight.grad, other.attn.qkv.weight.grad, atol=1e-5, rtol=1e-4)
+    embed, other = ours.embed.weight.grad.squeeze(2), theirs.patch_embed.proj.weight.grad
+    torch.testing.assert_close(embed, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_each_prints_its_rows(tmp_path: Path) -> None:
+    small = ["--set", "model={size: tiny, image_size: 32, temporal_depth: 1}", "--set", "engine.precision=fp32"]
+    told = run_tiny(tmp_path, "against_timm", "--sizes", "tiny", "--rounds", "1")
+    assert [row[2] for row in told["rows"]] == ["forward", "step"] * (len(told["rows"]) // 2)
+    told = run_tiny(tmp_path, "loader", "--clips", "40", "--rounds", "1", "--batch", "4", *small)
+    assert [row[0] for row in told["rows"]] == [
+        "bytes",
+        "webdataset",
+        "stream, 0 workers",
+        "stream, 1 workers",
+        "step",
+    ]
+    share = dict(zip(told["columns"], told["rows"][2], strict=True))["of a step"]
+    assert 0 < share < 1000
+
+
+def test_cosines_are_of_the_same_videos_whatever_the_dtype(precision: ModuleType, tmp_path: Path) -> None:
+    source = load_index(data_samples.write_shards(tmp_path, [4, 2]))
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        cached_samples.make_split(tmp_path / name / "cache" / "train", source, phases=1, dtype=dtype)
+    own, other = tmp_path / "bf16", tmp_path / "fp32"
+    features = list(precision.stored_features(other))
+    assert len(features) == 6
+    near = precision.cosines(own, other)
+    assert near.shape == (sum(map(len, features)),)
+    assert 0.999 < near.min() < 1 - 1e-7
+    assert precision.cosines(other, other).min() > 1 - 1e-6
+
+
+@pytest.mark.slow
+def test_precision_trains_and_compares(tmp_path: Path) -> None:
+    """fp8 too: a recipe refuses it on a CPU, its arithmetic runs there."""
+    sizes = ["--clips", "16", "--test-clips", "8", "--image-clips", "16", "--frames", "8", "--batch", "8"]
+    own = ["--folder", str(tmp_path / "runs"), "--seeds", "1", "--epochs", "1", "--precisions", "auto", "fp8"]
+    told = run_tiny(tmp_path, "precision", *own, *sizes)
+    assert [row[0] for row in told["rows"]] == ["auto", "fp8"]
+    assert told["rows"][0][3:] == ["+0.000", told["rows"][0][4], "1.00000", "1.00000", "0.00%"]
+    assert 0.9 < float(told["rows"][1][6]) < 0.99999
