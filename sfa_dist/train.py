@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Sequence
 
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
+from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 
@@ -150,8 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    # srun sends TERM to the others when the first rank has left. Python gives its handlers back before it ends, so one
-    # that is still on its way out would die of it, and the job would end with 143 instead of 75.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(code)
+    leave(main())

@@ -7,8 +7,10 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from sfa_dist import __version__, train
+from sfa_dist.leaving import leave
 from sfa_dist.tools import cache, chaos, evaluate, index, pack, plan, predict, report, show, submit
 
 _STDOUT = 1
@@ -70,5 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train.exit_code_of(argv, build_parser())
 
 
+def command() -> NoReturn:
+    """What is installed as `sfa`."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

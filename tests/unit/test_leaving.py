@@ -1,0 +1,60 @@
+"""A process ends with the code of its work, whatever the interpreter's own end would make of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = """\
+import atexit, os, sys, threading, time
+from sfa_dist.leaving import leave
+
+class Held:
+    def __del__(self):
+        os.abort()  # As a thread of torch that the interpreter takes an object away from.
+
+held = Held()
+atexit.register(lambda: print("handler"))
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+sys.stdout.write("work\\n")
+END(3)
+"""
+
+
+def run(end: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WORK.replace("END", end)]
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, cwd=ROOT, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_waits_for_the_end_is_done_and_the_code_stays() -> None:
+    done = run("leave")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "work\nthread\nhandler\n", "")
+
+
+def test_the_interpreters_own_end_would_have_aborted() -> None:
+    assert run("sys.exit").returncode == -signal.SIGABRT
+
+
+def test_a_reader_that_left_changes_nothing() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = run("leave", write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_74_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = run("leave", full)
+    assert done.returncode == 74
+    assert done.stderr == "error: disk: <stdout>: [Errno 28] No space left on device\n"
