@@ -9,7 +9,7 @@ from slurm_cluster import NODES, Cluster, Job, wait_for
 from slurm_runs import ENGINES, Losses, Runs, TinyRun
 from tiny_runs import events
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("left alone")]  # Shares runs with test_runs.py.
 
 STOP_AT = 12
 
@@ -76,8 +76,8 @@ def test_a_more_urgent_job_preempts(runs: Runs, cluster: Cluster) -> None:
 
 
 def test_a_cancelled_job_stays_cancelled_and_goes_on_when_submitted_again(runs: Runs, cluster: Cluster) -> None:
-    alone = runs.left_alone("zero2", 2)
-    run = runs.submit("cancelled")
+    alone = runs.left_alone("fsdp", 2)
+    run = runs.submit("cancelled", *ENGINES["fsdp"])
     run.wait_for_step(STOP_AT)
     cluster.run("scancel", run.job.number)
     fields = run.job.end()
@@ -85,7 +85,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_when_submitted_again(runs: 
     # The batch shell has a moment longer than the job in which it could requeue.
     wait_for_idle_nodes(cluster)
     assert run.job.fields()["JobState"] == "CANCELLED"
-    again = runs.submit("cancelled")
+    again = runs.submit("cancelled", *ENGINES["fsdp"])
     again.job.completes()
     expect_same(again, alone)
 
@@ -102,8 +102,8 @@ def test_a_node_that_is_set_down(runs: Runs, cluster: Cluster, nodes_up: None) -
 
 def test_a_node_without_power(runs: Runs, cluster: Cluster, nodes_up: None) -> None:
     """The job goes on, on whichever nodes are left."""
-    alone = runs.left_alone("zero2", 2)
-    run = runs.submit("no-power")
+    alone = runs.left_alone("fsdp", 2)
+    run = runs.submit("no-power", *ENGINES["fsdp"])
     run.wait_for_step(STOP_AT)
     cluster.control("kill", "node2")
     is_back(run.job)
@@ -113,14 +113,14 @@ def test_a_node_without_power(runs: Runs, cluster: Cluster, nodes_up: None) -> N
 
 def test_kill_9_of_one_task_ends_the_job(runs: Runs, cluster: Cluster) -> None:
     """With the code of a lost rank; it is not requeued, and goes on when submitted again."""
-    run = runs.submit("killed", options=["--nodelist=node3,node4"])
+    run = runs.submit("killed", *ENGINES["fsdp"], options=["--nodelist=node3,node4"])
     run.wait_for_step(STOP_AT)
     cluster.control("on", "node4", "sh", "-c", "kill -KILL $(pgrep -f 'python sfa_dist/train.py' | head -1)")
-    fields = run.job.end(limit=40)
+    fields = run.job.end()
     assert (fields["JobState"], fields["Restarts"]) == ("FAILED", "0"), run.job.said()
     assert fields["ExitCode"] == "137:0", "srun passes the highest code on: 128 + 9 of the one that was killed"
     assert "rank 1 on node4 was lost" in run.job.said()
     assert "Exited with exit code 70" in run.job.said()
-    again = runs.submit("killed")
+    again = runs.submit("killed", *ENGINES["fsdp"])
     again.job.completes()
-    expect_same(again, runs.left_alone("zero2", 2))
+    expect_same(again, runs.left_alone("fsdp", 2))
