@@ -101,13 +101,22 @@ class Nodes:
 
     def deepspeed(self, layout: tuple[int, int], *arguments: str, at: str = "node1", **environ: str) -> Console:
         """deepspeed on the node `at`, which goes to each of (nodes, ranks a node) over ssh."""
+        words = [program("deepspeed"), "--hostfile", str(self.hostfile(layout))]
+        handed = ONE_THREAD | {"TMPDIR": self.cluster.environ()["TMPDIR"]} | environ
+        (self.place / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in handed.items()))
+        return self.on(at, *words, *train_words(*arguments), PATH=f"{self.ssh}:{os.environ['PATH']}")
+
+    def deepspeed_by_hand(self, layout: tuple[int, int], node: int, *arguments: str, **environ: str) -> Console:
+        """deepspeed on one node, which goes nowhere: the same line has to be typed on the others."""
+        words = [program("deepspeed"), "--hostfile", str(self.hostfile(layout)), "--no_ssh", "--master_addr", "node1"]
+        return self.on(f"node{node + 1}", *words, f"--node_rank={node}", *train_words(*arguments), **environ)
+
+    def hostfile(self, layout: tuple[int, int]) -> Path:
+        """Of deepspeed, for (nodes, ranks a node)."""
         nodes, ranks = layout
         hostfile = self.place / f"hosts-{nodes}x{ranks}"
         hostfile.write_text("".join(f"node{k} slots={ranks}\n" for k in range(1, nodes + 1)))
-        handed = ONE_THREAD | {"TMPDIR": self.cluster.environ()["TMPDIR"]} | environ
-        (self.place / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in handed.items()))
-        words = [program("deepspeed"), "--hostfile", str(hostfile)]
-        return self.on(at, *words, *train_words(*arguments), PATH=f"{self.ssh}:{os.environ['PATH']}")
+        return hostfile
 
     def by_hand(
         self, nodes: int, *arguments: str, only: Mapping[str, Mapping[str, str]] = {}, **environ: str

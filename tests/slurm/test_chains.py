@@ -9,7 +9,7 @@ from slurm_cluster import Cluster, Job
 from slurm_runs import EPOCHS, STEPS, Runs
 from tiny_runs import events, log_lines
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("chains")]
+pytestmark = pytest.mark.slurm
 
 
 def submit(runs: Runs, name: str, *options: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from slurm_cluster import SCRIPT, Cluster, wait_for
 from slurm_runs import Runs, write_workplace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slurm
 
 # Starts a cluster as pytest does, and a job on it, and waits for its own end.
 STARTER = """\
@@ -18,7 +18,7 @@ import subprocess, sys, time
 words = [sys.argv[1], "--state", sys.argv[2]]
 hold = subprocess.Popen([*words, "hold", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 assert hold.stdout.readline() == b"ready\\n"
-subprocess.run([*words, "run", "sbatch", "--nodes=2", "--output=/dev/null", "--wrap=srun sleep 987"], check=True)
+subprocess.run([*words, "run", "sbatch", "--nodes=2", "--output=/dev/null", "--wrap=srun /bin/sleep 987"], check=True)
 time.sleep(600)
 """
 # In place of Python's start: what is asked of Slurm is asked, and nothing is trained.
@@ -30,7 +30,7 @@ echo "task $SLURM_PROCID has cores $(sed -n 's/Cpus_allowed_list:\\t//p' /proc/s
 
 def processes_below(top: int) -> dict[int, str]:
     """Command lines of all processes that come from this one, by number."""
-    rows = subprocess.check_output(["ps", "-eo", "pid=,ppid=,args="], text=True).splitlines()
+    rows = subprocess.check_output(["ps", "-ww", "-eo", "pid=,ppid=,args="], text=True).splitlines()
     table = {int(pid): (int(parent), args) for pid, parent, args in (row.split(maxsplit=2) for row in rows)}
     found = {top: ""}
     while more := {pid: args for pid, (parent, args) in table.items() if parent in found and pid not in found}:
@@ -41,15 +41,19 @@ def processes_below(top: int) -> dict[int, str]:
 def test_nothing_is_left_of_it_when_its_starter_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     """In the middle of a job. The fixture only says whether a cluster can run here."""
     state = tmp_path / "state"
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(SCRIPT), str(state)], stdout=subprocess.DEVNULL)
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        words = [sys.executable, "-c", STARTER, str(SCRIPT), str(state)]
+        starter = subprocess.Popen(words, stdout=file, stderr=file)
     before: dict[int, str] = {}
 
     def works() -> bool:
+        assert starter.poll() is None, said.read_text()
         before.update(processes_below(starter.pid))
-        return sum(args == "/usr/bin/sleep 987" or args == "sleep 987" for args in before.values()) == 2
+        return sum(args.endswith("/sleep 987") for args in before.values()) == 2
 
     try:
-        wait_for("the job's tasks", works, lambda: f"{before}")
+        wait_for("the job's tasks", works, lambda: f"{before}\n{said.read_text()}")
     finally:
         starter.kill()
         starter.wait()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from node_runs import Console, Nodes
+from commands import program
+from node_runs import Console, Nodes, train_words
 from slurm_cluster import ROOT, Cluster
 from tiny_runs import sets
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("node errors")]
+pytestmark = pytest.mark.slurm
 
 SHORT = ("--stage", "stage1", *sets("schedule.max_steps=2", "engine.name=fsdp"))
 # 60 for a user to wait, the rest for Python to start on a busy machine. By themselves the ranks would wait for 600.
@@ -109,6 +110,25 @@ def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: 
         assert "node2 has no room for " in error
         assert "free /dev/shm there" in error
         assert ("rank 1 on node2 ended with code 74" in error) == (console.node != "node2")
+
+
+@pytest.mark.fault(62)
+def test_a_node_that_never_joins_under_deepspeed_without_ssh(nodes: Nodes) -> None:
+    """Each node's own deepspeed knows the names of all, so the one that is missing is named on both others."""
+    layout, patience = (3, 1), {"SFA_RENDEZVOUS_SECONDS": "30"}
+    consoles = [nodes.deepspeed_by_hand(layout, node, *SHORT, **patience) for node in (0, 2)]
+    consoles[0].seconds_until("rank 0 on node1: waiting for rank 1 (node2) at node1:29500, at most 30 s in all")
+    for console in consoles:
+        assert "rank 1 (node2) of 3 did not come to node1:29500 within 30 s" in the_error(console, 70)
+
+
+@pytest.mark.fault(62)
+def test_a_node_that_never_joins_under_torchrun(nodes: Nodes) -> None:
+    """It meets before it starts train.py, and only counts; by the options of docs/multi_node.md."""
+    place = ["--nnodes=2", "--node-rank=0", "--nproc-per-node=1", "--master-addr=node1", "--master-port=29500"]
+    console = nodes.on("node1", program("torchrun"), *place, "--rdzv-conf=timeout=5", *train_words(*SHORT))
+    assert console.code() == 1
+    assert "DistStoreError: Timed out after 6 seconds waiting for clients. 1/2 clients joined." in console.errors()
 
 
 def test_torchrun_on_each_node_tells_it_on_each_console(nodes: Nodes, on: On, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from node_runs import Console, Nodes, bits
 from tiny_runs import sets
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("without Slurm")]
+pytestmark = pytest.mark.slurm
 
 ONE_NODE, TWO_NODES, FOUR_NODES = LAYOUTS = ((1, 2), (2, 1), (4, 1))  # nodes, ranks a node
 WAYS = {
