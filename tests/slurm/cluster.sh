@@ -104,6 +104,8 @@ start() { # start NODES [bound]: leaves descriptor 9 open, on which the cluster 
     local nodes=$1 kind=$2 node
     [[ $nodes =~ ^[1-9][0-9]?$ ]] || fail "start needs a number of nodes, 1 to 99"
     [[ -z $kind || $kind == bound ]] || fail "start knows \`bound\` behind the number of nodes, and not $kind"
+    # Slurm's sockets lie in it, and the longest path of one is 107: DIR/spool/node99/node99_1234567.4294967295.
+    ((${#STATE} <= 64)) || fail "$STATE is too long a path for sockets: at most 64 characters"
     check_machine
     ! login_pid >/dev/null || fail "a cluster runs in $STATE already; stop it first"
     clear_state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def processes_below(top: int) -> dict[int, str]:
 
 def test_nothing_is_left_of_it_when_its_starter_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     """In the middle of a job. The fixture only says whether a cluster can run here."""
-    state = tmp_path / "state"
+    state = Path(tempfile.mkdtemp(prefix="sfa-cluster-"))
     said = tmp_path / "said"
     with said.open("wb") as file:
         words = [sys.executable, "-c", STARTER, str(SCRIPT), str(state)]
