@@ -83,12 +83,14 @@ missing_programs() {
 }
 
 check_machine() {
-    local missing
+    local missing why
     [[ $(id -u) == 0 ]] || fail "needs root: namespaces, mounts and device files"
     missing=$(missing_programs)
     [[ -z $missing ]] || fail "missing: ${missing//$'\n'/ } (apt-get install ${PACKAGES[*]})"
     [[ -d /etc/slurm ]] || fail "no folder /etc/slurm to mount the configuration on"
-    unshare --mount --uts --ipc --net --pid --fork true || fail "this machine gives no namespaces"
+    why=$(unshare --mount --uts --ipc --net --pid --fork sh -c 'mount -t proc proc /proc && hostname test &&
+        mount -t tmpfs tmpfs /dev/shm && mknod /dev/shm/gpu c 1 3 && ip link add bridge type bridge &&
+        ip link add node type veth peer name eth0' 2>&1) || fail "this machine gives no nodes of their own: $why"
 }
 
 install() {
