@@ -165,6 +165,8 @@ write_configuration() {
             echo "$NETWORK.$node node$node"
         done
     } >"$STATE/etc/hosts"
+    # A step takes up to 3 s to go. If the controller has not waited for that (MessageTimeout), it sends its order to end the
+    # step again after a minute, when a requeued job that did not wait for its two minutes has a step of that number again.
     echo "Name=gpu File=$STATE/gpu/gpu[0-$((GPUS - 1))]" >"$STATE/etc/gres.conf"
     cat >"$STATE/etc/slurm.conf" <<END
 ClusterName=test
@@ -188,7 +190,7 @@ GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=8
-MessageTimeout=3
+MessageTimeout=10
 KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
