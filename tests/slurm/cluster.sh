@@ -13,7 +13,8 @@
 #     cluster.sh install            fetches what is missing by apt-get, then as check
 #     cluster.sh check              says whether a cluster can run here
 #
-# --state DIR before the command (default: $SFA_TEST_CLUSTER or /tmp/sfa-cluster) tells clusters apart; any number run at once.
+# --state DIR before the command (default: $SFA_TEST_CLUSTER or /tmp/sfa-cluster) tells clusters apart; any number run
+# at once.
 # Each node offers 96 cores, 1 TB and 8 GPUs that are /dev/null by other names, so that real scripts are scheduled as
 # they are. Nothing is limited: there are no cgroups. Partitions: main, and urgent, which preempts it. With `bound` a
 # node offers the cores that this machine has, and tasks are bound to them.
@@ -165,8 +166,8 @@ write_configuration() {
             echo "$NETWORK.$node node$node"
         done
     } >"$STATE/etc/hosts"
-    # A step takes up to 3 s to go. If the controller has not waited for that (MessageTimeout), it sends its order to end the
-    # step again after a minute, when a requeued job that did not wait for its two minutes has a step of that number again.
+    # A step takes up to 3 s to go. A controller that has not waited for that (MessageTimeout) sends its order to end the
+    # step again a minute later; a requeued job that did not wait for its two minutes has that step again by then.
     echo "Name=gpu File=$STATE/gpu/gpu[0-$((GPUS - 1))]" >"$STATE/etc/gres.conf"
     cat >"$STATE/etc/slurm.conf" <<END
 ClusterName=test
