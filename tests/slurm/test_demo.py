@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.slurm_demo, pytest.mark.timeout(3 * 3600)]
 
 DATA = ROOT / "data" / "demo"  # That of `make demo`, which takes minutes to make.
 LIMIT = 2.5 * 3600  # Seconds; ten CPU-minutes and no more cores than a run has ranks.
-# 0.82 was seen under `make demo`. 800 clips measure a top-1 of 0.8 with a standard error of 0.014: five of these below.
+# 0.81 to 0.84 were seen. 800 clips measure a top-1 of 0.82 with a standard error of 0.014: five of these below.
 FLOOR = 0.75
-# Who sees single frames knows the digit and guesses one of four directions: 1/4, and five standard errors.
-BLIND = 0.33
+# Frames without their order tell the digit and the axis of its way, but not which of two ways (0.28 and 0.33 were seen).
+BLIND = 0.5
 
 
 @pytest.fixture(scope="session")
