@@ -17,7 +17,7 @@ DATA = ROOT / "data" / "demo"  # That of `make demo`, which takes minutes to mak
 LIMIT = 2.5 * 3600  # Seconds; ten CPU-minutes and no more cores than a run has ranks.
 # 0.81 to 0.84 were seen. 800 clips measure a top-1 of 0.82 with a standard error of 0.014: five of these below.
 FLOOR = 0.75
-# Frames without their order tell the digit and the axis of its way, but not which of two ways (0.28 and 0.33 were seen).
+# Frames without their order tell the digit and the axis of its way, but not which of two ways (0.28 to 0.33 seen).
 BLIND = 0.5
 
 
