@@ -51,7 +51,7 @@ def test_nothing_is_left_of_it_when_its_starter_is_killed(cluster: Cluster, tmp_
     def works() -> bool:
         assert starter.poll() is None, said.read_text()
         before.update(processes_below(starter.pid))
-        return sum(args.endswith("/sleep 987") for args in before.values()) == 2
+        return list(before.values()).count("/bin/sleep 987") == 2
 
     try:
         wait_for("the job's tasks", works, lambda: f"{before}\n{said.read_text()}")

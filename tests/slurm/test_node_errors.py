@@ -113,8 +113,10 @@ def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> Non
 @pytest.mark.fault(18)
 def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
     """Their queue would print a traceback and lose the batch, and all ranks would wait for it."""
+    # A batch larger than that: small ones need none of it.
+    large = sets("data.workers=2", "batch.micro=4", "stage1.frames=8", "model.image_size=32", "data.resize=36")
     on("node2", "mount -t tmpfs -o size=64k tmpfs /dev/shm", "umount /dev/shm")
-    consoles = nodes.by_hand(3, *SHORT, *sets("data.workers=2"), "--run-dir", str(tmp_path / "run"))
+    consoles = nodes.by_hand(3, *SHORT, *large, "--run-dir", str(tmp_path / "run"))
     for console in consoles:
         assert console.seconds_until("error: ") < a_minute()
         error = the_error(console, 74)
