@@ -3,8 +3,8 @@
 # and local disk; the rest of the file system is shared, as a cluster's home is. Needs root and Debian's packages
 # slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh (other distributions: the same programs).
 #
-#     cluster.sh start 4            nodes node1..node4, ready when it returns; a start that fails leaves only its logs
-#     cluster.sh hold 4             the same in the foreground, until its standard input ends: dies with who started it
+#     cluster.sh start 4 [bound]    nodes node1..node4, ready when it returns; a start that fails leaves only its logs
+#     cluster.sh hold 4 [bound]     the same in the foreground, until its standard input ends: dies with who started it
 #     cluster.sh run sbatch JOB     a command on the login host, in this folder and environment
 #     cluster.sh on node2 CMD       a command on a node, past Slurm
 #     cluster.sh kill node2         its power goes
@@ -13,9 +13,11 @@
 #     cluster.sh install            fetches what is missing by apt-get, then as check
 #     cluster.sh check              says whether a cluster can run here
 #
-# --state DIR before the command (default: $SFA_TEST_CLUSTER or /tmp/sfa-cluster) tells clusters apart; any number run at once.
+# --state DIR before the command (default: $SFA_TEST_CLUSTER or /tmp/sfa-cluster) tells clusters apart; any number run
+# at once.
 # Each node offers 96 cores, 1 TB and 8 GPUs that are /dev/null by other names, so that real scripts are scheduled as
-# they are. Nothing is limited: there are no cgroups. Partitions: main, and urgent, which preempts it.
+# they are. Nothing is limited: there are no cgroups. Partitions: main, and urgent, which preempts it. With `bound` a
+# node offers the cores that this machine has, and tasks are bound to them.
 #
 # login host            a set of namespaces with a bridge, munged and slurmctld. Its first process is the cluster:
 #   node1 .. nodeN      when that dies, the kernel kills all others and takes networks and mounts down with them.
@@ -27,7 +29,9 @@ STATE=${SFA_TEST_CLUSTER:-/tmp/sfa-cluster}
 NETWORK=10.77.0
 LOGIN_ADDRESS=$NETWORK.254
 GPUS=8
-READY_SECONDS=30
+READY_SECONDS=60 # on a machine that is busy; two seconds on one that is not
+# To the current folder by `env`, as it is mounted there: rename(2) from that of outside would cross to another mount.
+INSIDE=(--mount --uts --ipc --net --pid --)
 PROGRAMS=(slurmctld slurmd sbatch munged ip unshare nsenter sshd pdsh)
 PACKAGES=(slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh)
 # /usr/sbin is not on everybody's PATH.
@@ -61,7 +65,7 @@ login_pid() { # of the cluster's first process, as seen from here; fails when it
 on_login() {
     local pid
     pid=$(login_pid) || fail "no cluster runs in $STATE"
-    nsenter --target "$pid" --mount --uts --ipc --net --pid --wd="$PWD" -- "$@"
+    nsenter --target "$pid" "${INSIDE[@]}" env --chdir="$PWD" "$@"
 }
 
 on_node() {
@@ -69,7 +73,7 @@ on_node() {
     shift
     [[ -f $STATE/node/$node ]] || fail "no node $node"
     pid=$(<"$STATE/node/$node")
-    on_login nsenter --target "$pid" --mount --uts --ipc --net --pid --wd="$PWD" -- "$@"
+    on_login nsenter --target "$pid" "${INSIDE[@]}" env --chdir="$PWD" "$@"
 }
 
 missing_programs() {
@@ -80,12 +84,14 @@ missing_programs() {
 }
 
 check_machine() {
-    local missing
+    local missing why
     [[ $(id -u) == 0 ]] || fail "needs root: namespaces, mounts and device files"
     missing=$(missing_programs)
     [[ -z $missing ]] || fail "missing: ${missing//$'\n'/ } (apt-get install ${PACKAGES[*]})"
     [[ -d /etc/slurm ]] || fail "no folder /etc/slurm to mount the configuration on"
-    unshare --mount --uts --ipc --net --pid --fork true || fail "this machine gives no namespaces"
+    why=$(unshare --mount --uts --ipc --net --pid --fork sh -c 'mount -t proc proc /proc && hostname test &&
+        mount -t tmpfs tmpfs /dev/shm && mknod /dev/shm/gpu c 1 3 && ip link add bridge type bridge &&
+        ip link add node type veth peer name eth0' 2>&1) || fail "this machine gives no nodes of their own: $why"
 }
 
 install() {
@@ -97,14 +103,20 @@ install() {
     check_machine
 }
 
-start() { # start NODES: leaves descriptor 9 open, on which the cluster hangs until `keep` is written to it
-    local nodes=$1
+start() { # start NODES [bound]: leaves descriptor 9 open, on which the cluster hangs until `keep` is written to it
+    local nodes=$1 kind=$2 node
     [[ $nodes =~ ^[1-9][0-9]?$ ]] || fail "start needs a number of nodes, 1 to 99"
+    [[ -z $kind || $kind == bound ]] || fail "start knows \`bound\` behind the number of nodes, and not $kind"
+    # Slurm's sockets lie in it, and the longest path of one is 107: DIR/spool/node99/node99_1234567.4294967295.
+    ((${#STATE} <= 64)) || fail "$STATE is too long a path for sockets: at most 64 characters"
     check_machine
     ! login_pid >/dev/null || fail "a cluster runs in $STATE already; stop it first"
     clear_state
-    mkdir -p "$STATE"/{etc,gpu,munge,log,ctld,spool,node,local}
-    write_configuration "$nodes"
+    mkdir -p "$STATE"/{etc,gpu,munge,log,ctld,spool,node,local,tmp}
+    for ((node = 1; node <= nodes; node++)); do
+        mkdir "$STATE/spool/node$node"
+    done
+    write_configuration "$nodes" "$kind"
     # Its standard input is this pipe: should this process die, it ends, and everything with it.
     exec 9> >(exec setsid unshare --mount --uts --ipc --net --pid --fork --kill-child \
         bash "$HERE" --state "$STATE" login "$nodes" &>"$STATE/log/login")
@@ -137,7 +149,11 @@ clear_state() { # removes only what this script has made
 }
 
 write_configuration() {
-    local nodes=$1 gpu node
+    local nodes=$1 kind=$2 gpu node hardware="Sockets=1 CoresPerSocket=96" plugin=none
+    if [[ $kind == bound ]]; then
+        hardware=$(slurmd -C | sed -n 's/.*\(SocketsPerBoard=.* ThreadsPerCore=[0-9]*\).*/\1/p')
+        plugin=affinity
+    fi
     dd if=/dev/urandom of="$STATE/munge/key" bs=128 count=1 status=none
     chmod 600 "$STATE/munge/key"
     for ((gpu = 0; gpu < GPUS; gpu++)); do
@@ -150,6 +166,8 @@ write_configuration() {
             echo "$NETWORK.$node node$node"
         done
     } >"$STATE/etc/hosts"
+    # A step takes up to 3 s to go. A controller that has not waited for that (MessageTimeout) sends its order to end the
+    # step again a minute later; a requeued job that did not wait for its two minutes has that step again by then.
     echo "Name=gpu File=$STATE/gpu/gpu[0-$((GPUS - 1))]" >"$STATE/etc/gres.conf"
     cat >"$STATE/etc/slurm.conf" <<END
 ClusterName=test
@@ -165,7 +183,7 @@ SlurmdPidFile=$STATE/spool/%n.pid
 SlurmctldLogFile=$STATE/log/slurmctld
 SlurmdLogFile=$STATE/log/slurmd.%n
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/$plugin
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
@@ -173,7 +191,7 @@ GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=8
-MessageTimeout=3
+MessageTimeout=10
 KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -181,7 +199,7 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 JobCompType=jobcomp/filetxt
 JobCompLoc=$STATE/log/jobs
-NodeName=node[1-$nodes] NodeAddr=$NETWORK.[1-$nodes] Sockets=1 CoresPerSocket=96 RealMemory=1000000 Gres=gpu:$GPUS
+NodeName=node[1-$nodes] NodeAddr=$NETWORK.[1-$nodes] $hardware RealMemory=1000000 Gres=gpu:$GPUS
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 END
@@ -253,11 +271,11 @@ command=${1:-help}
 shift || true
 case $command in
     start)
-        start "${1:-}"
+        start "${1:-}" "${2:-}"
         echo keep >&9
         ;;
     hold)
-        start "${1:-}"
+        start "${1:-}" "${2:-}"
         trap stop EXIT
         echo "ready"
         cat >/dev/null 9>&- # only this process may keep the cluster alive

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,22 @@ from slurm_cluster import NODES, SCRIPT, Cluster  # noqa: E402
 from slurm_runs import Runs, write_workplace  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Nodes node1 .. node4. It ends with this process, however that ends."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several jobs a test, each with a limit of its own: the sum is above what other tests have."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
+@contextmanager
+def running(nodes: int, *kind: str) -> Iterator[Cluster]:
+    """A cluster. It ends with this process, however that ends."""
     possible = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
     if possible.returncode:
         pytest.skip(f"{possible.stderr.strip()}; make test-slurm installs what is missing")
     state = tempfile.mkdtemp(prefix="sfa-cluster-")  # a short path: it holds a socket
-    process = subprocess.Popen(
-        [str(SCRIPT), "--state", state, "hold", str(NODES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    words = [str(SCRIPT), "--state", state, "hold", str(nodes), *kind]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", "the cluster does not start; it has said why"
@@ -33,6 +40,20 @@ def cluster() -> Iterator[Cluster]:
     process.stdin.close()
     assert process.wait(30) == 0
     assert not Path(state).exists()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Nodes node1 .. node4."""
+    with running(NODES) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def bound_cluster() -> Iterator[Cluster]:
+    """One node, which binds its tasks to the cores of this machine."""
+    with running(1, "bound") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from slurm_cluster import ROOT, Cluster, Job, wait_for
-from tiny_runs import RECIPE, log_lines, losses, make_workplace, sets
+from tiny_runs import RECIPE, STEPS_PER_EPOCH, log_lines, losses, make_workplace, sets
 
 G_SCRIPT, H_SCRIPT = "slurm/vivit_g_48f.sh", "slurm/vivit_h_96f.sh"
 ENGINES = {"zero2": [], "fsdp": sets("engine.name=fsdp")}
+EPOCHS = 20  # Of stage 1.
+STEPS = EPOCHS * STEPS_PER_EPOCH
 Losses = dict[tuple[str, int], tuple[float, float]]
 
 
 def write_workplace(folder: Path) -> Path:
     """Clips and the recipe t.yaml: enough steps to be interrupted between two checkpoints, then a short stage 2."""
-    blocks = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 30").replace('["', f'["{folder}/')
+    blocks = RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", f"epochs: {EPOCHS}").replace('["', f'["{folder}/')
     stages = """\
 checkpoint: {every_steps: 5}
 stage1: {frames: 4, data: {val: []}}
@@ -41,9 +44,11 @@ class TinyRun:
 
     def wait_for_step(self, step: int) -> None:
         """Until stage 1 has come so far."""
+        asked = count()
 
         def is_there() -> bool:
-            assert self.job.fields()["JobState"] in ("PENDING", "RUNNING"), self.job.said()
+            if next(asked) % 10 == 0:
+                assert self.job.fields()["JobState"] in ("PENDING", "RUNNING"), self.job.said()
             return self.step() >= step
 
         wait_for(f"step {step}", is_there, self.job.said)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from slurm_cluster import Cluster, Job
-from slurm_runs import Runs
+from slurm_runs import EPOCHS, STEPS, Runs
 from tiny_runs import events, log_lines
 
 pytestmark = pytest.mark.slurm
@@ -14,7 +14,12 @@ pytestmark = pytest.mark.slurm
 
 def submit(runs: Runs, name: str, *options: str) -> dict[str, str]:
     """Numbers of the jobs by name."""
-    small = ("--gpus-per-node=1", "--cpus-per-task=1", f"--sbatch=--output={runs.place}/%x-%A_%a.out")
+    small = (
+        "--gpus-per-node=1",
+        "--cpus-per-task=1",
+        "--set=engine.name=fsdp",
+        f"--sbatch=--output={runs.place}/%x-%A_%a.out",
+    )
     words = ("--recipe", str(runs.place / "t.yaml"), "--run-dir", str(runs.place / name), "--name", name)
     said = runs.cluster.run("python", "-m", "sfa_dist.tools.cli", "submit", *words, *small, *options, "--submit")
     return dict(re.findall(r"(\S+): job (\d+)", said))
@@ -30,7 +35,7 @@ def test_a_chain_goes_on_through_a_preemption(runs: Runs, cluster: Cluster) -> N
     assert list(numbers) == ["chain-stage1", "chain-stage2", "chain-test"]
     first, second, third = (job(runs, name, number) for name, number in numbers.items())
     assert second.fields()["Reason"] == "Dependency"
-    first.wait_until(lambda fields: "resume" in first.said() or "[4/30]" in first.said(), "its steps")
+    first.wait_until(lambda fields: f"[4/{EPOCHS}]" in first.said(), "its steps")
     cluster.run("scancel", "--signal=USR1", "--batch", first.number)
     first.completes(restarts=1)
     second.completes()
@@ -53,13 +58,13 @@ def test_what_waits_for_a_job_that_fails_is_removed(runs: Runs) -> None:
 def test_an_array_over_seeds_of_which_one_is_preempted(runs: Runs, cluster: Cluster) -> None:
     [(name, number)] = submit(runs, "seeds", "--seeds=4-5", "--stage=stage1").items()
     zero, one = (job(runs, name, number, task) for task in "01")
-    one.wait_until(lambda fields: "[4/30]" in one.said(), "its steps")
+    one.wait_until(lambda fields: f"[4/{EPOCHS}]" in one.said(), "its steps")
     cluster.run("scancel", "--signal=USR1", "--batch", one.number)
     one.completes(restarts=1)
     zero.completes(restarts=0)
     finals = {}
     for seed in "45":
         [*_, last] = [line for line in log_lines(runs.place / f"seeds-seed-{seed}") if line["kind"] == "train"]
-        assert last["step"] == 90
+        assert last["step"] == STEPS
         finals[seed] = last["loss"]
     assert finals["4"] != finals["5"]

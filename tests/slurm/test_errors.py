@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from slurm_cluster import ROOT, Cluster
 from slurm_runs import Runs, TinyRun
+from tiny_runs import sets
 
 pytestmark = pytest.mark.slurm
 
-SHORT = ("--stage", "stage1", "--set", "schedule.max_steps=2")
+SHORT = ("--stage", "stage1", *sets("schedule.max_steps=2", "engine.name=fsdp"))
 ON_NODES = ("--nodelist=node1,node2",)
 
 
