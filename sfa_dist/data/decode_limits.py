@@ -73,17 +73,21 @@ def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) 
 
 
 class _Hand:
-    """A thread that does one job after another. One for each thread that asks: a new one for each job would cost a
-    memory arena of its own."""
+    """A thread that does one job after another. One for each thread that asks, and which ends with it: a new one for
+    each job would cost a memory arena of its own."""
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._work, name="decode", daemon=True)  # no obstacle to the exit
-        self.thread.start()
+        self.thread = threading.Thread(target=_work, args=(self.jobs,), name="decode", daemon=True)
+        self.thread.start()  # A daemon: no obstacle to the exit.
 
-    def _work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job()
+    def __del__(self) -> None:
+        self.jobs.put(None)
+
+
+def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
