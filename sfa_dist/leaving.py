@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import NoReturn, TextIO
 
 from sfa_dist.errors import CheckpointError
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process with `code` once all that waits for its end is done: threads that are no daemons, `atexit`
+def leave(code: int, patience: float = 0.0) -> NoReturn:
+    """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are no daemons, `atexit`
     handlers, and what stdout and stderr still hold (74 where the disk does not take it).
 
     The interpreter is not taken down: that ends any thread that asks for it. A thread of gloo does, to let go of a
@@ -23,6 +24,7 @@ def leave(code: int) -> NoReturn:
     # srun sends TERM to the others when the first rank has left: one that is still on its way out would die of it, and
     # the job would end with 143 instead of 75.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(patience)
     threading._shutdown()  # type: ignore[attr-defined] # The order of Py_FinalizeEx.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -29,6 +29,7 @@ from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 
+UNTOLD_S = 2.0
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
 or disk;
 75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
@@ -150,5 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(argv, parser)
 
 
+def patience(code: int) -> float:
+    """Seconds for which this rank stays, with its code: srun and torchrun end all others when the first one has left with
+    an error, and the one that tells the error of all must not be ended by that, as if it had been asked to stop."""
+    from sfa_dist.parallel.launch import read_launch
+
+    try:
+        launch = read_launch(environment())
+    except (UsageError, ValueError):
+        return 0.0
+    return 0.0 if launch.tells or code in (0, PreemptedError.exit_code) else UNTOLD_S
+
+
 if __name__ == "__main__":
-    leave(main())
+    code = main()
+    leave(code, patience(code))

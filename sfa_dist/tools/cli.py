@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """What is installed as `sfa`."""
-    leave(main())
+    code = main()
+    leave(code, train.patience(code))
 
 
 if __name__ == "__main__":

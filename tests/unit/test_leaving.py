@@ -11,6 +11,8 @@ from typing import IO
 
 import pytest
 
+from sfa_dist.train import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 WORK = """\
 import atexit, os, sys, threading, time
@@ -58,3 +60,23 @@ def test_a_full_disk_is_74_in_one_line() -> None:
         done = run("leave", full)
     assert done.returncode == 74
     assert done.stderr == "error: disk: <stdout>: [Errno 28] No space left on device\n"
+
+
+RANKS = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "code", "stays"), [(0, 70, False), (1, 70, True), (1, 78, True), (1, 0, False), (1, 75, False)]
+)
+def test_a_rank_that_does_not_tell_lets_the_one_that_does_leave_first(
+    monkeypatch: pytest.MonkeyPatch, rank: int, code: int, stays: bool
+) -> None:
+    for key, value in {**RANKS, "RANK": str(rank), "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(key, value)
+    assert (patience(code) > 0) == stays
+
+
+def test_a_process_alone_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+    assert patience(70) == 0
