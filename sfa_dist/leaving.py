@@ -14,8 +14,8 @@ from sfa_dist.errors import CheckpointError
 
 
 def leave(code: int, patience: float = 0.0) -> NoReturn:
-    """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are no daemons, `atexit`
-    handlers, and what stdout and stderr still hold (74 where the disk does not take it).
+    """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are
+    no daemons, `atexit` handlers, and what stdout and stderr still hold (74 where the disk does not take it).
 
     The interpreter is not taken down: that ends any thread that asks for it. A thread of gloo does, to let go of a
     tensor, and cannot be ended there without an abort ("terminate called without an active exception"). One rank of a

@@ -152,8 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def patience(code: int) -> float:
-    """Seconds for which this rank stays, with its code: srun and torchrun end all others when the first one has left with
-    an error, and the one that tells the error of all must not be ended by that, as if it had been asked to stop."""
+    """Seconds for which this rank stays, with its code: srun and torchrun end all others when the first one has left
+    with an error, and the one that tells the error of all must not be ended by that, as if it had been asked to stop.
+    """
     from sfa_dist.parallel.launch import read_launch
 
     try:
