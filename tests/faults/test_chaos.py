@@ -27,7 +27,7 @@ from sfa_dist.recipe import load_recipe
 from sfa_dist.tools.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 5
+KILLS = 3
 LIMIT = 180.0  # Seconds: a command imports torch twice, and the machine may be busy.
 ROWS_OF_THE_CATALOGUE = range(1, 71)
 
