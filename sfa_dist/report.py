@@ -35,7 +35,7 @@ STAGE_COLUMNS = (
 )
 BAD_COLUMNS = ("shard", "key", "reason", "stages")
 SHOWN_BAD_CLIPS = 500
-SHOWN_OF_LONG = 20  # Rows of a long table.
+SHOWN_OF_LONG = 10  # Rows of a long table.
 
 
 def write_report(run_dir: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
-SHOWN_CONFUSIONS = 25
+SHOWN_CONFUSIONS = 50
 NAME_LENGTH = 40
 
 
@@ -42,7 +42,7 @@ def class_reports(heads: dict[str, Any]) -> list[Table]:
             for label, taken_for, count in confused
         ]
         if rows:
-            tables.append(Table(f"Confused most{of_head}", ["class", "taken for", "clips"], rows))
+            tables.append(Table(f"Confused most{of_head}", ["class", "taken for", "clips"], rows, long=True))
         worst = sorted(table["classes"], key=lambda row: (row[1] / row[2], -row[2], row[0]))
         lines = [
             [name_of(table, number), f"{right / all:.2%}", f"{right:,} of {all:,}"] for number, right, all in worst
