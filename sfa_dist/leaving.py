@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -12,10 +13,13 @@ from typing import NoReturn, TextIO
 
 from sfa_dist.errors import CheckpointError
 
+STDERR = 2
+
 
 def leave(code: int, patience: float = 0.0) -> NoReturn:
     """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are
-    no daemons, `atexit` handlers, and what stdout and stderr still hold (74 where the disk does not take it).
+    no daemons, `atexit` handlers, and what stdout and stderr still hold. Work that went well, but whose stdout the
+    disk does not take, ends with 74.
 
     The interpreter is not taken down: that ends any thread that asks for it. A thread of gloo does, to let go of a
     tensor, and cannot be ended there without an abort ("terminate called without an active exception"). One rank of a
@@ -27,18 +31,21 @@ def leave(code: int, patience: float = 0.0) -> NoReturn:
     time.sleep(patience)
     threading._shutdown()  # type: ignore[attr-defined] # The order of Py_FinalizeEx.
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        code = _flush(stream) or code
-    os._exit(code)
+    failure = _flush(sys.stdout)
+    _flush(sys.stderr)
+    os._exit(code or failure)
 
 
-def _flush(stream: TextIO) -> int:
-    """0, or the exit code for a disk that is full. A reader that has left has what it wanted."""
+def _flush(stream: TextIO | None) -> int:
+    """0, or the exit code for a disk that is full, which is told. A reader that has left has what it wanted."""
+    if stream is None or stream.closed:  # The process was started without it, or it was closed for its reader's sake.
+        return 0
     try:
         stream.flush()
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"error: disk: {stream.name}: {error}", file=sys.__stderr__)
+        with contextlib.suppress(OSError):  # Where stderr itself is on that disk, only the code can tell.
+            os.write(STDERR, f"error: disk: {stream.name}: {error}\n".encode())
         return CheckpointError.exit_code
     return 0

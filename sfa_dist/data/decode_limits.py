@@ -109,7 +109,6 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         hand = _own.hand = _Hand()
     hand.jobs.put(job)
     if not wait([outcome], timeout=seconds + _GRACE_SECONDS).done:
-        hand.jobs.put(None)
         del _own.hand
         raise _too_slow(seconds)
     return outcome.result()

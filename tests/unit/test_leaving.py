@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,12 +28,12 @@ atexit.register(lambda: print("handler"))
 threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
 threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 sys.stdout.write("work\\n")
-END(3)
+END(CODE)
 """
 
 
-def run(end: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WORK.replace("END", end)]
+def run(end: str, stdout: int | IO[str] = subprocess.PIPE, code: int = 3) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WORK.replace("END", end).replace("CODE", str(code))]
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     return subprocess.run(command, cwd=ROOT, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
@@ -57,9 +58,20 @@ def test_a_reader_that_left_changes_nothing() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_74_in_one_line() -> None:
     with open("/dev/full", "w") as full:
-        done = run("leave", full)
+        done = run("leave", full, code=0)
     assert done.returncode == 74
     assert done.stderr == "error: disk: <stdout>: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_does_not_hide_the_code_of_the_work() -> None:
+    with open("/dev/full", "w") as full:
+        assert run("leave", full, code=75).returncode == 75
+
+
+def test_a_process_without_a_console_ends_as_any_other() -> None:
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote('from sfa_dist.leaving import leave; leave(3)')}"
+    assert subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], cwd=ROOT).returncode == 3
 
 
 RANKS = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
