@@ -166,9 +166,9 @@ write_configuration() {
             echo "$NETWORK.$node node$node"
         done
     } >"$STATE/etc/hosts"
+    echo "Name=gpu File=$STATE/gpu/gpu[0-$((GPUS - 1))]" >"$STATE/etc/gres.conf"
     # A step takes up to 3 s to go. A controller that has not waited for that (MessageTimeout) sends its order to end the
     # step again a minute later; a requeued job that did not wait for its two minutes has that step again by then.
-    echo "Name=gpu File=$STATE/gpu/gpu[0-$((GPUS - 1))]" >"$STATE/etc/gres.conf"
     cat >"$STATE/etc/slurm.conf" <<END
 ClusterName=test
 SlurmctldHost=login($LOGIN_ADDRESS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -32,6 +33,14 @@ def wait_for(
     while not condition():
         assert time.monotonic() < end, f"{what} did not come in {limit:.0f} s:\n{said()}"
         time.sleep(every)
+
+
+def slowness() -> float:
+    """1 on a machine with nothing else to do; where Python's start takes longer than its work, in proportion."""
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return max(1.0, wall / (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
 
 
 @dataclass(frozen=True)

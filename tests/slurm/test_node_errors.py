@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from commands import program
 from node_runs import Console, Nodes, train_words
-from slurm_cluster import ROOT, Cluster
+from slurm_cluster import ROOT, Cluster, slowness
 from tiny_runs import sets
 
 pytestmark = pytest.mark.slurm
 
+SECONDS = 60.0  # For a user to wait.
 SHORT = ("--stage", "stage1", *sets("schedule.max_steps=2", "engine.name=fsdp"))
 On = Callable[..., None]
 
@@ -35,15 +32,6 @@ def on(cluster: Cluster) -> Iterator[On]:
         cluster.control("on", *words)
 
 
-def a_minute() -> float:
-    """For a user to wait on a machine with nothing else to do; where Python's start takes longer than its work, in
-    proportion."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return 60.0 * max(1.0, wall / (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-
-
 def the_error(console: Console, code: int) -> str:
     """The one error of a console whose command ended with this code."""
     assert console.code() == code, console.said()
@@ -55,7 +43,7 @@ def the_error(console: Console, code: int) -> str:
 def test_an_interface_that_one_node_does_not_have(nodes: Nodes) -> None:
     consoles = nodes.by_hand(2, *SHORT, only={"node2": {"GLOO_SOCKET_IFNAME": "ib7"}})
     for console in consoles:
-        assert console.seconds_until("error: ") < a_minute()
+        assert console.seconds_until("error: ") < SECONDS * slowness()
         error = the_error(console, 70)
         assert "rank 1 of 2 on node2: GLOO_SOCKET_IFNAME=ib7, but this node has no interface ib7 (it has " in error
         assert "eth0" in error
@@ -69,7 +57,7 @@ def test_an_interface_that_does_not_lead_to_the_others(nodes: Nodes, on: On) -> 
     on("node1", "ip link set side0 up", "ip link set side0 down")
     consoles = nodes.by_hand(2, *SHORT, only={"node1": {"GLOO_SOCKET_IFNAME": "side0"}}, SFA_RENDEZVOUS_SECONDS="20")
     for console in consoles:
-        assert console.seconds_until("error: ") < a_minute()
+        assert console.seconds_until("error: ") < SECONDS * slowness()
         error = the_error(console, 70)
         assert "node2 does not reach rank 0 on node1 at 10.1.9.1" in error
         assert "GLOO_SOCKET_IFNAME" in error
@@ -103,7 +91,8 @@ def test_a_node_that_cannot_reach_the_meeting_place(nodes: Nodes, on: On) -> Non
     """deepspeed, started on a third node, tells rank 0 which nodes there are."""
     on("node2", "ip route add blackhole 10.77.0.1", "ip route delete blackhole 10.77.0.1")
     console = nodes.deepspeed((2, 1), *SHORT, at="node3", SFA_RENDEZVOUS_SECONDS="20")
-    assert console.seconds_until("waiting for rank 1 (node2) at 10.77.0.1:29500, at most 20 s in all") < a_minute()
+    waits = "waiting for rank 1 (node2) at 10.77.0.1:29500, at most 20 s in all"
+    assert console.seconds_until(waits) < SECONDS * slowness()
     assert console.code() == 70, console.said()
     host, guest = sorted(console.error_lines(), key=lambda line: "rank 1 of" in line)
     assert "rank 0 of 2 on node1: rank 1 (node2) of 2 did not come to 10.77.0.1:29500 within 20 s" in host
@@ -118,7 +107,7 @@ def test_no_room_for_loader_workers_on_one_node(nodes: Nodes, on: On, tmp_path: 
     on("node2", "mount -t tmpfs -o size=64k tmpfs /dev/shm", "umount /dev/shm")
     consoles = nodes.by_hand(3, *SHORT, *large, "--run-dir", str(tmp_path / "run"))
     for console in consoles:
-        assert console.seconds_until("error: ") < a_minute()
+        assert console.seconds_until("error: ") < SECONDS * slowness()
         error = the_error(console, 74)
         assert "node2 has no room for " in error
         assert "free /dev/shm there" in error

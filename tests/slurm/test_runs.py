@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from slurm_cluster import NODES, Cluster, Job, wait_for
+from slurm_cluster import NODES, Cluster, Job, slowness, wait_for
 from slurm_runs import ENGINES, G_SCRIPT, H_SCRIPT, STEPS, Losses, Runs, TinyRun
 from tiny_runs import events
 
@@ -144,7 +144,7 @@ def test_kill_9_of_one_task_ends_the_job(runs: Runs, cluster: Cluster) -> None:
     run = runs.submit("killed", *ENGINES["fsdp"], options=["--nodelist=node3,node4"])
     run.wait_for_step(STOP_AT)
     cluster.control("on", "node4", "sh", "-c", "kill -KILL $(pgrep -f 'python sfa_dist/train.py' | head -1)")
-    fields = run.job.end()
+    fields = run.job.end(limit=40 * slowness())
     assert (fields["JobState"], fields["Restarts"]) == ("FAILED", "0"), run.job.said()
     assert fields["ExitCode"] == "137:0", "srun passes the highest code on: 128 + 9 of the one that was killed"
     assert "rank 1 on node4 was lost" in run.job.said()
