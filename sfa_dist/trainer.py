@@ -33,7 +33,7 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.not_finite import note_refused_save, note_skipped_step
 from sfa_dist.parallel.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
 from sfa_dist.parallel.watch import Watch
 from sfa_dist.probe import Probe, place_of
 from sfa_dist.progress import Progress
@@ -153,7 +153,8 @@ class Trainer:
     def _stop(self) -> NoReturn:
         """Saves what is not saved yet, and leaves."""
         self.save_now()
-        self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=self.stop.reason)
+        reason = self.stop.reason or ANOTHER_RANK  # A collective may bring it sooner than the watch.
+        self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
         saved = "state is saved"
         if not self.saved_step:

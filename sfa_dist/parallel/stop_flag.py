@@ -22,6 +22,7 @@ from types import FrameType
 from sfa_dist.errors import PreemptedError
 
 DEFAULT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ANOTHER_RANK = "another rank, which was asked to stop"  # The reason of a rank that heard it from the others.
 INTERRUPTED = "stopped: interrupted before the state could be saved; the last checkpoint is intact"
 INTERRUPTED_CODE = 70
 

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from sfa_dist.errors import SfaError
 from sfa_dist.parallel import watch_process
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
 from sfa_dist.parallel.watch_lines import Lines, Message
 from sfa_dist.parallel.watch_process import BOARD, STOP_AT
 from sfa_dist.parallel.watch_verdict import ENDED, LOST, UNWATCHED, WAITS
@@ -204,7 +204,7 @@ class _Guard:
             while True:
                 for message in self._post.receive():
                     if message["kind"] == "stop":
-                        self._stop.request("another rank, which was asked to stop")
+                        self._stop.request(ANOTHER_RANK)
                         continue
                     if message["kind"] == "lost" and self._is_meant(message):
                         self._leave(message)
