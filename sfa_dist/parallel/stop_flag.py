@@ -10,7 +10,6 @@ SIGINT always counts. A second one ends the process at once, for a user who does
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
@@ -114,13 +113,17 @@ class StopFlag:
 
     def _listen(self, stream: socket.socket, far_end: socket.socket, lost_launcher: Callable[[], str]) -> None:
         del far_end  # Held open by being an argument here.
+        stream.settimeout(LOOK_S)  # By poll: select knows no descriptor above 1,023, and rank 0 of many has more.
         while True:
-            if select.select([stream], [], [], LOOK_S)[0]:
-                for number in stream.recv(256):  # Also of signals that are others' business, as SIGCHLD.
-                    if number in self._signals:
-                        self._hear(signal.Signals(number))
-            elif not self and (why := lost_launcher()):
-                self.request(why)
+            try:
+                numbers = stream.recv(256)
+            except TimeoutError:
+                if not self and (why := lost_launcher()):
+                    self.request(why)
+                continue
+            for number in numbers:  # Also of signals that are others' business, as SIGCHLD.
+                if number in self._signals:
+                    self._hear(signal.Signals(number))
 
     def _hear(self, number: signal.Signals) -> None:
         self._note(number.name)

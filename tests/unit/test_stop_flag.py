@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,6 +82,29 @@ def test_only_the_first_request_is_told(stop: StopFlag) -> None:
     late: list[bool] = []
     stop.on_request(lambda: late.append(True))
     assert (told, late, stop.reason) == (["the launcher"], [True], "the launcher")
+
+
+def test_a_process_with_many_open_files_hears_too() -> None:
+    """Rank 0 of a large run holds a connection to each of the others."""
+    program = (
+        "import os, signal, time\n"
+        "held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1030)]\n"
+        "from sfa_dist.parallel.stop_flag import StopFlag\n"
+        "flag, told = StopFlag(), []\n"
+        "flag.install()\n"
+        "flag.on_request(lambda: told.append(flag.reason))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "end = time.monotonic() + 20\n"
+        "while not told and time.monotonic() < end:\n"
+        "    time.sleep(0.01)\n"
+        "print(told)\n"
+    )
+    if (allowed := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < 1100:
+        pytest.skip(f"a process may open {allowed} files here")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert (done.stdout, done.stderr) == ("['SIGTERM']\n", "")
 
 
 def test_signals_that_are_not_in_the_list_stay_as_they_are() -> None:
