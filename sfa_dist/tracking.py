@@ -80,6 +80,7 @@ class Tracker:
     ) -> None:
         self._jsonl: LineFile | None = None
         self._wandb: Any = None
+        self._wandb_failed = False
         self._consoles: list[Console] = []
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -130,8 +131,8 @@ class Tracker:
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if self._wandb is not None:
-            self._guard(lambda: self._wandb.finish())
+        if self._wandb is not None or self._wandb_failed:
+            self._guard(self._end_wandb)
         if self._jsonl is not None:
             self._jsonl.close()
             self._text.close()
@@ -165,6 +166,16 @@ class Tracker:
 
         self._guard(begin)
 
+    def _end_wandb(self) -> None:
+        """Also its service: wandb's own handler at exit prints a traceback where that has gone, as after a Ctrl-C."""
+        import wandb
+
+        try:
+            if self._wandb is not None:
+                self._wandb.finish()
+        finally:
+            wandb.teardown()
+
     def _send(self, kind: str, line: Mapping[str, Any]) -> None:
         stage = line.get("stage")
         group = {"train": "train", "eval": "test" if stage == "test" else "val"}[kind]
@@ -183,6 +194,9 @@ class Tracker:
             action()
         except Exception as error:  # noqa: BLE001 (whatever wandb raises)
             self._wandb = None
+            if self._wandb_failed:
+                return
+            self._wandb_failed = True
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
             _warn(f"wandb is off for this run: {type(error).__name__}: {error}")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,29 @@ def test_a_run_goes_on_where_wandb_fails_on_the_way(
     log.close()
     assert [line.get("step", line.get("reason")) for line in lines(tmp_path)] == [1, "RuntimeError: socket closed", 2]
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.fault(68)
+def test_a_service_of_wandb_that_is_ended_is_told_in_a_line(tmp_path: Path) -> None:
+    """deepspeed's launcher ends it at a Ctrl-C, as all processes below it."""
+    program = (
+        "import os, sys, time, psutil\n"
+        "from pathlib import Path\n"
+        "from sfa_dist.recipe_blocks import LogBlock\n"
+        "from sfa_dist.tracking import Tracker\n"
+        "log = Tracker(Path(sys.argv[1]), LogBlock(wandb='offline'), {}, dict(os.environ))\n"
+        "children = psutil.Process().children(recursive=True)\n"
+        "assert children\n"
+        "for child in children:\n"
+        "    child.kill()\n"
+        "psutil.wait_procs(children, 20)\n"
+        "log.record('train', step=1, loss=1.0)\n"
+        "log.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"wandb is off for this run: .+\n", done.stderr)
+    assert [line["event"] for line in lines(tmp_path) if line["kind"] == "event"] == ["wandb_off"]
 
 
 # ------------------------------------------------------------------------------------------------ console lines
