@@ -34,7 +34,26 @@ def _frame_rates(info: Path) -> dict[str, float]:
     """Frames a second by video, from the official table where it lies beside the annotations."""
     if not info.is_file():
         return {}
-    return {record["video_id"]: float(record["fps"]) for _, record in records_of(info)}
+    if not {"video_id", "fps"} <= set(columns_of(info)):
+        raise DataError(f"{info}: no columns video_id and fps: take the official one, or remove it")
+    return {record["video_id"]: _rate(record["fps"], where) for where, record in records_of(info)}
+
+
+def _rate(text: str, where: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise DataError(f"{where}: {text!r} is no number of frames a second")
+    return rate
+
+
+def _frame(record: dict[str, str], column: str, where: str) -> int:
+    text = record[column]
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(f"{where}: {column} {text!r} is no number of a frame")
+    return int(text)
 
 
 def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str, float]) -> ClipRow:
@@ -48,7 +67,7 @@ def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str
     folder = None if path.is_file() else videos.folder(video)
     if folder is None:
         return ClipRow(path, name, labels, where, extra, cut=cut)
-    frames = (int(record["start_frame"]), int(record["stop_frame"]))
+    frames = (_frame(record, "start_frame", where), _frame(record, "stop_frame", where))
     return ClipRow(folder, name, labels, where, extra, frames=frames, fps=rates.get(video, USUAL_FPS))
 
 
