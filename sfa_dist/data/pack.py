@@ -73,6 +73,8 @@ def pack(
     prefix = prefix or split or NO_PREFIX
     if not re.fullmatch(r"\w[\w.+-]*", prefix):
         raise UsageError(f"shards cannot be called {prefix!r}-000000.tar: give --prefix of letters, digits and . + - _")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UsageError(f"{out_dir} is a file: give a folder for the shards")
     chosen, all_rows = read_rows(source, format, videos)
     heads = class_lists(all_rows, source, chosen, classes)
     rows = select_split(all_rows, split_column, split)

@@ -93,6 +93,11 @@ def test_kinetics_lists_that_cannot_be_packed(kinetics):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     with pytest.raises(UsageError, match="--videos DIR"):
         read_rows(kinetics / "k400.csv")
+    (kinetics / "other.csv").write_text(KINETICS.replace("time_end", "until"))
+    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics has the columns time_end too"):
+        read_rows(kinetics / "other.csv", "kinetics", kinetics)
+    with pytest.raises(DataError, match="no folder of class folders"):
+        read_rows(kinetics / "k400.csv", "folder")
     with pytest.raises(DataError, match="no such folder"):
         read_rows(kinetics / "k400.csv", videos=kinetics / "nowhere")
 
@@ -238,6 +243,7 @@ def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
     [
         ("00:00:00.95", "00:00:00.10", "line 2: the action ends at 00:00:00.10, before it starts"),
         ("00:00:00.95", "soon", "line 2: 'soon' is no time stamp"),
+        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is no time stamp"),
         ("verb_class", "verb_klass", "a test list"),
         (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is no number of a frame"),
     ],
@@ -246,14 +252,17 @@ def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
     (epic / "odd.csv").write_text(EPIC.replace(old, new, 1))
     with pytest.raises(DataError, match=message):
         read_rows(epic / "odd.csv", videos=epic / "videos")
+    (epic / "odd.csv").write_text(EPIC.replace("stop_frame", "last", 1))
+    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 has the columns stop_frame too"):
+        read_rows(epic / "odd.csv", "epic", epic / "videos")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "no columns video_id and fps"),
+        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos has the columns video_id too"),
         ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is no number of frames a second"),
-        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "no columns id and key"),
+        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes has the columns id, key too"),
     ],
 )
 def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, text, message):

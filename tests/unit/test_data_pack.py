@@ -120,6 +120,8 @@ def test_shards_of_a_longer_name_are_not_touched(videos, tmp_path):
         if prefix:
             with pytest.raises(UsageError, match="--prefix"):
                 pack(videos / "list.csv", out, prefix=prefix)
+    with pytest.raises(UsageError, match="is a file"):
+        pack(videos / "list.csv", videos / "list.csv")
 
 
 def test_each_pack_of_a_folder_keeps_its_report(videos, tmp_path, capsys):
@@ -214,6 +216,7 @@ def test_whole_numbers_are_class_numbers(videos, tmp_path):
     [
         ("file,label\na.mp4,x\n", "needs the columns path and label"),
         ("path,label\n", "no rows"),
+        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' is there twice"),
         ("path,label\na.mp4\n", r"line 2: not 2 fields"),
         ("path,label\na.mp4,x,y\n", r"line 2: not 2 fields"),
         ("path,label\na.mp4,\n", r"line 2: path and label must not be empty"),

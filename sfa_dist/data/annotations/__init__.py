@@ -28,7 +28,8 @@ def read_rows(source: Path, format: str = "auto", videos: Path | None = None) ->
     if chosen == "table":
         return chosen, rows_of_csv(source, videos)
     if videos is None:
-        raise UsageError(f"{source} is a list of {chosen}: say where the videos are, --videos DIR")
+        own = " (a list of your own begins with the header path,label)" if chosen == "moments" else ""
+        raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
     if not videos.is_dir():
         raise DataError(f"--videos {videos}: no such folder")
     return chosen, OFFICIAL[chosen].read(source, VideoFiles(videos))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow
-from sfa_dist.data.annotations.tables import columns_of, records_of
+from sfa_dist.data.annotations.tables import records_of, require_columns
 from sfa_dist.errors import DataError
 
 Heads = dict[str, list[str]]  # Class names in label order, by head.
@@ -104,8 +104,7 @@ def _epic_names(folder: Path, head: str) -> list[str]:
     names = [str(number) for number in range(EPIC_CLASSES[head])]
     for file in (folder / name for name in _EPIC_FILES[head]):
         if file.is_file():
-            if not {"id", "key"} <= set(columns_of(file)):
-                raise DataError(f"{file}: no columns id and key: take the official one, or remove it")
+            require_columns(file, ("id", "key"), "list of classes")
             found = {record["id"]: record["key"] for _, record in records_of(file)}
             return [found.get(name) or name for name in names]
     return names
