@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
-from sfa_dist.errors import UsageError
+from sfa_dist.errors import PreemptedError, UsageError
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
@@ -77,12 +77,19 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs and says what was left out. Raises DataError, which ends with exit code 65."""
+    """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
+    Ctrl-C."""
     from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
-    with _progress() as progress:
-        report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
+    try:
+        with _progress() as progress:
+            report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
+    except KeyboardInterrupt:
+        if arguments.check:
+            raise
+        kept = "what was checked and encoded is kept, run the same command again to go on"
+        raise PreemptedError(f"interrupted; {kept}") from None
     file = None if arguments.check else arguments.out_dir / report_name(report["prefix"])
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0

@@ -12,11 +12,11 @@ from data_samples import audio_bytes, video_bytes
 
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.pack import pack
-from sfa_dist.data.pack_probe import Prober
+from sfa_dist.data.pack_probe import Probe, Prober
 from sfa_dist.data.reencode import Encoding
 from sfa_dist.data.shard_index import load_index, verify_index
 from sfa_dist.data.shards import expand_shards
-from sfa_dist.errors import CheckpointError, DataError, UsageError
+from sfa_dist.errors import CheckpointError, DataError, PreemptedError, UsageError
 from sfa_dist.tools import index as index_tool
 from sfa_dist.tools import pack as pack_tool
 
@@ -144,6 +144,29 @@ def test_packs_that_run_at_the_same_time_share_the_manifest(videos, tmp_path):
     pack(videos / "list.csv", out, split="train", progress=beside)
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["samples"], sorted(manifest["packs"])) == (GOOD, ["train", "val"])
+
+
+def test_ctrl_c_keeps_what_was_looked_at(videos, tmp_path, monkeypatch):
+    looked = []
+
+    def interrupted(prober: Prober, row: ClipRow) -> Probe:
+        if len(looked) == 4:
+            raise KeyboardInterrupt
+        looked.append(row.name)
+        return whole(prober, row)
+
+    whole = Prober.__call__
+    monkeypatch.setattr(Prober, "__call__", interrupted)
+    arguments = ("pack", str(videos / "list.csv"), str(tmp_path / "out"))
+    with pytest.raises(PreemptedError, match="run the same command again"):
+        run_tool(*arguments)
+    looked.clear()
+    with pytest.raises(PreemptedError):
+        run_tool(*arguments)
+    assert looked == ["v4.MP4", "v5.MP4", "v6.MP4", "v7.MP4"]
+    monkeypatch.undo()
+    assert run_tool(*arguments) == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["samples"] == GOOD
 
 
 def test_trouble_with_the_disk_is_not_the_clips_fault(videos, tmp_path):
