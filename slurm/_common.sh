@@ -95,7 +95,8 @@ wait_for_step() { # sets status; a trap ends `wait` early, with a status over 12
 requeues_without_progress() { # how many requeues in a row, with the one to come, found the same checkpoints
     local place last_job="" last_place="" count=0
     # Names tell: a checkpoint is named by its step, a shard of a feature cache by its number.
-    place=$(find "$run_dir" -name done.json -o -path '*/checkpoints/step-*' -prune -o -path '*/cache/*' 2>/dev/null |
+    place=$(cd "$run_dir" 2>/dev/null && # names from here on: the run directory may itself lie below a cache/
+        find . -name done.json -o -path '*/checkpoints/step-*' -prune -o -path '*/cache/*' |
         sed '/\.tmp/d' | sort | cksum) || place=""
     read -r last_job count last_place 2>/dev/null <"$run_dir/requeues" || true
     if [[ $last_job != "$job" || $last_place != "$place" ]]; then

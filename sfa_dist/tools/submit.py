@@ -33,6 +33,7 @@ Preemption, containers, what differs between sites: docs/slurm.md
 
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
 _WORD = re.compile(r"[\w.,@+=:/%-]+")
+_BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # not the commas inside of a list or a block
 SEEDS_AT_MOST = 1000
 SITE_OPTIONS = ("account", "partition", "qos")
 
@@ -188,7 +189,7 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
     axes: dict[str, list[str]] = {}
     for text in arguments.vary:
         key, values = _split(text, "--vary")
-        axes[key] = values.split(",")
+        axes[key] = re.split(_BETWEEN_VALUES, values)
     if arguments.seeds is not None:
         axes["seed"] = [str(seed) for seed in _seeds(arguments.seeds)]
     variants = []

@@ -207,6 +207,18 @@ def test_75_is_requeued_while_there_is_progress(cluster: Cluster) -> None:
     assert stopped()[0]
 
 
+def test_a_run_directory_below_a_cache_folder(cluster: Cluster) -> None:
+    """What else is new in it, such as a log of each start, is no progress there either."""
+    run = cluster.root / "cache" / "run"
+    run.mkdir(parents=True)
+    counts = []
+    for start in range(3):
+        (run / f"log-{start}").touch()
+        cluster.run(SCRIPTS[0], "--run-dir", str(run), FAKE_EXIT="75")
+        counts.append((run / "requeues").read_text().split()[1])
+    assert counts == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [

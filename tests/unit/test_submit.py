@@ -138,6 +138,12 @@ def test_seeds_and_values_are_tasks_of_an_array(capsys: pytest.CaptureFixture[st
     assert "--dependency=aftercorr:$job0" in chain
 
 
+def test_values_that_are_lists(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
+    text = printed(capsys, "--recipe", recipe, "--vary", "augment.scale_jitter=[0.9,1.1],[0.8, 1.2],null")
+    found = re.findall(r"variant=\(--set '?(.*?)'? --run-dir", text)
+    assert found == [f"augment.scale_jitter={value}" for value in ("[0.9,1.1]", "[0.8, 1.2]", "null")]
+
+
 @pytest.mark.parametrize(
     ("code", "options", "says"),
     [
