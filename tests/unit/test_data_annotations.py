@@ -274,15 +274,18 @@ def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, te
 def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
     """It says of parts what packing them would, without encoding any."""
     late = "P01_01_9,P01,P01_01,00:00:09,00:00:09.00,00:00:09.50,90,95,x,open,3,door,3,['door'],[3]\n"
-    (epic / "EPIC_100_train.csv").write_text(EPIC + late)
+    half = "P01_01_8,P01,P01_01,00:00:09,00:00:01.50,00:00:04.50,15,45,x,open,3,door,3,['door'],[3]\n"
+    (epic / "EPIC_100_train.csv").write_text(EPIC + late + half)
     (epic / "videos" / "P02" / "rgb_frames" / "P02_07" / "frame_0000000004.jpg").unlink()
     arguments = {"videos": epic / "videos", "max_bad_fraction": 1.0, "min_frames": 7}
     checked = pack(epic / "EPIC_100_train.csv", tmp_path / "out", check=True, **arguments)
     assert [entry["path"] for entry in checked["short"]] == ["P01_01_0"]
     assert {entry["path"]: entry["reason"][:9] for entry in checked["corrupt"]} == {
         "P02_07_5": "frame 4 i",
-        "P01_01_9": "no frame ",
+        "P01_01_9": "the video",
+        "P01_01_8": "the video",
     }
+    assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
     assert checked == pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
 
 
