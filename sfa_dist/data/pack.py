@@ -79,6 +79,8 @@ def pack(
     heads = class_lists(all_rows, source, chosen, classes)
     rows = select_split(all_rows, split_column, split)
     numbers = class_numbers(rows, heads)
+    if decode_all and any(row.cut or row.frames for row in rows):
+        raise UsageError("--decode-all looks at whole files, and these clips are parts of videos: leave it out")
     if not check:
         _manifest_to_extend(out_dir, heads, prefix, overwrite)  # what it refuses is refused before the work
 

@@ -287,6 +287,8 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
     }
     assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
     assert checked == pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    with pytest.raises(UsageError, match="--decode-all looks at whole files"):
+        pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
 
 
 def test_seconds_of():
