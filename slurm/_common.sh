@@ -25,9 +25,14 @@ read_options() { # sets recipe and run_dir from the arguments, as train.py reads
         case $word in --recipe | --run-dir | --set) option=$word= ;; esac
     done
     [[ -f $recipe ]] || fail 78 "no recipe $recipe in $PWD: run sbatch from the repository's root, or set SFA_ROOT"
-    name=${name:-$(sed -n "s/^name: *[\"']\{0,1\}\([^\"'# ]*\).*/\1/p" "$recipe")}
+    name=${name:-$(recipe_name)}
     stem=${recipe##*/}
     run_dir=${run_dir:-runs/${name:-${stem%.*}}}
+}
+
+recipe_name() { # what `name:` says in the recipe, nothing where it is named by its file
+    sed -e '/^name:/!d' -e 's/\r$//' -e 's/^name: *//' -e tvalue -e :value \
+        -e 's/^"\([^"]*\)".*/\1/' -e t -e "s/^'\([^']*\)'.*/\1/" -e t -e 's/ #.*//' -e 's/ *$//' "$recipe"
 }
 
 load_site() { # what differs between clusters

@@ -225,6 +225,8 @@ def test_a_run_directory_below_a_cache_folder(cluster: Cluster) -> None:
         (["--recipe", "{here}/mine.yaml"], "runs/mine"),
         (["--recipe={here}/named.yaml"], "runs/own"),
         (["--recipe={here}/based.yaml"], "runs/based"),
+        (["--recipe={here}/words.yaml"], "runs/my run"),
+        (["--recipe={here}/quoted.yaml"], "runs/run # 1"),
         (["--recipe", "{here}/named.yaml", "--set", "name=other"], "runs/other"),
         (["--recipe", "{here}/named.yaml", "--run-dir", "a", "--run-dir={here}/b c"], "{here}/b c"),
     ],
@@ -234,6 +236,8 @@ def test_progress_is_looked_for_where_train_py_has_the_run(cluster: Cluster, arg
     (cluster.root / "mine.yaml").touch()
     (cluster.root / "named.yaml").write_text("seed: 1\nname: 'own' # not named\n")
     (cluster.root / "based.yaml").write_text(f"_base_: [named.yaml, {ROOT}/recipes/demo.yaml]\n")
+    (cluster.root / "words.yaml").write_bytes(b"seed: 1\r\nname: my run # it is\r\n")
+    (cluster.root / "quoted.yaml").write_text('name: "run # 1" # it is\n')
     given = [word.format(here=cluster.root) for word in arguments]
     assert cluster.run(SCRIPTS[0], *given, FAKE_EXIT="75", SFA_ROOT=str(cluster.root))[0] == 75
     assert (cluster.root / folder.format(here=cluster.root) / "requeues").read_text().startswith("123456 1 ")
