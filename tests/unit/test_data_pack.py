@@ -107,6 +107,8 @@ def test_splits_share_folder_and_classes(videos, tmp_path):
         pack(videos / "list.csv", out, split="train", classes=videos / "classes.txt")
     with pytest.raises(DataError, match=r"no row has split = 'test'.*\['train', 'val'\]"):
         pack(videos / "list.csv", out, split="test")
+    with pytest.raises(DataError, match=r"--split-column who: no row has such a column.*\['note', 'split'\]"):
+        pack(videos / "list.csv", out, split_column="who")
 
 
 def test_shards_of_a_longer_name_are_not_touched(videos, tmp_path):

@@ -42,7 +42,11 @@ def _sniff(source: Path) -> str:
 
 
 def select_split(rows: Sequence[ClipRow], column: str | None, split: str | None) -> list[ClipRow]:
-    """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none."""
+    """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none, or
+    where there is no such column."""
+    if column is not None and not any(column in row.extra for row in rows):
+        columns = sorted({name for row in rows for name in row.extra})
+        raise DataError(f"--split-column {column}: no row has such a column (they have {columns})")
     if split is None:
         return list(rows)
     column = column or "split"
