@@ -3,6 +3,7 @@ clip, in `test/`."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
+from sfa_dist.errors import SfaError
 from sfa_dist.evaluation import Scoring, evaluate
 from sfa_dist.metrics import ACTION, ClassificationSums, action_heads, action_words
 from sfa_dist.predictions import PredictionFile
@@ -195,7 +197,7 @@ def _score(
         return parts.trainable(batch["clips"].to(run.runtime.device, non_blocking=True))
 
     budget = stage.data.max_bad_fraction
-    return evaluate(
+    sums = evaluate(
         predict,
         _scoring(run, stage),
         feed(_batches(run, stage, index, grid, order), feed_place(run), lambda: bool(run.stop)),
@@ -204,6 +206,10 @@ def _score(
         lambda bad, clips: note_bad_test_clips(bad, clips, TEST, 0, budget, run.tracker),
         keep,
     )
+    if sums.main.clips and not math.isfinite(sums.loss):  # On all ranks: each has the sums of all.
+        why = "its weights are broken, or its precision overflows (engine.precision: fp32)"
+        raise run.runtime.for_all(SfaError(f"{TEST}: the model's scores are not finite (loss {sums.loss}): {why}"))
+    return sums
 
 
 def _line(sums: ClassificationSums, grid: Grid) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class HeadSums:
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Adds clips: scores (B, classes), labels (B,)."""
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-        right = best == labels[:, None]
+        right = (best == labels[:, None]) & scores.isfinite().all(dim=1, keepdim=True)  # NaN takes class 0 for the best
         self.right1 += int(right[:, 0].sum())
         self.right5 += int(right.any(dim=1).sum())
         self.pairs.update(zip(labels.tolist(), best[:, 0].tolist(), strict=True))

@@ -20,6 +20,7 @@ from sfa_dist.recipe_yaml import Node, parse, plain
 MAX_BYTES = 1 << 20
 BASE = "_base_"
 DELETE = "_delete_"
+NAME = "name"  # which is not inherited
 
 # `$${` is a literal `${`; a `${` that opens neither form is refused instead of passed on.
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^${}]*))?\}|\$\{")
@@ -104,8 +105,14 @@ def _read_file(path: Path, environ: Mapping[str, str], chain: tuple[Path, ...], 
     merged = Node({}, str(path))
     for base in _bases(root.value.get(BASE), environ):
         base_path = Path(os.path.normpath(path.parent / str(base.value)))
-        merged = merge(merged, _read_file(base_path, environ, (*chain, path), asked_at=base.place))
+        merged = merge(merged, _unnamed(_read_file(base_path, environ, (*chain, path), asked_at=base.place)))
     return merge(merged, own)
+
+
+def _unnamed(root: Node) -> Node:
+    """A base without its name: a run directory is called after its own recipe, or two recipes would share one."""
+    assert isinstance(root.value, dict)
+    return replace(root, value={key: child for key, child in root.value.items() if key != NAME})
 
 
 def _bases(entry: Node | None, environ: Mapping[str, str]) -> list[Node]:

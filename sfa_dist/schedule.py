@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step, so that a resumed run cannot be off by one.
 
 base * min(1, s / w) * 0.5 * (1 + cos(pi * max(0, s - w) / (total - w))), the official schedule (scenic,
-train_lib/lr_schedules.py; vivit.md 2.1).
+train_lib/lr_schedules.py).
 """
 
 from __future__ import annotations

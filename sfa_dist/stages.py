@@ -54,7 +54,7 @@ def run_recipe(
 ) -> None:
     """Joins the other ranks and runs the recipe's stages in `run_dir`, until `stop` asks for an end.
 
-    Raises SfaError: the exit codes of contract.md.
+    Raises SfaError: the exit codes of errors.py.
     """
     with stop.nothing_to_save():
         runtime = parallel_runtime.start(environment())

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from sfa_dist.recipe_blocks import LogBlock
 
-# contract.md: wandb's groups for the kinds and keys of log.jsonl.
+# wandb's groups for the kinds and keys of log.jsonl.
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 

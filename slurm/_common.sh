@@ -25,9 +25,14 @@ read_options() { # sets recipe and run_dir from the arguments, as train.py reads
         case $word in --recipe | --run-dir | --set) option=$word= ;; esac
     done
     [[ -f $recipe ]] || fail 78 "no recipe $recipe in $PWD: run sbatch from the repository's root, or set SFA_ROOT"
-    name=${name:-$(sed -n "s/^name: *[\"']\{0,1\}\([^\"'# ]*\).*/\1/p" "$recipe")}
+    name=${name:-$(recipe_name)}
     stem=${recipe##*/}
     run_dir=${run_dir:-runs/${name:-${stem%.*}}}
+}
+
+recipe_name() { # what `name:` says in the recipe, nothing where it is named by its file
+    sed -e '/^name:/!d' -e 's/\r$//' -e 's/^name: *//' -e tvalue -e :value \
+        -e 's/^"\([^"]*\)".*/\1/' -e t -e "s/^'\([^']*\)'.*/\1/" -e t -e 's/ #.*//' -e 's/ *$//' "$recipe"
 }
 
 load_site() { # what differs between clusters
@@ -95,7 +100,8 @@ wait_for_step() { # sets status; a trap ends `wait` early, with a status over 12
 requeues_without_progress() { # how many requeues in a row, with the one to come, found the same checkpoints
     local place last_job="" last_place="" count=0
     # Names tell: a checkpoint is named by its step, a shard of a feature cache by its number.
-    place=$(find "$run_dir" -name done.json -o -path '*/checkpoints/step-*' -prune -o -path '*/cache/*' 2>/dev/null |
+    place=$(cd "$run_dir" 2>/dev/null && # names from here on: the run directory may itself lie below a cache/
+        find . -name done.json -o -path '*/checkpoints/step-*' -prune -o -path '*/cache/*' |
         sed '/\.tmp/d' | sort | cksum) || place=""
     read -r last_job count last_place 2>/dev/null <"$run_dir/requeues" || true
     if [[ $last_job != "$job" || $last_place != "$place" ]]; then

@@ -23,14 +23,14 @@ def frame_indices(num_video_frames: int, frames: int, stride: int, offset: int) 
 
 
 def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, stride: int) -> int:
-    """A uniform start such that the clip fits, or, where it cannot, any frame of the video (DMVR sample_sequence)."""
+    """A uniform start such that the clip fits; where it cannot, the first frame, from which the video is looped (DMVR
+    processors.py, `_get_random_sampling_offset`)."""
     return below(rng, offset_choices(num_video_frames, frames, stride))
 
 
 def offset_choices(num_video_frames: int, frames: int, stride: int) -> int:
     """How many starts there are to choose from, from frame 0 on."""
-    span = (frames - 1) * stride
-    return num_video_frames - span if num_video_frames > span else num_video_frames
+    return max(1, num_video_frames - (frames - 1) * stride)
 
 
 def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) -> list[int]:

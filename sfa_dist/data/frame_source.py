@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
-from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.container import is_known
 from sfa_dist.data.decode_pyav import Pixels, RgbConverter, opened
 from sfa_dist.data.resample import held
@@ -83,6 +83,22 @@ def own_rate(path: Path) -> float:
 
 @contextmanager
 def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream. What does not decode behind a pipe, at once or later, is told with the likely
+    reason."""
+    try:
+        with _container(source, live) as opening:
+            yield opening
+    except OverLimit:
+        raise
+    except BadSample as error:
+        if source != PIPE:
+            raise
+        hint = "a mp4 can come through a pipe only with its header in front (ffmpeg -movflags faststart)"
+        raise BadSample(f"{error.reason}; {hint}") from error
+
+
+@contextmanager
+def _container(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
     with ExitStack() as stack:
         place: str | BinaryIO
         options: dict[str, Any] = {}
@@ -99,14 +115,7 @@ def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
             if not is_known(place.read(_HEAD)):
                 raise BadSample("not a mp4, mov, avi, mkv, webm, png or jpg file")
             place.seek(0)
-        try:
-            opening = stack.enter_context(opened(place, **options))
-        except BadSample as error:
-            if source != PIPE:
-                raise
-            hint = "a mp4 can come through a pipe only with its header in front (ffmpeg -movflags faststart)"
-            raise BadSample(f"{error.reason}; {hint}") from error
-        yield opening
+        yield stack.enter_context(opened(place, **options))
 
 
 class _Unseekable:

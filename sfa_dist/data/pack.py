@@ -6,6 +6,7 @@ The same source, seed and options give the same bytes. Nothing under its final n
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.index_file import write_json_atomically
 from sfa_dist.data.pack_probe import Prober
 from sfa_dist.data.pack_survey import PROBLEMS, Clip, Progress, probe_all, sort_out
-from sfa_dist.data.pack_write import write_shards
+from sfa_dist.data.pack_write import shards_of, write_shards
 from sfa_dist.data.reencode import Encoding
 from sfa_dist.data.sample_plan import permuted
 from sfa_dist.data.shard_index import build_index
-from sfa_dist.errors import DataError
+from sfa_dist.errors import DataError, UsageError
 
 MANIFEST_NAME = "manifest.json"
-REPORT_NAME = "report.json"
+NO_PREFIX = "shard"  # what shards are called that were given no name
 
 
 def pack(
@@ -56,38 +57,47 @@ def pack(
     check: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Packs what an annotation file (annotations/) or a folder of class folders lists; returns report.json.
+    """Packs what an annotation file (annotations/) or a folder of class folders lists; returns the report.
 
     Writes `<prefix>-000000.tar` ... of at most `shard_size` clips and `shard_bytes` bytes into `out_dir`, then
-    index.json, manifest.json and report.json. videos: the folder below which the files lie. prefix: the split's name,
-    or "shard". classes: a class list (`annotations.classes.read_class_list`). workers: processes that look at files, 0
-    for none. encoding: encodes all videos anew; parts of longer videos always are. progress(done, total) is called as
-    files are looked at. Of files with the same content only the first is packed. An interrupted pack goes on with what
-    it had looked at and encoded. With `check` the report is all that is made, and nothing is written.
+    index.json, manifest.json and the report (`report_name`). videos: the folder below which the files lie. prefix: the
+    split's name, or "shard". classes: a class list (`annotations.classes.read_class_list`). workers: processes that
+    look at files, 0 for none. encoding: encodes all videos anew; parts of longer videos always are.
+    progress(done, total) is called as files are looked at. Of files with the same content only the first is packed. An
+    interrupted pack goes on with what it had looked at and encoded. With `check` the report is all that is made, and
+    nothing is written.
 
     Raises DataError for a label outside the classes, and, after the report is written, when nothing is left or more
-    than `max_bad_fraction` of the clips are bad.
+    than `max_bad_fraction` of the clips are bad; CheckpointError where what is encoded cannot be written.
     """
-    prefix = prefix or split or "shard"
+    prefix = prefix or split or NO_PREFIX
+    if not re.fullmatch(r"\w[\w.+-]*", prefix):
+        raise UsageError(f"shards cannot be called {prefix!r}-000000.tar: give --prefix of letters, digits and . + - _")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UsageError(f"{out_dir} is a file: give a folder for the shards")
     chosen, all_rows = read_rows(source, format, videos)
     heads = class_lists(all_rows, source, chosen, classes)
     rows = select_split(all_rows, split_column, split)
     numbers = class_numbers(rows, heads)
-    manifest = {} if check else _manifest_to_extend(out_dir, heads, prefix, overwrite)
+    if decode_all and any(row.cut or row.frames for row in rows):
+        raise UsageError("--decode-all looks at whole files, and these clips are parts of videos: leave it out")
+    if not check:
+        _manifest_to_extend(out_dir, heads, prefix, overwrite)  # what it refuses is refused before the work
 
     work = out_dir / f".{prefix}-work"
     prober = Prober(decoder, min_frames, decode_all, work, encoding, dry=check)
     probes = probe_all(rows, prober, None if check else work / "journal.jsonl", workers, progress)
     clips, report = sort_out(rows, numbers, probes, heads)
-    report = {"source": str(source), "format": chosen, **report}
+    report = {"source": str(source), "prefix": prefix, "format": chosen, **report}
     if check:
         return report
-    write_json_atomically(out_dir / REPORT_NAME, report, indent=1)
-    _check_budget(report, max_bad_fraction, out_dir)
+    write_json_atomically(out_dir / report_name(prefix), report, indent=1)
+    _check_budget(report, max_bad_fraction, out_dir / report_name(prefix))
 
     order = permuted(np.arange(len(clips), dtype=np.int64), seed)
     shards = write_shards([clips[i] for i in order], heads, out_dir, prefix, shard_size, shard_bytes)
     build_index(shards, workers=workers)
+    manifest = _manifest_to_extend(out_dir, heads, prefix, overwrite=True)  # another pack may have come into the folder
     manifest["packs"][prefix] = {
         "shards": [path.name for path in shards],
         **_counts(clips, heads, split_column or "split"),
@@ -102,6 +112,11 @@ def pack(
     write_json_atomically(out_dir / MANIFEST_NAME, manifest, indent=1)
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def report_name(prefix: str) -> str:
+    """The report's file, one for each pack of a folder: report-train.json, report-val.json; report.json of "shard"."""
+    return "report.json" if prefix == NO_PREFIX else f"report-{prefix}.json"
 
 
 def _counts(clips: Sequence[Clip], heads: Heads, split_column: str) -> dict[str, Any]:
@@ -122,7 +137,7 @@ def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: boo
 
     `classes` is the list of class names; null where there are several heads, whose lists stand under `heads`.
     """
-    present = sorted(out_dir.glob(f"{prefix}-*.tar"))
+    present = shards_of(out_dir, prefix)
     if present and not overwrite:
         raise DataError(f"{out_dir} already holds {present[0].name}: give another folder or --prefix, or --overwrite")
     path = out_dir / MANIFEST_NAME
@@ -141,12 +156,12 @@ def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: boo
     return manifest
 
 
-def _check_budget(report: dict[str, Any], max_bad_fraction: float, out_dir: Path) -> None:
+def _check_budget(report: dict[str, Any], max_bad_fraction: float, report_file: Path) -> None:
     if report["packed"] and report["bad_fraction"] <= max_bad_fraction:
         return
     counts = ", ".join(f"{len(report[problem])} {problem}" for problem in PROBLEMS)
     first = next(entry for problem in PROBLEMS for entry in report[problem])
     raise DataError(
         f"{counts} of {report['listed']} clips, more than --max-bad-fraction {max_bad_fraction} allows; first: "
-        f"{first['path']} ({first['where']}): {first['reason']}. All are in {out_dir / REPORT_NAME}; nothing was packed"
+        f"{first['path']} ({first['where']}): {first['reason']}. All are in {report_file}; nothing was packed"
     )

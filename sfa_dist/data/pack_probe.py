@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,10 @@ from sfa_dist.data.annotations.rows import PACKABLE, ClipRow
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import choose_decoder, sound_frames
 from sfa_dist.data.decode_limits import check_whole
-from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, reencode
+from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, look_at_cut, look_at_frames, reencode
 from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video import Video
+from sfa_dist.errors import CheckpointError
 
 Problem = Literal["missing", "corrupt", "short"]
 
@@ -26,7 +28,8 @@ Problem = Literal["missing", "corrupt", "short"]
 @dataclass(frozen=True)
 class Probe:
     """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
-    for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew."""
+    for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew. `passing` is
+    a problem of the disk and not of the file, which another try may not have."""
 
     frames: int = 0
     fps: float = 0.0
@@ -34,6 +37,7 @@ class Probe:
     problem: Problem | None = None
     reason: str = ""
     encoded: str = ""
+    passing: bool = False
 
     @property
     def duration(self) -> float:
@@ -46,7 +50,8 @@ class Prober:
     """Probes rows; can be sent to another process.
 
     `decode_all` also decodes each frame, strictly; without it, the first, middle and last. Clips are encoded into
-    `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is.
+    `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is, and
+    of a part one picture is decoded.
     """
 
     decoder: Literal["auto", "torchcodec", "pyav"]
@@ -57,18 +62,22 @@ class Prober:
     dry: bool = False
 
     def __call__(self, row: ClipRow) -> Probe:
-        """Never raises for a bad file: the answer says what is wrong with it."""
-        if not row.path.exists():
+        """Never raises for a bad file: the answer says what is wrong with it. Raises CheckpointError where what was
+        encoded cannot be written."""
+        if not is_there(row):
             return Probe(problem="missing", reason="no such file")
         try:
             return self._part(row) if row.cut or row.frames else self._whole(row)
-        except (BadSample, OSError) as error:
+        except BadSample as error:
             return Probe(problem="corrupt", reason=str(error))
+        except OSError as error:
+            return Probe(problem="corrupt", reason=str(error), passing=True)
 
     def identity(self, row: ClipRow) -> str:
         """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
         state = row.path.stat()
-        parts = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, self.min_frames, self.decode_all)
+        own = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, row.fps)
+        parts = (*own, self.min_frames, self.decode_all)
         return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
 
     def _whole(self, row: ClipRow) -> Probe:
@@ -92,9 +101,12 @@ class Prober:
         return Probe(frames, video.fps, sha256, encoded=str(file))
 
     def _part(self, row: ClipRow) -> Probe:
-        """A part of a long video or of a folder of frames: nothing can be said of it before it is cut out."""
+        """A part of a long video or of a folder of frames, which is cut out."""
         if self.dry:
-            return Probe(sha256=self.identity(row))
+            frames, fps = _look_at_part(row)
+            if frames < self.min_frames:
+                return Probe(frames, problem="short", reason=f"{frames} frames")
+            return Probe(frames, fps, self.identity(row))
         file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
         data = file.read_bytes()
         video = self._open(data)
@@ -112,14 +124,33 @@ class Prober:
         """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""
         final = self.folder / f"{self.identity(row)}.{SUFFIX}"
         if not final.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            data = encode(self.encoding or Encoding())
             temporary = final.with_name(f".{final.name}.{os.getpid()}")
             try:
-                temporary.write_bytes(encode(self.encoding or Encoding()))
+                self.folder.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(data)
                 temporary.replace(final)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.folder} cannot be written ({error.strerror}): make room there, and the same command goes on"
+                ) from error
             finally:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink()
         return final
+
+
+def is_there(row: ClipRow) -> bool:
+    """Whether the row's file or folder is, also where its name is none that a file could have."""
+    return os.path.exists(row.path)
+
+
+def _look_at_part(row: ClipRow) -> tuple[int, float]:
+    """(frames, frames a second) that a part will have. Raises BadSample where its beginning is not there."""
+    if row.frames is not None:
+        return look_at_frames(row.path, *row.frames), row.fps
+    assert row.cut is not None
+    return look_at_cut(row.path, row.cut)
 
 
 def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from sfa_dist.data.annotations.classes import Heads
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.pack_probe import Probe, Prober, start_probe_process
+from sfa_dist.data.pack_probe import Probe, Prober, is_there, start_probe_process
 from sfa_dist.data.reencode import SUFFIX
 from sfa_dist.errors import DataError
 
@@ -54,13 +54,13 @@ def probe_all(
     """
     choose_decoder(prober.decoder)  # a decoder that cannot be used is said here, once
     known = _read_journal(journal) if journal else {}
-    keys = [prober.identity(row) if row.path.exists() else "" for row in rows]
+    keys = [prober.identity(row) if is_there(row) else "" for row in rows]
     found: dict[int, Probe] = {number: known[key] for number, key in enumerate(keys) if key in known}
     left = [number for number in range(len(rows)) if number not in found]
     with _journal(journal) as note:
         for number, probe in zip(left, _probes([rows[number] for number in left], prober, workers), strict=True):
             found[number] = probe
-            if keys[number]:  # a missing file may come yet
+            if keys[number] and not probe.passing:  # a missing file may come yet
                 note(keys[number], probe)
             if progress is not None:
                 progress(len(found), len(rows))

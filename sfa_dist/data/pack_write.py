@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def write_shards(
             temporary.append(out_dir / f".{prefix}-{number:06d}.tar.tmp")
             _write_shard(temporary[-1], group, heads)
         shards = [out_dir / path.name[1:].removesuffix(".tmp") for path in temporary]
-        for stale in set(out_dir.glob(f"{prefix}-*.tar")) - set(shards):
+        for stale in set(shards_of(out_dir, prefix)) - set(shards):
             stale.unlink()
         for path, shard in zip(temporary, shards, strict=True):
             os.replace(path, shard)
@@ -33,6 +34,12 @@ def write_shards(
         for path in temporary:
             path.unlink(missing_ok=True)
     return shards
+
+
+def shards_of(out_dir: Path, prefix: str) -> list[Path]:
+    """The shards of this prefix that are there, in order; those of `train-extra` are none of `train`."""
+    name = re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar")
+    return sorted(path for path in out_dir.glob("*.tar") if name.fullmatch(path.name))
 
 
 def _grouped(clips: Sequence[Clip], shard_size: int, shard_bytes: int | None) -> Iterator[list[Clip]]:

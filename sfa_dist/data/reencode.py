@@ -60,6 +60,30 @@ def reencode(source: bytes | Path, encoding: Encoding, cut: tuple[float, float] 
         return _encode_stream(file, encoding, cut)
 
 
+def look_at_cut(source: Path, cut: tuple[float, float]) -> tuple[int, float]:
+    """(frames, frames a second) from `cut[0]` up to `cut[1]` seconds, by the rate of the video; its first picture is
+    decoded. Raises BadSample where there is none."""
+    with source.open("rb") as file, opened(file) as (container, stream):
+        _check_end(container, stream, cut)
+        rate = stream.average_rate or Fraction(25)
+        if next(_pictures(container, stream, cut), None) is None:
+            raise BadSample("no frame can be decoded")
+        return round((_exact(cut[1]) - _exact(cut[0])) * rate), float(rate)
+
+
+def look_at_frames(folder: Path, first: int, last: int) -> int:
+    """How many pictures are numbered `first` to `last`, of which the first is read. Raises BadSample where one is
+    missing."""
+    files = _frame_files(folder, folder.stat().st_mtime_ns)
+    absent = next((number for number in range(first, last + 1) if number not in files), None)
+    if absent is not None:
+        raise BadSample(f"frame {absent} is not in {folder}")
+    if first > last:
+        raise BadSample(f"no frame from {first} to {last}")
+    _read_picture(files[first])
+    return last + 1 - first
+
+
 def encode_frames(folder: Path, first: int, last: int, fps: float, encoding: Encoding) -> bytes:
     """The pictures numbered `first` to `last` of a folder as a video of `fps` frames a second. Raises BadSample where
     one is missing or cannot be read."""
@@ -83,8 +107,22 @@ def target_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] | None) -> bytes:
     with opened(file) as (container, stream):
+        if cut:
+            _check_end(container, stream, cut)
         rate = stream.average_rate or Fraction(25)
         return _encode(_pictures(container, stream, cut), rate, stream.time_base or _TIME_BASE, encoding)
+
+
+def _check_end(container: av.container.InputContainer, stream: av.VideoStream, cut: tuple[float, float]) -> None:
+    """Raises BadSample where the video is over before half of the part: that is another video, or a piece of it."""
+    if stream.duration and stream.time_base:
+        end = float(stream.duration * stream.time_base)
+    elif container.duration:
+        end = container.duration / av.time_base
+    else:
+        return
+    if end < sum(cut) / 2:
+        raise BadSample(f"the video ends at {end:.2f} s, the part goes from {cut[0]:.2f} to {cut[1]:.2f} s")
 
 
 def _pictures(

@@ -121,7 +121,8 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def init_encoder(encoder: Encoder) -> None:
-    """The official initialisation (vivit.md 1.2): xavier for each D -> D matrix, positions N(0, 0.02), cls zeros."""
+    """The official initialisation (scenic, vivit/model.py): xavier for each D -> D matrix, positions N(0, 0.02), cls
+    zeros."""
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
     encoder.pos_embed.normal_(std=0.02)

@@ -146,7 +146,7 @@ def _side(count: int) -> int | None:
 
 
 def resize_time_positions(positions: Tensor, steps: int, with_cls: bool) -> Tensor:
-    """Temporal position table (1, F[+1], D) -> (1, steps[+1], D): linear in time, the cls entry kept (vivit.md 1.5)."""
+    """Temporal position table (1, F[+1], D) -> (1, steps[+1], D): linear in time, the cls entry kept (scenic)."""
     first = int(with_cls)
     cls, table = positions[:, :first], positions[:, first:]
     if table.shape[1] != steps:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
-from sfa_dist.errors import UsageError
+from sfa_dist.errors import PreemptedError, UsageError
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
     add("--min-frames", type=_positive, default=1, help="shorter clips are left out (default: %(default)s)")
     add("--max-bad-fraction", type=_fraction, default=0.05, help="more bad clips end with exit code 65 (default: 0.05)")
     add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
-    add("--workers", type=int, default=0, help="processes that check the files (default: this one alone)")
+    add("--workers", type=_count, default=0, help="processes that check the files (default: this one alone)")
     add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
     add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
     add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
@@ -77,13 +77,21 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs and says what was left out. Raises DataError, which ends with exit code 65."""
-    from sfa_dist.data.pack import pack  # Brings torch, which the other commands' --help need not wait for.
+    """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
+    Ctrl-C."""
+    from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
-    with _progress() as progress:
-        report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
-    print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, arguments.check))
+    try:
+        with _progress() as progress:
+            report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
+    except KeyboardInterrupt:
+        if arguments.check:
+            raise
+        kept = "what was checked and encoded is kept, run the same command again to go on"
+        raise PreemptedError(f"interrupted; {kept}") from None
+    file = None if arguments.check else arguments.out_dir / report_name(report["prefix"])
+    print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0
 
 
@@ -98,9 +106,10 @@ def _encoding(arguments: argparse.Namespace) -> Encoding | None:
     return Encoding(**given) if given else None
 
 
-def summary(report: dict[str, Any], out_dir: Path, checked: bool = False) -> str:
-    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most."""
-    done = "can be packed" if checked else f"packed into {out_dir}"
+def summary(report: dict[str, Any], out_dir: Path, file: Path | None) -> str:
+    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
+    is where it lies, None where clips were only checked."""
+    done = f"packed into {out_dir}" if file else "can be packed"
     lines = [f"{report['packed']} of {report['listed']} clips {done} (list of the format {report['format']})"]
     for problem in ("missing", "corrupt", "short", "duplicate"):
         entries = report[problem]
@@ -110,7 +119,7 @@ def summary(report: dict[str, Any], out_dir: Path, checked: bool = False) -> str
     for head, classes in report["classes"].items():
         lines += _class_lines(head, classes)
     if len(lines) > 1:
-        lines.append("all of them: --json" if checked else f"all of them: {out_dir / 'report.json'}")
+        lines.append(f"all of them: {file}" if file else "all of them: --json")
     return "\n".join(lines)
 
 
@@ -143,14 +152,22 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not _count(text):
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return value

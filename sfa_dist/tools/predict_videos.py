@@ -43,6 +43,8 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise UsageError(f"{video} has no end: only --timeline takes it")
             if "://" in video and video.partition("://")[0].lower() not in SCHEMES:
                 raise UsageError(f"{video} is not read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+        elif Path(video).is_dir():
+            raise UsageError(f"{video} is a folder: name the videos in it, {Path(video) / '*.mp4'}")
         elif not Path(video).is_file():
             raise UsageError(f"{video}: no such file")
     if arguments.timeline and len({_stem(video) for video in arguments.videos}) < len(arguments.videos):

@@ -32,7 +32,7 @@ from sfa_dist.tools.demo_data import write_video
 
 NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
 BATCHES_MIXED = 2
-GENERATED_CLIPS, GENERATED_FRAMES, GENERATED_SIZE = 4, 90, (256, 340)
+GENERATED_CLIPS, GENERATED_FRAMES, GENERATED_SIZE = 4, 300, (256, 340)  # Longer than the clips of the recipes.
 
 
 def show_sheets(arguments: argparse.Namespace) -> int:
@@ -71,7 +71,8 @@ class Show:
         """(file name, title, columns) of each sheet."""
         augment = self.stage.augment
         yield "sampling", "the frames that each epoch cuts", self._sampled(self._video(0))
-        short = _Short(self._video(0), max(2, self.stage.frames * 2 // 5))
+        video = self._video(0)
+        short = _Short(video, min(video.num_frames, max(2, self.stage.frames * 2 // 5)))
         yield "looping", f"a video of {short.num_frames} frames, looped", self._sampled(short)
         if augment.scale_jitter is not None:
             only = NOTHING.model_copy(update={"scale_jitter": augment.scale_jitter})
@@ -128,16 +129,11 @@ class Show:
         return _shown(train_transform(self.centre, self.stage.data.resize, crop, augment, rng))
 
     def _operations(self, magnitude: int) -> list[Column]:
-        """Each of them on a clip of the frames that are shown: the hole of cutout is in one of them."""
+        """Each of them on a clip of the frames that are shown."""
         whole = self._clip(NOTHING, 0)
-        frames = whole[shown_frames(len(whole), self.rows)].permute(3, 0, 1, 2)
-        channels, steps, height, width = frames.shape
-        tall = frames.reshape(channels, steps * height, width)
-        columns = []
-        for name, operation in OPERATIONS.items():
-            image = operation(tall.clone(), magnitude, sample_rng(self.seed, 0, 0, "augment"))
-            columns.append(Column(name, _shown(image.view(channels, steps, height, width))))
-        return columns
+        clip = whole[shown_frames(len(whole), self.rows)].permute(3, 0, 1, 2).contiguous()
+        drawn = {name: sample_rng(self.seed, 0, 0, "augment") for name in OPERATIONS}
+        return [Column(name, _shown(OPERATIONS[name](clip, magnitude, rng))) for name, rng in drawn.items()]
 
     def _mixed(self) -> list[Column]:
         """Batches of two clips from the real loader, without mixup and with it."""

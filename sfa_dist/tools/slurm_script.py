@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SUBMIT_FOLDER = "${SLURM_SUBMIT_DIR:-$PWD}"  # As the repository: for scripts that lie in it.
+# The lines of "$settings" that sbatch's own variables are set by.
+SITE = "grep -E '^ *(export +)?SBATCH_[A-Z_]+=' \"$settings\""
 
 _BATCH = """\
 #!/bin/bash
@@ -43,7 +45,7 @@ settings=${{SFA_CLUSTER_ENV:-{root}/slurm/cluster.env}}
 if [[ -f $settings ]]; then
     set -a
     # shellcheck source=/dev/null
-    source <(grep -E '^ *(export +)?SBATCH_[A-Z_]+=' "$settings")
+    source <({site})
     set +a
 fi
 
@@ -111,7 +113,7 @@ def batch_script(batch: Batch, comment: str) -> str:
         "--requeue",
         "--signal=B:USR1@120",
         *batch.array,
-        *batch.options,
+        *map(shlex.quote, batch.options),
     )
     own = shlex.join(batch.arguments) + (' "${variant[@]}"' if batch.variants else "")
     return _BATCH.format(
@@ -148,7 +150,7 @@ def submission(batch: Batch, links: Sequence[Link], comment: str) -> str:
         jobs.append(f'{before}=$(submit {call})\necho "{link.name}: job ${before}"')
     root = shlex.quote(batch.root)
     text = batch_script(batch, comment)
-    return _SUBMISSION.format(comment=_comment(comment), root=root, batch=text, jobs="\n".join(jobs))
+    return _SUBMISSION.format(comment=_comment(comment), root=root, site=SITE, batch=text, jobs="\n".join(jobs))
 
 
 def _comment(text: str) -> str:

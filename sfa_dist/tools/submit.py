@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import sfa_dist
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
-from sfa_dist.tools.slurm_script import Batch, Link, Variant, batch_script, submission
+from sfa_dist.tools.slurm_script import SITE, Batch, Link, Variant, batch_script, submission
 
 _EPILOG = """\
 examples:
@@ -32,7 +33,9 @@ Preemption, containers, what differs between sites: docs/slurm.md
 
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
 _WORD = re.compile(r"[\w.,@+=:/%-]+")
+_BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # not the commas inside of a list or a block
 SEEDS_AT_MOST = 1000
+SITE_OPTIONS = ("account", "partition", "qos")
 
 
 def add_parser(commands: Any) -> None:
@@ -52,7 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--gpus-per-node", type=_count, default=8, help="and tasks (default: 8)")
     parser.add_argument("--cpus-per-task", type=_count, default=12, help="cores a GPU (default: 12)")
     parser.add_argument("--time", default="24:00:00", help="limit as Slurm writes it (default: 24:00:00)")
-    for option in ("account", "partition", "qos"):
+    for option in SITE_OPTIONS:
         parser.add_argument(f"--{option}", help="default: what slurm/cluster.env says")
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="a further one, --sbatch=--mem=0"
@@ -82,7 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
     links = _links(arguments, recipe, batch)
     comment = f"Written by: sfa submit {_command(arguments)}"
     if not arguments.submit:
-        print(submission(batch, links, comment) if arguments.chain else batch_script(batch, comment), end="")
+        text = submission(batch, links, comment) if arguments.chain else batch_script(_with_site(batch), comment)
+        print(text, end="")
         return
     if shutil.which("sbatch") is None:
         raise UsageError("there is no sbatch here: run sfa submit --submit on a login node")
@@ -98,11 +102,7 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
         raise UsageError(f"{root} has no slurm/_common.sh: sfa submit needs the repository (pip install -e .)")
     if not _TIME.fullmatch(arguments.time):
         raise UsageError(f"--time {arguments.time!r} is no time of Slurm's, such as 90, 12:00:00 or 2-12:00:00")
-    options = [
-        f"--{key}={_word(key, value)}"
-        for key in ("account", "partition", "qos")
-        if (value := getattr(arguments, key)) is not None
-    ]
+    options = [f"--{key}={_word(key, value)}" for key in SITE_OPTIONS if (value := getattr(arguments, key)) is not None]
     for option in arguments.sbatch:
         if not option.startswith("-") or "\n" in option:
             raise UsageError(f"--sbatch {option!r} is no option of sbatch: write --sbatch=--mem=0")
@@ -128,6 +128,25 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
         variants=variants,
         at_once=arguments.at_once,
     )
+
+
+def _with_site(batch: Batch) -> Batch:
+    """With the account, partition and QOS of slurm/cluster.env, where the options name none: sbatch reads them before a
+    job starts, so they have to stand in a script that is submitted by hand."""
+    environ = environment()
+    settings = Path(environ.get("SFA_CLUSTER_ENV") or Path(batch.root) / "slurm" / "cluster.env")
+    if not settings.is_file():
+        return batch
+    values = [f'"${{SBATCH_{key.upper()}:-}}"' for key in SITE_OPTIONS]
+    script = f"source <({SITE}) && printf '%s\\n' {' '.join(values)}"
+    clean = {key: value for key, value in environ.items() if not key.startswith("SBATCH_")}
+    done = subprocess.run(
+        ["bash", "-c", script], env={**clean, "settings": str(settings)}, capture_output=True, text=True
+    )
+    found = dict(zip(SITE_OPTIONS, done.stdout.splitlines(), strict=False))
+    given = [option.partition("=")[0] for option in batch.options]
+    site = [f"--{key}={_word(key, value)}" for key, value in found.items() if value and f"--{key}" not in given]
+    return replace(batch, options=(*site, *batch.options))
 
 
 def _links(arguments: argparse.Namespace, recipe: Recipe, batch: Batch) -> list[Link]:
@@ -170,7 +189,7 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
     axes: dict[str, list[str]] = {}
     for text in arguments.vary:
         key, values = _split(text, "--vary")
-        axes[key] = values.split(",")
+        axes[key] = re.split(_BETWEEN_VALUES, values)
     if arguments.seeds is not None:
         axes["seed"] = [str(seed) for seed in _seeds(arguments.seeds)]
     variants = []

@@ -14,6 +14,7 @@ import torch
 from commands import assert_refused, sfa, train, train_ranks
 from epic_clips import TRAIN, VALIDATION, make_epic
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_runs import START, log_lines, read_json, sets
 
 from sfa_dist.data.reader import read_clip_bytes
@@ -299,6 +300,19 @@ def test_evaluate_says_what_is_wrong_in_one_line(
     finished = sfa(place, "evaluate", *words)
     assert_refused(finished, code, said)
     assert not finished.out
+
+
+def test_evaluate_broken_weights(place: Path, run: Path, tmp_path: Path) -> None:
+    """Scores of NaN are no accuracy: class 0 would be right."""
+    weights = tmp_path / "nan.safetensors"
+    with safe_open(run / "stage1" / "weights.safetensors", framework="pt") as file:
+        state = {name: file.get_tensor(name) * torch.nan for name in file.keys()}  # noqa: SIM118 -- no dictionary
+        save_file(state, weights, file.metadata())
+    finished = sfa(
+        place, "evaluate", "--recipe", "t.yaml", "--weights", str(weights), "--out", str(tmp_path / "x.json")
+    )
+    assert_refused(finished, 70, "the model's scores are not finite")
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_evaluate_a_run_that_is_not_trained_yet(place: Path, tmp_path: Path) -> None:

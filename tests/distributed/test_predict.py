@@ -112,6 +112,7 @@ def test_files_that_do_not_decode_are_told_and_the_others_predicted(here, capsys
 STAGE2 = "done/stage2/weights.safetensors"
 USAGE = {
     "no such file": ["nope.mp4", "--run", "done"],
+    "val is a folder: name the videos in it, val/*.mp4": ["val", "--run", "done"],
     "it has no recipe.yaml": ["clip0.mp4", "--run", "val"],
     "needs --run": ["clip0.mp4"],
     "either --run, or": ["clip0.mp4", "--run", "done", "--weights", STAGE2],

@@ -73,6 +73,17 @@ def test_kinetics(kinetics, tmp_path):
     assert json.loads((out / "manifest.json").read_text())["samples"] == 3
 
 
+def test_links_to_folders_are_followed(kinetics, tmp_path):
+    """Classes on another disk, and a link that leads back up."""
+    (kinetics / "videos" / "playing_guitar").rename(tmp_path / "elsewhere")
+    (kinetics / "videos" / "playing_guitar").symlink_to(tmp_path / "elsewhere")
+    (kinetics / "videos" / "air_drumming" / "up").symlink_to(kinetics / "videos")
+    (kinetics / "videos" / "nowhere").symlink_to(tmp_path / "gone")
+    _, rows = read_rows(kinetics / "k400.csv", videos=kinetics / "videos")
+    assert rows[0].path == kinetics / "videos" / "playing_guitar" / "-0I-xyz12_4_000005_000015.mp4"
+    assert [row.path.is_file() for row in rows] == [True, True, False, True]
+
+
 def test_kinetics_lists_that_cannot_be_packed(kinetics):
     (kinetics / "test.csv").write_text("youtube_id,time_start,time_end,split\nabcdefghijk,1,2,test\n")
     with pytest.raises(DataError, match="no column label"):
@@ -82,6 +93,11 @@ def test_kinetics_lists_that_cannot_be_packed(kinetics):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     with pytest.raises(UsageError, match="--videos DIR"):
         read_rows(kinetics / "k400.csv")
+    (kinetics / "other.csv").write_text(KINETICS.replace("time_end", "until"))
+    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics has the columns time_end too"):
+        read_rows(kinetics / "other.csv", "kinetics", kinetics)
+    with pytest.raises(DataError, match="no folder of class folders"):
+        read_rows(kinetics / "k400.csv", "folder")
     with pytest.raises(DataError, match="no such folder"):
         read_rows(kinetics / "k400.csv", videos=kinetics / "nowhere")
 
@@ -106,6 +122,9 @@ def test_moments(tmp_path):
     (tmp_path / "multi.csv").write_text("a/b.mp4,clapping,praying\n")
     with pytest.raises(DataError, match="several labels for one clip"):
         read_rows(tmp_path / "multi.csv", videos=tmp_path)
+    (tmp_path / "bare.csv").write_text("a/b.mp4,clapping,3,1\na/c.mp4\n")
+    with pytest.raises(DataError, match=r"bare.csv line 2: not a path and a class"):
+        read_rows(tmp_path / "bare.csv", videos=tmp_path)
 
 
 # ------------------------------------------------------------------------------- Something-Something v2, Something-Else
@@ -126,7 +145,7 @@ ELSE = [{**entry, "new_placeholdes": entry["placeholders"]} for entry in SOMETHI
 @pytest.mark.parametrize("entries", [SOMETHING, ELSE], ids=["SSv2", "Something-Else"])
 @pytest.mark.parametrize("labels_name", ["labels.json", "something-something-v2-labels.json", None])
 def test_something(tmp_path, entries, labels_name):
-    (tmp_path / "train.json").write_text(json.dumps(entries))
+    (tmp_path / "train.json").write_text(json.dumps(entries), encoding="utf-8-sig")  # as some editors save it
     labels = {"Tipping something over": "1", "Holding something next to something": "0", "Closing something": "2"}
     if labels_name:
         (tmp_path / labels_name).write_text(json.dumps(labels))
@@ -148,6 +167,7 @@ def test_something(tmp_path, entries, labels_name):
     ("text", "message"),
     [
         ('[{"id": "1"}]', "entry 0: no template"),
+        ('[{"id": "1", "template": 7}]', "entry 0: no template"),
         ('[{"template": "x"}]', "entry 0: not an object with an id"),
         ('{"id": 1}', "not a list of clips"),
         ("[", "cannot be read as JSON"),
@@ -177,6 +197,8 @@ def epic(tmp_path: Path) -> Path:
     (tmp_path / "EPIC_100_train.csv").write_text(EPIC)
     verbs = "id,key,instances,category\n0,take,\"['a', 'b']\",x\n3,open,[],y\n"
     (tmp_path / "EPIC_100_verb_classes.csv").write_text(verbs)
+    nouns = '"id","key","instances","category"\n3,"door","[\'door\', \'a, b\']","furniture"\n'  # as it is handed out
+    (tmp_path / "EPIC_100_noun_classes_v2.csv").write_text(nouns)
     (tmp_path / "EPIC_100_video_info.csv").write_text("video_id,duration,fps,resolution\nP02_07,10.0,50.0,1920x1080\n")
     write_video(tmp_path / "videos" / "P01" / "videos" / "P01_01.MP4", 19)
     frames = tmp_path / "videos" / "P02" / "rgb_frames" / "P02_07"
@@ -194,7 +216,7 @@ def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
     assert {name: each["frames"] for name, each in facts.items()} == {"P01_01_0": 6, "P01_01_1": 7, "P02_07_5": 4}
     assert facts["P02_07_5"]["fps"] == pytest.approx(50)
     first = facts["P01_01_0"]
-    assert (first["verb"], first["noun"], first["verb_name"], first["noun_name"]) == (3, 3, "open", "3")
+    assert (first["verb"], first["noun"], first["verb_name"], first["noun_name"]) == (3, 3, "open", "door")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["classes"] is None
     assert {head: len(names) for head, names in manifest["heads"].items()} == {"verb": 97, "noun": 300}
@@ -221,13 +243,52 @@ def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
     [
         ("00:00:00.95", "00:00:00.10", "line 2: the action ends at 00:00:00.10, before it starts"),
         ("00:00:00.95", "soon", "line 2: 'soon' is no time stamp"),
+        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is no time stamp"),
         ("verb_class", "verb_klass", "a test list"),
+        (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is no number of a frame"),
     ],
 )
 def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
     (epic / "odd.csv").write_text(EPIC.replace(old, new, 1))
     with pytest.raises(DataError, match=message):
         read_rows(epic / "odd.csv", videos=epic / "videos")
+    (epic / "odd.csv").write_text(EPIC.replace("stop_frame", "last", 1))
+    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 has the columns stop_frame too"):
+        read_rows(epic / "odd.csv", "epic", epic / "videos")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos has the columns video_id too"),
+        ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is no number of frames a second"),
+        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes has the columns id, key too"),
+    ],
+)
+def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, text, message):
+    (epic / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        pack(epic / "EPIC_100_train.csv", tmp_path / "out", videos=epic / "videos")
+
+
+def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
+    """It says of parts what packing them would, without encoding any."""
+    late = "P01_01_9,P01,P01_01,00:00:09,00:00:09.00,00:00:09.50,90,95,x,open,3,door,3,['door'],[3]\n"
+    half = "P01_01_8,P01,P01_01,00:00:09,00:00:01.50,00:00:04.50,15,45,x,open,3,door,3,['door'],[3]\n"
+    (epic / "EPIC_100_train.csv").write_text(EPIC + late + half)
+    (epic / "videos" / "P02" / "rgb_frames" / "P02_07" / "frame_0000000004.jpg").unlink()
+    arguments = {"videos": epic / "videos", "max_bad_fraction": 1.0, "min_frames": 7}
+    checked = pack(epic / "EPIC_100_train.csv", tmp_path / "out", check=True, **arguments)
+    assert [entry["path"] for entry in checked["short"]] == ["P01_01_0"]
+    assert {entry["path"]: entry["reason"][:9] for entry in checked["corrupt"]} == {
+        "P02_07_5": "frame 4 i",
+        "P01_01_9": "the video",
+        "P01_01_8": "the video",
+    }
+    assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
+    assert checked == pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    with pytest.raises(UsageError, match="--decode-all looks at whole files"):
+        pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
 
 
 def test_seconds_of():
@@ -255,7 +316,7 @@ def test_check_says_the_same_and_writes_nothing(kinetics, tmp_path):
     checked = pack(kinetics / "k400.csv", tmp_path / "out", check=True, **arguments)
     assert not (tmp_path / "out").exists()
     assert checked == pack(kinetics / "k400.csv", tmp_path / "out", **arguments)
-    text = summary(checked, tmp_path / "out", checked=True)
+    text = summary(checked, tmp_path / "out", None)
     assert "2 of 3 clips can be packed" in text
     assert "playing guitar (1 of 2)" in text
 

@@ -10,10 +10,13 @@ import pytest
 import webdataset as wds
 from data_samples import audio_bytes, video_bytes
 
+from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.pack import pack
+from sfa_dist.data.pack_probe import Probe, Prober
+from sfa_dist.data.reencode import Encoding
 from sfa_dist.data.shard_index import load_index, verify_index
 from sfa_dist.data.shards import expand_shards
-from sfa_dist.errors import DataError
+from sfa_dist.errors import CheckpointError, DataError, PreemptedError, UsageError
 from sfa_dist.tools import index as index_tool
 from sfa_dist.tools import pack as pack_tool
 
@@ -104,6 +107,83 @@ def test_splits_share_folder_and_classes(videos, tmp_path):
         pack(videos / "list.csv", out, split="train", classes=videos / "classes.txt")
     with pytest.raises(DataError, match=r"no row has split = 'test'.*\['train', 'val'\]"):
         pack(videos / "list.csv", out, split="test")
+    with pytest.raises(DataError, match=r"--split-column who: no row has such a column.*\['note', 'split'\]"):
+        pack(videos / "list.csv", out, split_column="who")
+
+
+def test_shards_of_a_longer_name_are_not_touched(videos, tmp_path):
+    out = tmp_path / "out"
+    pack(videos / "list.csv", out, prefix="train-extra")
+    pack(videos / "list.csv", out, prefix="train", shard_size=4)
+    pack(videos / "list.csv", out, prefix="train", overwrite=True)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "train-extra-000000.tar"]
+    assert sorted(json.loads((out / "manifest.json").read_text())["packs"]) == ["train", "train-extra"]
+    for prefix in ("a/b", "../b", "", ".", "*"):
+        if prefix:
+            with pytest.raises(UsageError, match="--prefix"):
+                pack(videos / "list.csv", out, prefix=prefix)
+    with pytest.raises(UsageError, match="is a file"):
+        pack(videos / "list.csv", videos / "list.csv")
+
+
+def test_each_pack_of_a_folder_keeps_its_report(videos, tmp_path, capsys):
+    add_rows(videos, "gone.mp4,a,train,x")
+    for split in ("train", "val"):
+        arguments = ["--split", split, "--max-bad-fraction", "0.5"]
+        assert run_tool("pack", str(videos / "list.csv"), str(tmp_path / "out"), *arguments) == 0
+    assert f"all of them: {tmp_path / 'out' / 'report-train.json'}" in capsys.readouterr().out
+    reports = [json.loads((tmp_path / "out" / f"report-{split}.json").read_text()) for split in ("train", "val")]
+    assert [[entry["path"] for entry in report["missing"]] for report in reports] == [["gone.mp4"], []]
+
+
+def test_packs_that_run_at_the_same_time_share_the_manifest(videos, tmp_path):
+    out = tmp_path / "out"
+
+    def beside(done: int, total: int) -> None:
+        if done == total:
+            pack(videos / "list.csv", out, split="val")
+
+    pack(videos / "list.csv", out, split="train", progress=beside)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["samples"], sorted(manifest["packs"])) == (GOOD, ["train", "val"])
+
+
+def test_ctrl_c_keeps_what_was_looked_at(videos, tmp_path, monkeypatch):
+    looked = []
+
+    def interrupted(prober: Prober, row: ClipRow) -> Probe:
+        if len(looked) == 4:
+            raise KeyboardInterrupt
+        looked.append(row.name)
+        return whole(prober, row)
+
+    whole = Prober.__call__
+    monkeypatch.setattr(Prober, "__call__", interrupted)
+    arguments = ("pack", str(videos / "list.csv"), str(tmp_path / "out"))
+    with pytest.raises(PreemptedError, match="run the same command again"):
+        run_tool(*arguments)
+    looked.clear()
+    with pytest.raises(PreemptedError):
+        run_tool(*arguments)
+    assert looked == ["v4.MP4", "v5.MP4", "v6.MP4", "v7.MP4"]
+    monkeypatch.undo()
+    assert run_tool(*arguments) == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["samples"] == GOOD
+
+
+def test_trouble_with_the_disk_is_not_the_clips_fault(videos, tmp_path):
+    """What cannot be read is looked at again by the next pack, and what cannot be written ends this one."""
+    (videos / "folder.mp4").mkdir()
+    add_rows(videos, "folder.mp4,a,train,x", f"{'x' * 300}.mp4,a,train,x")
+    with pytest.raises(DataError, match="1 missing, 1 corrupt"):
+        pack(videos / "list.csv", tmp_path / "out", max_bad_fraction=0.0)
+    journal = (tmp_path / "out" / ".shard-work" / "journal.jsonl").read_text()
+    assert journal.count('"key"') == GOOD
+    (tmp_path / "file").touch()
+    prober = Prober("pyav", 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
+    with pytest.raises(CheckpointError, match="make room there") as caught:
+        prober(ClipRow(videos / "v0.MP4", "v0", {"label": "a"}, "line 2"))
+    assert caught.value.exit_code == 74
 
 
 def test_bad_files_are_reported_and_left_out(videos, tmp_path, capsys):
@@ -161,6 +241,7 @@ def test_whole_numbers_are_class_numbers(videos, tmp_path):
     [
         ("file,label\na.mp4,x\n", "needs the columns path and label"),
         ("path,label\n", "no rows"),
+        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' is there twice"),
         ("path,label\na.mp4\n", r"line 2: not 2 fields"),
         ("path,label\na.mp4,x,y\n", r"line 2: not 2 fields"),
         ("path,label\na.mp4,\n", r"line 2: path and label must not be empty"),

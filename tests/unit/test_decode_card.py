@@ -127,9 +127,9 @@ def test_all_augmentation_stays_where_the_frames_are() -> None:
     with FakeTensorMode(allow_non_fake_inputs=False):
         clip = torch.empty((9, 40, 60, 3), dtype=torch.uint8, device="cuda")
         out = [train_transform(clip, 32, 24, color, draws[0]), eval_transform(clip, 32, 24, 1, 3)]
-        tall = torch.empty((3, 90, 40), dtype=torch.uint8, device="cuda")
+        plain = torch.empty((3, 9, 10, 40), dtype=torch.uint8, device="cuda")
         # How long a histogram is depends on the pixels, which a fake has none of.
-        out += [work(tall, 15, draws[1]) for name, work in OPERATIONS.items() if name != "equalize"]
+        out += [work(plain, 15, draws[1]) for name, work in OPERATIONS.items() if name != "equalize"]
     assert {each.device.type for each in out} == {"cuda"}
     assert {each.dtype for each in out} == {torch.uint8}
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data_samples import audio_bytes, video_bytes
+from data_samples import audio_bytes, encode, video_bytes
 from odd_samples import QUIET_X265, encode_as, rotated
 from test_data_resample import VARIABLE, variable
 
@@ -88,6 +88,14 @@ def test_from_a_pipe(monkeypatch, kind):
     with piped(data, monkeypatch):
         _, frames = frames_of("-")
     assert torch.equal(frames, by_decoder(data))
+
+
+def test_a_pipe_that_cannot_be_sought_says_what_it_needs(monkeypatch):
+    """The header is behind more than FFmpeg keeps: it opens, and no frame comes."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 160, 240, 3), dtype=np.uint8)
+    for data in (encode(list(noise)), b"nothing"):
+        with piped(data, monkeypatch), pytest.raises(BadSample, match="-movflags faststart"):
+            frames_of("-")
 
 
 def test_from_a_server(tmp_path):

@@ -70,6 +70,15 @@ def test_clips_of_weight_0_do_not_count_even_where_they_are_nan() -> None:
     assert result(damaged, labels, weights) == result(logits, labels, weights)
 
 
+def test_scores_that_are_not_finite_are_never_right() -> None:
+    """The best of seven NaN is class 0, which is as wrong as any."""
+    scores = torch.full((4, CLASSES), torch.nan)
+    scores[0] = torch.arange(CLASSES)
+    found = result(scores, torch.tensor([CLASSES - 1, 0, 1, 2]), torch.ones(4))
+    assert (found["acc1"], found["acc5"], found["samples"]) == (0.25, 0.25, 4)
+    assert found["loss"] != found["loss"]
+
+
 def test_without_a_clip_there_is_no_accuracy() -> None:
     found = result(*predictions()[:2], torch.zeros(40))
     assert found["samples"] == 0

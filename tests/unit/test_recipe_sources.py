@@ -152,10 +152,19 @@ def test_variables_come_from_the_argument_alone(write_recipe: WriteRecipe, monke
 
 
 def test_variables_are_filled_after_merging(write_recipe: WriteRecipe) -> None:
-    write_recipe(MINIMAL + "name: ${GONE}\n", "base.yaml")
+    write_recipe(MINIMAL + "data: {decoder: '${GONE}'}\n", "base.yaml")
     path = write_recipe("_base_: ${FOLDER:-.}/base.yaml\n")
-    assert load_recipe(path, ["name=x"]).recipe.name == "x"
-    assert "base.yaml:5: name: the environment variable GONE is not set" in errors_of(path)
+    stage = load_recipe(path, ["data.decoder=pyav"]).recipe.stage1
+    assert stage is not None
+    assert stage.data.decoder == "pyav"
+    assert "base.yaml:5: data.decoder: the environment variable GONE is not set" in errors_of(path)
+
+
+def test_a_name_is_not_inherited(write_recipe: WriteRecipe) -> None:
+    """Or a recipe of one's own would train into the run directory of the one that it starts from."""
+    write_recipe(MINIMAL + "name: theirs\n", "base.yaml")
+    assert load_recipe(write_recipe("_base_: base.yaml\n", "mine.yaml")).recipe.name == "mine"
+    assert load_recipe(write_recipe("_base_: mine.yaml\nname: own\n", "other.yaml")).recipe.name == "own"
 
 
 @pytest.mark.parametrize("text", ["${", "${1X}", "${X", "${X:-${Y}}", "${X:+y}", "${}"])

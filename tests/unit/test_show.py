@@ -69,6 +69,13 @@ def test_drawn_clips_need_no_shards(place: Path) -> None:
     assert (place / "figures" / "chain.png").is_file()
 
 
+def test_videos_far_shorter_than_a_clip(place: Path) -> None:
+    """As those of Something-Something are: 8 frames at 10 a second are 3 at 4, and a clip has 16."""
+    settings = ["--set", "stage1.frames=16", "--set", "data.fps=4"]
+    assert main(["show", "--recipe", "colour.yaml", "--out", "figures", "--draws", "2", "--rows", "2", *settings]) == 0
+    assert (place / "figures" / "looping.png").is_file()
+
+
 def test_what_cannot_be_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["show", "--recipe", "colour.yaml", "--out", "figures"]
     for own, code, words in (

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from sfa_dist.recipe import load_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("vivit_*.sh"))
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
@@ -205,11 +207,26 @@ def test_75_is_requeued_while_there_is_progress(cluster: Cluster) -> None:
     assert stopped()[0]
 
 
+def test_a_run_directory_below_a_cache_folder(cluster: Cluster) -> None:
+    """What else is new in it, such as a log of each start, is no progress there either."""
+    run = cluster.root / "cache" / "run"
+    run.mkdir(parents=True)
+    counts = []
+    for start in range(3):
+        (run / f"log-{start}").touch()
+        cluster.run(SCRIPTS[0], "--run-dir", str(run), FAKE_EXIT="75")
+        counts.append((run / "requeues").read_text().split()[1])
+    assert counts == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [
         (["--recipe", "{here}/mine.yaml"], "runs/mine"),
         (["--recipe={here}/named.yaml"], "runs/own"),
+        (["--recipe={here}/based.yaml"], "runs/based"),
+        (["--recipe={here}/words.yaml"], "runs/my run"),
+        (["--recipe={here}/quoted.yaml"], "runs/run # 1"),
         (["--recipe", "{here}/named.yaml", "--set", "name=other"], "runs/other"),
         (["--recipe", "{here}/named.yaml", "--run-dir", "a", "--run-dir={here}/b c"], "{here}/b c"),
     ],
@@ -218,9 +235,14 @@ def test_progress_is_looked_for_where_train_py_has_the_run(cluster: Cluster, arg
     (cluster.root / "slurm").symlink_to(ROOT / "slurm")
     (cluster.root / "mine.yaml").touch()
     (cluster.root / "named.yaml").write_text("seed: 1\nname: 'own' # not named\n")
+    (cluster.root / "based.yaml").write_text(f"_base_: [named.yaml, {ROOT}/recipes/demo.yaml]\n")
+    (cluster.root / "words.yaml").write_bytes(b"seed: 1\r\nname: my run # it is\r\n")
+    (cluster.root / "quoted.yaml").write_text('name: "run # 1" # it is\n')
     given = [word.format(here=cluster.root) for word in arguments]
     assert cluster.run(SCRIPTS[0], *given, FAKE_EXIT="75", SFA_ROOT=str(cluster.root))[0] == 75
     assert (cluster.root / folder.format(here=cluster.root) / "requeues").read_text().startswith("123456 1 ")
+    if arguments == ["--recipe={here}/based.yaml"]:
+        assert load_recipe(cluster.root / "based.yaml").recipe.name == "based"
 
 
 def test_a_task_of_an_array_signals_and_requeues_itself_alone(cluster: Cluster) -> None:

@@ -21,6 +21,12 @@ data: {{train: [a.tar], val: [b.tar], test: [b.tar]}}
 """
 
 
+@pytest.fixture(autouse=True)
+def no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What this machine's slurm/cluster.env says does not matter here."""
+    monkeypatch.setenv("SFA_CLUSTER_ENV", str(tmp_path / "none.env"))
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
@@ -75,6 +81,22 @@ def test_options_go_where_slurm_and_train_py_read_them(capsys: pytest.CaptureFix
     )
 
 
+def test_a_printed_script_has_the_sites_account(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As --submit has it; what the command line says wins, and other lines of the file are not run."""
+    settings = tmp_path / "cluster env"
+    settings.write_text("LAB=x\nexport SBATCH_ACCOUNT=lab_$USER\n SBATCH_PARTITION='gpu'\nexit 3\n")
+    monkeypatch.setenv("SFA_CLUSTER_ENV", str(settings))
+    monkeypatch.setenv("USER", "me")
+    text = printed(capsys, "--recipe", recipe, "--partition", "long", "--sbatch=--comment=two words # and a mark")
+    assert "#SBATCH --account=lab_me\n" in text
+    assert "#SBATCH --partition=long\n" in text
+    assert "--partition=gpu" not in text
+    assert "--qos" not in text
+    assert "#SBATCH '--comment=two words # and a mark'\n" in text
+
+
 def test_a_chain_waits_stage_by_stage(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     text = printed(capsys, "--recipe", recipe, "--nodes", 4, "--chain", "--stage-nodes", "test=1", "--account", "lab")
     calls = re.findall(r"^job\d=\$\(submit (.*)\)$", text, re.MULTILINE)
@@ -114,6 +136,12 @@ def test_seeds_and_values_are_tasks_of_an_array(capsys: pytest.CaptureFixture[st
     assert text.splitlines()[-1] == f'run_training --recipe {recipe} "${{variant[@]}}" "$@"'
     chain = printed(capsys, "--recipe", recipe, "--seeds", "0-1", "--chain")
     assert "--dependency=aftercorr:$job0" in chain
+
+
+def test_values_that_are_lists(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
+    text = printed(capsys, "--recipe", recipe, "--vary", "augment.scale_jitter=[0.9,1.1],[0.8, 1.2],null")
+    found = re.findall(r"variant=\(--set '?(.*?)'? --run-dir", text)
+    assert found == [f"augment.scale_jitter={value}" for value in ("[0.9,1.1]", "[0.8, 1.2]", "null")]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def read_rows(source: Path, format: str = "auto", videos: Path | None = None) ->
     if chosen == "table":
         return chosen, rows_of_csv(source, videos)
     if videos is None:
-        raise UsageError(f"{source} is a list of {chosen}: say where the videos are, --videos DIR")
+        own = " (a list of your own begins with the header path,label)" if chosen == "moments" else ""
+        raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
     if not videos.is_dir():
         raise DataError(f"--videos {videos}: no such folder")
     return chosen, OFFICIAL[chosen].read(source, VideoFiles(videos))
@@ -41,7 +42,11 @@ def _sniff(source: Path) -> str:
 
 
 def select_split(rows: Sequence[ClipRow], column: str | None, split: str | None) -> list[ClipRow]:
-    """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none."""
+    """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none, or
+    where there is no such column."""
+    if column is not None and not any(column in row.extra for row in rows):
+        columns = sorted({name for row in rows for name in row.extra})
+        raise DataError(f"--split-column {column}: no row has such a column (they have {columns})")
     if split is None:
         return list(rows)
     column = column or "split"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow
+from sfa_dist.data.annotations.tables import records_of, require_columns
 from sfa_dist.errors import DataError
 
 Heads = dict[str, list[str]]  # Class names in label order, by head.
@@ -103,9 +104,9 @@ def _epic_names(folder: Path, head: str) -> list[str]:
     names = [str(number) for number in range(EPIC_CLASSES[head])]
     for file in (folder / name for name in _EPIC_FILES[head]):
         if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig").splitlines()[1:]
-            found = {int(number): key for number, key, *_ in (line.split(",") for line in lines if line)}
-            return [found.get(number, name) for number, name in enumerate(names)]
+            require_columns(file, ("id", "key"), "list of classes")
+            found = {record["id"]: record["key"] for _, record in records_of(file)}
+            return [found.get(name) or name for name in names]
     return names
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import ClipRow, VideoFiles
-from sfa_dist.data.annotations.tables import columns_of, records_of
+from sfa_dist.data.annotations.tables import columns_of, records_of, require_columns
 from sfa_dist.errors import DataError
 
 COLUMNS = frozenset({"narration_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame"})
@@ -26,6 +27,7 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
     """
     if not {"verb_class", "noun_class"} <= set(columns_of(source)):
         raise DataError(f"{source}: no columns verb_class and noun_class (a test list?): pack train and validation")
+    require_columns(source, COLUMNS, "list of EPIC-Kitchens-100")
     rates = _frame_rates(source.parent / "EPIC_100_video_info.csv")
     return [_row(where, record, videos, rates) for where, record in records_of(source)]
 
@@ -34,7 +36,25 @@ def _frame_rates(info: Path) -> dict[str, float]:
     """Frames a second by video, from the official table where it lies beside the annotations."""
     if not info.is_file():
         return {}
-    return {record["video_id"]: float(record["fps"]) for _, record in records_of(info)}
+    require_columns(info, ("video_id", "fps"), "table of the videos")
+    return {record["video_id"]: _rate(record["fps"], where) for where, record in records_of(info)}
+
+
+def _rate(text: str, where: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise DataError(f"{where}: {text!r} is no number of frames a second")
+    return rate
+
+
+def _frame(record: dict[str, str], column: str, where: str) -> int:
+    text = record[column]
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(f"{where}: {column} {text!r} is no number of a frame")
+    return int(text)
 
 
 def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str, float]) -> ClipRow:
@@ -48,7 +68,7 @@ def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str
     folder = None if path.is_file() else videos.folder(video)
     if folder is None:
         return ClipRow(path, name, labels, where, extra, cut=cut)
-    frames = (int(record["start_frame"]), int(record["stop_frame"]))
+    frames = (_frame(record, "start_frame", where), _frame(record, "stop_frame", where))
     return ClipRow(folder, name, labels, where, extra, frames=frames, fps=rates.get(video, USUAL_FPS))
 
 
@@ -56,6 +76,9 @@ def seconds_of(text: str, where: str) -> float:
     """`00:01:02.50` in seconds. Raises DataError."""
     try:
         hours, minutes, seconds = text.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        time = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     except ValueError:
-        raise DataError(f"{where}: {text!r} is no time stamp HH:MM:SS.ss") from None
+        time = math.nan
+    if not 0 <= time < math.inf:
+        raise DataError(f"{where}: {text!r} is no time stamp HH:MM:SS.ss")
+    return time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles
-from sfa_dist.data.annotations.tables import columns_of, records_of
+from sfa_dist.data.annotations.tables import columns_of, records_of, require_columns
 from sfa_dist.errors import DataError
 
 COLUMNS = frozenset({"youtube_id", "time_start", "time_end"})
@@ -21,6 +21,7 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
     them, or `<id>`; both hold the trimmed clip. Raises DataError for the test list that has no labels."""
     if "label" not in columns_of(source):
         raise DataError(f"{source}: it has no column label (a test list without labels?): pack train and validation")
+    require_columns(source, COLUMNS, "list of Kinetics")
     rows = []
     for where, record in records_of(source):
         label, youtube_id = record.pop("label"), record["youtube_id"]

@@ -23,6 +23,8 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
     validation. Raises DataError for a line with several classes (Multi-Moments in Time)."""
     rows = []
     for where, fields in fields_of(source):
+        if len(fields) < 2 or not fields[0] or not fields[1]:
+            raise DataError(f"{where}: not a path and a class, as in <class>/<file>.mp4,<class>,3,1")
         path, label, *votes = fields
         if not all(vote.isdigit() for vote in votes):
             raise DataError(f"{where}: several labels for one clip; only version 1 with one label each can be packed")

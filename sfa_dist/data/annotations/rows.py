@@ -47,13 +47,15 @@ def suffix_of(path: Path) -> str:
 
 class VideoFiles:
     """The videos below a folder, found by name without suffix: data sets are stored flat, or with a folder a class, a
-    split or a participant, and in the container that the download gave."""
+    split or a participant, and in the container that the download gave. Links to folders are followed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: dict[str, list[Path]] = {}
         self._folders: dict[str, list[Path]] = {}
-        for folder, folders, files in os.walk(root):
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(root, followlinks=True):
+            folders[:] = [name for name in folders if _is_new(Path(folder, name), seen)]  # a link may lead upwards
             for name in files:
                 path = Path(folder, name)
                 if suffix_of(path) in VIDEO_SUFFIXES:
@@ -75,6 +77,17 @@ class VideoFiles:
             if any(suffix_of(Path(entry.name)) in IMAGE_SUFFIXES for entry in os.scandir(folder)):
                 return folder
         return None
+
+
+def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    try:
+        state = folder.stat()
+    except OSError:  # a link to nowhere
+        return False
+    place = (state.st_dev, state.st_ino)
+    new = place not in seen
+    seen.add(place)
+    return new
 
 
 def _plain(name: str) -> str:

@@ -28,7 +28,7 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
         where = f"{source.name} entry {number}"
         if not isinstance(entry, dict) or "id" not in entry:
             raise DataError(f"{where}: not an object with an id")
-        if not entry.get("template"):
+        if not isinstance(entry.get("template"), str) or not entry["template"]:
             raise DataError(f"{where}: no template (a test list without labels?): pack train and validation")
         clip = str(entry["id"])
         label = entry["template"].replace("[", "").replace("]", "")
@@ -39,7 +39,7 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
 
 def _entries(source: Path) -> list[Any]:
     try:
-        entries = json.loads(source.read_text(encoding="utf-8"))
+        entries = json.loads(source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error})") from error
     if not isinstance(entries, list) or not entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import PACKABLE, SINGLE, ClipRow, suffix_of
@@ -36,6 +36,8 @@ def rows_of_csv(source: Path, root: Path | None) -> list[ClipRow]:
 
 def rows_of_folder(source: Path) -> list[ClipRow]:
     """One row for each video or picture in the sub-folders of `source`, whose names are the labels."""
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder of class folders: give one, or another --format")
     rows = []
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")):
         for path in sorted(folder.rglob("*")):
@@ -51,6 +53,14 @@ def columns_of(source: Path) -> list[str]:
     return next((fields for _, fields in fields_of(source)), [])
 
 
+def require_columns(source: Path, wanted: Iterable[str], what: str) -> None:
+    """Raises DataError where the header of a csv lacks one of the columns."""
+    columns = columns_of(source)
+    missing = sorted(set(wanted) - set(columns))
+    if missing:
+        raise DataError(f"{source}, line 1: a {what} has the columns {', '.join(missing)} too, this one has {columns}")
+
+
 def records_of(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, {column: stripped value}) of each row of a csv with a header. Raises DataError for a row with more or
     fewer fields, and where there is none."""
@@ -59,6 +69,8 @@ def records_of(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for where, fields in fields_of(source):
         if not columns:
             columns = fields
+            if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+                raise DataError(f"{where}: the column {repeated[0]!r} is there twice: remove one of them")
             continue
         if len(fields) != len(columns):
             raise DataError(f"{where}: not {len(columns)} fields as the header has: quote fields with commas")
