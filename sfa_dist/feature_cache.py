@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sfa_dist.data import rand_augment
 from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import read_manifest
@@ -85,6 +86,8 @@ def plan_cache(
     grid = StepGrid(stage.model.tubelet, stage.data.stride, cache.phases)
     views = CachedSteps(stage.data, stage.augment, grid, stage.model.image_size, recipe.seed)
     own = {**flat(stage.augment.model_dump(), "augment"), "phases": cache.phases}
+    if stage.augment.rand_augment is not None:
+        own["augment.rand_augment.revision"] = rand_augment.REVISION
     training = SplitPlan(directory / "train", train, cache.views, views, _key(stage, trunk, train) | own)
     if val is None:
         return training, None

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from sfa_dist.data.randomness import below
 
+REVISION = 2  # Rises when the same settings give other pixels: features that are stored of before are refused.
 MAX_LEVEL = 10
 CUTOUT_PIXELS = 40  # half a side of the hole at magnitude 10
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # ITU-R 601, as tf.image.rgb_to_grayscale
