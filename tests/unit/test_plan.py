@@ -179,7 +179,11 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     ("arguments", "code", "says"),
     [
         (["--recipe", "recipes/demo.yaml", "--card", "H10"], 64, "did you mean H100"),
-        (["--recipe", "recipes/demo.yaml", "--ranks", "0"], 64, "--ranks must be greater than 0"),
+        (["--recipe", "recipes/demo.yaml", "--ranks", "0"], 64, "--ranks must be a number greater than 0"),
+        (["--recipe", "recipes/demo.yaml", "--gib", "nan"], 64, "--gib must be a number greater than 0, not nan"),
+        (["--recipe", "recipes/demo.yaml", "--gib", "inf"], 64, "--gib must be a number greater than 0, not inf"),
+        (["--table4", "--card", "T4"], 64, "leave --card out"),
+        (["--table4", "--recipe", "recipes/demo.yaml"], 64, "leave --recipe out"),
         (
             ["--recipe", "recipes/demo.yaml", "--ranks", "2", "--nodes", "2", "--gpus-per-node", "1"],
             64,
