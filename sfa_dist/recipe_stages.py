@@ -154,6 +154,11 @@ class Stage2(StageBlock):
     cache: CacheBlock | None = None
     seed: NonNegative | None = None
 
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether the stage runs the trunk itself, on some clips at least; else it reads features alone."""
+        return self.cache is None or self.cache.runs_trunk
+
     @model_validator(mode="after")
     def _cache_holds_what_is_trained_on(self) -> Stage2:
         if self.cache is None:

@@ -29,6 +29,7 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
 from sfa_dist.evaluation import Scoring, evaluate_all
 from sfa_dist.metrics import ClassificationSums
+from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
 from sfa_dist.run import Run
@@ -137,6 +138,8 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
         trained[member.name] = own_run, setup, own
     run.tracker.say(f"sweep: {len(members)} members, {len(members) - len(trained)} done before")
     if run.dry_run:
+        heads, device = [member.stage for member in members], run.runtime.device
+        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line(heads, world, device))}")
         return
     shared.trainers = {name: setup.trainer for name, (_, setup, _) in trained.items()}
     for own_run, setup, _ in trained.values():
