@@ -34,7 +34,6 @@ from sfa_dist.plan.modules import (
 )
 from sfa_dist.recipe import STAGE_NAMES, Recipe, Stage2, StageBlock
 
-
 RESTING = ("parameters", "optimizer", HOST)
 
 

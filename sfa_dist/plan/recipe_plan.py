@@ -20,7 +20,6 @@ from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.plan.wire import wire_bytes
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock, sweep_members
 
-
 CACHE = "cache"  # What filling the feature cache is called among the stages.
 
 

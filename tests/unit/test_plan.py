@@ -212,7 +212,7 @@ def test_a_probe_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_dry_runs_line() -> None:
-    line = memory_line(stage2("demo"), 2, torch.device("cpu"))
+    line = memory_line([stage2("demo")], 2, torch.device("cpu"))
     assert "GiB a GPU" in line
     assert "no GPU here" in line
 
