@@ -59,9 +59,12 @@ class StageBlock(Block):
     def on_ranks(self, world_size: int) -> Self:
         """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
 
-        Raises RecipeError where that leaves mixup over a device without pairs, a silent no-op otherwise.
+        Raises RecipeError for a number of ranks that the engine refuses, and where they leave mixup over a device
+        without pairs, a silent no-op otherwise.
         """
         batch, mixup = self.batch.on_ranks(world_size), self.augment.mixup
+        if why := self.engine.refusal_of(world_size, batch.size // batch.micro):
+            raise RecipeError(why)
         if mixup is not None and mixup.over == "device" and batch.micro == 1:
             raise RecipeError(
                 f"augment.mixup.over: device mixes within a micro-batch, and {world_size} rank(s) with batch.size "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sfa_dist.errors import RecipeError
 from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.models.footprint import overlaps, trunk_dtype
 from sfa_dist.models.vivit import dims_of
@@ -34,6 +35,7 @@ from sfa_dist.plan.modules import (
 )
 from sfa_dist.recipe import STAGE_NAMES, Recipe, Stage2, StageBlock
 
+MOST_FRAMES = 8192  # Traced chunk by chunk, which takes a minute for tokens; a clip of more is a mistake.
 RESTING = ("parameters", "optimizer", HOST)
 
 
@@ -62,11 +64,13 @@ class MemoryPlan:
 def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
     """The memory plan of a stage on one of `world_size` ranks; of a recipe, that of its most demanding stage.
 
-    Raises RecipeError for a model that cannot be built.
+    Raises RecipeError for a model that cannot be built, and for more than MOST_FRAMES frames.
     """
     if isinstance(what, Recipe):
         plans = [predict(stage, world_size, accumulation=accumulation) for stage in stages_of(what).values()]
         return max(plans, key=lambda plan: plan.peak_bytes)
+    if what.frames > MOST_FRAMES:
+        raise RecipeError(f"frames {what.frames}: a plan traces clips of at most {MOST_FRAMES} frames")
     accumulation = accumulation or what.batch.accumulation(world_size)
     setting = Setting(what, world_size, accumulation)
     shapes = shapes_of(what)

@@ -110,6 +110,9 @@ class RecipePlan:
             lines.append(
                 f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours are fp32's already)"
             )
+        fp8 = any(isinstance(plan.stage, Stage2) and plan.stage.trunk_precision == "fp8" for plan in self.stages)
+        if fp8 and not self.card.has_fp8:
+            lines.append(f"{self.card.name} has no fp8 units, so the run is refused: set stage2.trunk_precision=int8")
         return lines
 
     def as_json(self) -> dict[str, Any]:

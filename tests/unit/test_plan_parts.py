@@ -15,15 +15,15 @@ from plan_stages import GIB, MIB, ROOT, recipe, stage2
 from sfa_dist.assemble import assemble_stage2
 from sfa_dist.data import augment as augmentation
 from sfa_dist.data.randomness import sample_rng
-from sfa_dist.models.footprint import StoragePeak
+from sfa_dist.models.footprint import StoragePeak, overlaps
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
-from sfa_dist.plan.cards import card_of_size, largest_peak
+from sfa_dist.plan.cards import card_of_size, find_card, largest_peak
 from sfa_dist.plan.decode_memory import SURFACES, plan_decode
 from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.memory import predict, predict_together
 from sfa_dist.plan.recipe_plan import heads_that_fit, memory_line, plan_recipe
-from sfa_dist.recipe import sweep_members
+from sfa_dist.recipe import Stage2, sweep_members
 from sfa_dist.tools.cli import main
 
 ON_CARD = ("data.decode_device=cuda", "data.workers=0")
@@ -212,3 +212,64 @@ def test_engines_of_several_heads_own_what_is_planned(monkeypatch: pytest.Monkey
     plan = predict_together(heads)
     assert plan.optimizer_bytes_per_rank == owned
     assert plan.by_category["optimizer"] == pytest.approx(owned, rel=1e-3)
+
+
+# --- What a run would refuse --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "ranks", "says"),
+    [
+        (["engine.name=fsdp", "engine.shard_ranks=4"], "6", "engine.shard_ranks is 4, which does not divide the 6"),
+        (["engine.reduction=tree"], "3", "a number of ranks that is a power of two"),
+        (["stage2.frames=100000"], "1", "frames 100000: a plan traces clips of at most"),
+    ],
+)
+def test_what_the_run_would_refuse_has_no_plan(
+    sets: list[str], ranks: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for key in sets for word in ("--set", key)]
+    assert main(["plan", "--recipe", str(ROOT / "recipes/b_32f.yaml"), "--ranks", ranks, *words]) == 78
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_fp8_on_a_card_without_it_is_told() -> None:
+    loaded = recipe("h_96f", "stage2.trunk_precision=fp8")
+    plans = [plan_recipe(loaded, find_card(name), 8, only="stage2", search=False) for name in ("A100-40", "H100")]
+    assert [[line for line in plan.advice() if "fp8" in line] for plan in plans] == [
+        ["A100-40 has no fp8 units, so the run is refused: set stage2.trunk_precision=int8"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "sets", "gib", "ranks"),
+    [
+        ("b_32f", "stage1", ["engine.zero=0", "engine.precision=fp32", "compile=true"], 2.75, 4),
+        ("h_96f", "stage2", ["stage2.adapter.placement=tokens", "stage2.overlap=on", "stage2.offload=off"], 3.28, 8),
+        ("b_32f", "stage1", ["engine.reduction=tree", "engine.precision=fp32"], 3.4, 4),
+    ],
+)
+def test_advice_is_what_a_recipe_takes(name: str, only: str, sets: list[str], gib: float, ranks: int) -> None:
+    plan = plan_recipe(recipe(name, *sets), card_of_size(gib), ranks, only=only)
+    assert not plan.fits
+    advice = plan.stages[0].advice
+    assert advice is not None
+    changed = getattr(recipe(name, *sets, *advice.sets), only).on_ranks(advice.ranks)
+    if isinstance(changed, Stage2):
+        assert overlaps(changed, on_card=True) in (True, False)  # And refuses nothing.
+    assert not (changed.compile and changed.engine.zero == 3)
+    assert predict(changed, advice.ranks).peak_bytes <= largest_peak(card_of_size(gib))
+
+
+def test_a_trunk_in_eight_bits_is_not_held_against_a_change() -> None:
+    """Its weights are half of what bf16's would be, and fit."""
+    loaded = recipe("g_48f", "stage2.trunk_precision=int8", "optimizer.name=adamw", "stage1.weights=given.safetensors")
+    stage = loaded.stage2
+    assert stage is not None
+    offloaded = stage.model_copy(update={"engine": stage.engine.model_copy(update={"cpu_offload": True})})
+    gib = 1.08 * 1.02 * predict(offloaded).peak_bytes / GIB + 1
+    [advice] = plan_recipe(loaded, card_of_size(gib), 1, only="stage2").advice()
+    assert "stage2.engine.cpu_offload=true" in advice
