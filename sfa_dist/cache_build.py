@@ -8,9 +8,9 @@ same bytes. Ranks work apart and meet every few seconds, to stop together and to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -239,8 +239,7 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
 
 def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, weights: Path) -> None:
     with ExitStack() as lock:
-        # A shared folder has a lock of its own: two runs may build the same cache.
-        run.runtime.on_main(lambda: lock.enter_context(held(directory, environment())))
+        run.runtime.on_main(lambda: lock.enter_context(_locked(directory, plans)))
         say_fidelity(run, CACHE_STAGE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
@@ -249,6 +248,28 @@ def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, wei
         run.tracker.event("start", stage=CACHE_STAGE, step=0)
         for plan in plans:
             build_views(run, stage, plan, trunk, trunk_sha256)
+
+
+@contextmanager
+def _locked(directory: Path, plans: list[SplitPlan]) -> Iterator[None]:
+    """Holds the cache for this run: two may build the same one in a shared folder.
+
+    Raises RecipeError that names the run that has it, CheckpointError for a folder that cannot be written, with what is
+    missing in it.
+    """
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(held(directory, environment()))
+        except CheckpointError as error:
+            views = "; ".join(
+                f"{plan.folder.name} has {plan.views - len(missing_views(plan))} of {plan.views} views"
+                for plan in plans
+            )
+            raise CheckpointError(
+                f"the feature cache {directory} is not complete ({views}) and cannot be written to ({error}): set "
+                "stage2.cache.dir to a folder that can, or stage2.cache.views to what is there"
+            ) from error
+        yield
 
 
 def _write_done(run: Run, stage: Stage2, plans: list[SplitPlan], built: bool) -> None:

@@ -177,6 +177,9 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         keys.remove("seed")
         rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean)] for mean in means]
         tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
+    if lost := result.get("sweep_diverged"):
+        rows = [[line["member"], *(str(value) for value in line["settings"].values()), line["reason"]] for line in lost]
+        tables.append(Table("Sweep, heads that diverged", ["member", *lines[0]["settings"], "why"], rows))
     return tables
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
@@ -206,9 +207,10 @@ def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
 
 
 def cache_gib(plan: RecipePlan) -> float | None:
-    """The recipe's feature cache, or one view of the training clips where it has none; None without a stage 2."""
+    """The recipe's feature cache, or one of a single view where it has none; None without a stage 2, and for an adapter
+    on tokens, which no cache serves."""
     stage = plan.last.stage
-    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) else None
+    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) and not takes_tokens(stage) else None
     return None if size is None else size / GIB
 
 

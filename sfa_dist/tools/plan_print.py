@@ -26,7 +26,8 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
     whole = plan.as_json()
     lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
     if whole["cache_gib"] is not None:
-        lines.append(f"cache        {whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
+        least = "" if plan.last.clips.video_frames else "at least "
+        lines.append(f"cache        {least}{whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
     if whole["gpu_hours"] is not None:
         lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
     if whole["cost_ratio"] is not None:
@@ -44,7 +45,7 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
 def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
     stage = plan.last.stage
     if not isinstance(stage, Stage2) or stage.cache is None:
-        return "for one view of the training clips (stage2.cache: pooled features)"
+        return "for one view of whole videos (stage2.cache.views: 1)"
     filled = "" if hours[CACHE] is None else f", filled in {hours[CACHE]:.1f} h, which the GPU-hours have in them"
     if plan.extraction:
         need = plan.extraction

@@ -245,6 +245,16 @@ def test_a_shared_cache_is_read_and_not_written(place: Path, built: Path) -> Non
     assert json.loads((place / "guest" / "result.json").read_text())["stages"]["cache"]["gpu_seconds"] == 0
 
 
+def test_views_that_cannot_be_added_are_told_with_the_keys(place: Path, built: Path) -> None:
+    """As in a shared folder that is only read; a file stands for it, which nobody can write into, root neither."""
+    finished = train(place, *BUILD, "no place", *sets("stage2.cache.dir=t.yaml"))
+    assert finished.code == 74
+    assert "the feature cache t.yaml is not complete (train has 0 of 2 views; val-8f has 0 of 1 views)" in finished.err
+    assert "cannot be written to" in finished.err
+    assert "set stage2.cache.dir to a folder that can, or stage2.cache.views to what is there" in finished.err
+    assert finished.err.count("\n") == 1
+
+
 def test_more_views_are_added_to_a_cache(place: Path, built: Path) -> None:
     shutil.copytree(built / "cache", place / "more" / "cache")
     finished = train(place, *BUILD, "more", *sets("stage2.cache.views=3"))

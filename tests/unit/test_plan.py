@@ -149,7 +149,8 @@ def test_json_has_the_contracts_keys(capsys: pytest.CaptureFixture[str]) -> None
     assert plan["max_micro_batch"] == 8
     assert set(plan["stage_hours"]) == {"stage1", "stage2"}
     assert plan["gpu_hours"] == pytest.approx(8 * sum(plan["stage_hours"].values()))
-    assert plan["cache_gib"] == pytest.approx(240_436 * 16 * 768 * 2 / GIB)
+    # One view holds the steps of whole videos of 300 frames, and the 16 of each validation clip.
+    assert plan["cache_gib"] == pytest.approx((240_436 * 300 / 4 + 19_796 * 16) * 768 * 2 / GIB)
     assert plan["checkpoint_gib"] > 0
 
 
@@ -173,6 +174,7 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert f"{plan['stages']['stage2']['peak_gib']:.2f}" in table
     assert "it fits" in table
     assert "--clips" in table
+    assert "cache        at least " in table  # Nobody says how long the videos are.
 
 
 @pytest.mark.parametrize(
