@@ -174,6 +174,24 @@ def test_kill_9_anywhere(place: Path, built: Path, when: str) -> None:
     assert contents(run / "cache") == contents(built / "cache")
 
 
+def test_chunks_that_auto_chose_stay_for_what_is_left(place: Path) -> None:
+    """Where there is less memory than when it was begun, say: other chunks would give other bytes."""
+    run = place / "auto"
+    own = sets("stage2.chunk_frames=auto")
+    view = run / "cache" / "train" / "view-00"
+    started = Train(place, *BUILD, run.name, *own)
+    started.signal_when(exists(view / "part-000000-000.json"), signal.SIGKILL)
+    started.wait()
+    building = json.loads((view / "building.json").read_text())
+    assert building["chunk_frames"] == 64
+    (view / "building.json").write_text(json.dumps(building | {"chunk_frames": 2}))
+    finished = train(place, *BUILD, run.name, *own)
+    assert finished.code == 0, finished.err
+    assert "cache: trunk: chunks of 2 frames (auto)" in finished.out
+    for folder in ("train/view-00", "train/view-01", "val-8f/view-00"):
+        assert json.loads((run / "cache" / folder / "manifest.json").read_text())["chunk_frames"] == 2
+
+
 @pytest.mark.fault(7)
 def test_a_stop_request_to_one_rank_ends_all_with_75(place: Path, built: Path) -> None:
     run = place / "stopped"
