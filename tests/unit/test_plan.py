@@ -76,6 +76,8 @@ def test_clips_come_from_the_index_then_the_command_then_the_public_set(tmp_path
     assert main(["index", str(tmp_path / "train-000000.tar")]) == 0
     assert (count_clips(packed, 99).train, count_clips(packed, 99).source) == (7, "the shards' index")
     assert count_clips(stage2("b_32f"), 99).train == 99
+    assert count_clips(stage2("b_32f"), 99).video_frames == 300  # The path names Kinetics.
+    assert count_clips(packed, 99).video_frames is None
     assert count_clips(stage2("b_32f"), None).source == "Kinetics-400 as it is in use"
     assert count_clips(stage2("b_32f", "data.train=['x.tar']", "model.classes=17"), None).train is None
 
