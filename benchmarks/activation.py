@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import ROOT, Cell, add_options, interleave, median_ratio, report
+from common import ROOT, Cell, add_options, interleave, median_ratio, report, script
 
 from sfa_dist.models.footprint import StoragePeak
 from sfa_dist.models.vivit import ViViT, build
@@ -96,4 +96,4 @@ def largest_difference(mine: Sequence[torch.Tensor], wanted: Sequence[torch.Tens
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 import timm
 import torch
-from common import add_options, interleave, median_ratio, medians, report, spread
+from common import add_options, interleave, median_ratio, medians, report, script, spread
 from torch import Tensor, nn
 from trunk import SMALL
 
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,6 +18,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 (the path comes first)
+
+from sfa_dist.errors import LostRankError, SfaError  # noqa: E402
 
 K = TypeVar("K", bound=Hashable)
 Clock = Callable[[], float]
@@ -118,10 +121,29 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
+def script(main: Callable[[], None]) -> None:
+    """Runs a benchmark; what its user can mend, a wrong key or option, is one line and an exit code."""
+    try:
+        main()
+    except SfaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except subprocess.CalledProcessError as error:  # Its own ranks, which have told why.
+        print(f"error: a group of ranks ended with {error.returncode}", file=sys.stderr)
+        sys.exit(LostRankError.exit_code)
+
+
+def positive(text: str) -> int:
+    """A whole number greater than 0, for argparse."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser, rounds: int | None = 5) -> None:
     """`--json`, and `--rounds` where there are any."""
     if rounds:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default {rounds})")
+        parser.add_argument("--rounds", type=positive, default=rounds, help=f"interleaved rounds (default {rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, with the machine, to this file too")
 
 

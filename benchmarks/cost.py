@@ -19,7 +19,7 @@ from dataclasses import asdict
 import cost_demo
 import cost_projection
 import torch
-from common import ROOT, Cell, add_options, report
+from common import ROOT, Cell, add_options, report, script
 
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import load_recipe
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -23,7 +23,7 @@ from statistics import median
 import av
 import numpy as np
 import torch
-from common import Cell, add_options, interleave, median_ratio, report, tree_clock
+from common import Cell, add_options, interleave, median_ratio, report, script, tree_clock
 
 from sfa_dist.data.augment import train_transform
 from sfa_dist.data.clip_sampling import frame_indices
@@ -130,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

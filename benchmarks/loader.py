@@ -27,7 +27,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
-from common import ROOT, Cell, add_options, interleave, median_ratio, medians, report, spread, tree_clock, wall_clock
+from common import (
+    ROOT,
+    Cell,
+    add_options,
+    interleave,
+    median_ratio,
+    medians,
+    report,
+    script,
+    spread,
+    tree_clock,
+    wall_clock,
+)
 from decode import make_video
 from step import CACHED, LIVE, make_step
 
@@ -231,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

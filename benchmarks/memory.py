@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import Cell, add_options, interleave, median_ratio, report
+from common import Cell, add_options, interleave, median_ratio, report, script
 
 from sfa_dist.assemble import Parts, assemble_stage2
 from sfa_dist.models.footprint import StoragePeak
@@ -100,7 +100,7 @@ def stages(arguments: argparse.Namespace, frames: int) -> Iterator[Stage2]:
         for chunk in arguments.chunks:
             for offload in ("off", "on"):
                 keys = [f"stage2.frames={frames}", f"stage2.adapter.placement={placement}", "stage2.batch.micro=1"]
-                keys += [f"stage2.chunk_frames={chunk}", f"stage2.offload={offload}"]
+                keys += [f"stage2.chunk_frames={chunk}", f"stage2.offload={offload}", "stage2.cache=null", "sweep={}"]
                 stage = load_recipe(arguments.recipe, [*arguments.set, *keys], environment()).recipe.stage2
                 assert stage is not None, "the recipe has no stage2"
                 yield stage
@@ -116,4 +116,4 @@ def line(case: Case, time: float) -> list[Cell]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

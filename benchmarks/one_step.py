@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from common import add_options, report, wall_clock
+from common import add_options, report, script, wall_clock
 
 from sfa_dist.data.pack import pack
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -58,7 +58,7 @@ def main() -> None:
         world = runtime.world_size
         # One clip per rank and step: the paper's local batch of 1 (section 4.7).
         small = [f"stage2.data.train=['{shards}']", "stage2.data.workers=0", "stage2.data.val=[]"]
-        small += [f"stage2.batch={{size: {world}, micro: 1}}"]
+        small += [f"stage2.batch={{size: {world}, micro: 1}}", "stage2.cache=null", "sweep={}"]  # The trunk is live.
         recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
         assert recipe.stage2 is not None, "the recipe has no stage2"
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import webdataset as wds
-from common import Cell, add_options, report
+from common import Cell, add_options, report, script
 from torch import Tensor
 
 from sfa_dist import trunk_fidelity, trunk_setup
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

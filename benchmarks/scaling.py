@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import ROOT, Cell, add_options, interleave, medians, report
+from common import ROOT, Cell, add_options, interleave, medians, report, script
 
 from sfa_dist.assemble import assemble_stage2
 from sfa_dist.data.sample_plan import SamplePlan
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

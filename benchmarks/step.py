@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import add_options, interleave, median_ratio, medians, report, spread
+from common import add_options, interleave, median_ratio, medians, report, script, spread
 from torch import Tensor
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import add_options, interleave, median_ratio, medians, report, spread
+from common import add_options, interleave, median_ratio, medians, report, script, spread
 
 from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.errors import RecipeError
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,9 +8,9 @@ same bytes. Ranks work apart and meet every few seconds, to stop together and to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from sfa_dist.data.feature_shards import (
     drop_leftovers,
     missing_parts,
     plan_parts,
+    read_building,
     read_manifest,
 )
 from sfa_dist.data.feature_slices import Part, Slice, VideoSlices, slice_loader
@@ -50,6 +51,7 @@ from sfa_dist.trunk_setup import place_trunk
 T = TypeVar("T")
 BEAT_SECONDS = 5.0
 HASH_THREADS = 4
+CHUNK = "chunk_frames"  # Key of a view's facts.
 
 
 @dataclass
@@ -130,7 +132,13 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
     folder, parts = plan.view(view), plan_parts(plan.index, view)
     title = f"cache: {plan.folder.name}, view {view + 1} of {plan.views}"
     made_of = {**plan.key, "augmentation seed": plan.steps.seed, "trunk (sha256)": trunk_sha256}
-    run.runtime.on_main(lambda: refuse_other_key(folder, begin_view(folder, made_of), made_of))
+
+    def begin() -> None:
+        recorded = begin_view(folder, {**made_of, CHUNK: trunk.chunk_frames})
+        recorded.pop(CHUNK, None)  # How it is computed, not what.
+        refuse_other_key(folder, recorded, made_of)
+
+    run.runtime.on_main(begin)
     together = Together(run, title, stage.data.max_bad_fraction)
     pending = together.main_alone(lambda: missing_parts(folder, parts, HASH_THREADS))
     done = len(parts) - len(pending)
@@ -144,6 +152,7 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
         "key": plan.key,
         "augmentation_seed": plan.steps.seed,
         "trunk_sha256": trunk_sha256,
+        CHUNK: trunk.chunk_frames,
         "device": run.runtime.device.type,
         "program": f"sfa_dist {__version__}",
     }
@@ -239,16 +248,47 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
 
 def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, weights: Path) -> None:
     with ExitStack() as lock:
-        # A shared folder has a lock of its own: two runs may build the same cache.
-        run.runtime.on_main(lambda: lock.enter_context(held(directory, environment())))
+        run.runtime.on_main(lambda: lock.enter_context(_locked(directory, plans)))
         say_fidelity(run, CACHE_STAGE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
         run.runtime.require_equal("the frozen trunk of the cache (sha256)", trunk_sha256[:16])
-        run.tracker.say(f"cache: {place_trunk(trunk, stage, run.runtime)}")
+        recorded = run.runtime.on_main(lambda: _recorded_chunk(plans))
+        run.tracker.say(f"cache: {place_trunk(trunk, stage, run.runtime, recorded)}")
         run.tracker.event("start", stage=CACHE_STAGE, step=0)
         for plan in plans:
             build_views(run, stage, plan, trunk, trunk_sha256)
+
+
+def _recorded_chunk(plans: list[SplitPlan]) -> int | None:
+    """What `chunk_frames: auto` chose for the views that are there, or begun: other chunks would give other bytes."""
+    for folder in (folder for plan in plans for folder in plan.folders):
+        made = read_manifest(folder) or read_building(folder)
+        if CHUNK in made:
+            return int(made[CHUNK])
+    return None
+
+
+@contextmanager
+def _locked(directory: Path, plans: list[SplitPlan]) -> Iterator[None]:
+    """Holds the cache for this run: two may build the same one in a shared folder.
+
+    Raises RecipeError that names the run that has it, CheckpointError for a folder that cannot be written, with what is
+    missing in it.
+    """
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(held(directory, environment()))
+        except CheckpointError as error:
+            views = "; ".join(
+                f"{plan.folder.name} has {plan.views - len(missing_views(plan))} of {plan.views} views"
+                for plan in plans
+            )
+            raise CheckpointError(
+                f"the feature cache {directory} is not complete ({views}) and cannot be written to ({error}): set "
+                "stage2.cache.dir to a folder that can, or stage2.cache.views to what is there"
+            ) from error
+        yield
 
 
 def _write_done(run: Run, stage: Stage2, plans: list[SplitPlan], built: bool) -> None:

@@ -22,12 +22,12 @@ from sfa_dist.errors import SfaError
 from sfa_dist.evaluation import Scoring, evaluate
 from sfa_dist.metrics import ACTION, ClassificationSums, action_heads, action_words
 from sfa_dist.predictions import PredictionFile
-from sfa_dist.recipe import Stage2, StageBlock, sweep_members
+from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
 from sfa_dist.run_record import collect_results
 from sfa_dist.stage_data import check_classes, feed_place, open_split
 from sfa_dist.sweep import STAGE as SWEPT
-from sfa_dist.sweep import member_directory, test_sweep
+from sfa_dist.sweep import member_directory, test_sweep, trained_members
 from sfa_dist.trunk_setup import place_trunk
 
 Grid = tuple[int, int]  # Temporal and spatial views.
@@ -48,9 +48,7 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     if run.dry_run:
         return
     swept = run.recipe.sweep and name == SWEPT
-    weights = (
-        member_directory(run, sweep_members(run.recipe)[0]) / run.weights(name).name if swept else run.weights(name)
-    )
+    weights = member_directory(run, trained_members(run)[0]) / run.weights(name).name if swept else run.weights(name)
     run.runtime.on_main(lambda: check_classes(trained_classes(weights), index))
     folder = run.directory / TEST
     extra: dict[str, Any] = {}
@@ -63,6 +61,8 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         finish_predictions(run, keep, grid)
         stage, parts, main_sums = found.best.stage, found.best_parts, found.best_sums
         extra = {"sweep": found.lines, "sweep_means": found.means, "best": found.best.name}
+        if found.diverged:
+            extra["sweep_diverged"] = found.diverged
         for line in found.lines:
             run.tracker.record("eval", stage=TEST, step=0, **line)
     else:

@@ -19,7 +19,7 @@ def loader_line(share: float, stage: StageBlock, cores: int) -> str | None:
 
 
 def _reads_features(stage: StageBlock) -> bool:
-    return isinstance(stage, Stage2) and stage.cache is not None and not stage.cache.runs_trunk
+    return isinstance(stage, Stage2) and not stage.runs_trunk
 
 
 def _advice(stage: StageBlock, cores: int) -> list[str]:

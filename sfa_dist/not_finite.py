@@ -12,6 +12,10 @@ CLIPS_SHOWN = 4
 ADVICE = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
 
 
+class DivergedError(LostRankError):
+    """Training has left the finite numbers. In a sweep the other heads go on."""
+
+
 def note_skipped_step(
     mine: list[tuple[bool, list[str]]],
     norm: float,
@@ -23,7 +27,7 @@ def note_skipped_step(
     """Counts a step that no rank took, as its gradients' `norm` was not finite, and names its clips: those whose loss
     is not finite, or all. `mine` is of this rank's micro-batches: whether the loss is finite, and the clips' names.
 
-    Collective. Raises LostRankError on every rank at the last of `LIMIT` such steps in a row.
+    Collective. Raises DivergedError on every rank at the last of `LIMIT` such steps in a row.
     """
     progress.non_finite_steps += 1
     progress.skipped_steps += 1
@@ -36,17 +40,17 @@ def note_skipped_step(
         what = f"gradients were not finite {LIMIT} steps in a row"
         shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
         raise runtime.for_all(
-            LostRankError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {ADVICE}")
+            DivergedError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {ADVICE}")
         )
 
 
 def note_refused_save(
     step: int, reason: str, in_a_row: int, is_last: bool, stage: str, runtime: Runtime, tracker: Tracker
 ) -> None:
-    """Tells of a state that was not saved, the newest of `in_a_row`. Raises LostRankError on every rank at the last of
+    """Tells of a state that was not saved, the newest of `in_a_row`. Raises DivergedError on every rank at the last of
     `LIMIT` of them, and where it `is_last`, the stage's own."""
     tracker.event("checkpoint_refused", stage=stage, step=step, reason=reason)
     tracker.say(f"{stage}: no checkpoint of step {step}, {reason}; the one before stays")
     if in_a_row >= LIMIT or is_last:
         refused = f"so there is no checkpoint of it ({in_a_row} refused in a row)"
-        raise runtime.for_all(LostRankError(f"stage {stage}, step {step}: {reason}, {refused}; {ADVICE}"))
+        raise runtime.for_all(DivergedError(f"stage {stage}, step {step}: {reason}, {refused}; {ADVICE}"))

@@ -15,13 +15,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError, model_validator
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import Block, LogBlock, NonNegative, StopBlock, TestBlock, complain
+from sfa_dist.recipe_blocks import Block, LogBlock, NonNegative, OptimizerBlock, StopBlock, TestBlock, complain
 from sfa_dist.recipe_errors import describe_errors
 from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
 from sfa_dist.recipe_stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
@@ -44,8 +45,10 @@ __all__ = [
 ]
 
 # What the heads of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
-SWEPT_KEYS = ("adapter.hidden", "adapter.residual", "head", "model.temporal_depth", "model.drop_path", "seed")
-SWEPT_BLOCKS = ("optimizer.",)
+SWEPT_KEYS = (
+    *("adapter.hidden", "adapter.residual", "head", "model.temporal_depth", "model.drop_path", "seed"),
+    *(f"optimizer.{key}" for key in OptimizerBlock.model_fields),
+)
 MAX_MEMBERS = 1024
 
 
@@ -82,22 +85,23 @@ class Recipe(Block):
     def _sweeps_heads_on_a_cache(self) -> Recipe:
         if not self.sweep:
             return self
-        if self.stage2 is None or self.stage2.cache is None or self.stage2.cache.runs_trunk:
+        if self.stage2 is None or self.stage2.runs_trunk:
             raise complain("sweep", "needs a stage2.cache without live clips: all members share its features")
         for key, values in self.sweep.items():
-            if key not in SWEPT_KEYS and not key.startswith(SWEPT_BLOCKS):
-                known = ", ".join((*SWEPT_KEYS, *(f"{block}*" for block in SWEPT_BLOCKS)))
+            if key not in SWEPT_KEYS:
+                known = ", ".join(SWEPT_KEYS)
                 raise complain("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
             if not values or len({json.dumps(value) for value in values}) < len(values):
                 raise complain("sweep", f"{key} needs a list of different values")
+        members = prod(map(len, self.sweep.values()))
+        if members > MAX_MEMBERS:  # Before they are made: a mistyped list may stand for millions.
+            raise complain("sweep", f"has {members} members, at most {MAX_MEMBERS} train together")
         try:
-            members = sweep_members(self)
+            sweep_members(self)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise complain("sweep", f"{key} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
-        if len(members) > MAX_MEMBERS:
-            raise complain("sweep", f"has {len(members)} members, at most {MAX_MEMBERS} train together")
         return self
 
 

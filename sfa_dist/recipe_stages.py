@@ -59,9 +59,12 @@ class StageBlock(Block):
     def on_ranks(self, world_size: int) -> Self:
         """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
 
-        Raises RecipeError where that leaves mixup over a device without pairs, a silent no-op otherwise.
+        Raises RecipeError for a number of ranks that the engine refuses, and where they leave mixup over a device
+        without pairs, a silent no-op otherwise.
         """
         batch, mixup = self.batch.on_ranks(world_size), self.augment.mixup
+        if why := self.engine.refusal_of(world_size, batch.size // batch.micro):
+            raise RecipeError(why)
         if mixup is not None and mixup.over == "device" and batch.micro == 1:
             raise RecipeError(
                 f"augment.mixup.over: device mixes within a micro-batch, and {world_size} rank(s) with batch.size "
@@ -153,6 +156,11 @@ class Stage2(StageBlock):
     trunk_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     cache: CacheBlock | None = None
     seed: NonNegative | None = None
+
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether the stage runs the trunk itself, on some clips at least; else it reads features alone."""
+        return self.cache is None or self.cache.runs_trunk
 
     @model_validator(mode="after")
     def _cache_holds_what_is_trained_on(self) -> Stage2:

@@ -164,7 +164,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
     keys = list(lines[0]["settings"])
     members = [
         [
-            line["member"] + (" (best on validation)" if line["member"] == result.get("best") else ""),
+            line["member"] + (" (best on validation)" if _is_best(line, result) else ""),
             *(str(line["settings"][key]) for key in keys),
             f"{line['trainable_parameters']:,}",
             *(f"{line[key]:.2%}" for key in ("acc1", "acc5")),
@@ -177,7 +177,15 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         keys.remove("seed")
         rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean)] for mean in means]
         tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
+    if lost := result.get("sweep_diverged"):
+        rows = [[line["member"], *(str(value) for value in line["settings"].values()), line["reason"]] for line in lost]
+        tables.append(Table("Sweep, heads that diverged", ["member", *lines[0]["settings"], "why"], rows))
     return tables
+
+
+def _is_best(line: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether validation has chosen this member; without any it has chosen none."""
+    return line["member"] == result.get("best") and line.get("val_acc1") is not None
 
 
 def _mean_cells(mean: dict[str, Any]) -> list[str]:

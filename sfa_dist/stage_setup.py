@@ -15,7 +15,7 @@ from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import Failpoints
-from sfa_dist.feature_cache import FeatureCache, cache_block
+from sfa_dist.feature_cache import FeatureCache
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.probe import check_probe, place_of
@@ -47,7 +47,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
     data = open_data(run, name, stage, index)
     # A trunk that only filled the cache was told of then.
-    if isinstance(stage, Stage2) and (stage.cache is None or stage.cache.runs_trunk):
+    if isinstance(stage, Stage2) and stage.runs_trunk:
         say_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
@@ -191,7 +191,7 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
             )
         source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
     if isinstance(stage, Stage2):
-        in_place = cache.trunk_sha256 if cache is not None and not cache_block(stage).runs_trunk else None
+        in_place = cache.trunk_sha256 if cache is not None and not stage.runs_trunk else None
         return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
     return assemble_end_to_end(stage, source)
 

@@ -203,7 +203,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     if run.dry_run:
         run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
         world, device = run.runtime.world_size, run.runtime.device
-        run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line(stage, world, device))}")
+        run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line([stage], world, device))}")
         return
     # Only now: a recipe that the run directory refuses must not replace the one it holds.
     run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))

@@ -2,7 +2,8 @@
 
 Every member is a stage 2 of its own: own parameters, engine, optimizer state, checkpoints and log lines, under
 `stage2/members/<name>/`. Members take turns step by step and are handed the same batches, so each of them ends with
-what a run of its own recipe (`recipe.yaml` beside its weights) would give.
+what a run of its own recipe (`recipe.yaml` beside its weights) would give. One that leaves the finite numbers ends
+alone: its `done.json` says so, and the others go on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
 from sfa_dist.evaluation import Scoring, evaluate_all
 from sfa_dist.metrics import ClassificationSums
+from sfa_dist.not_finite import DivergedError
+from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
 from sfa_dist.run import Run
@@ -41,6 +44,7 @@ from sfa_dist.trainer import Trainer
 from sfa_dist.trunk_setup import place_trunk
 
 STAGE = "stage2"
+DIVERGED = "diverged"  # Key of a result, and event.
 Finish = Callable[[Run, str, Setup, dict[str, Any]], None]
 
 
@@ -80,6 +84,17 @@ class SharedEpochs:
         self._waiting: dict[int, list[BatchFeed]] = {}
         self._streams_to: dict[str, int] = {}  # The step up to which a member has its stream.
         self.trainers: dict[str, Trainer] = {}
+
+    def leave(self, name: str) -> None:
+        """Member `name` ends before the others; a stream that was opened with it in mind does not wait for it."""
+        step = self.trainers.pop(name).progress.step
+        waiting = self._waiting.get(step, [])
+        if waiting and self._streams_to.get(name, 0) <= step:
+            unclaimed = waiting.pop()
+            next(unclaimed, None)  # One that has not begun has no end that could be told.
+            unclaimed.close()
+        if not waiting:
+            self._waiting.pop(step, None)
 
     def __call__(self, name: str, epoch: int, first: int) -> BatchFeed:
         """For member `name`: the micro-batches from step `first` of the epoch on."""
@@ -137,15 +152,20 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
         trained[member.name] = own_run, setup, own
     run.tracker.say(f"sweep: {len(members)} members, {len(members) - len(trained)} done before")
     if run.dry_run:
+        heads, device = [member.stage for member in members], run.runtime.device
+        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line(heads, world, device))}")
         return
     shared.trainers = {name: setup.trainer for name, (_, setup, _) in trained.items()}
     for own_run, setup, _ in trained.values():
         step = setup.trainer.progress.step
         own_run.tracker.event("resume" if step else "start", stage=STAGE, step=step)
-    for name in _take_turns(dict(shared.trainers)):
+    for name, diverged in _take_turns(dict(shared.trainers)):
         own_run, setup, own = trained.pop(name)
-        del shared.trainers[name]
-        finish(own_run, STAGE, setup, own)
+        shared.leave(name)
+        if diverged is None:
+            finish(own_run, STAGE, setup, own)
+        else:
+            _note_diverged(own_run, setup, own, diverged)
     run.runtime.on_main(lambda: _write_done(run, members, inputs))
 
 
@@ -163,16 +183,27 @@ def _run_of(run: Run, member: Member) -> Run:
     return replace(run, tracker=MemberTracker(run.tracker, member.name))
 
 
+def _note_diverged(run: Run, setup: Setup, inputs: dict[str, Any], why: DivergedError) -> None:
+    """A `done.json` without a score, so that the member is not tried again."""
+    result = {"steps": setup.trainer.progress.step, DIVERGED: str(why)}
+    run.runtime.on_main(lambda: write_json(setup.directory / "done.json", {"inputs": inputs, "result": result}))
+    run.tracker.event(DIVERGED, stage=STAGE, step=result["steps"], reason=str(why))
+    run.tracker.say(f"{STAGE}: diverged, the other heads go on ({why})")
+
+
 def _is_done(directory: Path, member: Member, inputs: dict[str, Any], steps_per_epoch: int) -> bool:
     done = read_done(directory)
     if done is None:
         return False
     refuse_other_inputs(f"member {member.name}", done["inputs"], inputs)
-    return done["result"]["steps"] >= planned_steps(member.stage.schedule, steps_per_epoch)
+    return DIVERGED in done["result"] or done["result"]["steps"] >= planned_steps(
+        member.stage.schedule, steps_per_epoch
+    )
 
 
-def _take_turns(trainers: dict[str, Trainer]) -> Iterator[str]:
-    """Steps the trainers, always one of those that are furthest behind; gives the name of each that has finished.
+def _take_turns(trainers: dict[str, Trainer]) -> Iterator[tuple[str, DivergedError | None]]:
+    """Steps the trainers, always one of those that are furthest behind; gives the name of each that has ended, with the
+    reason where it has diverged.
 
     After a kill between two members' saves they stand at different steps: the ones behind catch up first.
     """
@@ -183,7 +214,10 @@ def _take_turns(trainers: dict[str, Trainer]) -> Iterator[str]:
             next(running[name])
         except StopIteration:
             del running[name]
-            yield name
+            yield name, None
+        except DivergedError as error:
+            del running[name]
+            yield name, error
         except PreemptedError:  # It has saved its own state; all ranks know of the request.
             for other in sorted(running.keys() - {name}):
                 trainers[other].save_now()
@@ -192,7 +226,10 @@ def _take_turns(trainers: dict[str, Trainer]) -> Iterator[str]:
 
 def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
     """`done.json` of the whole stage: its members' results added up."""
-    results = [_result(run, member) for member in members]
+    results = [result for member in members if DIVERGED not in (result := _result(run, member))]
+    if not results:
+        text = f"all {len(members)} heads of the sweep have diverged (log.jsonl tells why: {DIVERGED})"
+        raise DivergedError(f"{text}; lower optimizer.lr, in another --run-dir")
     total = {
         "steps": min(result["steps"] for result in results),
         "members": len(members),
@@ -208,10 +245,19 @@ def _result(run: Run, member: Member) -> dict[str, Any]:
     return (read_done(member_directory(run, member)) or {})["result"]
 
 
+def trained_members(run: Run) -> list[Member]:
+    """The members that have weights: all but those that have diverged. Collective."""
+    members = sweep_members(run.recipe)
+    told = run.runtime.on_main(lambda: [DIVERGED in _result(run, member) for member in members])
+    return [member for member, diverged in zip(members, told, strict=True) if not diverged]
+
+
 @dataclass(frozen=True)
 class SweepResult:
-    """The test of all members: a line for each, means over seeds, and the member that validation chooses."""
+    """The test of all trained members: a line for each, means over seeds, and the member that validation chooses; and
+    those that have `diverged`."""
 
+    diverged: list[dict[str, Any]]
     lines: list[dict[str, Any]]
     means: list[dict[str, Any]]
     best: Member
@@ -223,7 +269,7 @@ def test_sweep(
     run: Run, batches: BatchFeed, scoring: Scoring, max_bad_fraction: float, keep: PredictionFile | None
 ) -> SweepResult:
     """Scores all members in one pass: the trunk runs once a batch. Collective. `keep` gets those of the best."""
-    members = sweep_members(run.recipe)
+    members = trained_members(run)
     weights = [member_directory(run, member) / "weights.safetensors" for member in members]
     first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
     trunk, device = first.frozen, run.runtime.device
@@ -240,6 +286,8 @@ def test_sweep(
 
     trained = run.runtime.on_main(lambda: [_result(run, member) for member in members])
     chosen = max(range(len(members)), key=lambda number: (trained[number]["val"].get("acc1") or 0.0, -number))
+    if all(own["val"].get("acc1") is None for own in trained):
+        run.tracker.say(f"test: no head has a validation score (data.val), so {members[0].name} stands for the sweep")
     sums = evaluate_all(
         predict,
         len(tails),
@@ -262,7 +310,15 @@ def test_sweep(
         }
         for member, result, own in zip(members, results, trained, strict=True)
     ]
-    return SweepResult(lines, means_over_seeds(lines), members[chosen], Parts(tails[chosen], trunk), sums[chosen])
+    tested = {member.name for member in members}
+    lost = [member for member in sweep_members(run.recipe) if member.name not in tested]
+    reasons = run.runtime.on_main(lambda: [_result(run, member)[DIVERGED] for member in lost])
+    diverged = [
+        {"member": member.name, "settings": member.settings, "reason": reason}
+        for member, reason in zip(lost, reasons, strict=True)
+    ]
+    best = Parts(tails[chosen], trunk)
+    return SweepResult(diverged, lines, means_over_seeds(lines), members[chosen], best, sums[chosen])
 
 
 def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

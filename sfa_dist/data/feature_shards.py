@@ -68,7 +68,13 @@ def begin_view(folder: Path, made_of: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, made_of, indent=1)
-    return dict(json.loads(path.read_bytes()))
+    return read_building(folder)
+
+
+def read_building(folder: Path) -> dict[str, Any]:
+    """What the parts in a folder are made of, as long as the view is not complete; nothing where none is begun."""
+    path = folder / BUILDING_NAME
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
 
 class PartWriter:

@@ -87,6 +87,17 @@ class Slice(NamedTuple):
     bad: str | None = None
 
 
+def slice_steps(chunk_steps: int, tubelet: int) -> int:
+    """Tubelet steps of a slice: a multiple of the trunk's chunk, so that the trunk sees the same chunks as if the video
+    came whole."""
+    return chunk_steps * max(1, SLICE_FRAMES // (chunk_steps * tubelet))
+
+
+def block_steps(height: int, width: int, tubelet: int, slice_steps: int) -> int:
+    """Tubelet steps, whole slices, that are decoded at a time: at most BLOCK_BYTES, or one slice."""
+    return max(1, BLOCK_BYTES // (3 * height * width * tubelet * slice_steps)) * slice_steps
+
+
 class VideoSlices(IterableDataset[Slice]):
     """All slices of some parts. Worker w of W takes the parts w, w + W, ...: a part comes from one worker, in order."""
 
@@ -94,8 +105,7 @@ class VideoSlices(IterableDataset[Slice]):
         self, index: SampleIndex, decoder: Decoder, steps: CachedSteps, parts: Sequence[Part], chunk_steps: int
     ) -> None:
         self.index, self.decoder, self.steps, self.parts = index, decoder, steps, parts
-        # A multiple of the trunk's chunk: the trunk then sees the same chunks as if the video came whole.
-        self.slice_steps = chunk_steps * max(1, SLICE_FRAMES // (chunk_steps * steps.grid.tubelet))
+        self.slice_steps = slice_steps(chunk_steps, steps.grid.tubelet)
 
     def __iter__(self) -> Iterator[Slice]:
         worker = get_worker_info()
@@ -124,8 +134,7 @@ class VideoSlices(IterableDataset[Slice]):
     def _blocks(self, video: Video, starts: Indices, view: int, sample: int) -> Iterator[torch.Tensor]:
         """uint8 (1, 3, steps * tubelet, S, S), decoded a block and handed on a slice at a time."""
         tubelet, stride = self.steps.grid.tubelet, self.steps.grid.stride
-        fitting = BLOCK_BYTES // (3 * video.height * video.width * tubelet * self.slice_steps)
-        block = max(1, fitting) * self.slice_steps
+        block = block_steps(video.height, video.width, tubelet, self.slice_steps)
         for begin in range(0, len(starts), block):
             numbers = step_frames(starts[begin : begin + block], tubelet, stride, video.num_frames)
             # Phases share frames: each is decoded and augmented once.

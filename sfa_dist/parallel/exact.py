@@ -34,11 +34,8 @@ class ExactEngine:
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         world = dist.get_world_size()
         self._micro_batches = stage.batch.size // stage.batch.micro
-        if world & (world - 1) or self._micro_batches % world:
-            raise RecipeError(
-                "engine.reduction: tree needs a number of ranks that is a power of two and divides "
-                f"batch.size / batch.micro = {self._micro_batches}, not {world} ranks"
-            )
+        if why := stage.engine.refusal_of(world, self._micro_batches):
+            raise RecipeError(why)
         _make_deterministic(device)
         self.module = module.to(device)
         self.clip_norm = stage.optimizer.clip_norm

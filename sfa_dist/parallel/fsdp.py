@@ -119,8 +119,8 @@ def _mesh(stage: StageBlock, device: torch.device) -> DeviceMesh:
     """All ranks as (copies of the state, ranks that share a copy); one dimension where there is one copy."""
     world = dist.get_world_size()
     shards = stage.engine.shards(world)
-    if world % shards:
-        raise RecipeError(f"engine.shard_ranks is {shards}, which does not divide the {world} ranks of this run")
+    if why := stage.engine.refusal_of(world, stage.batch.size // stage.batch.micro):
+        raise RecipeError(why)
     if shards == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(device.type, (world // shards, shards), mesh_dim_names=("copy", "shard"))

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from sfa_dist.models.footprint import offloads
+from pydantic import ValidationError
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.footprint import offloads, overlaps, trunk_dtype, trunk_eight_bits
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.duration import step_seconds
@@ -62,11 +65,11 @@ def cheapest_fit(name: str, stage: StageBlock, card: Card, world_size: int, plan
         for chosen in combinations(changes, count):
             if len({(change.block, change.key) for change in chosen}) == count:
                 changed = _apply(stage, chosen)
-                if _persistent_bytes(changed, world_size, plan) <= limit:
+                if _is_allowed(changed, world_size) and _persistent_bytes(changed, world_size, plan) <= limit:
                     candidates.append((_seconds(changed, card, world_size, plan), chosen, world_size))
     candidates.sort(key=lambda candidate: (candidate[0], len(candidate[1])))
     for ranks in (world_size * 2, world_size * 4, world_size * 8):
-        if _persistent_bytes(stage, ranks, plan) <= limit:
+        if _is_allowed(stage, ranks) and _persistent_bytes(stage, ranks, plan) <= limit:
             candidates.append((_seconds(stage, card, ranks, plan), (), ranks))
     for _, chosen, ranks in candidates[: MOST_TRACES - 2] + candidates[-2:]:
         changed = _apply(stage, chosen)
@@ -82,20 +85,33 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
     engine = stage.engine
     for micro in sorted({stage.batch.micro // 2, stage.batch.micro // 4, 1} - {0, stage.batch.micro}, reverse=True):
         yield _Change("batch", "micro", micro)
-    if isinstance(stage, Stage2) and stage.chunk_frames != stage.model.tubelet:
+    live = isinstance(stage, Stage2) and stage.runs_trunk
+    if isinstance(stage, Stage2) and live and stage.chunk_frames != stage.model.tubelet:
         yield _Change("", "chunk_frames", stage.model.tubelet)
     sharded = engine.name == "deepspeed" and engine.reduction == "native"
     if sharded and world_size > 1:
         for zero in (2, 3):
-            if engine.zero < zero:
+            # ZeRO-3 refuses compiled blocks but those of a frozen trunk.
+            if engine.zero < zero and not (zero == 3 and stage.compile and not isinstance(stage, Stage2)):
                 yield _Change("engine", "zero", zero)
     if stage.activation == "keep":
         yield _Change("", "activation", "checkpoint")
         yield _Change("", "activation", "checkpoint_offload")
-    if isinstance(stage, Stage2) and not offloads(stage):
+    if isinstance(stage, Stage2) and live and not offloads(stage):
         yield _Change("", "offload", "on")
     if sharded and engine.zero > 0 and not engine.cpu_offload:
         yield _Change("engine", "cpu_offload", True)
+
+
+def _is_allowed(stage: StageBlock, world_size: int) -> bool:
+    """Whether the recipe's own rules take the stage as it was changed, and its engine so many ranks."""
+    try:
+        type(stage).model_validate(stage.model_dump()).on_ranks(world_size)
+        if isinstance(stage, Stage2):
+            overlaps(stage, on_card=True)
+    except (ValidationError, RecipeError):
+        return False
+    return True
 
 
 def _apply(stage: StageBlock, changes: tuple[_Change, ...]) -> StageBlock:
@@ -117,10 +133,17 @@ def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> i
     setting, trained = _setting(stage, world_size), plan.trainable_parameters
     width = 2 if setting.bf16 else 4
     engine = stage.engine
-    frozen = plan.frozen_parameters * width
+    frozen = plan.frozen_parameters * _frozen_width(stage)
     state = 0 if setting.offload else 4 * trained * (1 + len(moments_of(stage.optimizer)))
     if engine.reduction == "tree" or (engine.name, engine.zero) == ("deepspeed", 0):
         return frozen + 4 * trained + state
     if engine.name == "fsdp" or engine.zero == 3:
-        return frozen + state // world_size
-    return frozen + width * trained + state // world_size
+        return frozen + state // setting.shards
+    return frozen + width * trained + state // setting.shards
+
+
+def _frozen_width(stage: StageBlock) -> int:
+    """Bytes of most of the frozen weights, 0 where none are held."""
+    if not isinstance(stage, Stage2) or not stage.runs_trunk:
+        return 0
+    return 1 if trunk_eight_bits(stage) else trunk_dtype(stage).itemsize

@@ -21,13 +21,15 @@ RESERVE_SHARE = 0.08  # Of the allocated peak: fragmentation of the caching allo
 
 @dataclass(frozen=True)
 class Card:
-    """`gib` of memory; `bf16` and `fp32` are peaks in TFLOP/s. `has_bf16` is false before Ampere."""
+    """`gib` of memory; `bf16` and `fp32` are peaks in TFLOP/s. `has_bf16` is false before Ampere, `has_fp8` before Ada
+    and Hopper; of a card that is only a number of GiB both are taken for true."""
 
     name: str
     gib: float
     bf16: float | None
     fp32: float | None
     has_bf16: bool = True
+    has_fp8: bool = True
 
     def sustained_tflops(self, precision: str) -> float | None:
         """TFLOP/s that the time model assumes; None where the card is only a number of GiB."""
@@ -40,18 +42,18 @@ CARDS = (
     Card("B200", 178.4, 2250.0, 75.0),
     Card("H200", 139.8, 989.0, 67.0),
     Card("H100", 79.1, 989.0, 67.0),
-    Card("A100-80", 79.1, 312.0, 19.5),
-    Card("A100-40", 39.4, 312.0, 19.5),
-    Card("V100-32", 31.7, 125.0, 15.7, has_bf16=False),
-    Card("V100-16", 15.8, 125.0, 15.7, has_bf16=False),
+    Card("A100-80", 79.1, 312.0, 19.5, has_fp8=False),
+    Card("A100-40", 39.4, 312.0, 19.5, has_fp8=False),
+    Card("V100-32", 31.7, 125.0, 15.7, has_bf16=False, has_fp8=False),
+    Card("V100-16", 15.8, 125.0, 15.7, has_bf16=False, has_fp8=False),
     Card("L40S", 44.4, 362.0, 91.6),
-    Card("A6000", 47.5, 155.0, 38.7),
-    Card("A10", 22.0, 125.0, 31.2),
+    Card("A6000", 47.5, 155.0, 38.7, has_fp8=False),
+    Card("A10", 22.0, 125.0, 31.2, has_fp8=False),
     Card("L4", 22.0, 121.0, 30.3),
-    Card("T4", 14.6, 65.0, 8.1, has_bf16=False),
+    Card("T4", 14.6, 65.0, 8.1, has_bf16=False, has_fp8=False),
     Card("RTX4090", 23.6, 165.0, 82.6),
-    Card("RTX3090", 23.7, 71.0, 35.6),
-    Card("2080Ti", 10.7, 54.0, 13.4, has_bf16=False),
+    Card("RTX3090", 23.7, 71.0, 35.6, has_fp8=False),
+    Card("2080Ti", 10.7, 54.0, 13.4, has_bf16=False, has_fp8=False),
 )
 DEFAULT_CARD = "H100"
 

@@ -38,20 +38,29 @@ PUBLIC = {
 
 
 def count_clips(stage: StageBlock, given: int | None) -> Clips:
-    """The clips of a stage: indexed shards first, then `given` (`--clips`), then the public set that it looks like."""
+    """The clips of a stage: indexed shards first, then `given` (`--clips`), then the public set that it looks like.
+
+    Videos of a public set that the path names are as long as its usual ones, however many there are.
+    """
+    public = _named(stage.data.train)
+    length = public.video_frames if public else None
     train = _indexed(stage.data.train)
     if train is not None:
-        return Clips(train, _indexed(stage.data.val) or 0, "the shards' index")
+        return Clips(train, _indexed(stage.data.val) or 0, "the shards' index", length)
     if given is not None:
-        return Clips(given, 0, "--clips")
-    where = " ".join(stage.data.train).lower().replace("-", "_")
-    for word, (_, clips) in PUBLIC.items():
-        if word in where.replace("kinetics_", "kinetics"):
-            return clips
+        return Clips(given, 0, "--clips", length)
+    if public is not None:
+        return public
     for _, (classes, clips) in PUBLIC.items():
         if classes == stage.model.classes:
             return replace(clips, source=f"{clips.source}, by its number of classes")
     return Clips(None, None, "unknown: give --clips N")
+
+
+def _named(patterns: Sequence[str]) -> Clips | None:
+    """The public set that shards' paths name."""
+    where = " ".join(patterns).lower().replace("-", "_").replace("kinetics_", "kinetics")
+    return next((clips for word, (_, clips) in PUBLIC.items() if word in where), None)
 
 
 def _indexed(patterns: Sequence[str]) -> int | None:

@@ -6,6 +6,7 @@ what moves over links; it is only for ranking one change against another (`advic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfa_dist.plan.cards import Card
@@ -15,7 +16,7 @@ from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.modules import gathers, keeps_clips_on_host
-from sfa_dist.recipe import Recipe, Stage2, StageBlock
+from sfa_dist.recipe import Recipe, Stage2, StageBlock, sweep_members
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
 HOST_BYTES_PER_SECOND = 20e9  # A rank's share of the host's memory while it steps an optimizer there. Assumed.
@@ -48,6 +49,19 @@ def stage_duration(
     share = forward_share(stage)
     evaluations = epochs * (clips.val or 0) / (world_size * stage.batch.micro)
     return Duration(steps, hours, hours * world_size, evaluations * per_micro * share / 3600)
+
+
+def heads_duration(
+    heads: Sequence[StageBlock], clips: Clips, card: Card, world_size: int, micro_seconds: float | None = None
+) -> Duration:
+    """The same of a sweep's heads, which take turns step by step: their times add up, their steps are the same ones."""
+    each = [stage_duration(stage, clips, card, world_size, micro_seconds) for stage in heads]
+
+    def total(name: str) -> float | None:
+        values = [getattr(duration, name) for duration in each]
+        return None if None in values else sum(values)
+
+    return Duration(each[0].steps, total("hours"), total("gpu_hours"), total("evaluation_hours"))
 
 
 def compute_seconds(stage: StageBlock, card: Card) -> float | None:
@@ -105,7 +119,8 @@ def cost_ratio(recipe: Recipe, clips: int | None = None) -> float | None:
     first, second = recipe.stage1, recipe.stage2
     macs = forward_macs(second.model, second.frames)
     baseline = 6.0 * (macs.trunk + macs.tail) * second.schedule.epochs
-    own = trained_flops(second) * second.schedule.epochs
+    heads = [member.stage for member in sweep_members(recipe)] or [second]
+    own = sum(trained_flops(head) for head in heads) * second.schedule.epochs
     if second.cache is not None:
         known = count_clips(second, clips)
         own += extraction_flops(second, known) / known.train if known.train else 0.0

@@ -6,12 +6,11 @@ is longer (`Clips.video_frames`; a clip's own span where that is not known, whic
 
 from __future__ import annotations
 
+from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.dataset import Clips
 from sfa_dist.plan.flops import forward_macs
 from sfa_dist.recipe import Stage2
-
-FEATURE_BYTES = {"bf16": 2, "fp32": 4}
 
 
 def mean_live_share(stage: Stage2) -> float:
@@ -38,10 +37,9 @@ def extraction_flops(stage: Stage2, clips: Clips) -> float:
 
 
 def cache_bytes(stage: Stage2, clips: Clips) -> float | None:
-    """Disk of the recipe's cache; where it has none, of one view of the clips alone. None without a number of clips."""
+    """Disk of the recipe's cache; where it has none, of one with one view. None without a number of clips."""
     if clips.train is None:
         return None
-    clip = stage.frames // stage.model.tubelet * dims_of(stage.model).width * FEATURE_BYTES[stage.engine.precision]
-    if stage.cache is None:
-        return float(clips.train * clip)
-    return clip * (stage.cache.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
+    clip = stage.frames // stage.model.tubelet * dims_of(stage.model).width * trunk_dtype(stage).itemsize
+    views = stage.cache.views if stage.cache else 1
+    return float(clip * (views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0)))

@@ -2,21 +2,26 @@
 
 What runs is the project's own: the stage's modules, its frozen trunk with its chunks, its loss and its optimizer
 (`modules.py`), inside a replay of the engine's buffers (`engine_memory.py`), under a mode that counts storages
-(`memory_trace.py`). The optimizer's state is there from the start, as in every step but the first.
+(`memory_trace.py`). The optimizer's state is there from the start, as in every step but the first. Where the card
+decodes, that comes on top (`decode_memory.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sfa_dist.errors import RecipeError
 from sfa_dist.metrics import weighted_loss_sum
-from sfa_dist.models.footprint import overlaps
+from sfa_dist.models.footprint import overlaps, trunk_dtype
+from sfa_dist.models.vivit import dims_of
+from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.plan.decode_memory import DecodePlan, plan_decode
 from sfa_dist.plan.engine_memory import replay
 from sfa_dist.plan.engine_setting import Setting, optimizer_bytes_per_rank
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
@@ -30,17 +35,24 @@ from sfa_dist.plan.modules import (
 )
 from sfa_dist.recipe import STAGE_NAMES, Recipe, Stage2, StageBlock
 
+MOST_FRAMES = 8192  # Traced chunk by chunk, which takes a minute for tokens; a clip of more is a mistake.
+RESTING = ("parameters", "optimizer", HOST)
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of tensors on one rank's device at the moment of the largest sum; `by_category` has all CATEGORIES.
 
     `host_bytes` is the peak of what is kept in the host's memory on purpose (offloaded state, pinned buffers).
+    `resting` is what stands between two steps, by category: parameters and optimizer, or "host". `decode` says what
+    `by_category["decoder"]` was made of.
     """
 
     peak_bytes: int
     by_category: dict[str, int]
     host_bytes: int
+    resting: dict[str, int]
+    decode: DecodePlan | None
     trainable_parameters: int
     frozen_parameters: int
     optimizer_bytes_per_rank: int
@@ -52,21 +64,26 @@ class MemoryPlan:
 def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
     """The memory plan of a stage on one of `world_size` ranks; of a recipe, that of its most demanding stage.
 
-    Raises RecipeError for a model that cannot be built.
+    Raises RecipeError for a model that cannot be built, and for more than MOST_FRAMES frames.
     """
     if isinstance(what, Recipe):
         plans = [predict(stage, world_size, accumulation=accumulation) for stage in stages_of(what).values()]
         return max(plans, key=lambda plan: plan.peak_bytes)
+    if what.frames > MOST_FRAMES:
+        raise RecipeError(f"frames {what.frames}: a plan traces clips of at most {MOST_FRAMES} frames")
     accumulation = accumulation or what.batch.accumulation(world_size)
     setting = Setting(what, world_size, accumulation)
     shapes = shapes_of(what)
     trainable, frozen = shapes.trainable_parameters, shapes.frozen_parameters
-    trace = trace_step(shapes, setting)
-    by_category = {name: trace.at_peak.get(name, 0) for name in CATEGORIES}
+    (trace, resting), decode = trace_step(shapes, setting), plan_decode(what)
+    on_top = decode.bytes if decode else 0
+    by_category = {name: trace.at_peak.get(name, 0) for name in CATEGORIES} | {"decoder": on_top}
     return MemoryPlan(
-        peak_bytes=trace.peak,
+        peak_bytes=trace.peak + on_top,
         by_category=by_category,
         host_bytes=trace.host_peak,
+        resting=resting,
+        decode=decode,
         trainable_parameters=trainable,
         frozen_parameters=frozen,
         optimizer_bytes_per_rank=optimizer_bytes_per_rank(trainable, setting),
@@ -91,19 +108,28 @@ def _run_ahead(features: Callable[[], Any], trace: MemoryTrace) -> list[Tensor]:
         return [out, torch.empty(risen[0] - (trace.total - before), dtype=torch.uint8)]
 
 
-def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
-    """The last micro-batch and the optimizer step of a stage, traced."""
+def _stored_features(stage: StageBlock) -> Tensor | None:
+    """A micro-batch of the feature cache on the device; None where there is no cache."""
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return None
+    shape = (stage.batch.micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
+    return torch.empty(shape, dtype=trunk_dtype(stage))
+
+
+def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str, int]]:
+    """The last micro-batch and the optimizer step of a stage, traced, and what stands behind it by category."""
     stage = setting.stage
     trace = MemoryTrace()
     # A kernel without a fake twin must not run on real memory: that would be the whole model's.
     mode = FakeTensorMode(allow_fallback_kernels=False)
-    host = keeps_clips_on_host(stage)
-    with mode, trace, quick_chunks(shapes.frozen, trace):
-        if shapes.frozen is not None:
+    frozen = shapes.frozen if isinstance(stage, Stage2) and stage.runs_trunk else None
+    host = frozen is not None and keeps_clips_on_host(stage)
+    with mode, trace, quick_chunks(frozen, trace):
+        if frozen is not None:
             with trace.category("frozen"):
-                materialise(shapes.frozen)
+                materialise(frozen)
             if host:
-                link_to_host(shapes.frozen, trace)
+                link_to_host(frozen, trace)
         engine = replay(shapes.trainable, setting, trace)
         treat_activations(shapes.trainable, stage.activation, trace)
         micro, side = stage.batch.micro, stage.model.image_size
@@ -111,15 +137,21 @@ def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
         weights = torch.empty(micro)
 
         def features() -> Any:  # A frame of its own, as in the trainer: the clips die with it.
+            stored = _stored_features(stage)
+            if frozen is None and stored is not None:
+                return stored
             with trace.category(HOST if host else "activations"):
                 clips = torch.empty(micro, 3, stage.frames, side, side, dtype=torch.uint8)
-            return clips if shapes.frozen is None else shapes.frozen(clips)
+            if frozen is None:
+                return clips
+            own = frozen(clips)
+            return own if stored is None else stored  # Of a cached batch with live clips: all of them, at most.
 
         ahead: list[Tensor] = []
 
         def inputs() -> Any:
             own = features()
-            if isinstance(stage, Stage2) and overlaps(stage, on_card=True):
+            if isinstance(stage, Stage2) and frozen is not None and overlaps(stage, on_card=True):
                 ahead.extend(_run_ahead(features, trace))
             return own
 
@@ -127,4 +159,37 @@ def trace_step(shapes: Shapes, setting: Setting) -> MemoryTrace:
         loss = weighted_loss_sum(logits, labels, weights, stage.optimizer.label_smoothing)
         engine.backward(loss * 1.0)
         engine.step()
-    return trace
+    return trace, {name: trace.live.get(name, 0) for name in RESTING}
+
+
+def predict_together(stages: Sequence[StageBlock], world_size: int = 1) -> MemoryPlan:
+    """The memory plan of stages that train together and take turns, as the heads of a sweep: all of them rest on the
+    device, and one at a time works."""
+    kinds: dict[str, MemoryPlan] = {}
+    plans = [kinds.get(kind) or kinds.setdefault(kind, predict(stage, world_size)) for kind, stage in _kinds(stages)]
+    if len(plans) == 1:
+        return plans[0]
+    most = max(plans, key=lambda plan: plan.peak_bytes - _on_device(plan))
+    resting = {name: sum(plan.resting[name] for plan in plans) - most.resting[name] for name in RESTING}
+    return replace(
+        most,
+        peak_bytes=most.peak_bytes + sum(size for name, size in resting.items() if name != HOST),
+        by_category={name: size + resting.get(name, 0) for name, size in most.by_category.items()},
+        host_bytes=most.host_bytes + resting[HOST],
+        trainable_parameters=sum(plan.trainable_parameters for plan in plans),
+        optimizer_bytes_per_rank=sum(plan.optimizer_bytes_per_rank for plan in plans),
+    )
+
+
+def _on_device(plan: MemoryPlan) -> int:
+    return sum(size for name, size in plan.resting.items() if name != HOST)
+
+
+def _kinds(stages: Sequence[StageBlock]) -> Iterator[tuple[str, StageBlock]]:
+    """Each stage with what its memory depends on where all else is the same: what a sweep can vary, but for numbers
+    that no size follows from."""
+    for stage in stages:
+        adapter = stage.adapter if isinstance(stage, Stage2) else None
+        moments = moments_of(stage.optimizer)
+        kind = (stage.frames, stage.batch.micro, adapter, stage.model.temporal_depth, stage.model.drop_path, moments)
+        yield repr(kind), stage

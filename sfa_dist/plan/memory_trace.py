@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GRANULE = 512  # The caching allocator's: each block is a multiple of it.
 HOST = "host"  # The category of what does not lie on the device.
-CATEGORIES = ("parameters", "frozen", "gradients", "optimizer", "activations", "buffers")
+CATEGORIES = ("parameters", "frozen", "gradients", "optimizer", "activations", "buffers", "decoder")
 
 
 def rounded(size: int) -> int:

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.parallel.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.dataset import Clips, count_clips
-from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, stage_duration
+from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, heads_duration
+from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.feature_cache_plan import cache_bytes
-from sfa_dist.plan.memory import MemoryPlan, predict, stages_of
+from sfa_dist.plan.memory import MemoryPlan, predict_together, stages_of
 from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.plan.wire import wire_bytes
-from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock, sweep_members
+
+CACHE = "cache"  # What filling the feature cache is called among the stages.
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for."""
+class Need:
+    """What a part of a run needs of a card."""
 
     name: str
-    stage: StageBlock
     memory: MemoryPlan
     fits: bool
+
+    @property
+    def needed_bytes(self) -> int:
+        """Allocated peak and reserve: what is compared with the card."""
+        return self.memory.peak_bytes + reserve_bytes(self.memory.peak_bytes)
+
+
+@dataclass(frozen=True)
+class StagePlan(Need):
+    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for. `heads` are
+    those that a sweep trains together, and the stage alone where there is none."""
+
+    stage: StageBlock
+    heads: Sequence[StageBlock]
     max_frames: int | None
     max_micro: int | None
     clips: Clips
@@ -40,30 +58,32 @@ class StagePlan:
         """What a rank keeps in the host's memory: what is offloaded, and the copy that checkpoints are written from."""
         return self.memory.host_bytes + self.memory.optimizer_bytes_per_rank
 
-    @property
-    def needed_bytes(self) -> int:
-        """Allocated peak and reserve: what is compared with the card."""
-        return self.memory.peak_bytes + reserve_bytes(self.memory.peak_bytes)
-
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """The plans of a recipe's stages on `world_size` cards of one kind."""
+    """The plans of a recipe's stages on `world_size` cards of one kind; `extraction` is of the feature cache, where the
+    recipe fills one."""
 
     recipe: Recipe
     card: Card
     world_size: int
     stages: list[StagePlan]
+    extraction: Need | None = None
+
+    @property
+    def needs(self) -> list[Need]:
+        """All that has to fit."""
+        return [*self.stages, *([self.extraction] if self.extraction else [])]
 
     @property
     def fits(self) -> bool:
-        """Whether every stage does."""
-        return all(plan.fits for plan in self.stages)
+        """Whether all of it does."""
+        return all(need.fits for need in self.needs)
 
     @property
-    def hardest(self) -> StagePlan:
-        """The stage that needs the most memory."""
-        return max(self.stages, key=lambda plan: plan.needed_bytes)
+    def hardest(self) -> Need:
+        """What needs the most memory."""
+        return max(self.needs, key=lambda need: need.needed_bytes)
 
     @property
     def last(self) -> StagePlan:
@@ -75,17 +95,25 @@ class RecipePlan:
         found: dict[str, float | None] = {}
         for plan in self.stages:
             if isinstance(plan.stage, Stage2) and plan.stage.cache is not None:
-                found["cache"] = extraction_hours(plan.stage, plan.clips, self.card, self.world_size)
+                found[CACHE] = extraction_hours(plan.stage, plan.clips, self.card, self.world_size)
             found[plan.name] = plan.duration.hours
         return found
 
     def advice(self) -> list[str]:
         """What to change, one sentence each; empty where everything fits and nothing is odd."""
         lines = [_advise(plan, self.card, self.world_size) for plan in self.stages if not plan.fits]
+        if self.extraction and not self.extraction.fits:
+            lines.append(
+                f"{_too_much(self.extraction, self.card)}: the frozen trunk alone does not fit; take a larger card, or "
+                "smaller chunks (stage2.chunk_frames)"
+            )
         if not self.card.has_bf16 and any(plan.stage.engine.precision == "bf16" for plan in self.stages):
             lines.append(
                 f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours are fp32's already)"
             )
+        fp8 = any(isinstance(plan.stage, Stage2) and plan.stage.trunk_precision == "fp8" for plan in self.stages)
+        if fp8 and not self.card.has_fp8:
+            lines.append(f"{self.card.name} has no fp8 units, so the run is refused: set stage2.trunk_precision=int8")
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -111,7 +139,10 @@ class RecipePlan:
             "advice": self.advice(),
             "cost_ratio": cost_ratio(self.recipe, self.last.clips.train),
             "card": {"name": self.card.name, "gib": self.card.gib, "ranks": self.world_size},
-            "stages": {plan.name: _stage_json(plan) for plan in self.stages},
+            "stages": {
+                **{plan.name: _stage_json(plan) for plan in self.stages},
+                **({CACHE: _need_json(self.extraction)} if self.extraction else {}),
+            },
         }
 
 
@@ -129,32 +160,44 @@ def plan_recipe(
 
     Without `search` it neither looks for the largest frames and clips nor for advice. Raises RecipeError.
     """
-    plans = []
+    plans: list[StagePlan] = []
+    extraction = None
+    limit = largest_peak(card)
     for name, whole in stages_of(recipe).items():
         stage = whole.on_ranks(world_size)
         if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
             continue
-        memory = predict(stage, world_size)
-        limit = largest_peak(card)
+        heads = _heads(recipe, name, world_size) or [stage]
+        memory = predict_together(heads, world_size)
         fits = memory.peak_bytes <= limit
         known = count_clips(stage, clips)
-        measured = (micro_seconds or {}).get(name)
+        if only is None and isinstance(stage, Stage2) and stage.cache is not None:
+            filling = predict_extraction(stage, known.video_frames)
+            extraction = Need(CACHE, filling, filling.peak_bytes <= limit)
         plans.append(
             StagePlan(
-                name,
-                stage,
-                memory,
-                fits,
-                largest_frames(stage, world_size, limit, memory.peak_bytes) if search else None,
-                largest_micro(stage, world_size, limit, memory.peak_bytes) if search else None,
-                known,
-                stage_duration(stage, known, card, world_size, measured),
-                checkpoint_bytes(stage, memory),
-                wire_bytes(stage, world_size),
-                cheapest_fit(name, stage, card, world_size, memory) if search and not fits else None,
+                name=name,
+                memory=memory,
+                fits=fits,
+                stage=stage,
+                heads=heads,
+                max_frames=largest_frames(heads, world_size, limit, memory.peak_bytes) if search else None,
+                max_micro=largest_micro(heads, world_size, limit, memory.peak_bytes) if search else None,
+                clips=known,
+                duration=heads_duration(heads, known, card, world_size, (micro_seconds or {}).get(name)),
+                checkpoint_bytes=checkpoint_bytes(stage, memory),
+                wire_bytes=sum(wire_bytes(head, world_size) for head in heads),
+                advice=cheapest_fit(name, stage, card, world_size, memory)
+                if search and not fits and len(heads) == 1
+                else None,
             )
         )
-    return RecipePlan(recipe, card, world_size, plans)
+    return RecipePlan(recipe, card, world_size, plans, extraction)
+
+
+def _heads(recipe: Recipe, name: str, world_size: int) -> list[StageBlock]:
+    """The heads that the recipe's sweep trains together in this stage; none without."""
+    return [member.stage.on_ranks(world_size) for member in sweep_members(recipe)] if name == "stage2" else []
 
 
 def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
@@ -164,21 +207,22 @@ def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
 
 
 def cache_gib(plan: RecipePlan) -> float | None:
-    """The recipe's feature cache, or one view of the training clips where it has none; None without a stage 2."""
+    """The recipe's feature cache, or one of a single view where it has none; None without a stage 2, and for an adapter
+    on tokens, which no cache serves."""
     stage = plan.last.stage
-    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) else None
+    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) and not takes_tokens(stage) else None
     return None if size is None else size / GIB
 
 
-def categories_gib(plan: StagePlan) -> dict[str, float]:
-    """GiB by category at the peak, the reserve among them; their sum is what the stage needs."""
+def categories_gib(plan: Need) -> dict[str, float]:
+    """GiB by category at the peak, the reserve among them; their sum is what it needs."""
     sizes = {**plan.memory.by_category, "reserve": reserve_bytes(plan.memory.peak_bytes)}
     return {name: size / GIB for name, size in sizes.items()}
 
 
-def memory_line(stage: StageBlock, world_size: int, device: torch.device) -> str:
-    """One line on whether a stage fits the card of this process, for `--dry-run`."""
-    peak = predict(stage, world_size).peak_bytes
+def memory_line(heads: Sequence[StageBlock], world_size: int, device: torch.device) -> str:
+    """One line on whether a stage, or the heads of a sweep together, fit the card of this process, for `--dry-run`."""
+    peak = predict_together(heads, world_size).peak_bytes
     needed = f"memory plan: {(peak + reserve_bytes(peak)) / GIB:.1f} GiB a GPU, {peak / GIB:.1f} GiB of it tensors"
     if device.type != "cuda":
         return f"{needed}; there is no GPU here to compare it with"
@@ -188,13 +232,23 @@ def memory_line(stage: StageBlock, world_size: int, device: torch.device) -> str
     return f"{needed}; {verdict} {card.name} ({card.gib:.1f} GiB)"
 
 
+def _need_json(need: Need) -> dict[str, Any]:
+    decode = need.memory.decode
+    return {
+        "fits": need.fits,
+        "peak_gib": need.needed_bytes / GIB,
+        "allocated_gib": need.memory.peak_bytes / GIB,
+        "host_gib": need.memory.host_bytes / GIB,
+        "peak_by_category": categories_gib(need),
+        **({"decoder": str(decode)} if decode else {}),
+    }
+
+
 def _stage_json(plan: StagePlan) -> dict[str, Any]:
     return {
-        "fits": plan.fits,
-        "peak_gib": plan.needed_bytes / GIB,
-        "allocated_gib": plan.memory.peak_bytes / GIB,
+        **_need_json(plan),
         "host_gib": plan.host_bytes / GIB,
-        "peak_by_category": categories_gib(plan),
+        "heads": len(plan.heads),
         "frames": plan.stage.frames,
         "max_frames": plan.max_frames,
         "micro_batch": plan.stage.batch.micro,
@@ -213,9 +267,16 @@ def _stage_json(plan: StagePlan) -> dict[str, Any]:
     }
 
 
+def _too_much(need: Need, card: Card) -> str:
+    return f"{need.name} needs {need.needed_bytes / GIB:.1f} GiB, {card.name} has {card.gib:g}"
+
+
 def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
-    needed = f"{plan.name} needs {plan.needed_bytes / GIB:.1f} GiB, {card.name} has {card.gib:g}"
-    found = plan.advice
+    needed, found = _too_much(plan, card), plan.advice
+    if len(plan.heads) > 1:
+        few = heads_that_fit(plan.heads, card, world_size)
+        share = f"the first {few} fit together" if few else "not one of them fits alone"
+        return f"{needed}: {len(plan.heads)} heads train together, {share}; take fewer of them (sweep), or more ranks"
     if found is None:
         return f"{needed}: nothing that was tried makes it fit; take a larger card, a smaller model or fewer frames"
     what = " ".join(f"--set {value}" for value in found.sets)
@@ -226,3 +287,15 @@ def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
     else:
         cost = f"about {found.slower - 1:.0%} slower"
     return f"{needed}: {what} makes it {found.gib:.1f} GiB, {cost}"
+
+
+def heads_that_fit(heads: Sequence[StageBlock], card: Card, world_size: int) -> int:
+    """How many of a sweep's heads, from the first on, fit together."""
+    low, high = 0, len(heads)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if predict_together(heads[:middle], world_size).peak_bytes <= largest_peak(card):
+            low = middle
+        else:
+            high = middle - 1
+    return low

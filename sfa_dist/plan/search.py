@@ -7,9 +7,9 @@ stage fits. Where the lines are straight, that is the answer, and the trace of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from sfa_dist.plan.memory import predict
+from sfa_dist.plan.memory import predict_together
 from sfa_dist.recipe import StageBlock
 
 FRAMES_LIMIT = 4096  # More is not asked for: 4,096 frames at stride 1 are over two minutes of video.
@@ -49,24 +49,30 @@ def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ce
     return low
 
 
-def largest_frames(stage: StageBlock, world_size: int, limit: int, known: int, ceiling: int = FRAMES_LIMIT) -> int:
-    """Frames up to `ceiling` with which the stage's peak stays within `limit` bytes."""
+def largest_frames(
+    stages: Sequence[StageBlock], world_size: int, limit: int, known: int, ceiling: int = FRAMES_LIMIT
+) -> int:
+    """Frames up to `ceiling` with which the peak of a stage, or of the heads of a sweep that train together, stays
+    within `limit` bytes."""
 
     def peak(frames: int) -> int:
-        return predict(with_frames(stage, frames), world_size).peak_bytes
+        return predict_together([with_frames(stage, frames) for stage in stages], world_size).peak_bytes
 
-    return largest(peak, limit, stage.model.tubelet, stage.frames, ceiling, known)
+    return largest(peak, limit, stages[0].model.tubelet, stages[0].frames, ceiling, known)
 
 
-def largest_micro(stage: StageBlock, world_size: int, limit: int, known: int) -> int:
+def largest_micro(stages: Sequence[StageBlock], world_size: int, limit: int, known: int) -> int:
     """Clips of a micro-batch, up to a rank's share of the batch, with which the peak stays within `limit` bytes."""
 
     def peak(micro: int) -> int:
-        batch = stage.batch.model_copy(update={"micro": micro})
-        return predict(stage.model_copy(update={"batch": batch}), world_size).peak_bytes
+        return predict_together([_with_micro(stage, micro) for stage in stages], world_size).peak_bytes
 
-    share = max(1, -(-stage.batch.size // world_size))
-    return largest(peak, limit, 1, stage.batch.micro, share, known)
+    share = max(1, -(-stages[0].batch.size // world_size))
+    return largest(peak, limit, 1, stages[0].batch.micro, share, known)
+
+
+def _with_micro(stage: StageBlock, micro: int) -> StageBlock:
+    return stage.model_copy(update={"batch": stage.batch.model_copy(update={"micro": micro})})
 
 
 def with_frames(stage: StageBlock, frames: int) -> StageBlock:

@@ -69,7 +69,7 @@ def _row(size: str, depth: int, sfa: bool, activation: str, card: Card, precisio
     stage = table4_stage(size, depth, sfa, precision, ranks)
     stage = stage.model_copy(update={"activation": activation})
     known = predict(stage, ranks).peak_bytes
-    largest = largest_frames(stage, ranks, largest_peak(card), known, ceiling=FRAMES[-1])
+    largest = largest_frames([stage], ranks, largest_peak(card), known, ceiling=FRAMES[-1])
     name = f"{'SFA-' if sfa else ''}ViViT-{size}"
     return Row(name, depth, activation, card, ranks, largest, PAPER[name] if depth == 4 else None)
 

@@ -86,6 +86,18 @@ class EngineBlock(Block):
             "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
         )
 
+    def refusal_of(self, world_size: int, micro_batches: int) -> str | None:
+        """Why the engine does not run on so many ranks, with `micro_batches` in a global batch; None where it does."""
+        if self.reduction == "tree":
+            if world_size & (world_size - 1) or micro_batches % world_size:
+                return (
+                    "engine.reduction: tree needs a number of ranks that is a power of two and divides "
+                    f"batch.size / batch.micro = {micro_batches}, not {world_size} ranks"
+                )
+        elif world_size % self.shards(world_size):
+            return f"engine.shard_ranks is {self.shard_ranks}, which does not divide the {world_size} ranks of this run"
+        return None
+
     def shards(self, world_size: int) -> int:
         """How many of `world_size` ranks share one copy of the state."""
         if self.reduction == "tree" or (self.name == "deepspeed" and self.zero == 0):

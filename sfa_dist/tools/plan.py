@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Plans and prints. Raises UsageError and RecipeError."""
     ranks = _ranks(arguments)
     if arguments.table4:
+        _require_alone(arguments)
         from sfa_dist.plan.table4 import print_table4, table4  # Brings torch, for which no --help need wait.
 
         rows = table4(ranks or 64)
@@ -94,9 +96,16 @@ def _ranks(arguments: argparse.Namespace) -> int | None:
         raise UsageError("--nodes and --gpus-per-node go together")
     for name in ("ranks", "nodes", "gpus_per_node", "clips", "gib"):
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} must be a number greater than 0, not {value}")
     return arguments.nodes * arguments.gpus_per_node if arguments.nodes is not None else arguments.ranks
+
+
+def _require_alone(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for what Table 4, which has recipes and cards of its own, would leave aside."""
+    for name in ("recipe", "set", "stage", "card", "gib", "clips", "probe"):
+        if getattr(arguments, name):
+            raise UsageError(f"--table4 has its own models and cards: leave --{name} out, or --table4")
 
 
 def _card(arguments: argparse.Namespace) -> Card:

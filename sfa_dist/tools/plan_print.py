@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfa_dist.plan.cards import BF16_SHARE, FP32_SHARE, GIB
-from sfa_dist.plan.recipe_plan import RecipePlan, StagePlan, categories_gib
+from sfa_dist.plan.recipe_plan import CACHE, RecipePlan, StagePlan, categories_gib
 from sfa_dist.plan.search import FRAMES_LIMIT
 from sfa_dist.recipe import Stage2
 
@@ -26,7 +26,8 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
     whole = plan.as_json()
     lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
     if whole["cache_gib"] is not None:
-        lines.append(f"cache        {whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
+        least = "" if plan.last.clips.video_frames else "at least "
+        lines.append(f"cache        {least}{whole['cache_gib']:.1f} GiB {_cache_words(plan, whole['stage_hours'])}")
     if whole["gpu_hours"] is not None:
         lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
     if whole["cost_ratio"] is not None:
@@ -34,6 +35,7 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
             f"cost ratio   {whole['cost_ratio']:.2f} of training end to end on all frames, by operations alone"
         )
     lines.append(f"clips        {plan.last.clips.source}")
+    lines += [f"decoder      {need.name}: {need.memory.decode}" for need in plan.needs if need.memory.decode]
     lines += [f"advice       {line}" for line in whole["advice"]]
     lines.append("it fits" if plan.fits else "it does NOT fit")
     for line in lines:
@@ -43,15 +45,21 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
 def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
     stage = plan.last.stage
     if not isinstance(stage, Stage2) or stage.cache is None:
-        return "for one view of the training clips (stage2.cache: pooled features)"
-    filled = "" if hours["cache"] is None else f", filled in {hours['cache']:.1f} h, which the GPU-hours have in them"
+        return "for one view of whole videos (stage2.cache.views: 1)"
+    filled = "" if hours[CACHE] is None else f", filled in {hours[CACHE]:.1f} h, which the GPU-hours have in them"
+    if plan.extraction:
+        need = plan.extraction
+        filled += f"; {need.needed_bytes / GIB:.2f} GiB a GPU meanwhile: {'fits' if need.fits else 'does NOT fit'}"
     return f"for {stage.cache.views} views{filled}"
 
 
 def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
-    categories = list(categories_gib(stages[0]))
+    decodes = any(plan.memory.decode for plan in stages)
+    categories = [name for name in categories_gib(stages[0]) if decodes or name != "decoder"]
+    together = any(len(plan.heads) > 1 for plan in stages)
     return [
         ("frames", [str(plan.stage.frames) for plan in stages]),
+        *([("heads that train together", [str(len(plan.heads)) for plan in stages])] if together else []),
         ("trained / frozen, millions", [_millions(plan) for plan in stages]),
         *((f"{name}, GiB", [f"{categories_gib(plan)[name]:.2f}" for plan in stages]) for name in categories),
         ("needed, GiB", [f"{plan.needed_bytes / GIB:.2f}" for plan in stages]),

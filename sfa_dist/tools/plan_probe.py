@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.data.loader import Batch
 from sfa_dist.errors import UsageError
 from sfa_dist.metrics import weighted_loss_sum
-from sfa_dist.models.footprint import overlaps
+from sfa_dist.models.footprint import overlaps, trunk_dtype
+from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.plan.feature_cache_plan import mean_live_share
 from sfa_dist.plan.memory import predict, stages_of
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.trunk_ahead import TrunkAhead
@@ -79,22 +82,29 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
 def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:
     """Optimizer steps of a stage as the trainer's, on one rank; `before(step)` is called first."""
     device = runtime.device
-    parts = assemble_stage2(stage, None, "") if isinstance(stage, Stage2) else assemble_end_to_end(stage, None)
+    if isinstance(stage, Stage2):
+        parts = assemble_stage2(stage, None, "", None if stage.runs_trunk else "random")
+    else:
+        parts = assemble_end_to_end(stage, None)
     accumulation = stage.batch.accumulation(1)
     prepare_trainable(parts.trainable, stage)
     engine = make_engine(parts.trainable, stage, accumulation, device)
     if parts.frozen is not None and isinstance(stage, Stage2):
         place_trunk(parts.frozen, stage, runtime)
-    micro, side = stage.batch.micro, stage.model.image_size
+    micro = stage.batch.micro
 
     def features(batch: Batch) -> Any:
-        return batch["clips"].to(device) if parts.frozen is None else parts.frozen(batch["clips"])
+        if "features" not in batch:
+            return batch["clips"].to(device) if parts.frozen is None else parts.frozen(batch["clips"])
+        stored = batch["features"].to(device)
+        if "clips" in batch and parts.frozen is not None:
+            stored[: len(batch["clips"])] = parts.frozen(batch["clips"])
+        return stored
 
-    shape = (micro, 3, stage.frames, side, side)
     drawn = range(steps * accumulation)
-    batches: Iterator[Batch] = ({"clips": torch.full(shape, 128, dtype=torch.uint8)} for _ in drawn)
+    batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
     take: Callable[[Batch], Any] = features
-    if isinstance(stage, Stage2) and overlaps(stage, on_card=device.type == "cuda"):
+    if isinstance(stage, Stage2) and parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
         ahead = TrunkAhead(features, device)
         batches, take = ahead.over(batches), ahead.features
     for step in range(steps):
@@ -105,3 +115,17 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
             loss = weighted_loss_sum(logits, labels, torch.ones(micro, device=device), stage.optimizer.label_smoothing)
             engine.backward(loss / micro, last=index == accumulation - 1)
         engine.step(0.0)
+
+
+def _batch(stage: StageBlock) -> Batch:
+    """Grey clips, or stored features of zeros with as many live clips as there are on the average of the schedule."""
+    micro, side = stage.batch.micro, stage.model.image_size
+    live = micro
+    batch: Batch = {}
+    if isinstance(stage, Stage2) and stage.cache is not None:
+        shape = (micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
+        batch["features"] = torch.zeros(shape, dtype=trunk_dtype(stage))
+        live = math.ceil(micro * mean_live_share(stage))
+    if live:
+        batch["clips"] = torch.full((live, 3, stage.frames, side, side), 128, dtype=torch.uint8)
+    return batch

@@ -174,6 +174,24 @@ def test_kill_9_anywhere(place: Path, built: Path, when: str) -> None:
     assert contents(run / "cache") == contents(built / "cache")
 
 
+def test_chunks_that_auto_chose_stay_for_what_is_left(place: Path) -> None:
+    """Where there is less memory than when it was begun, say: other chunks would give other bytes."""
+    run = place / "auto"
+    own = sets("stage2.chunk_frames=auto")
+    view = run / "cache" / "train" / "view-00"
+    started = Train(place, *BUILD, run.name, *own)
+    started.signal_when(exists(view / "part-000000-000.json"), signal.SIGKILL)
+    started.wait()
+    building = json.loads((view / "building.json").read_text())
+    assert building["chunk_frames"] == 64
+    (view / "building.json").write_text(json.dumps(building | {"chunk_frames": 2}))
+    finished = train(place, *BUILD, run.name, *own)
+    assert finished.code == 0, finished.err
+    assert "cache: trunk: chunks of 2 frames (auto)" in finished.out
+    for folder in ("train/view-00", "train/view-01", "val-8f/view-00"):
+        assert json.loads((run / "cache" / folder / "manifest.json").read_text())["chunk_frames"] == 2
+
+
 @pytest.mark.fault(7)
 def test_a_stop_request_to_one_rank_ends_all_with_75(place: Path, built: Path) -> None:
     run = place / "stopped"
@@ -243,6 +261,16 @@ def test_a_shared_cache_is_read_and_not_written(place: Path, built: Path) -> Non
     assert "is complete and fits" in finished.out
     assert {path: path.stat().st_mtime_ns for path in (shared, *shared.rglob("*"))} == before
     assert json.loads((place / "guest" / "result.json").read_text())["stages"]["cache"]["gpu_seconds"] == 0
+
+
+def test_views_that_cannot_be_added_are_told_with_the_keys(place: Path, built: Path) -> None:
+    """As in a shared folder that is only read; a file stands for it, which nobody can write into, root neither."""
+    finished = train(place, *BUILD, "no place", *sets("stage2.cache.dir=t.yaml"))
+    assert finished.code == 74
+    assert "the feature cache t.yaml is not complete (train has 0 of 2 views; val-8f has 0 of 1 views)" in finished.err
+    assert "cannot be written to" in finished.err
+    assert "set stage2.cache.dir to a folder that can, or stage2.cache.views to what is there" in finished.err
+    assert finished.err.count("\n") == 1
 
 
 def test_more_views_are_added_to_a_cache(place: Path, built: Path) -> None:

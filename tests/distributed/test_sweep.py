@@ -169,3 +169,43 @@ def test_a_sweep_needs_a_cache(place: Path) -> None:
         finished = train(place, *start("refused", SWEEP, own))
         assert finished.code == 78
         assert "needs a stage2.cache without live clips" in finished.err
+
+
+def test_a_head_that_diverges_ends_alone(place: Path) -> None:
+    """The first of three, in the first epochs; what is left is what it would be alone, and a second start is over."""
+    rates = "sweep={optimizer.lr: [1.0e+38, 0.3, 0.1]}"
+    words = start("diverging", ENGINE, rates, "optimizer.clip_norm=0.0", "schedule.epochs=4")
+    finished = train(place, *words)
+    assert finished.code == 0, finished.err
+    run = place / "diverging"
+    result = json.loads((run / "result.json").read_text())
+    assert [line["member"] for line in result["sweep"]] == ["m001", "m002"]
+    [lost] = result["sweep_diverged"]
+    assert (lost["member"], lost["settings"]) == ("m000", {"optimizer.lr": 1e38})
+    assert "not finite" in lost["reason"] or "nan" in lost["reason"]
+    [event] = events(run, "diverged")
+    assert event["member"] == "m000"
+    assert result["stages"]["stage2"]["members"] == 3
+    assert "heads that diverged" in (run / "report.md").read_text()
+    again = train(place, *words)
+    assert again.code == 0, again.err
+    assert "stage2: done before, skipped" in again.out
+    alone = train(place, *start("steady", ENGINE, "optimizer.lr=0.3", "optimizer.clip_norm=0.0", "schedule.epochs=4"))
+    assert alone.code == 0, alone.err
+    assert file_sha256(place / "steady" / "stage2" / "weights.safetensors") == weights(run, "m001")
+
+
+def test_without_validation_the_first_head_stands_for_all_and_is_said_to(place: Path) -> None:
+    finished = train(place, *start("no val", ENGINE, "sweep={seed: [3, 1]}", "data.val=[]", "data.test=['val/*.tar']"))
+    assert finished.code == 0, finished.err
+    assert "no head has a validation score (data.val), so m000 stands for the sweep" in finished.out
+    assert json.loads((place / "no val" / "result.json").read_text())["best"] == "m000"
+    assert "best on validation" not in (place / "no val" / "report.md").read_text()
+
+
+def test_a_sweep_of_which_nothing_is_left_says_so(place: Path) -> None:
+    own = ("optimizer.clip_norm=0.0", "schedule.epochs=4")
+    finished = train(place, *start("all lost", ENGINE, "sweep={optimizer.lr: [1.0e+38, 1.0e+37]}", *own))
+    assert finished.code == 70
+    assert "all 2 heads of the sweep have diverged" in finished.err
+    assert finished.err.count("\n") == 1

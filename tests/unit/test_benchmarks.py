@@ -44,6 +44,25 @@ def run_tiny(tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
+def test_a_wrong_key_is_one_line_and_a_cached_recipe_runs_live(tmp_path: Path) -> None:
+    """What is measured beside a plan is what was planned: a live trunk."""
+    recipes = BENCHMARKS.parent / "recipes"
+    program = [sys.executable, str(BENCHMARKS / "one_step.py"), "--recipe"]
+    wrong = subprocess.run(
+        [*program, str(recipes / "b_32f.yaml"), "--set", "stage2.frames=7"], capture_output=True, text=True, timeout=200
+    )
+    assert wrong.returncode == 78
+    assert any(line.startswith("error: ") and "multiple of model.tubelet" in line for line in wrong.stderr.splitlines())
+    assert "Traceback" not in wrong.stderr
+    wide = ("model.width=384", "model.depth=12", "model.heads=6", "model.mlp=1536", "model.temporal_depth=1")
+    tiny = ("model.size=tiny", "model.image_size=32", "data.resize=32", "stage2.frames=4", *wide)
+    own = [word for key in tiny for word in ("--set", key)]
+    told = run_tiny(tmp_path, "one_step", "--recipe", str(recipes / "l_128f_cached.yaml"), *own)
+    [planned] = [row[told["columns"].index("planned")] for row in told["rows"]]
+    assert planned > 21e6 * 2 / 2**30  # GiB: the trunk's weights in bf16 are in it.
+
+
 def test_outputs_and_gradients_are_timms(against_timm: ModuleType) -> None:
     torch.manual_seed(0)
     models, side = against_timm.both("tiny", "fp32", torch.device("cpu"))

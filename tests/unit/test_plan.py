@@ -76,6 +76,8 @@ def test_clips_come_from_the_index_then_the_command_then_the_public_set(tmp_path
     assert main(["index", str(tmp_path / "train-000000.tar")]) == 0
     assert (count_clips(packed, 99).train, count_clips(packed, 99).source) == (7, "the shards' index")
     assert count_clips(stage2("b_32f"), 99).train == 99
+    assert count_clips(stage2("b_32f"), 99).video_frames == 300  # The path names Kinetics.
+    assert count_clips(packed, 99).video_frames is None
     assert count_clips(stage2("b_32f"), None).source == "Kinetics-400 as it is in use"
     assert count_clips(stage2("b_32f", "data.train=['x.tar']", "model.classes=17"), None).train is None
 
@@ -149,7 +151,8 @@ def test_json_has_the_contracts_keys(capsys: pytest.CaptureFixture[str]) -> None
     assert plan["max_micro_batch"] == 8
     assert set(plan["stage_hours"]) == {"stage1", "stage2"}
     assert plan["gpu_hours"] == pytest.approx(8 * sum(plan["stage_hours"].values()))
-    assert plan["cache_gib"] == pytest.approx(240_436 * 16 * 768 * 2 / GIB)
+    # One view holds the steps of whole videos of 300 frames, and the 16 of each validation clip.
+    assert plan["cache_gib"] == pytest.approx((240_436 * 300 / 4 + 19_796 * 16) * 768 * 2 / GIB)
     assert plan["checkpoint_gib"] > 0
 
 
@@ -173,13 +176,18 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert f"{plan['stages']['stage2']['peak_gib']:.2f}" in table
     assert "it fits" in table
     assert "--clips" in table
+    assert "cache        at least " in table  # Nobody says how long the videos are.
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["--recipe", "recipes/demo.yaml", "--card", "H10"], 64, "did you mean H100"),
-        (["--recipe", "recipes/demo.yaml", "--ranks", "0"], 64, "--ranks must be greater than 0"),
+        (["--recipe", "recipes/demo.yaml", "--ranks", "0"], 64, "--ranks must be a number greater than 0"),
+        (["--recipe", "recipes/demo.yaml", "--gib", "nan"], 64, "--gib must be a number greater than 0, not nan"),
+        (["--recipe", "recipes/demo.yaml", "--gib", "inf"], 64, "--gib must be a number greater than 0, not inf"),
+        (["--table4", "--card", "T4"], 64, "leave --card out"),
+        (["--table4", "--recipe", "recipes/demo.yaml"], 64, "leave --recipe out"),
         (
             ["--recipe", "recipes/demo.yaml", "--ranks", "2", "--nodes", "2", "--gpus-per-node", "1"],
             64,
@@ -208,7 +216,7 @@ def test_a_probe_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_dry_runs_line() -> None:
-    line = memory_line(stage2("demo"), 2, torch.device("cpu"))
+    line = memory_line([stage2("demo")], 2, torch.device("cpu"))
     assert "GiB a GPU" in line
     assert "no GPU here" in line
 

@@ -28,6 +28,7 @@ MARK = 1_234_567  # Bytes of a tensor that is made right before the step that is
 SMALL = {"size": "tiny", "classes": 10, "image_size": 64, "temporal_depth": 2}
 LARGE = {**SMALL, "width": 192, "depth": 6, "heads": 3, "mlp": 768, "image_size": 96}
 SIZES = {"small": SMALL, "large": LARGE}
+CACHES = {"cached": {"views": 1}, "partly live": {"views": 1, "live_fraction": 1.0}}
 
 
 def make_stage(kind: str, size: str, **engine: Any) -> StageBlock:
@@ -46,7 +47,7 @@ def make_stage(kind: str, size: str, **engine: Any) -> StageBlock:
         stage = Stage1.model_validate({**common, "frames": 8})
         return stage.model_copy(update={"activation": "checkpoint"}) if kind == "checkpointed" else stage
     adapter = {"placement": "tokens"} if kind == "tokens" else {}
-    own = {"frames": 16, "chunk_frames": 4, "adapter": adapter, "overlap": "off"}
+    own = {"frames": 16, "chunk_frames": 4, "adapter": adapter, "overlap": "off", "cache": CACHES.get(kind)}
     return Stage2.model_validate({**common, **own})
 
 
@@ -110,6 +111,8 @@ CASES = [
     ("e2e", {"reduction": "tree", "precision": "fp32"}),
     ("pooled", {"zero": 2, "precision": "bf16"}),
     ("pooled", {"zero": 0, "precision": "fp32", "micro_batches": 1, "optimizer": "sgd"}),
+    ("cached", {"zero": 2, "precision": "bf16"}),
+    ("partly live", {"zero": 2, "precision": "bf16"}),
     ("tokens", {"zero": 2, "precision": "bf16"}),
     ("tokens", {"zero": 1, "precision": "fp32", "micro_batches": 1}),
 ]

@@ -128,3 +128,27 @@ def test_missing_blocks_and_stages(write_recipe: WriteRecipe) -> None:
     assert error == "a.yaml:4: stage1: image_checkpoint is stage:image, but there is no image block"
     error = errors_of(write_recipe(MINIMAL.replace("lr: 0.1", "momentum: 0.1") + "stage2: {frames: 8}\n"))
     assert error == "a.yaml:2: optimizer: 'lr' is missing"
+
+
+SWEPT = MINIMAL + "stage2: {frames: 8, cache: {views: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("{optimizer.lr.x: [1.0]}", "cannot vary 'optimizer.lr.x' (with dots, as one key); it can vary adapter.hidden"),
+        ("{optimizer.block.key: [1]}", "cannot vary 'optimizer.block.key'"),
+        ("{optimizer.: [1]}", "cannot vary 'optimizer.'"),
+        ("{optimizer.rate: [1]}", "optimizer.momentum"),
+        ("{seed: [0.5]}", "seed 0.5: "),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_one_line(write_recipe: WriteRecipe, sweep: str, message: str) -> None:
+    said = errors_of(write_recipe(SWEPT), f"sweep={sweep}")
+    assert message in said
+    assert "\n" not in said
+
+
+def test_a_sweep_of_millions_is_refused_before_it_is_made(write_recipe: WriteRecipe) -> None:
+    many = {key: list(range(1, 1001)) for key in ("optimizer.eps", "seed", "model.temporal_depth")}
+    assert "has 1000000000 members, at most 1024" in errors_of(write_recipe(SWEPT), f"sweep={many}")

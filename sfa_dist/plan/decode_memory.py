@@ -1,0 +1,137 @@
+"""What decoding takes of a card (`data.decode_device: cuda`): it goes on beside the step, one batch ahead, on a stream
+of its own, so it comes on top of the step's peak.
+
+One video is decoded at a time. Its frames lie on the card at the size that they are stored in, then resized, then
+cropped and coloured; those steps are traced on fake tensors, by the code that does them. The decoder's own pictures
+are not torch's: `SURFACES` of them, in 4:2:0, are an assumption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sfa_dist.data.augment import train_transform
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.container import promised_video
+from sfa_dist.data.rand_augment import OPERATIONS
+from sfa_dist.data.reader import read_clip_bytes
+from sfa_dist.data.shard_index import INDEX_NAME, load_index
+from sfa_dist.data.shards import expand_shards
+from sfa_dist.errors import DataError
+from sfa_dist.plan.memory_trace import MemoryTrace
+from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe_blocks import AugmentBlock
+
+SURFACES = 20  # 16 pictures that H.264 may refer to, and some on their way out.
+SURFACE_BYTES = 1.5  # A pixel, in NV12.
+SLICE = 8  # Frames that come out of the decoder at a time, and are put in order by a copy.
+ASSUMED_ASPECT = 16 / 9
+TRACED = 64  # Frames; what more of them take grows in a straight line.
+# Its histogram needs pixels, which fake tensors have none of; it takes no more than the others.
+UNTRACED = "equalize"
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """Pixels of a stored frame, and how they are known."""
+
+    height: int
+    width: int
+    source: str
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Bytes of the card that decoding `frames` frames of one video takes."""
+
+    bytes: int
+    frames: int
+    size: FrameSize
+
+    def __str__(self) -> str:
+        size = f"{self.size.width}x{self.size.height}"
+        return (
+            f"{self.bytes / 2**20:.0f} MiB on the card for {self.frames} frames of {size} pixels ({self.size.source}) "
+            f"and {SURFACES} pictures of the decoder's own (assumed)"
+        )
+
+
+def plan_decode(stage: StageBlock, frames: int | None = None) -> DecodePlan | None:
+    """What decoding clips of `frames` frames (the stage's) takes of the card; None where the card decodes none."""
+    reads_features = isinstance(stage, Stage2) and not stage.runs_trunk
+    if stage.data.decode_device != "cuda" or (frames is None and reads_features):
+        return None
+    size = frame_size_of(stage)
+    stored = 3 * size.height * size.width
+    most = max(1, (stage.data.limits.decoded_mib << 20) // stored)  # More is a bad sample.
+    count = min(frames or stage.frames, most)
+    augment = stage.augment.model_copy(update={"mixup": None}).model_dump_json()
+    settings = (size.height, size.width, stage.data.resize, stage.model.image_size, augment)
+    traced = _peak(min(count, TRACED), *settings)
+    if count > TRACED:
+        traced += (traced - _peak(TRACED // 2, *settings)) * (count - TRACED) // (TRACED // 2)
+    own = int(SURFACES * SURFACE_BYTES * size.height * size.width)
+    return DecodePlan(traced + own, count, size)
+
+
+def frame_size_of(stage: StageBlock) -> FrameSize:
+    """How large the stage's stored frames are."""
+    return frame_size(tuple(stage.data.train), max(stage.data.resize, stage.model.image_size))
+
+
+@lru_cache(maxsize=256)
+def frame_size(patterns: tuple[str, ...], short_side: int) -> FrameSize:
+    """How large stored frames are: as the first training clip's header says, where its shards are here and indexed;
+    else `short_side`, at 16:9."""
+    try:
+        paths = expand_shards(patterns)
+        if paths and all(isinstance(path, Path) and (path.parent / INDEX_NAME).is_file() for path in paths):
+            promise = promised_video(read_clip_bytes(load_index(paths[:1]), 0))
+            if promise.height and promise.width:
+                return FrameSize(promise.height, promise.width, "as the first training clip's")
+    except (DataError, BadSample):
+        pass  # The data are not the plan's business, and the size is told to be assumed.
+    return FrameSize(short_side, round(short_side * ASSUMED_ASPECT), "assumed: data.resize at 16:9")
+
+
+@lru_cache(maxsize=256)
+def _peak(frames: int, height: int, width: int, resize: int, crop: int, augment: str) -> int:
+    """Bytes of the frames and of the costliest augmentation that can be drawn for them."""
+    own = AugmentBlock.model_validate_json(augment)
+    high = max(own.scale_jitter or (1.0,))
+    costly = own.model_copy(
+        update={
+            "scale_jitter": [high, high],
+            **{name: float(getattr(own, name) > 0) for name in ("flip", "color", "gray")},
+        }
+    )
+    names = list(OPERATIONS)
+    draws = [0.0]
+    if own.rand_augment is not None:
+        draws = [(place + 0.5) / len(names) for place, name in enumerate(names) if name != UNTRACED]
+    return max(_traced(frames, height, width, resize, crop, costly, draw) for draw in draws)
+
+
+def _traced(frames: int, height: int, width: int, resize: int, crop: int, augment: AugmentBlock, draw: float) -> int:
+    with FakeTensorMode(allow_fallback_kernels=False), MemoryTrace() as trace:
+        clip = torch.empty((frames, height, width, 3), dtype=torch.uint8, device="cuda")
+        for _ in range(2):
+            torch.empty((2 * min(frames, SLICE), height, width, 3), dtype=torch.uint8, device="cuda")
+        train_transform(clip, resize, crop, augment, _Always(draw))  # type: ignore[arg-type]
+    return trace.peak
+
+
+class _Always:
+    """A generator that draws the same number."""
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def random(self) -> float:
+        """Always the same."""
+        return self._number
