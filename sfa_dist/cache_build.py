@@ -8,13 +8,12 @@ same bytes. Ranks work apart and meet every few seconds, to stop together and to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ from sfa_dist.data.feature_shards import (
     read_manifest,
 )
 from sfa_dist.data.feature_slices import Part, Slice, VideoSlices, slice_loader
-from sfa_dist.errors import CheckpointError, DataError, PreemptedError, SfaError
+from sfa_dist.errors import CheckpointError
 from sfa_dist.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
 from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.frozen import FrozenTrunk
@@ -45,74 +44,12 @@ from sfa_dist.run import Run
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import CACHE_STAGE, read_done
 from sfa_dist.stage_data import open_split, plan_features
+from sfa_dist.together import Together
 from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk
 
-T = TypeVar("T")
-BEAT_SECONDS = 5.0
 HASH_THREADS = 4
 CHUNK = "chunk_frames"  # Key of a view's facts.
-
-
-@dataclass
-class Together:
-    """Ranks that work apart, in step at every beat: a stop request or a failure of one ends all.
-
-    A beat is a collective. A rank that has finished goes on beating until all have.
-    """
-
-    run: Run
-    title: str
-    budget: float  # Share of the clips that may be bad.
-    bad: dict[str, str] = field(default_factory=dict)  # Of this rank: name -> reason.
-    clips: int = 0  # Of this rank, bad ones too.
-    _told: set[str] = field(default_factory=set)
-    _last: float = field(default_factory=time.monotonic)
-
-    def beat_if_due(self) -> None:
-        """A beat, when the last one is some seconds ago."""
-        if time.monotonic() - self._last >= BEAT_SECONDS:
-            self.beat(done=False)
-
-    def beat(self, done: bool, fault: SfaError | None = None) -> bool:
-        """Whether all ranks are done. Raises, on all ranks, the first rank's `fault`, PreemptedError on a stop request,
-        DataError over the budget of bad clips."""
-        runtime = self.run.runtime
-        told = runtime.gather((done, fault, bool(self.run.stop), self.bad, self.clips))
-        self._last = time.monotonic()
-        faults = [fault for _, fault, *_ in told if fault is not None]
-        if faults:
-            raise runtime.for_all(faults[0])
-        if any(stop for _, _, stop, *_ in told):
-            text = f"{self.title} stopped; finished parts are kept, run the same command again to go on"
-            raise runtime.for_all(PreemptedError(text))
-        self._note_bad({name: why for *_, bad, _ in told for name, why in bad.items()}, sum(n for *_, n in told))
-        return all(done for done, *_ in told)
-
-    def finish(self) -> None:
-        """Waits until all ranks are done."""
-        while not self.beat(done=True):
-            pass
-
-    def main_alone(self, work: Callable[[], T]) -> T:
-        """`work` on rank 0, its value on all: for what may take longer than a collective may wait."""
-        future: Future[T] | None = None
-        with ThreadPoolExecutor(1) as pool:
-            if self.run.runtime.is_main:
-                future = pool.submit(work)
-            while not self.beat(done=future is None or future.done()):
-                if future is not None:
-                    wait([future], timeout=BEAT_SECONDS)
-            return self.run.runtime.on_main(lambda: future.result() if future else work())
-
-    def _note_bad(self, bad: dict[str, str], clips: int) -> None:
-        for name in bad.keys() - self._told:
-            self.run.tracker.event("bad_sample", stage="cache", step=0, key=name, reason=bad[name])
-            self.run.tracker.say(f"bad clip {name}: {bad[name]} (not cached)")
-        self._told |= bad.keys()
-        if len(bad) > self.budget * max(clips, 100):
-            over = f"{len(bad)} of {clips} clips are bad, over data.max_bad_fraction {self.budget}"
-            raise self.run.runtime.for_all(DataError(f"{self.title}: {over}; log.jsonl names each (bad_sample)"))
 
 
 def build_views(run: Run, stage: Stage2, plan: SplitPlan, trunk: FrozenTrunk, trunk_sha256: str) -> None:

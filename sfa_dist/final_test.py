@@ -27,7 +27,8 @@ from sfa_dist.run import Run
 from sfa_dist.run_record import collect_results
 from sfa_dist.stage_data import check_classes, feed_place, open_split
 from sfa_dist.sweep import STAGE as SWEPT
-from sfa_dist.sweep import member_directory, test_sweep, trained_members
+from sfa_dist.sweep import member_directory, trained_members
+from sfa_dist.sweep_scores import score_sweep
 from sfa_dist.trunk_setup import place_trunk
 
 Grid = tuple[int, int]  # Temporal and spatial views.
@@ -57,7 +58,7 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         grid = run.recipe.test.view_grids[-1]
         batches = feed(_batches(run, stage, index, grid, "time"), feed_place(run), lambda: bool(run.stop))
         keep = predictions_of(run, stage, index, folder)
-        found = test_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
+        found = score_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
         finish_predictions(run, keep, grid)
         stage, parts, main_sums = found.best.stage, found.best_parts, found.best_sums
         extra = {"sweep": found.lines, "sweep_means": found.means, "best": found.best.name}

@@ -8,31 +8,23 @@ alone: its `done.json` says so, and the others go on.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
-from torch import Tensor, nn
 
-from sfa_dist.assemble import Parts, load_for_test, load_tail_for_test
-from sfa_dist.bad_clips import note_bad_test_clips
 from sfa_dist.checkpoint import write_json
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
-from sfa_dist.evaluation import Scoring, evaluate_all
-from sfa_dist.metrics import ClassificationSums
 from sfa_dist.not_finite import DivergedError
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
 from sfa_dist.run import Run
 from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
@@ -41,7 +33,6 @@ from sfa_dist.stage_data import open_data
 from sfa_dist.stage_setup import Setup, find_checkpoint, set_up
 from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Trainer
-from sfa_dist.trunk_setup import place_trunk
 
 STAGE = "stage2"
 DIVERGED = "diverged"  # Key of a result, and event.
@@ -226,7 +217,7 @@ def _take_turns(trainers: dict[str, Trainer]) -> Iterator[tuple[str, DivergedErr
 
 def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
     """`done.json` of the whole stage: its members' results added up."""
-    results = [result for member in members if DIVERGED not in (result := _result(run, member))]
+    results = [result for member in members if DIVERGED not in (result := member_result(run, member))]
     if not results:
         text = f"all {len(members)} heads of the sweep have diverged (log.jsonl tells why: {DIVERGED})"
         raise DivergedError(f"{text}; lower optimizer.lr, in another --run-dir")
@@ -241,101 +232,13 @@ def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None
     write_json(run.directory / STAGE / "done.json", {"inputs": inputs, "result": total})
 
 
-def _result(run: Run, member: Member) -> dict[str, Any]:
+def member_result(run: Run, member: Member) -> dict[str, Any]:
+    """The `result` of a member's `done.json`: a reason under DIVERGED, or what its training gave."""
     return (read_done(member_directory(run, member)) or {})["result"]
 
 
 def trained_members(run: Run) -> list[Member]:
     """The members that have weights: all but those that have diverged. Collective."""
     members = sweep_members(run.recipe)
-    told = run.runtime.on_main(lambda: [DIVERGED in _result(run, member) for member in members])
+    told = run.runtime.on_main(lambda: [DIVERGED in member_result(run, member) for member in members])
     return [member for member, diverged in zip(members, told, strict=True) if not diverged]
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """The test of all trained members: a line for each, means over seeds, and the member that validation chooses; and
-    those that have `diverged`."""
-
-    diverged: list[dict[str, Any]]
-    lines: list[dict[str, Any]]
-    means: list[dict[str, Any]]
-    best: Member
-    best_parts: Parts
-    best_sums: ClassificationSums
-
-
-def test_sweep(
-    run: Run, batches: BatchFeed, scoring: Scoring, max_bad_fraction: float, keep: PredictionFile | None
-) -> SweepResult:
-    """Scores all members in one pass: the trunk runs once a batch. Collective. `keep` gets those of the best."""
-    members = trained_members(run)
-    weights = [member_directory(run, member) / "weights.safetensors" for member in members]
-    first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
-    trunk, device = first.frozen, run.runtime.device
-    assert trunk is not None
-    trunk_sha256 = trunk.sha256()
-    others = [load_tail_for_test(m.stage, path, trunk_sha256) for m, path in zip(members[1:], weights[1:], strict=True)]
-    tails: list[nn.Module] = [module.to(device) for module in (first.trainable, *others)]
-    place_trunk(trunk, members[0].stage, run.runtime)
-
-    @torch.no_grad()
-    def predict(batch: Batch) -> list[Tensor]:
-        features = trunk(batch["clips"])
-        return [tail(features) for tail in tails]
-
-    trained = run.runtime.on_main(lambda: [_result(run, member) for member in members])
-    chosen = max(range(len(members)), key=lambda number: (trained[number]["val"].get("acc1") or 0.0, -number))
-    if all(own["val"].get("acc1") is None for own in trained):
-        run.tracker.say(f"test: no head has a validation score (data.val), so {members[0].name} stands for the sweep")
-    sums = evaluate_all(
-        predict,
-        len(tails),
-        scoring,
-        batches,
-        run.runtime,
-        run.stop,
-        lambda bad, clips: note_bad_test_clips(bad, clips, "test", 0, max_bad_fraction, run.tracker),
-        {} if keep is None else {chosen: keep},
-    )
-    results = [own.result() for own in sums]
-    lines = [
-        {
-            "member": member.name,
-            "settings": member.settings,
-            **{key: value for key, value in result.items() if key != "samples"},
-            "val_acc1": own["val"].get("acc1"),
-            "steps": own["steps"],
-            "trainable_parameters": own["trainable_parameters"],
-        }
-        for member, result, own in zip(members, results, trained, strict=True)
-    ]
-    tested = {member.name for member in members}
-    lost = [member for member in sweep_members(run.recipe) if member.name not in tested]
-    reasons = run.runtime.on_main(lambda: [_result(run, member)[DIVERGED] for member in lost])
-    diverged = [
-        {"member": member.name, "settings": member.settings, "reason": reason}
-        for member, reason in zip(lost, reasons, strict=True)
-    ]
-    best = Parts(tails[chosen], trunk)
-    return SweepResult(diverged, lines, means_over_seeds(lines), members[chosen], best, sums[chosen])
-
-
-def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Members that differ in the seed alone, together: mean and sample standard deviation of their scores.
-
-    The deviation of a single seed is None.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        settings = {key: value for key, value in line["settings"].items() if key != "seed"}
-        groups.setdefault(repr(settings), []).append({**line, "settings": settings})
-    means = []
-    for group in groups.values():
-        mean: dict[str, Any] = {"settings": group[0]["settings"], "members": [line["member"] for line in group]}
-        for key in ("acc1", "acc5", "loss"):
-            values = [line[key] for line in group]
-            mean[key] = statistics.fmean(values)
-            mean[f"{key}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
-        means.append(mean)
-    return means

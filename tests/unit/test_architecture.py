@@ -28,7 +28,8 @@ LAYERS = (
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
         *("evaluation", "trunk_setup", "run", "stage_data", "stage_setup", "stages", "final_test", "report"),
-        *("feature_cache", "cache_build", "sweep", "predictions", "evaluate_run", "report_classes"),
+        *("feature_cache", "cache_build", "together", "sweep", "sweep_scores"),
+        *("predictions", "evaluate_run", "report_classes"),
         *("loader_share", "trunk_ahead", "trunk_fidelity"),
         *("progress", "train_log", "bad_clips", "not_finite", "seeds"),
         *("class_scores", "prediction", "subject", "timeline", "timeline_output"),
