@@ -18,9 +18,9 @@ from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
 from sfa_dist.data.stream import check_labels, eval_loader
-from sfa_dist.errors import SfaError
 from sfa_dist.evaluation import Scoring, evaluate
 from sfa_dist.metrics import ACTION, ClassificationSums, action_heads, action_words
+from sfa_dist.not_finite import broken_scores
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
@@ -208,8 +208,7 @@ def _score(
         keep,
     )
     if sums.main.clips and not math.isfinite(sums.loss):  # On all ranks: each has the sums of all.
-        why = "its weights are broken, or its precision overflows (engine.precision: fp32)"
-        raise run.runtime.for_all(SfaError(f"{TEST}: the model's scores are not finite (loss {sums.loss}): {why}"))
+        raise run.runtime.for_all(broken_scores(TEST))
     return sums
 
 

@@ -1,8 +1,9 @@
-"""Numbers that are not finite: the step is not taken, the checkpoint is not kept, and several in a row end the run."""
+"""Numbers that are not finite: the step is not taken, the checkpoint is not kept, and several in a row end the run.
+Scores that are not are no result."""
 
 from __future__ import annotations
 
-from sfa_dist.errors import LostRankError
+from sfa_dist.errors import LostRankError, SfaError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.progress import Progress
 from sfa_dist.tracking import Tracker
@@ -14,6 +15,12 @@ ADVICE = "lower optimizer.lr or use engine.precision: fp32, and resume from the 
 
 class DivergedError(LostRankError):
     """Training has left the finite numbers. In a sweep the other heads go on."""
+
+
+def broken_scores(where: str) -> SfaError:
+    """The error of a model whose scores are not finite: NaN would take class 0 for the best."""
+    why = "its weights are broken, or its precision overflows (engine.precision: fp32)"
+    return SfaError(f"{where}: the model's scores are not finite: {why}")
 
 
 def note_skipped_step(

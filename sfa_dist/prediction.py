@@ -15,6 +15,7 @@ from sfa_dist.data.stream import ClipSettings, TestViews, cut_clips
 from sfa_dist.metrics import average_views
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, ViViT
+from sfa_dist.not_finite import broken_scores
 from sfa_dist.recipe import Recipe, Stage2, StageBlock
 from sfa_dist.subject import Subject
 from sfa_dist.trunk_setup import chunk_need, chunk_that_fits, free_bytes
@@ -25,12 +26,15 @@ class Model:
 
     Clips go through at once (`logits`), or in two parts: tubelet steps, each by itself, to vectors (`steps`), and those
     of a window to scores (`windows`). The second way computes a step once, however many windows it is in.
+
+    Scores that are not finite raise SfaError.
     """
 
     def __init__(self, recipe: Recipe, subject: Subject, device: torch.device) -> None:
         stage: StageBlock = getattr(recipe, subject.stage)
         parts = load_for_test(stage, subject.weights, subject.trunk_weights)
         self.stage, self.classes = stage, classes_of(subject.weights, stage.model)
+        self._weights = subject.weights
         if isinstance(parts.trainable, ViViT):
             trunk, self.tail = parts.trainable.trunk, parts.trainable.tail
             dtype = trunk.embed.bias.dtype
@@ -51,8 +55,7 @@ class Model:
     @torch.inference_mode()
     def logits(self, clips: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) -> fp32 (B, classes) on the CPU."""
-        logits: Tensor = self.tail(self.trunk(clips))
-        return logits.cpu()
+        return self._checked(self.tail(self.trunk(clips)))
 
     @torch.inference_mode()
     def steps(self, rows: Tensor) -> Tensor:
@@ -63,7 +66,12 @@ class Model:
     @torch.inference_mode()
     def windows(self, steps: Tensor) -> Tensor:
         """Adapted steps (B, F, D) -> fp32 logits (B, classes) on the CPU."""
-        return self.tail.over_time(steps).cpu()
+        return self._checked(self.tail.over_time(steps))
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        if not logits.isfinite().all():
+            raise broken_scores(str(self._weights))
+        return logits.cpu()
 
 
 class FilePredictor:

@@ -18,6 +18,8 @@ import torch
 from commands import ONE_THREAD, ROOT, train
 from data_samples import audio_bytes
 from odd_samples import blocks, encode_as
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_runs import CLASSES, RECIPE, VAL_CLIPS, make_workplace, sets
 
 from sfa_dist.data.augment import eval_transform
@@ -107,6 +109,18 @@ def test_files_that_do_not_decode_are_told_and_the_others_predicted(here, capsys
     assert "no video stream" in lines[1]["error"]
     assert "error: sound.mp4: " in err
     assert len(err.splitlines()) == 1
+
+
+def test_broken_weights_are_told(here, capsys, tmp_path):
+    with safe_open(here / "done" / "stage1" / "weights.safetensors", framework="pt") as file:
+        state = {name: file.get_tensor(name) * torch.nan for name in file.keys()}  # noqa: SIM118 -- no dictionary
+        save_file(state, tmp_path / "nan.safetensors", file.metadata())
+    own = ("--recipe", "t.yaml", "--weights", str(tmp_path / "nan.safetensors"))
+    for timeline in ((), ("--timeline", "--out", str(tmp_path))):
+        code, lines, err = predict(capsys, "clip0.mp4", *own, *timeline)
+        assert code == 70
+        assert not [line for line in lines if "top5" in line]
+        assert "nan.safetensors: the model's scores are not finite" in err
 
 
 STAGE2 = "done/stage2/weights.safetensors"
