@@ -150,9 +150,17 @@ def _stages(recipe: Recipe) -> dict[str, StageBlock]:
     return {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
 
 
+def _on_ranks(run: Run) -> dict[str, StageBlock]:
+    """The stages as they run on the ranks that there are. Raises RecipeError, on all ranks."""
+    try:
+        return {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
+    except RecipeError as error:  # Each rank finds the same.
+        raise run.runtime.for_all(error) from None
+
+
 def run_stages(run: Run, only: str | None) -> None:
     """All stages of the recipe in order, or one of them."""
-    stages = {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
+    stages = _on_ranks(run)
     if only in STAGE_NAMES and only not in stages:
         text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
         raise run.runtime.for_all(RecipeError(text))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from data_samples import audio_bytes, encode, video_bytes
-from odd_samples import FAST_VPX, QUIET_X265, blocks, encode_apart, encode_as, flip_bytes, header_only, rotated
+from odd_samples import FAST_VPX, QUIET_X265, blocks, encode_as, flip_bytes, header_only, rotated
+from own_process import apart
 from row_clips import NAMES, batch_of, decoder, each_decoder
 
 from sfa_dist.data.annotations.rows import ClipRow
@@ -181,8 +182,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", FORMATS)
 def test_row_54_odd_formats_decode_alike_or_are_refused_by_name(what: str) -> None:
     """All frames, at the stored size: pixels that are not square are taken as they are, fields are not taken apart."""
-    encoded = encode_apart if what == "av1" else encode_as  # SVT-AV1 makes its process a real-time one, if it is root.
-    clip = encoded(**FORMATS[what])
+    # For root, SVT-AV1 makes the process that encodes a real-time one.
+    clip = apart(encode_as, **FORMATS[what]) if what == "av1" else encode_as(**FORMATS[what])
     pictures = torch.from_numpy(np.stack(FORMATS[what].get("frames") or [blocks(n) for n in range(12)]))
     found = [decoder(name).open(clip).frames_at(range(12)) for name in NAMES]
     for frames in found:

@@ -6,9 +6,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +59,6 @@ def encode_as(
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
         return path.read_bytes()
-
-
-def encode_apart(**arguments: Any) -> bytes:
-    """`encode_as` in a process of its own: what an encoder does to its process ends with it."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(encode_as, **arguments).result()
 
 
 def box(data: bytes | bytearray, name: bytes) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from data_samples import write_shards
+from own_process import apart
 from plan_stages import GIB, MIB, ROOT, recipe, stage2
 
 from sfa_dist.assemble import assemble_stage2
@@ -194,21 +195,26 @@ def test_times_and_disk_of_a_sweep_are_those_of_all_heads() -> None:
     assert sweep.as_json()["cost_ratio"] > one.as_json()["cost_ratio"]
 
 
-def test_engines_of_several_heads_own_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masters and moments of two real engines in one process, ZeRO 2."""
-    small = ["model.size=tiny", "model.image_size=32", "data.resize=32", "model.temporal_depth=2"]
-    loaded = recipe("l_128f_cached", *small, "optimizer.name=adamw", "sweep={adapter.hidden: [0.5, 1.0]}")
-    heads = [member.stage for member in sweep_members(loaded)]
-    monkeypatch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it.
-    runtime = parallel_runtime.start({})
-    try:
+def owned_by(heads: list[Stage2]) -> int:
+    """Bytes of masters and moments of real engines, ZeRO 2 on one rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it.
+        runtime = parallel_runtime.start({})
         tails = [assemble_stage2(head, None, "", "none").trainable for head in heads]
         engines = [make_engine(tail, head, 1, runtime.device) for tail, head in zip(tails, heads, strict=True)]
         for engine in engines:
             engine.make_optimizer_state(1)
         owned = sum(engine.optimizer_bytes() for engine in engines)
-    finally:
         parallel_runtime.stop()
+    return owned
+
+
+def test_engines_of_several_heads_own_what_is_planned() -> None:
+    """Two of them in one process, which no other engine has been in: DeepSpeed keeps the first process group."""
+    small = ["model.size=tiny", "model.image_size=32", "data.resize=32", "model.temporal_depth=2"]
+    loaded = recipe("l_128f_cached", *small, "optimizer.name=adamw", "sweep={adapter.hidden: [0.5, 1.0]}")
+    heads = [member.stage for member in sweep_members(loaded)]
+    owned = apart(owned_by, heads)
     plan = predict_together(heads)
     assert plan.optimizer_bytes_per_rank == owned
     assert plan.by_category["optimizer"] == pytest.approx(owned, rel=1e-3)

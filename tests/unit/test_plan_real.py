@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
-from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import torch
+from own_process import apart
 from torch.profiler import ProfilerActivity, profile
 
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -90,13 +90,8 @@ def real_peak(stage: StageBlock, runtime: Runtime) -> int:
     return max(live[changes.index(MARK) + 1 :])
 
 
-def real_peak_elsewhere(stage: StageBlock) -> int:
-    """`real_peak` in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_peak_alone, stage).result()
-
-
-def _peak_alone(stage: StageBlock) -> int:
+def real_peak_alone(stage: StageBlock) -> int:
+    """`real_peak` of a process that did nothing else."""
     with alone() as runtime:
         return real_peak(stage, runtime)
 
@@ -145,7 +140,7 @@ def test_the_plan_is_what_a_step_allocates(kind: str, engine: dict[str, Any], si
 
 def test_zero_1_in_bf16_keeps_whole_gradients() -> None:
     """The gradients of this engine outlive it, and would die while the next one of the same process is measured."""
-    compare(make_stage("e2e", "large", zero=1, precision="bf16"), "e2e large zero 1", real_peak_elsewhere)
+    compare(make_stage("e2e", "large", zero=1, precision="bf16"), "e2e large zero 1", partial(apart, real_peak_alone))
 
 
 @pytest.mark.gpu
