@@ -203,4 +203,4 @@ def test_row_57_a_slow_clip_is_a_bad_sample_and_its_decoder_stops(name: str) -> 
     with pytest.raises(BadSample, match=r"longer than 0\.03 s"):
         slow.frames_at(list(range(24)))
     assert len(decoder(name).open(clip).frames_at(range(24))) == 24
-    assert decoding_threads() == before  # the same thread went on to the next clip
+    assert decoding_threads() <= before  # the same thread went on to the next clip; one of an earlier test may end
