@@ -17,7 +17,7 @@ demo: $(STAMP)
 
 # A test whose processes stand still is run once more, and told in the summary (R) and among the warnings.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -raR --reruns 1 --only-rerun 'did not end in'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -raR --reruns 1 --only-rerun 'did not end in' $(PYTEST_OPTIONS)
 
 # A real Slurm of four nodes in network namespaces of this machine; nothing of it is left afterwards.
 test-slurm: $(STAMP)
