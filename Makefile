@@ -22,7 +22,7 @@ test: $(STAMP)
 # A real Slurm of four nodes in network namespaces of this machine; nothing of it is left afterwards.
 test-slurm: $(STAMP)
 	tests/slurm/cluster.sh install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slurm -raR --reruns 1 --only-rerun 'did not (end|come) in' tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slurm -raR --reruns 1 --only-rerun 'did not (end|come) in' $(PYTEST_OPTIONS) tests/slurm
 
 # The demo to its accuracy under that Slurm, on 2 and 4 nodes under both engines: 40 CPU-minutes.
 demo-slurm: $(STAMP)
