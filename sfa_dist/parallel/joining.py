@@ -37,7 +37,8 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Door:
-    """Where a rank's node takes connections; at `port` one that says nothing, to find out whether other nodes get there (0: none)."""
+    """Where a rank's node takes connections; at `port`, 0 for none, one that says nothing, to find out whether other
+    nodes get there."""
 
     rank: int
     host: str

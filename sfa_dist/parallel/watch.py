@@ -76,10 +76,10 @@ def watched(
 ) -> Iterator[Watch]:
     """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
 
-    `address` is where other nodes reach rank 0; on one node nothing listens to them. Into the folder `logs`, where there is one, each rank writes its stacks
-    before it leaves because another one was lost; it calls `on_loss(exit code, verdict)` and leaves by os._exit, with
-    the contract's exit code. An error that may only be what another rank's loss looks like from here is held back until
-    the cause is known.
+    `address` is where other nodes reach rank 0; on one node it is not used, and nothing listens to other nodes. Into
+    the folder `logs`, where there is one, each rank writes its stacks before it leaves because another one was lost; it
+    calls `on_loss(exit code, verdict)` and leaves by os._exit, with the contract's exit code. An error that may only be
+    what another rank's loss looks like from here is held back until the cause is known.
     """
     guard = _start(runtime, address, logs, stop)
     if guard is None:

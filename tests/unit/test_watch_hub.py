@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import socket
 import threading
@@ -117,10 +117,8 @@ BAD = {
 def test_what_no_rank_says_closes_the_connection_and_nothing_else(running: Running, data: bytes) -> None:
     ranks = [running.rank(number) for number in range(2)]
     with running.connect() as stranger:
-        try:
+        with contextlib.suppress(ConnectionError):
             stranger.sendall(data)
-        except ConnectionError:
-            pass
         assert is_closed(stranger)
     assert running.lives
     ranks[1].says(GONE)
@@ -199,10 +197,10 @@ def test_any_bytes_leave_the_hub_alive() -> None:
                 stranger.shutdown(socket.SHUT_WR)
                 while stranger.recv(65536):
                     pass
-            except ConnectionError:
+            except TimeoutError:
+                raise
+            except OSError:  # It hung up meanwhile.
                 pass
-            except OSError as error:
-                assert error.errno == errno.ENOTCONN
         assert running.lives
 
     over = threading.Event()
