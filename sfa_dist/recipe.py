@@ -22,7 +22,16 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import Block, LogBlock, NonNegative, OptimizerBlock, StopBlock, TestBlock, complain
+from sfa_dist.recipe_blocks import (
+    Block,
+    FolderName,
+    LogBlock,
+    NonNegative,
+    OptimizerBlock,
+    StopBlock,
+    TestBlock,
+    complain,
+)
 from sfa_dist.recipe_errors import describe_errors
 from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
 from sfa_dist.recipe_stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
@@ -59,7 +68,7 @@ class Recipe(Block):
     dots, such as `optimizer.lr: [0.1, 0.2]`.
     """
 
-    name: str
+    name: FolderName
     seed: NonNegative = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None

@@ -20,7 +20,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # Imports go from a later layer to an earlier one, or stay inside one; the number is the layer.
 LAYERS = (
     (
-        *("errors", "failpoints", "leaving"),
+        *("errors", "failpoints", "leaving", "shown"),
         *("recipe", "recipe_blocks", "recipe_errors", "recipe_source", "recipe_stages", "recipe_yaml"),
     ),
     ("models", "data", "parallel", "schedule"),
