@@ -33,6 +33,7 @@ from sfa_dist.recipe_blocks import (
     complain,
 )
 from sfa_dist.recipe_errors import describe_errors
+from sfa_dist.recipe_files import find_recipe
 from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
 from sfa_dist.recipe_stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
 from sfa_dist.recipe_yaml import Node, format_tree, plain
@@ -157,7 +158,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mappin
 
     Raises RecipeError, one line per mistake, each with the place where the value stands.
     """
-    path = Path(path)
+    path = find_recipe(Path(path))
     root = _spread_defaults(read_source(path, overrides, environ))
     try:
         recipe = Recipe.model_validate({"name": path.stem, **plain(root)})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.recipe_files import find_recipe
 from sfa_dist.recipe_yaml import Node, parse, plain
 
 MAX_BYTES = 1 << 20
@@ -119,9 +120,15 @@ class _Files:
         own = replace(root, place=str(path), value={key: child for key, child in root.value.items() if key != BASE})
         merged = Node({}, str(path))
         for base in _bases(root.value.get(BASE), self._environ):
-            base_path = Path(os.path.normpath(path.parent / str(base.value)))
+            base_path = _base_path(path.parent, str(base.value))
             merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), asked_at=base.place)))
         return merge(merged, own)
+
+
+def _base_path(folder: Path, name: str) -> Path:
+    """A base beside the file that names it, or one that comes with the package."""
+    path, shipped = Path(os.path.normpath(folder / name)), find_recipe(Path(name))
+    return shipped if shipped.is_absolute() and not path.exists() else path
 
 
 def _unnamed(root: Node) -> Node:

@@ -19,14 +19,17 @@ def expand_braces(pattern: str) -> list[str]:
     nested too deeply or stands for too many names."""
     names = count_names(pattern)
     if names > MAX_NAMES or names * len(pattern) > MAX_CHARACTERS:
-        raise ValueError(f"they stand for {names:,} names, at most {MAX_NAMES:,} are read")
-    return list(braceexpand(pattern))
+        raise ValueError(f"braces that stand for {names:,} names, at most {MAX_NAMES:,} are read")
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:
+        raise ValueError("unbalanced braces") from None
 
 
 def count_names(pattern: str, depth: int = 0) -> int:
     """The number of names, by the rules of `braceexpand`. Raises ValueError for braces in too many braces."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"they are nested more than {MAX_DEPTH} deep")
+        raise ValueError(f"braces that are nested more than {MAX_DEPTH} deep")
     names = 1
     for group in _split(pattern)[0]:
         names *= _count_group(group, depth)

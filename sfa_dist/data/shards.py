@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from braceexpand import UnbalancedBracesError
-
 from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
@@ -76,9 +74,7 @@ def _expand_local(pattern: str) -> Iterator[str]:
     for name in _expand_braces(pattern):
         found = list(islice(iglob(os.path.expanduser(name), recursive=True), MAX_NAMES + 1))
         if len(found) > MAX_NAMES:
-            raise DataError(
-                f"{pattern!r} matches more than {MAX_NAMES:,} files and folders: name the shards' own folder"
-            )
+            raise DataError(f"{pattern!r} matches more than {MAX_NAMES:,} files: name the shards' own folder")
         files = [path for path in found if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
@@ -114,10 +110,8 @@ def _list_s3(pattern: str, remote: RemoteBlock) -> list[str]:
 def _expand_braces(pattern: str) -> list[str]:
     try:
         return expand_braces(pattern)
-    except UnbalancedBracesError:
-        raise DataError(f"shard pattern {_start(pattern)!r} has unbalanced braces") from None
     except ValueError as error:
-        raise DataError(f"shard pattern {_start(pattern)!r} has braces that are not read: {error}") from None
+        raise DataError(f"shard pattern {_start(pattern)!r} has {error}") from None
 
 
 def _start(pattern: str) -> str:

@@ -21,7 +21,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 LAYERS = (
     (
         *("errors", "failpoints", "leaving", "shown"),
-        *("recipe", "recipe_blocks", "recipe_errors", "recipe_source", "recipe_stages", "recipe_yaml"),
+        *("recipe", "recipe_blocks", "recipe_errors", "recipe_files", "recipe_source", "recipe_stages", "recipe_yaml"),
     ),
     ("models", "data", "parallel", "schedule"),
     ("checkpoint", "metrics", "plan"),
