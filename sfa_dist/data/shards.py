@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from glob import glob
+from glob import iglob
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from braceexpand import braceexpand
-
+from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
 from sfa_dist.errors import DataError
@@ -72,7 +72,10 @@ def _expand_local(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for name in _expand_braces(pattern):
-        files = [path for path in glob(os.path.expanduser(name), recursive=True) if os.path.isfile(path)]
+        found = list(islice(iglob(os.path.expanduser(name), recursive=True), MAX_NAMES + 1))
+        if len(found) > MAX_NAMES:
+            raise DataError(f"{pattern!r} matches more than {MAX_NAMES:,} files: name the shards' own folder")
+        files = [path for path in found if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
             raise DataError(f"no shard matches {pattern!r}{part} in {os.getcwd()}: correct the path or pack the shards")
@@ -106,6 +109,12 @@ def _list_s3(pattern: str, remote: RemoteBlock) -> list[str]:
 
 def _expand_braces(pattern: str) -> list[str]:
     try:
-        return list(braceexpand(pattern))
+        return expand_braces(pattern)
     except ValueError as error:
-        raise DataError(f"shard pattern {shown(pattern)!r} has unbalanced braces: {error}") from error
+        raise DataError(f"shard pattern {_start(pattern)!r} has {error}") from None
+
+
+def _start(pattern: str) -> str:
+    """A pattern for a message, cut where it is long."""
+    text = shown(pattern)
+    return text if len(text) <= 200 else f"{text[:200]}..."
