@@ -14,6 +14,7 @@ from torch import Tensor
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, load_for_test, trained_classes
 from sfa_dist.bad_clips import note_bad_test_clips
+from sfa_dist.chance import chance_words, shows_top5, verdicts
 from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
@@ -66,6 +67,8 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
             extra["sweep_diverged"] = found.diverged
         for line in found.lines:
             run.tracker.record("eval", stage=TEST, step=0, **line)
+        if guessing := [line["member"] for line in found.lines if line.get("better_than_chance") is False]:
+            run.tracker.say(f"{TEST}: no better than chance: {', '.join(guessing)}")
     else:
         parts = load_parts(run, stage, weights, run.weights("stage1") if name == "stage2" else None)
     result = score_all_views(run, stage, parts, index, folder, main_sums)
@@ -113,6 +116,8 @@ def score_all_views(
         main_sums = _score(run, stage, parts, index, last, "time", keep)
         finish_predictions(run, keep, last)
     lines.append(_tell(run, main_sums, last))
+    for words in verdicts(lines[-1]):
+        run.tracker.say(f"{TEST}: {words}")
     if folder is not None:
         table = {"views": last, "heads": class_tables(main_sums, index.classes)}
         run.runtime.on_main(lambda: _write_in(folder, CLASSES_NAME, table))
@@ -221,8 +226,14 @@ def _tell(run: Run, sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
     """Records the scores over some views, says them, and returns them."""
     line = _line(sums, grid)
     run.tracker.record("eval", stage=TEST, step=0, **line)
-    scores = f"acc1 {line['acc1']:.4f}, acc5 {line['acc5']:.4f}, mean class acc1 {line['mean_class_acc1']:.4f}"
-    heads = "".join(f"; {head} {line[f'{head}_acc1']:.4f}, {line[f'{head}_acc5']:.4f}" for head in sums.heads)
+    scores = f"acc1 {line['acc1']:.4f}{_acc5(line)}, mean class acc1 {line['mean_class_acc1']:.4f}"
+    heads = "".join(f"; {head} {line[f'{head}_acc1']:.4f}{_acc5(line, f'{head}_', '')}" for head in sums.heads)
     views = f"{line['views']} view(s), {grid[0]} x {grid[1]}"
     run.tracker.say(f"{TEST}: {scores}{heads} on {line['samples']} clips, {views}")
+    for words in chance_words(line):
+        run.tracker.say(f"{TEST}: {words}")
     return line
+
+
+def _acc5(line: dict[str, Any], head: str = "", title: str = "acc5 ") -> str:
+    return f", {title}{line[f'{head}acc5']:.4f}" if shows_top5(line, head) else ""
