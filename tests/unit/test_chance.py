@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,9 +137,8 @@ def test_ranks_that_had_no_clip_do_not_change_it() -> None:
 
 
 def test_the_console_says_what_guessing_scores_and_no_top_5_of_two_classes() -> None:
-    assert eval_line(
-        "stage1 [1/2]", ALL_OF_ONE
-    ) == "Eval stage1 [1/2] acc1: 0.5000 loss: {:.4f} chance: 0.5000 clips: 80".format(ALL_OF_ONE["loss"])
+    line = {**ALL_OF_ONE, "loss": 0.25}
+    assert eval_line("stage1 [1/2]", line) == "Eval stage1 [1/2] acc1: 0.5000 loss: 0.2500 chance: 0.5000 clips: 80"
     assert "acc5: 1.0000" in eval_line("stage1 [1/2]", line_of(HALVES, HALVES, 6))
 
 
