@@ -135,7 +135,7 @@ def _headline(result: dict[str, Any]) -> str:
 
 def _remarks(result: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
     """What the score has to be compared with, and whether it is any better; what the clips of the stages lack."""
-    return [f"{words[0].upper()}{words[1:]}." for words in (*chance_words(result), *verdicts(result), *said(records))]
+    return [f"{words[0].upper()}{words[1:]}." for words in (*chance_words(result), *verdicts(result))] + said(records)
 
 
 def said(records: list[dict[str, Any]]) -> list[str]:
