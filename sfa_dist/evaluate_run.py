@@ -13,6 +13,7 @@ from rich.table import Table
 from sfa_dist import checkpoint as ckpt
 from sfa_dist import out_of_memory
 from sfa_dist.assemble import Parts, metadata_value, trained_classes
+from sfa_dist.chance import heads_of, shows_top5
 from sfa_dist.data.stream import check_labels
 from sfa_dist.final_test import load_parts, score_all_views
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -97,15 +98,16 @@ def _print(tracker: Tracker, summary: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(summary), flush=True)
         return
     table = Table(title=f"{summary['samples']} clips, {summary['frames']} frames")
-    heads = [key.removesuffix("_acc5") for key in summary if key.endswith("_acc5")] or [""]
-    for title in ("views", *([""] if heads != [""] else []), "top-1", "top-5", "mean over classes"):
+    heads = heads_of(summary)
+    top5 = any(shows_top5(summary, head) for head in heads)
+    for title in ("views", *([""] if any(heads) else []), "top-1", *(["top-5"] if top5 else []), "mean over classes"):
         table.add_column(title, justify="right")
     for line in summary["by_views"]:
         grid = f"{line['temporal_views']} x {line['spatial_views']}"
         for head in heads:
-            start = f"{head}_" if head else ""
-            scores = (line[f"{start}{key}"] for key in ("acc1", "acc5", "mean_class_acc1"))
-            table.add_row(grid, *([head] if head else []), *(f"{score:.2%}" for score in scores))
+            name = [head.removesuffix("_")] if head else []
+            keys = ("acc1", *(["acc5"] if top5 else []), "mean_class_acc1")
+            table.add_row(grid, *name, *(f"{line[f'{head}{key}']:.2%}" for key in keys))
     tracker.say(table)
 
 

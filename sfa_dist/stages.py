@@ -183,7 +183,7 @@ def run_stages(run: Run, only: str | None) -> None:
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
     if only in (None, "test"):
         leave_if_asked(run, "before the test")
-        test(run, *list(stages.items())[-1])
+        test(run, *list(stages.items())[-1], again=only == "test")
     if only in (None, "report") and not run.dry_run:
         run.runtime.on_main(lambda: _report(run, asked=only is not None))
 

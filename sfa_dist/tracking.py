@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sfa_dist.chance import guessing, telling
 from sfa_dist.disk import tell, write_if_new
 from sfa_dist.recipe_blocks import LogBlock
 
@@ -222,8 +223,10 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
 
 
 def eval_line(place: str, result: Mapping[str, Any]) -> str:
-    """The console line of an evaluation."""
-    scores = " ".join(f"{key}: {value:.4f}" for key, value in result.items() if key != "samples")
+    """The console line of an evaluation. `chance` is what guessing scores."""
+    guessed = guessing(result)
+    shown = telling(result) | ({} if guessed is None else {"chance": guessed})
+    scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
 
 

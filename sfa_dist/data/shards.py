@@ -23,6 +23,7 @@ from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
+MOST_NAMED = 6  # Kinds of files in a message.
 
 
 def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> list[Shard]:
@@ -78,8 +79,27 @@ def _expand_local(pattern: str) -> Iterator[str]:
         files = [path for path in found if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
-            raise DataError(f"no shard matches {pattern!r}{part} in {os.getcwd()}: correct the path or pack the shards")
+            text = f"no shard matches {pattern!r}{part} in {os.getcwd()}"
+            raise DataError(f"{text}: {_what_lies_there(name)}; correct the path or pack the shards")
         yield from files
+
+
+def _what_lies_there(pattern: str) -> str:
+    """The tar files of the folder that a pattern looks into, or how far there are folders."""
+    folder = Path(os.path.expanduser(pattern)).parent
+    if glob(str(folder)) and not folder.is_dir():
+        return f"{str(folder)!r} stands for folders without such files"
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r}"
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar")
+    except OSError as error:
+        return f"{str(folder)!r} cannot be read ({error.strerror})"
+    if not names:
+        return f"no .tar file lies in {str(folder)!r}"
+    kinds = sorted({re.sub(r"\d+(?=\.tar$)", "*", name) for name in names})
+    more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
+    return f"in {str(folder)!r} lie {', '.join(map(repr, kinds[:MOST_NAMED]))}{more}"
 
 
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:

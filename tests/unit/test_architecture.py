@@ -23,7 +23,7 @@ LAYERS = (
         *("errors", "disk", "failpoints", "leaving", "shown"),
         *("recipe", "recipe_blocks", "recipe_errors", "recipe_files", "recipe_source", "recipe_stages", "recipe_yaml"),
     ),
-    ("models", "data", "parallel", "schedule"),
+    ("models", "data", "parallel", "schedule", "chance"),
     ("checkpoint", "metrics", "plan"),
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),
