@@ -6,13 +6,14 @@ rewrites them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from glob import iglob
+from glob import glob, iglob
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
@@ -23,6 +24,12 @@ from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
+# Fields of signed URLs: S3 and CloudFront, Google's storage, Azure's, and the usual names of others.
+_SIGNATURES = {
+    *("awsaccesskeyid", "signature", "expires", "policy", "key-pair-id", "googleaccessid"),
+    *("sv", "ss", "srt", "sr", "sp", "se", "st", "spr", "sip", "sig", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+    *("token", "access_token"),
+}
 MOST_NAMED = 6  # Kinds of files in a message.
 
 
@@ -45,10 +52,21 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
 
 
 def shard_name(shard: Shard) -> str:
-    """What a shard is called in its folder's index: the file name; of a pipe the whole command."""
+    """What a shard is called in its folder's index: the file name, with a mark of the query where one says which shard
+    it is (`x.tar?part=1`); of a pipe the whole command."""
     if isinstance(shard, Path):
         return shard.name
-    return shard if shard_kind(shard) == "pipe" else urlsplit(shard).path.rsplit("/", 1)[-1]
+    if shard_kind(shard) == "pipe":
+        return shard
+    fields = [pair for pair in parse_qsl(urlsplit(shard).query, keep_blank_values=True) if not _signs(pair[0])]
+    # A mark, as a query that is no signature known here may be a secret too.
+    mark = "?" + hashlib.sha256(repr(sorted(fields)).encode()).hexdigest()[:16] if fields else ""
+    return urlsplit(shard).path.rsplit("/", 1)[-1] + mark
+
+
+def _signs(field: str) -> bool:
+    """Whether a field of a query says who may read, which changes from day to day, and not what is read."""
+    return field.lower() in _SIGNATURES or field.lower().startswith(("x-amz-", "x-goog-"))
 
 
 def shard_folder(shard: Shard) -> Path | str:
