@@ -121,10 +121,10 @@ def test_moments(tmp_path):
     }
     (tmp_path / "multi.csv").write_text("a/b.mp4,clapping,praying\n")
     with pytest.raises(DataError, match="several labels for one clip"):
-        read_rows(tmp_path / "multi.csv", videos=tmp_path)
+        read_rows(tmp_path / "multi.csv", "moments", tmp_path)
     (tmp_path / "bare.csv").write_text("a/b.mp4,clapping,3,1\na/c.mp4\n")
     with pytest.raises(DataError, match=r"bare.csv line 2: not a path and a class"):
-        read_rows(tmp_path / "bare.csv", videos=tmp_path)
+        read_rows(tmp_path / "bare.csv", "moments", tmp_path)
 
 
 # ------------------------------------------------------------------------------- Something-Something v2, Something-Else
@@ -286,7 +286,10 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
         "P01_01_8": "the video",
     }
     assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
-    assert checked == pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    packed_report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    for report in (checked, packed_report):
+        del report["clips"]  # of parts that are not cut out no pixels are looked at
+    assert checked == packed_report
     with pytest.raises(UsageError, match="--decode-all looks at whole files"):
         pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
 
