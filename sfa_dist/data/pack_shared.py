@@ -23,7 +23,7 @@ def note_shared_files(rows: Sequence[ClipRow], column: str, say: Say) -> None:
             names.setdefault(what, row.name)
     shared = [names[what] for what, found in splits.items() if len(found) > 1]
     if shared:
-        say(f"{len(shared)} clips are listed in several splits, so what is tested is trained on: {some(shared, 3)}")
+        say(f"clips in several splits, so that what is tested is trained on: {len(shared)} ({some(shared, 3)})")
 
 
 def shared_with(
@@ -54,5 +54,5 @@ def shared_with(
         marks = zip(index.size.tolist(), index.crc32.tolist(), strict=True)
         if common := sorted({own[mark] for mark in marks if mark in own}):
             shared[pack] = common
-            say(f"{len(common)} clips of {prefix} are in {pack} too, by their content: {some(common, 3)}")
+            say(f"clips of {prefix} that {pack} has too, by their content: {len(common)} ({some(common, 3)})")
     return shared

@@ -42,7 +42,7 @@ def read_rows(
     if chosen == "table":
         return chosen, rows_of_csv(source, videos, say)
     if videos is None:
-        own = " (a list of your own begins with the header path,label)" if chosen == "moments" else ""
+        own = " (a list of your own is a csv with the header path,label)" if chosen in ("moments", "something") else ""
         raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
     if not videos.is_dir():
         raise DataError(f"--videos {videos}: no such folder")
@@ -75,5 +75,5 @@ def select_split(
         raise DataError(f"no row has {column} = {split!r} (its values are: {some(values, 10)}): {advice}")
     if others := Counter(row.extra.get(column, "") for row in rows if row.extra.get(column) != split):
         counts = ", ".join(f"{count} of {name!r}" for name, count in others.most_common(5))
-        say(f"{others.total()} of {len(rows)} rows are of other splits and are left out: {counts}")
+        say(f"rows of other splits, left out: {others.total()} of {len(rows)} ({counts})")
     return chosen

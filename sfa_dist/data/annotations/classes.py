@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,9 +87,9 @@ def _given_list(rows: Sequence[ClipRow], file: Path, say: Say) -> list[str]:
 def _reading(labels: Sequence[str], names: Sequence[str], say: Say) -> Callable[[str], int]:
     """How the labels of a head are read: as names, or all as class numbers."""
     places = {name: number for number, name in enumerate(names)}
-    if any(label in places for label in labels):
-        if not all(map(is_number, names)):
-            return lambda label: places.get(label, -1)
+    if any(label in places for label in labels) and not all(map(is_number, names)):
+        return lambda label: places.get(label, -1)
+    if all(map(is_number, names)):
         return lambda label: places.get(label, places.get(str(int(label)), -1) if is_number(label) else -1)
     if labels and all(map(is_number, labels)):
         say(f"the labels are numbers, and are taken as places in the class list, from 0 = {names[0]!r} on")
@@ -115,12 +114,11 @@ def _epic_names(folder: Path, head: str) -> list[str]:
 def _names_of(rows: Sequence[ClipRow], head: str, say: Say) -> list[str]:
     """The class list that labels alone give. Raises DataError where they can be read in two ways."""
     first: dict[str, str] = {}
-    counts = Counter(row.labels[head] for row in rows)
     for row in rows:
         first.setdefault(row.labels[head], row.where)
     _refuse_odd_labels(first)
     if not all(map(is_number, first)):
-        _refuse_twins(first, counts)
+        _refuse_twins(first)
         return sorted(first)
     if padded := [label for label in first if str(int(label)) != label]:
         say(f"labels such as {padded[0]!r} are class numbers: {padded[0]} is {int(padded[0])}")
@@ -164,15 +162,15 @@ def _refuse_odd_labels(first: dict[str, str]) -> None:
         )
 
 
-def _refuse_twins(first: dict[str, str], counts: Counter[str]) -> None:
+def _refuse_twins(first: dict[str, str]) -> None:
     """Raises DataError for labels that differ in nothing that a reader would see as another class."""
     groups: dict[str, list[str]] = {}
     for label in first:
         groups.setdefault(plain(unicodedata.normalize("NFKC", label)), []).append(label)
     twins = [group for group in groups.values() if len(group) > 1]
     if twins:
-        each = " and ".join(f"{label!r} ({counts[label]} clips, first in {first[label]})" for label in twins[0][:3])
+        each = " and ".join(f"{label!a} ({first[label]})" for label in twins[0][:3])
         raise DataError(
-            f"{len(twins)} classes are written in several ways, such as {each}: write them in one, or, where they are "
-            "different classes, give the class list with --classes"
+            f"classes that are written in several ways: {len(twins)}, such as {each}. Write them in one, or give the "
+            "class list with --classes where they are different classes"
         )

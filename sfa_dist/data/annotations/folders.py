@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, files_below, some
+from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, levels_below, some, visible
 from sfa_dist.data.file_kinds import FRAME_SUFFIXES, HEAD_BYTES, foreign_kind, stored_suffix, suffix_of
 from sfa_dist.errors import DataError
 
@@ -23,19 +23,23 @@ def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
     _refuse_splits(source, folders)
     left: Counter[str] = Counter()
     rows: list[ClipRow] = []
-    empty, deeper, linked, repeated = [], [], [], []
+    empty: list[str] = []
+    deeper: list[Path] = []
+    linked: list[Path] = []
+    repeated: list[Path] = []
     seen: dict[Path, Path] = {}
     for folder in folders:
         found = list(_clips(folder, left))
         if not found:
             empty.append(folder.name)
         for path in found:
-            rows.append(ClipRow(path, str(path.relative_to(source)), {SINGLE: folder.name}, str(path)))
+            name = visible(str(path.relative_to(source)))
+            rows.append(ClipRow(path, name, {SINGLE: folder.name}, visible(str(path))))
             if path.parent != folder:
                 deeper.append(path.relative_to(source))
             if seen.setdefault(path.resolve(), path) is not path:
                 repeated.append(path.relative_to(source))
-        linked += [place for place in _links(folder) if place.exists()]
+        linked += _links(folder)
     if not rows:
         kinds = ", ".join(("mp4", "mov", "avi", "mkv", "webm", "png", "jpg"))
         raise DataError(f"{source} has no sub-folder with clips ({kinds}): give a csv, or one sub-folder a class")
@@ -43,14 +47,14 @@ def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
     for path in entries:
         if path.name not in loose and path not in folders:
             left[_kind(path)] += 1
-    _tell(say, "files lie beside the class folders, so they have no label and are left out", loose)
-    _tell(say, "folders hold no clip and are no class", empty)
-    _tell(say, "clips lie deeper than their class folder, and have its name as their label", deeper)
-    _tell(say, "links to folders were followed", [place.relative_to(source) for place in linked])
-    _tell(say, "clips are reached by two paths", repeated)
-    if left:
+    _tell(say, "files beside the class folders, left out since they have no label", loose)
+    _tell(say, "folders without a clip, which are no class", empty)
+    _tell(say, "clips deeper than their class folder, whose name is their label all the same", deeper)
+    _tell(say, "links to folders that were followed", [place.relative_to(source) for place in linked])
+    _tell(say, "clips that are reached by two paths", repeated)
+    if left := +left:
         counts = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
-        say(f"{left.total()} other files and links are left out: {counts}")
+        say(f"other files that are left out: {left.total()} ({counts})")
     return rows
 
 
@@ -66,12 +70,13 @@ def _refuse_splits(source: Path, folders: list[Path]) -> None:
 
 def _clips(folder: Path, left: Counter[str]) -> Iterator[Path]:
     """The files of frames below a class folder in order; all others are counted in `left` by their kind."""
-    for place, _, files in files_below(folder):
-        if any(part.startswith(".") for part in place.relative_to(folder.parent).parts):
-            left["in hidden folders"] += len(files)
+    for level in levels_below(folder):
+        left["folders that a link leads back to"] += len(level.again)
+        if any(part.startswith(".") for part in level.folder.relative_to(folder.parent).parts):
+            left["in hidden folders"] += len(level.files)
             continue
-        for name in files:
-            path = place / name
+        for name in level.files:
+            path = level.folder / name
             if not name.startswith(".") and _has_frames(path):
                 yield path
             else:
@@ -104,10 +109,10 @@ def _links(folder: Path) -> Iterator[Path]:
     """Links to folders: the class folder itself, and those below it."""
     if folder.is_symlink():
         yield folder
-    for place, folders, _ in files_below(folder):
-        yield from (place / name for name in folders if (place / name).is_symlink())
+    for level in levels_below(folder):
+        yield from (level.folder / name for name in level.folders if (level.folder / name).is_symlink())
 
 
 def _tell(say: Say, what: str, names: list[str] | list[Path]) -> None:
     if names:
-        say(f"{len(names)} {what}: {some(names, 3)}")
+        say(f"{what}: {len(names)} ({visible(some(names, 3))})")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sfa_dist.data.file_kinds import FRAME_SUFFIXES, suffix_of
 from sfa_dist.data.shard_walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -45,14 +46,30 @@ def some(things: Iterable[object], most: int = 5) -> str:
     return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")
 
 
-def files_below(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(folder, its sub-folders, its files), each sorted, of all folders below `root`. Links to folders are followed;
-    a folder that was there already, as where a link leads upwards, is left out."""
+def visible(text: str) -> str:
+    """A name for messages and reports: what cannot be printed, such as an escape sequence, is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class Level(NamedTuple):
+    """A folder, with the names in it, each sorted. `again` are sub-folders that were there already."""
+
+    folder: Path
+    folders: list[str]
+    files: list[str]
+    again: list[str]
+
+
+def levels_below(root: Path) -> Iterator[Level]:
+    """`root` and all folders below it. Links to folders are followed, but not up to where the walk came from, nor to a
+    folder that was there already."""
     seen: set[tuple[int, int]] = set()
-    _is_new(root, seen)
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if _is_new(Path(folder, name), seen))
-        yield Path(folder), list(folders), sorted(files)
+    for folder in (root, *root.resolve().parents):
+        _is_new(folder, seen)
+    for name, folders, files in os.walk(root, followlinks=True):
+        new = sorted(each for each in folders if _is_new(Path(name, each), seen))
+        yield Level(Path(name), new, sorted(files), sorted(set(folders) - set(new)))
+        folders[:] = new
 
 
 class VideoFiles:
@@ -63,13 +80,13 @@ class VideoFiles:
         self.root = root
         self._files: dict[str, list[Path]] = {}
         self._folders: dict[str, list[Path]] = {}
-        for folder, folders, files in files_below(root):
-            for name in files:
-                path = folder / name
+        for level in levels_below(root):
+            for name in level.files:
+                path = level.folder / name
                 if suffix_of(path) in FRAME_SUFFIXES and not name.startswith("."):
                     self._files.setdefault(path.stem, []).append(path)
-            for name in folders:
-                self._folders.setdefault(name, []).append(folder / name)
+            for name in level.folders:
+                self._folders.setdefault(name, []).append(level.folder / name)
 
     def find(self, stems: Sequence[str], class_name: str = "") -> Path:
         """The file of the first of `stems` that is there; of several, the one in the folder of its class, and one of a

@@ -42,9 +42,11 @@ def rows_of_csv(source: Path, root: Path | None, say: Say) -> list[ClipRow]:
     """
     heads, records = _records(source, say)
     rows = [_row(where, record, heads, root or source.parent) for where, record in records]
+    if first_line(source)[:1] in tuple(SEPARATORS):
+        say(f"the first column of {source.name} has no name and is left out")
     replaced = sorted(OWN_FACTS & {name for row in rows[:1] for name in row.extra})
     if replaced:
-        say(f"the columns {some(replaced)} are replaced by what the files and classes say")
+        say(f"columns whose values are replaced by those of the files and classes: {some(replaced)}")
     return rows
 
 
@@ -82,6 +84,9 @@ def _row(where: str, record: dict[str, str], heads: tuple[str, ...], root: Path)
     labels = {head: record.pop(head) for head in heads}
     if not path or not all(labels.values()):
         raise DataError(f"{where}: {' and '.join(('path', *heads))} must not be empty")
+    if any(character < " " for character in path):
+        raise DataError(f"{where}: the path {path!r} has characters that cannot be seen: rename the file")
+    record.pop("", None)  # The column without a name that some programs write.
     return ClipRow(root / path, path, labels, where, record)
 
 
@@ -186,7 +191,10 @@ def first_line(source: Path) -> str:
 
 
 def _lines(source: Path) -> Iterator[str]:
-    return iter(io.StringIO(text_of(source), newline=""))
+    text = text_of(source)
+    if text.lstrip()[:1] in ("{", "["):
+        raise DataError(f"{source} is JSON, or lines of it, of no known data set: {_ADVICE}")
+    return iter(io.StringIO(text, newline=""))
 
 
 def text_of(source: Path) -> str:
