@@ -248,7 +248,13 @@ def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
         "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
         "val": trainer.progress.last_eval,
     }
-    metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
+    metadata = {
+        "stage": name,
+        "frames": stage.frames,
+        "model": stage.model.model_dump(),
+        "pixels": (stage.data.mean, stage.data.std),
+        "classes": setup.classes,
+    }
 
     def write() -> None:
         save_final(setup.directory / "weights.safetensors", setup.parts, parameters, metadata)
