@@ -141,6 +141,7 @@ def _record_run(run: Run) -> None:
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
         f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
+        + ("" if run.dry_run else " (console.log there has every line)")
     )
     if not run.dry_run:
         run.runtime.on_main(lambda: ckpt.write_json(run.directory / "env.json", record))
