@@ -54,7 +54,6 @@ def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, mor
         if clips is None or clips.is_cheaper_after(GOP, data.resize):
             ways.append(f"re-encode the clips (sfa pack --gop {GOP} --short-side {data.resize})")
     if more_cores and (data.workers >= cores or cores == 1) and not on_card:
-        ways.append(
-            f"give each rank more than {cores} core{'s' * (cores > 1)} (cpus-per-task under Slurm) and data.workers as many"
-        )
+        now = f"{cores} core{'s' * (cores > 1)}"
+        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and data.workers as many")
     return ways[:2]
