@@ -81,6 +81,9 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":  # The same.
         del flat["data.decode_device"]
+    for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # The same; null is the official one.
+        if flat.get(key) in (None, official):
+            flat.pop(key, None)
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,

@@ -146,6 +146,7 @@ def _record_run(run: Run) -> None:
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
         f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
+        + ("" if run.dry_run else " (console.log there has every line)")
     )
     if not run.dry_run:
         path = run.directory / "env.json"
@@ -280,7 +281,13 @@ def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
         "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
         "val": trainer.progress.last_eval,
     }
-    metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
+    metadata = {
+        "stage": name,
+        "frames": stage.frames,
+        "model": stage.model.model_dump(),
+        "pixels": (stage.data.mean, stage.data.std),
+        "classes": setup.classes,
+    }
 
     def write() -> None:
         keep_recipe(run.directory, run.recipe)  # There was no room for it, perhaps.

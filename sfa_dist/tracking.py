@@ -84,7 +84,8 @@ class Tracker:
         self._jsonl: LineFile | None = None
         self._wandb: Any = None
         self._wandb_failed = False
-        self._consoles: list[Console] = []
+        self._consoles: list[Console] = []  # The terminal, then console.log.
+        self._told: set[str] = set()
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._jsonl = LineFile(run_dir / LOG_NAME)
@@ -111,9 +112,22 @@ class Tracker:
             task = bar.add_task(title, total=total, completed=done)
             yield lambda: bar.advance(task)
 
-    def say(self, text: str | Table) -> None:
-        """To console and console.log."""
-        for console in self._consoles:
+    def say(self, text: str | Table, on_terminal: bool = True) -> None:
+        """To the terminal and console.log, or to console.log alone."""
+        self._print(text, self._consoles if on_terminal else self._consoles[1:])
+
+    def show(self, text: str) -> None:
+        """To the terminal alone: what console.log has already."""
+        self._print(text, self._consoles[:1])
+
+    def is_new(self, what: str) -> bool:
+        """True when it is asked for the first time in this run: what is said once."""
+        is_new = what not in self._told
+        self._told.add(what)
+        return is_new
+
+    def _print(self, text: str | Table, consoles: list[Console]) -> None:
+        for console in consoles:
             try:
                 console.print(text, highlight=False, markup=False)
             except OSError:  # a console that is redirected to a full disk
@@ -228,6 +242,14 @@ def eval_line(place: str, result: Mapping[str, Any]) -> str:
     shown = telling(result) | ({} if guessed is None else {"chance": guessed})
     scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
+
+
+def epoch_line(evaluated: str, values: Mapping[str, Any]) -> str:
+    """The terminal's line of an epoch: its evaluation, and of the training before it what tells how it goes."""
+    if not values:
+        return evaluated  # No step of this start was logged.
+    rate, left = f"{values['samples_per_second']:.1f} clips/s", clock(values["remaining"])
+    return f"{evaluated}; training loss: {values['loss']:.4f}, {rate}, eta: {left}"
 
 
 def clock(seconds: float) -> str:
