@@ -20,12 +20,15 @@ if __name__ == "__main__":
     leave_when_asked()
 
 import argparse
+import json
 import os
 import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from sfa_dist.disk import explain, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
@@ -100,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentParser) -> int:
     """Parses and runs; every failure is one line on stderr and the contract's exit code."""
-    debug = "--debug" in (sys.argv if arguments_of is None else arguments_of)
+    words = sys.argv if arguments_of is None else arguments_of
+    debug = "--debug" in words
     try:
         parsed = parser.parse_args(arguments_of)
         return int(parsed.run(parsed) or 0)
@@ -109,17 +113,28 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             traceback.print_exc()
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
-            tell(f"{prefix}: {' '.join(str(error).split())}")
+            said = " ".join(str(error).split())
+            tell(f"{prefix}: {said}")
+            _tell_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
         reason = explain(error, Path()) if disk else error
         said = " ".join(f"{_who()}{type(error).__name__}: {reason}".split())
         tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
-        return 74 if disk else 70
+        code = 74 if disk else 70
+        _tell_as_json(words, said, code, {})
+        return code
     except KeyboardInterrupt:
         tell(INTERRUPTED)
         return INTERRUPTED_CODE
+
+
+def _tell_as_json(words: Sequence[str], said: str, code: int, report: Mapping[str, Any]) -> None:
+    """Under --json a failure is an object on stdout too: `error`, `exit_code`, and what the command had found."""
+    if "--json" in words:
+        with suppress(BrokenPipeError):  # The reader of stdout has left; the error is on stderr.
+            print(json.dumps({"error": said, "exit_code": code, **report}), flush=True)
 
 
 def _who() -> str:

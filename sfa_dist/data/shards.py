@@ -105,7 +105,7 @@ def _expand_local(pattern: str) -> Iterator[str]:
 def _what_lies_there(pattern: str) -> str:
     """The tar files of the folder that a pattern looks into, or how far there are folders."""
     folder = Path(os.path.expanduser(pattern)).parent
-    if glob(str(folder)) and not folder.is_dir():
+    if not folder.is_dir() and any(iglob(str(folder))):
         return f"{str(folder)!r} stands for folders without such files"
     if not folder.is_dir():
         return f"there is no folder {str(folder)!r}"
