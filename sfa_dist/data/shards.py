@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from glob import glob, iglob
+from glob import iglob
 from itertools import islice
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
