@@ -32,6 +32,7 @@ import torch
 from webdataset import TarWriter
 
 from sfa_dist.data.feature_slices import Part
+from sfa_dist.data.index_columns import UNREADABLE
 from sfa_dist.data.index_file import write_json_atomically
 from sfa_dist.data.shard_index import Int64, SampleIndex, build_index, load_index
 from sfa_dist.errors import DataError
@@ -225,7 +226,7 @@ def open_view(folder: Path) -> CachedView:
     index = load_index([folder / name for name in manifest["shards"]])
     try:
         frames = np.load(folder / FRAMES_NAME, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{folder / FRAMES_NAME} cannot be read ({error}): build the cache again") from error
     if not len(index) == len(frames) == manifest["samples"]:
         raise DataError(
