@@ -29,7 +29,7 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.predictions import require_writer
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run import LOGS, Run, leave_if_asked
 from sfa_dist.run_lock import held
@@ -42,6 +42,7 @@ from sfa_dist.run_record import (
     stage_inputs,
 )
 from sfa_dist.schedule import planned_steps
+from sfa_dist.shown.secret import without_secrets_in
 from sfa_dist.stage_data import open_split, steps_per_epoch
 from sfa_dist.stage_setup import Setup, given_checkpoint, prepare
 from sfa_dist.sweep import STAGE as SWEPT
@@ -67,7 +68,7 @@ def run_recipe(
 
         def open_tracker() -> None:
             nonlocal tracker
-            config = loaded.recipe.model_dump(mode="json")
+            config = without_secrets_in(loaded.recipe.model_dump(mode="json"))
             silent = Tracker.console_only(loaded.recipe.log)
             tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
 
@@ -103,7 +104,7 @@ def run_recipe(
 
 def _identity(recipe: Recipe) -> str:
     """Of recipe and code: what a failure may be due to."""
-    return hashlib.sha256(f"{dump_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{record_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
@@ -122,7 +123,7 @@ def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path]
 
 def _require_agreement(run: Run) -> None:
     """Raises RecipeError when the ranks would not compute the same: a node with other files shows in no library."""
-    recipe_sha256 = hashlib.sha256(dump_recipe(run.recipe).encode()).hexdigest()
+    recipe_sha256 = hashlib.sha256(record_recipe(run.recipe).encode()).hexdigest()
     run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
     run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
     decoders = run.runtime.each(lambda: _decoders(run.recipe))
@@ -204,7 +205,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
             return
     if name == SWEPT and run.recipe.sweep and isinstance(stage, Stage2):
         if not run.dry_run:
-            run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+            run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(record_recipe(run.recipe)))
         train_sweep(run, stage, index, inputs, _finish)
         return
     setup = prepare(run, name, stage, index, inputs)
@@ -214,7 +215,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line([stage], world, device))}")
         return
     # Only now: a recipe that the run directory refuses must not replace the one it holds.
-    run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+    run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(record_recipe(run.recipe)))
     step = setup.trainer.progress.step
     if done is not None and not step:
         text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"

@@ -25,7 +25,7 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import PreemptedError
 from sfa_dist.not_finite import DivergedError
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
+from sfa_dist.recipe import Member, Stage2, record_recipe, sweep_members
 from sfa_dist.run import Run
 from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
 from sfa_dist.schedule import planned_steps
@@ -167,7 +167,7 @@ def _run_of(run: Run, member: Member) -> Run:
 
     def write() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "recipe.yaml").write_text(dump_recipe(alone))
+        (directory / "recipe.yaml").write_text(record_recipe(alone))
 
     if not run.dry_run:
         run.runtime.on_main(write)

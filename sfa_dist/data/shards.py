@@ -6,6 +6,7 @@ rewrites them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,9 @@ from urllib.parse import urlsplit
 from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
-from sfa_dist.errors import DataError
+from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.secret import MASK, is_masked, remember_source, shown_source
 
 Shard = Path | str
 PIPE = "pipe:"
@@ -31,11 +33,14 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
     Each pattern is a path, a glob (`train-*.tar`), a brace pattern (`train-{000000..000099}.tar`), a mixture, or one of
     these as a URL (globs on s3 only), or a pipe. Each local name that braces expand to must be there, so a missing
     shard is found before the run starts; for URLs `load_index` finds it.
-    Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow.
+    Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow, RecipeError
+    for one of a run directory, whose password or signature is not kept.
     """
     local: set[str] = set()
     others: set[str] = set()
     for pattern in patterns:
+        if "\0" in pattern:
+            raise DataError(f"shard pattern {shown(pattern)!r}: no path holds the character NUL")
         if kind := shard_kind(pattern):
             others.update(_expand_remote(pattern, kind, remote))
         else:
@@ -44,10 +49,14 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
 
 
 def shard_name(shard: Shard) -> str:
-    """What a shard is called in its folder's index: the file name; of a pipe the whole command."""
+    """What a shard is called in its folder's index: the file name; of a pipe the whole command, and a number in place
+    of what is secret in it."""
     if isinstance(shard, Path):
         return shard.name
-    return shard if shard_kind(shard) == "pipe" else urlsplit(shard).path.rsplit("/", 1)[-1]
+    if shard_kind(shard) != "pipe":
+        return urlsplit(shard).path.rsplit("/", 1)[-1]
+    name = shown(shard)
+    return name if name == shard else f"{name} #{hashlib.sha256(shard.encode()).hexdigest()[:12]}"
 
 
 def shard_folder(shard: Shard) -> Path | str:
@@ -60,11 +69,8 @@ def shard_folder(shard: Shard) -> Path | str:
 
 
 def shown(shard: Shard) -> str:
-    """A shard for messages, without what may be secret: a URL's user, password and query."""
-    if isinstance(shard, Path) or shard_kind(shard) == "pipe":
-        return str(shard)
-    parts = urlsplit(shard)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    """A shard for messages, without what is secret in it."""
+    return str(shard) if isinstance(shard, Path) else shown_source(shard)
 
 
 def _expand_local(pattern: str) -> Iterator[str]:
@@ -85,6 +91,12 @@ def _expand_local(pattern: str) -> Iterator[str]:
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:
     if why := remote.refusal(pattern):
         raise DataError(f"shard pattern {shown(pattern)!r}: {why}")
+    if is_masked(pattern):
+        raise RecipeError(
+            f"{pattern!r} has {MASK} in place of a password or signature, which a run directory does not keep: give "
+            "the shards anew, by --set STAGE.data.SPLIT=[...] or, to sfa evaluate, by --shards"
+        )
+    remember_source(pattern)
     for name in _expand_braces(pattern):
         if kind == "pipe" or not re.search(r"[*?[]" if kind == "s3" else r"\*", name):
             yield name
