@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import PreemptedError, UsageError
+from sfa_dist.shown.plain import for_terminal
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
@@ -120,7 +121,7 @@ def summary(report: dict[str, Any], out_dir: Path, file: Path | None) -> str:
         lines += _class_lines(head, classes)
     if len(lines) > 1:
         lines.append(f"all of them: {file}" if file else "all of them: --json")
-    return "\n".join(lines)
+    return "\n".join(for_terminal(line, lines=False) for line in lines)
 
 
 def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:

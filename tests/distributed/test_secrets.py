@@ -28,7 +28,7 @@ def test_a_run_leaves_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def options(signature: str) -> list[str]:
             return sets(
                 f"data.train=['{url}/train/part-00000{{0..1}}.tar?sig={signature}']",
-                f"data.val=['pipe:MINE=${{SHARD_TOKEN}} cat val/part-00000{{0..1}}.tar']",
+                "data.val=['pipe:MINE=${SHARD_TOKEN} cat val/part-00000{0..1}.tar']",
                 f"data.remote={json.dumps({'allow': ['http', 'pipe'], 'cache_dir': 'cache'})}",
                 "data.max_bad_fraction=1.0",
             )
