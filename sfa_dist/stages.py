@@ -18,7 +18,7 @@ from sfa_dist import out_of_memory
 from sfa_dist.assemble import save_final
 from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
-from sfa_dist.data.decode import decoder_of
+from sfa_dist.data.decode import decoder_of, why_not_torchcodec
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.feature_cache import cache_block
@@ -139,9 +139,11 @@ def _record_run(run: Run) -> None:
     """env.json of the run directory, and the first lines of the console."""
     chosen = _decoders(run.recipe)
     record = environment_record(run.runtime, chosen)
+    lacking = {why_not_torchcodec(stage.data) for stage in _stages(run.recipe).values()} - {None}
+    why = "".join(f" (torchcodec cannot be used: {reason})" for reason in lacking)
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
-        f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
+        f"{record['ranks'][0]['device']}, decoder {chosen}{why}, run directory {run.directory}"
     )
     if not run.dry_run:
         run.runtime.on_main(lambda: ckpt.write_json(run.directory / "env.json", record))
