@@ -3,15 +3,20 @@
 A message says what is wrong, where (recipe line, shard, key, rank, step), and what to do next, in one line.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SfaError(Exception):
     """Base of all errors that end a run with one line on stderr; `exit_code` is what the process returns.
 
-    `told_by_another_rank` is set where all ranks raise the same error: one of them prints it.
+    `told_by_another_rank` is set where all ranks raise the same error: one of them prints it. `report` is what a
+    command has found until then, printed beside the error under --json.
     """
 
     exit_code = 70
     told_by_another_rank = False
+    report: Mapping[str, Any] | None = None
 
 
 class UsageError(SfaError):

@@ -15,20 +15,26 @@ if __name__ == "__main__":
     # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
     # shadow others; put the repository root in its place.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from sfa_dist.leaving import leave_when_asked  # Before what takes long to import.
+
+    leave_when_asked()
 
 import argparse
+import json
 import os
 import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
+from sfa_dist.disk import explain, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
-from sfa_dist.shown.plain import for_terminal
 from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
@@ -98,29 +104,38 @@ def run(arguments: argparse.Namespace) -> None:
 
 def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentParser) -> int:
     """Parses and runs; every failure is one line on stderr and the contract's exit code."""
-    debug = "--debug" in (sys.argv if arguments_of is None else arguments_of)
+    words = sys.argv if arguments_of is None else arguments_of
+    debug = "--debug" in words
     try:
         parsed = parser.parse_args(arguments_of)
         return int(parsed.run(parsed) or 0)
     except SfaError as error:
         if debug:
-            print(_safe(traceback.format_exc()), file=sys.stderr, end="")
+            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
-            print(f"{prefix}: {_safe(str(error))}", file=sys.stderr)
+            said = without_secrets(" ".join(str(error).split()))
+            tell(f"{prefix}: {said}")
+            _tell_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-        said = " ".join(f"{_who()}{type(error).__name__}: {_safe(str(error))}".split())
-        print(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}", file=sys.stderr)
-        return 74 if disk else 70
+        reason = explain(error, Path()) if disk else error
+        said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
+        tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
+        code = 74 if disk else 70
+        _tell_as_json(words, said, code, {})
+        return code
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        tell(INTERRUPTED)
         return INTERRUPTED_CODE
 
 
-def _safe(text: str) -> str:
-    return for_terminal(without_secrets(text))
+def _tell_as_json(words: Sequence[str], said: str, code: int, report: Mapping[str, Any]) -> None:
+    """Under --json a failure is an object on stdout too: `error`, `exit_code`, and what the command had found."""
+    if "--json" in words:
+        with suppress(BrokenPipeError):  # The reader of stdout has left; the error is on stderr.
+            print(json.dumps({"error": said, "exit_code": code, **report}), flush=True)
 
 
 def _who() -> str:
@@ -136,7 +151,7 @@ def _who() -> str:
 
 def _keep_traceback(debug: bool) -> str:
     """Prints the traceback (--debug), or puts it into a file of this process and says where."""
-    text = _safe(traceback.format_exc())
+    text = without_secrets(traceback.format_exc())
     if debug:
         print(text, file=sys.stderr, end="")
         return ""

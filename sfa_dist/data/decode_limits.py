@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.container import is_known, promised_size, promised_video
+from sfa_dist.data.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.recipe_blocks import LimitsBlock
 
 MAX_ASPECT = 32  # resizing the short side makes the long one as many times longer
@@ -35,7 +36,7 @@ def check_promise(data: bytes, limits: LimitsBlock) -> None:
     """Raises BadSample for a file of no known kind, and OverLimit for one whose header promises too much."""
     check_bytes(len(data), limits)
     if not is_known(data):
-        raise BadSample("not a mp4, mov, avi, mkv, webm, png or jpg file" if data else "empty file")
+        raise BadSample(unreadable(data[:HEAD_BYTES]))
     promise = promised_video(data)
     if promise.height and promise.width:
         check_frame_size(promise.height, promise.width, limits)

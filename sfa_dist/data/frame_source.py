@@ -19,6 +19,7 @@ import numpy as np
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.container import is_known
 from sfa_dist.data.decode_pyav import Pixels, RgbConverter, opened
+from sfa_dist.data.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.data.resample import held
 from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
@@ -26,7 +27,6 @@ PIPE = "-"
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 LONGEST_GAP = 10.0  # seconds without a frame after which a live source starts its clock anew
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0  # that a server may take
-_HEAD = 4096  # bytes that tell the kind of a file
 
 
 @dataclass
@@ -112,8 +112,9 @@ def _container(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
         else:
             # As an open file, so that a playlist in it cannot lead to others.
             place = stack.enter_context(Path(source).open("rb"))
-            if not is_known(place.read(_HEAD)):
-                raise BadSample("not a mp4, mov, avi, mkv, webm, png or jpg file")
+            head = place.read(HEAD_BYTES)
+            if not is_known(head):
+                raise BadSample(unreadable(head, source))
             place.seek(0)
         yield stack.enter_context(opened(place, **options))
 

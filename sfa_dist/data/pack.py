@@ -19,10 +19,11 @@ import numpy as np
 from sfa_dist import __version__
 from sfa_dist.data.annotations import read_rows, select_split
 from sfa_dist.data.annotations.classes import Heads, class_lists, class_numbers
-from sfa_dist.data.annotations.rows import SINGLE
+from sfa_dist.data.annotations.rows import SINGLE, Say
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.index_file import write_json_atomically
 from sfa_dist.data.pack_probe import Prober
+from sfa_dist.data.pack_shared import note_shared_files, shared_with
 from sfa_dist.data.pack_survey import PROBLEMS, Clip, Progress, probe_all, sort_out
 from sfa_dist.data.pack_write import shards_of, write_shards
 from sfa_dist.data.reencode import Encoding
@@ -56,6 +57,7 @@ def pack(
     overwrite: bool = False,
     check: bool = False,
     progress: Progress | None = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Packs what an annotation file (annotations/) or a folder of class folders lists; returns the report.
 
@@ -63,22 +65,31 @@ def pack(
     index.json, manifest.json and the report (`report_name`). videos: the folder below which the files lie. prefix: the
     split's name, or "shard". classes: a class list (`annotations.classes.read_class_list`). workers: processes that
     look at files, 0 for none. encoding: encodes all videos anew; parts of longer videos always are.
-    progress(done, total) is called as files are looked at. Of files with the same content only the first is packed. An
+    progress(done, total) is called as files are looked at. say(line) is called for what was left out, guessed or read
+    in another way than it stands; the report has these lines as `notes`. Of files with the same content only the first
+    is packed, and none where their labels differ. An
     interrupted pack goes on with what it had looked at and encoded. With `check` the report is all that is made, and
     nothing is written.
 
-    Raises DataError for a label outside the classes, and, after the report is written, when nothing is left or more
-    than `max_bad_fraction` of the clips are bad; CheckpointError where what is encoded cannot be written.
+    Raises DataError for a label outside the classes, and, with the report, when nothing is left or more than
+    `max_bad_fraction` of the clips are bad; CheckpointError where what is encoded cannot be written.
     """
     prefix = prefix or split or NO_PREFIX
     if not re.fullmatch(r"\w[\w.+-]*", prefix):
         raise UsageError(f"shards cannot be called {prefix!r}-000000.tar: give --prefix of letters, digits and . + - _")
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError(f"{out_dir} is a file: give a folder for the shards")
-    chosen, all_rows = read_rows(source, format, videos)
-    heads = class_lists(all_rows, source, chosen, classes)
-    rows = select_split(all_rows, split_column, split)
-    numbers = class_numbers(rows, heads)
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        say(line)
+
+    chosen, all_rows = read_rows(source, format, videos, note)
+    heads = class_lists(all_rows, source, chosen, classes, note)
+    rows = select_split(all_rows, split_column, split, note)
+    numbers = class_numbers(rows, heads, note, numbered=chosen == "epic")
+    note_shared_files(all_rows, split_column or "split", note)
     if decode_all and any(row.cut or row.frames for row in rows):
         raise UsageError("--decode-all looks at whole files, and these clips are parts of videos: leave it out")
     if not check:
@@ -88,15 +99,16 @@ def pack(
     prober = Prober(decoder, min_frames, decode_all, work, encoding, dry=check)
     probes = probe_all(rows, prober, None if check else work / "journal.jsonl", workers, progress)
     clips, report = sort_out(rows, numbers, probes, heads)
-    report = {"source": str(source), "prefix": prefix, "format": chosen, **report}
+    report = {"source": str(source), "prefix": prefix, "format": chosen, **report, "notes": notes}
     if check:
+        _check_budget(report, max_bad_fraction, None)
         return report
     write_json_atomically(out_dir / report_name(prefix), report, indent=1)
     _check_budget(report, max_bad_fraction, out_dir / report_name(prefix))
 
     order = permuted(np.arange(len(clips), dtype=np.int64), seed)
     shards = write_shards([clips[i] for i in order], heads, out_dir, prefix, shard_size, shard_bytes)
-    build_index(shards, workers=workers)
+    entries = build_index(shards, workers=workers)
     manifest = _manifest_to_extend(out_dir, heads, prefix, overwrite=True)  # another pack may have come into the folder
     manifest["packs"][prefix] = {
         "shards": [path.name for path in shards],
@@ -107,10 +119,15 @@ def pack(
         "decoder": choose_decoder(decoder).version,
         "options": {"seed": seed, "shard_size": shard_size, "shard_bytes": shard_bytes, "min_frames": min_frames},
         "encoding": asdict(encoding) if encoding else None,
+        "clips": report["clips"],
     }
     manifest["samples"] = sum(each["samples"] for each in manifest["packs"].values())
     write_json_atomically(out_dir / MANIFEST_NAME, manifest, indent=1)
     shutil.rmtree(work, ignore_errors=True)
+    others = {name: [out_dir / shard for shard in each["shards"]] for name, each in manifest["packs"].items()}
+    if report_shared := shared_with(others, entries, {clip.key: clip.row.name for clip in clips}, prefix, note):
+        report["shared"] = report_shared
+    write_json_atomically(out_dir / report_name(prefix), report, indent=1)
     return report
 
 
@@ -156,12 +173,16 @@ def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: boo
     return manifest
 
 
-def _check_budget(report: dict[str, Any], max_bad_fraction: float, report_file: Path) -> None:
+def _check_budget(report: dict[str, Any], max_bad_fraction: float, file: Path | None) -> None:
+    """Raises DataError, with the report, which lies in `file` (None: it was only to be checked)."""
     if report["packed"] and report["bad_fraction"] <= max_bad_fraction:
         return
-    counts = ", ".join(f"{len(report[problem])} {problem}" for problem in PROBLEMS)
+    counts = ", ".join(f"{len(report[problem])} {problem}" for problem in PROBLEMS if report[problem])
     first = next(entry for problem in PROBLEMS for entry in report[problem])
-    raise DataError(
+    rest = f"All are in {file}; nothing was packed" if file else "All of them: --json"
+    error = DataError(
         f"{counts} of {report['listed']} clips, more than --max-bad-fraction {max_bad_fraction} allows; first: "
-        f"{first['path']} ({first['where']}): {first['reason']}. All are in {report_file}; nothing was packed"
+        f"{first['path']} ({first['where']}): {first['reason']}. {rest}"
     )
+    error.report = report
+    raise error

@@ -13,23 +13,26 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sfa_dist.data.annotations.rows import PACKABLE, ClipRow
+from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import choose_decoder, sound_frames
-from sfa_dist.data.decode_limits import check_whole
+from sfa_dist.data.decode import NO_OTHER_LIMITS, choose_decoder, sound_frames
+from sfa_dist.data.decode_limits import check_bytes, check_whole
+from sfa_dist.data.file_kinds import HEAD_BYTES, stored_suffix, unreadable
+from sfa_dist.data.pixel_statistics import pixel_moments
 from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, look_at_cut, look_at_frames, reencode
 from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video import Video
 from sfa_dist.errors import CheckpointError
 
-Problem = Literal["missing", "corrupt", "short"]
+Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
 
 @dataclass(frozen=True)
 class Probe:
     """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
     for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew. `passing` is
-    a problem of the disk and not of the file, which another try may not have."""
+    a problem of the disk and not of the file, which another try may not have. `suffix` is that of the file's kind,
+    which its name need not have. `moments` are those of some frames' pixels (pixel_statistics.py)."""
 
     frames: int = 0
     fps: float = 0.0
@@ -38,6 +41,8 @@ class Probe:
     reason: str = ""
     encoded: str = ""
     passing: bool = False
+    suffix: str = ""
+    moments: tuple[float, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -81,24 +86,28 @@ class Prober:
         return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
 
     def _whole(self, row: ClipRow) -> Probe:
-        if row.suffix not in PACKABLE:
-            return Probe(problem="corrupt", reason=f"suffix {row.suffix!r} is not one of {', '.join(PACKABLE)}")
+        if not row.path.is_file():
+            return Probe(problem="corrupt", reason="not a file", passing=True)
+        check_bytes(row.path.stat().st_size, NO_OTHER_LIMITS)  # before it is read
         data = row.path.read_bytes()
+        suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
+        if not suffix:
+            return Probe(problem="corrupt", reason=unreadable(data[:HEAD_BYTES], str(row.path)))
         check_whole(data)
-        video = self._open(data)
+        video, moments = self._open(data)
         if video.num_frames < self.min_frames:
             return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
         if self.decode_all and (sound := sound_frames(data)) < video.num_frames:
             raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
         sha256 = hashlib.sha256(data).hexdigest()
-        if self.encoding is None or self.dry or row.suffix not in VIDEO_SUFFIXES:
-            return Probe(video.num_frames, video.fps, sha256)
+        if self.encoding is None or self.dry or suffix not in VIDEO_SUFFIXES:
+            return Probe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
         file = self._encoded(row, lambda encoding: reencode(data, encoding))
-        frames = self._open(file.read_bytes()).num_frames
+        frames = self._open(file.read_bytes())[0].num_frames
         if frames != video.num_frames:
             file.unlink()
             raise BadSample(f"{frames} of {video.num_frames} frames are left after encoding it anew")
-        return Probe(frames, video.fps, sha256, encoded=str(file))
+        return Probe(frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _part(self, row: ClipRow) -> Probe:
         """A part of a long video or of a folder of frames, which is cut out."""
@@ -109,16 +118,17 @@ class Prober:
             return Probe(frames, fps, self.identity(row))
         file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
         data = file.read_bytes()
-        video = self._open(data)
+        video, moments = self._open(data)
         if video.num_frames < self.min_frames:
             return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-        return Probe(video.num_frames, video.fps, hashlib.sha256(data).hexdigest(), encoded=str(file))
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Probe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
-    def _open(self, data: bytes) -> Video:
-        """An opened video of which some frames were decoded."""
+    def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
+        """An opened video of which some frames were decoded, and the moments of their pixels."""
         video = choose_decoder(self.decoder).open(data)
-        video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
-        return video
+        frames = video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
+        return video, pixel_moments(frames)
 
     def _encoded(self, row: ClipRow, encode: Callable[[Encoding], bytes]) -> Path:
         """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""

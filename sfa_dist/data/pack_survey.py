@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 from sfa_dist.data.annotations.classes import Heads
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.pack_probe import Probe, Prober, is_there, start_probe_process
+from sfa_dist.data.pixel_statistics import mean_and_std
 from sfa_dist.data.reencode import SUFFIX
 from sfa_dist.errors import DataError
 
 Progress = Callable[[int, int], None]
-PROBLEMS = ("missing", "corrupt", "short")
+PROBLEMS = ("missing", "corrupt", "short", "contradictory")
 KINDS = (*PROBLEMS, "duplicate")
 
 
@@ -42,7 +44,7 @@ class Clip:
     @property
     def suffix(self) -> str:
         """Of `file`."""
-        return SUFFIX if self.probe.encoded else self.row.suffix
+        return SUFFIX if self.probe.encoded else self.probe.suffix or self.row.suffix
 
 
 def probe_all(
@@ -83,7 +85,7 @@ def _read_journal(path: Path) -> dict[str, Probe]:
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-            probe = Probe(**entry["probe"])
+            probe = Probe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
         except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
             continue
         if not probe.encoded or Path(probe.encoded).is_file():
@@ -114,9 +116,11 @@ def sort_out(
 ) -> tuple[list[Clip], dict[str, Any]]:
     """(clips to pack, report). Keys are the rows' numbers in the source, so they are unique and stay the same.
 
-    The report has `listed`, `packed`, `bad_fraction`, a list for each of KINDS, and `classes`: by head and class name,
-    the counts of those that are not all packed.
+    Clips of the same content with other labels contradict each other, and none of them is packed. The report has
+    `listed`, `packed`, `bad_fraction`, a list for each of KINDS, `clips` (`clip_facts`), and `classes`: by head and
+    class name, the counts of those that are not all packed.
     """
+    probes = _contradictions(rows, numbers, probes)
     clips: list[Clip] = []
     first_with: dict[str, Clip] = {}
     report: dict[str, Any] = {"listed": len(rows), "packed": 0, "bad_fraction": 0.0, **{kind: [] for kind in KINDS}}
@@ -137,8 +141,43 @@ def sort_out(
         kinds.append("duplicate")
     report["packed"] = len(clips)
     report["bad_fraction"] = sum(len(report[problem]) for problem in PROBLEMS) / len(rows)
+    report["clips"] = clip_facts([clip.probe for clip in clips])
     report["classes"] = {head: _by_class(names, [n[head] for n in numbers], kinds) for head, names in heads.items()}
     return clips, report
+
+
+def _contradictions(rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[Probe]) -> list[Probe]:
+    """The probes, with a problem where another clip of the same content has another label."""
+    same: dict[str, list[int]] = {}
+    for number, probe in enumerate(probes):
+        if not probe.problem:
+            same.setdefault(probe.sha256, []).append(number)
+    found = list(probes)
+    for group in same.values():
+        for number in group:
+            other = next((each for each in group if numbers[each] != numbers[number]), None)
+            if other is not None:
+                labels = " and ".join(repr(label) for label in rows[other].labels.values())
+                reason = f"{rows[other].name} ({rows[other].where}) has the same content and the label {labels}"
+                found[number] = replace(probes[number], problem="contradictory", reason=reason)
+    return found
+
+
+def clip_facts(probes: Sequence[Probe]) -> dict[str, Any]:
+    """What a recipe is to fit: `frames` of the shortest clip, of those that a quarter and a half are not longer than,
+    and of the longest; the median `fps`; `mean` and `std` of the pixels by channel, from 0 to 1 (None where none was
+    decoded)."""
+    if not probes:
+        return {"frames": None, "fps": None, "mean": None, "std": None}
+    counts = sorted(probe.frames for probe in probes)
+    places = {"min": 0, "quartile": (len(counts) - 1) // 4, "median": (len(counts) - 1) // 2, "max": len(counts) - 1}
+    mean, std = mean_and_std([probe.moments for probe in probes if probe.moments])
+    return {
+        "frames": {name: counts[place] for name, place in places.items()},
+        "fps": round(median(probe.fps for probe in probes), 3),
+        "mean": mean,
+        "std": std,
+    }
 
 
 def _by_class(names: Sequence[str], labels: Iterable[int], kinds: Sequence[str]) -> dict[str, dict[str, int]]:

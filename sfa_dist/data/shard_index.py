@@ -140,10 +140,16 @@ def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock 
     """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
     problems: list[str] = []
     for folder, members in _by_folder(shards).items():
-        known = read_raw(folder) if isinstance(folder, Path) else known_shards(folder, remote)
+        known = _known(folder, members, remote)
         for shard, walked in _walk(folder, members, workers, remote).items():
             problems += _problems(shard, known.get(shard_name(shard)), walked)
     return problems
+
+
+def _known(folder: Path | str, shards: Sequence[Shard], remote: RemoteBlock) -> dict[str, RawShard]:
+    if isinstance(folder, Path):
+        return read_raw(folder)
+    return known_shards(folder, [str(shard) for shard in shards], remote)
 
 
 def _by_folder(shards: Sequence[Shard]) -> dict[Path | str, list[Shard]]:
@@ -270,7 +276,7 @@ def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
         try:
             data = _read_beside(folder, remote)
             classes = None if data is None else _class_names(json.loads(data))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
             found[where] = classes

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from glob import iglob
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
@@ -25,6 +25,13 @@ from sfa_dist.shown.secret import MASK, is_masked, remember_source, shown_source
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
+# Fields of signed URLs: S3 and CloudFront, Google's storage, Azure's, and the usual names of others.
+_SIGNATURES = {
+    *("awsaccesskeyid", "signature", "expires", "policy", "key-pair-id", "googleaccessid"),
+    *("sv", "ss", "srt", "sr", "sp", "se", "st", "spr", "sip", "sig", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+    *("token", "access_token"),
+}
+MOST_NAMED = 6  # Kinds of files in a message.
 
 
 def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> list[Shard]:
@@ -49,14 +56,22 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
 
 
 def shard_name(shard: Shard) -> str:
-    """What a shard is called in its folder's index: the file name; of a pipe the whole command, and a number in place
-    of what is secret in it."""
+    """What a shard is called in its folder's index: the file name, with a mark of the query where one says which shard
+    it is (`x.tar?part=1`); of a pipe the whole command, and a number in place of what is secret in it."""
     if isinstance(shard, Path):
         return shard.name
-    if shard_kind(shard) != "pipe":
-        return urlsplit(shard).path.rsplit("/", 1)[-1]
-    name = shown(shard)
-    return name if name == shard else f"{name} #{hashlib.sha256(shard.encode()).hexdigest()[:12]}"
+    if shard_kind(shard) == "pipe":
+        name = shown(shard)
+        return name if name == shard else f"{name} #{hashlib.sha256(shard.encode()).hexdigest()[:12]}"
+    fields = [pair for pair in parse_qsl(urlsplit(shard).query, keep_blank_values=True) if not _signs(pair[0])]
+    # A mark, as a query that is no signature known here may be a secret too.
+    mark = "?" + hashlib.sha256(repr(sorted(fields)).encode()).hexdigest()[:16] if fields else ""
+    return urlsplit(shard).path.rsplit("/", 1)[-1] + mark
+
+
+def _signs(field: str) -> bool:
+    """Whether a field of a query says who may read, which changes from day to day, and not what is read."""
+    return field.lower() in _SIGNATURES or field.lower().startswith(("x-amz-", "x-goog-"))
 
 
 def shard_folder(shard: Shard) -> Path | str:
@@ -84,8 +99,27 @@ def _expand_local(pattern: str) -> Iterator[str]:
         files = [path for path in found if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
-            raise DataError(f"no shard matches {pattern!r}{part} in {os.getcwd()}: correct the path or pack the shards")
+            text = f"no shard matches {pattern!r}{part} in {os.getcwd()}"
+            raise DataError(f"{text}: {_what_lies_there(name)}; correct the path or pack the shards")
         yield from files
+
+
+def _what_lies_there(pattern: str) -> str:
+    """The tar files of the folder that a pattern looks into, or how far there are folders."""
+    folder = Path(os.path.expanduser(pattern)).parent
+    if not folder.is_dir() and any(iglob(str(folder))):
+        return f"{str(folder)!r} stands for folders without such files"
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r}"
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar")
+    except OSError as error:
+        return f"{str(folder)!r} cannot be read ({error.strerror})"
+    if not names:
+        return f"no .tar file lies in {str(folder)!r}"
+    kinds = sorted({re.sub(r"\d+(?=\.tar$)", "*", name) for name in names})
+    more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
+    return f"in {str(folder)!r} lie {', '.join(map(repr, kinds[:MOST_NAMED]))}{more}"
 
 
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sfa_dist import __version__, train
-from sfa_dist.leaving import leave
+from sfa_dist.leaving import leave, leave_when_asked
 from sfa_dist.tools import cache, chaos, evaluate, index, pack, plan, predict, recipes, report, show, submit
 
 _STDOUT = 1
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """What is installed as `sfa`."""
+    leave_when_asked()
     code = main()
     leave(code, train.patience(code))
 

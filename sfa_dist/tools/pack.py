@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
-from sfa_dist.errors import PreemptedError, UsageError
+from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.shown.plain import for_terminal
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ official lists, told by their form (or by --format):
   sfa pack something-something-v2-train.json shards/ --videos ssv2/videos --classes something-something-v2-labels.json
   sfa pack something-else/compositional/train.json shards/ --videos ssv2/videos --classes .../labels.json
   sfa pack EPIC_100_train.csv shards/ --videos EPIC-KITCHENS --short-side 256
+  sfa pack ucfTrainTestlist/trainlist01.txt shards/ --videos UCF-101 --prefix train
+  sfa pack testTrainMulti_7030_splits shards/ --videos hmdb51 --split-column split1 --split train
+  sfa pack activity_net.v1-3.min.json shards/ --videos activitynet --split training --short-side 256
 """
 
 _OPTIONS = (
@@ -45,8 +50,9 @@ def add_parser(commands: Any) -> None:
         "pack",
         help="pack videos and labels into indexed shards",
         description="Checks videos, packs the good ones into WebDataset shards, and reports the missing, corrupt, "
-        "short and duplicate ones. Of files with the same content only the first is packed. A pack that was "
-        "interrupted goes on with what it had checked.",
+        "short and duplicate ones. Of files with the same content only the first is packed, and none where their "
+        "labels differ. What is left out or guessed is told on stderr. A pack that was interrupted goes on with what "
+        "it had checked.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -82,15 +88,23 @@ def run(arguments: argparse.Namespace) -> int:
     Ctrl-C."""
     from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
+    def say(line: str) -> None:
+        print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
+
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
     try:
         with _progress() as progress:
-            report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
+            report = pack(arguments.source, arguments.out_dir, progress=progress, say=say, **options)
     except KeyboardInterrupt:
         if arguments.check:
             raise
-        kept = "what was checked and encoded is kept, run the same command again to go on"
-        raise PreemptedError(f"interrupted; {kept}") from None
+        advice = "what was checked and encoded is kept, run the same command again to go on"
+        raise PreemptedError(f"interrupted; {advice}") from None
+    except DataError as error:
+        if error.report and not arguments.json:
+            kept = None if arguments.check else arguments.out_dir / report_name(error.report["prefix"])
+            print(summary(error.report, arguments.out_dir, kept, packed=False))
+        raise
     file = None if arguments.check else arguments.out_dir / report_name(report["prefix"])
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0
@@ -107,12 +121,12 @@ def _encoding(arguments: argparse.Namespace) -> Encoding | None:
     return Encoding(**given) if given else None
 
 
-def summary(report: dict[str, Any], out_dir: Path, file: Path | None) -> str:
+def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed: bool = True) -> str:
     """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
-    is where it lies, None where clips were only checked."""
-    done = f"packed into {out_dir}" if file else "can be packed"
+    is where it lies, None where clips were only checked; not `packed` where too many are bad."""
+    done = f"packed into {out_dir}" if file and packed else "can be packed"
     lines = [f"{report['packed']} of {report['listed']} clips {done} (list of the format {report['format']})"]
-    for problem in ("missing", "corrupt", "short", "duplicate"):
+    for problem in ("missing", "corrupt", "short", "contradictory", "duplicate"):
         entries = report[problem]
         if entries:
             some = "; ".join(f"{each['path']} ({each.get('reason') or each['same_as']})" for each in entries[:3])
@@ -121,7 +135,22 @@ def summary(report: dict[str, Any], out_dir: Path, file: Path | None) -> str:
         lines += _class_lines(head, classes)
     if len(lines) > 1:
         lines.append(f"all of them: {file}" if file else "all of them: --json")
+    if report["clips"]["frames"]:
+        lines += _fact_lines(report["clips"])
+    if file and packed:
+        lines.append(f"write a recipe that fits: sfa init mine.yaml --shards {shlex.quote(str(out_dir))}")
     return "\n".join(for_terminal(line, lines=False) for line in lines)
+
+
+def _fact_lines(clips: Mapping[str, Any]) -> list[str]:
+    frames = clips["frames"]
+    lines = [
+        f"  frames: median {frames['median']} ({frames['min']} to {frames['max']}), {clips['fps']:g} a second (median)"
+    ]
+    if clips["mean"]:
+        mean, std = (", ".join(f"{value:.3f}" for value in clips[name]) for name in ("mean", "std"))
+        lines.append(f"  pixels: data.mean [{mean}], data.std [{std}]")
+    return lines
 
 
 def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
@@ -139,17 +168,30 @@ def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal; None where stderr is a file."""
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; a line now and then where stderr is a file."""
     from rich.console import Console
     from rich.progress import Progress
 
     if not sys.stderr.isatty():
-        yield None
+        yield line_now_and_then()
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking clips", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def line_now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
+    """Progress as lines on stderr, one in `every` seconds at most."""
+    last = clock()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if clock() - last >= every:
+            last = clock()
+            print(f"{done} of {total} clips are checked", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _positive(text: str) -> int:

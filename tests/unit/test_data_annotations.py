@@ -121,10 +121,10 @@ def test_moments(tmp_path):
     }
     (tmp_path / "multi.csv").write_text("a/b.mp4,clapping,praying\n")
     with pytest.raises(DataError, match="several labels for one clip"):
-        read_rows(tmp_path / "multi.csv", videos=tmp_path)
+        read_rows(tmp_path / "multi.csv", "moments", tmp_path)
     (tmp_path / "bare.csv").write_text("a/b.mp4,clapping,3,1\na/c.mp4\n")
     with pytest.raises(DataError, match=r"bare.csv line 2: not a path and a class"):
-        read_rows(tmp_path / "bare.csv", videos=tmp_path)
+        read_rows(tmp_path / "bare.csv", "moments", tmp_path)
 
 
 # ------------------------------------------------------------------------------- Something-Something v2, Something-Else
@@ -286,7 +286,10 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
         "P01_01_8": "the video",
     }
     assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
-    assert checked == pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    packed_report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    for report in (checked, packed_report):
+        del report["clips"]  # of parts that are not cut out no pixels are looked at
+    assert checked == packed_report
     with pytest.raises(UsageError, match="--decode-all looks at whole files"):
         pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
 
@@ -345,3 +348,112 @@ def test_class_lists_of_any_form(tmp_path, name, text, expected):
             read_class_list(tmp_path / name)
     else:
         assert read_class_list(tmp_path / name) == expected
+
+
+# ------------------------------------------------------------------------------------- UCF101, HMDB51 and ActivityNet
+
+UCF_CLASSES = "1 ApplyEyeMakeup\r\n2 HandstandPushups\r\n"  # as it is handed out, with the line ends of Windows
+
+
+@pytest.fixture
+def ucf(tmp_path: Path) -> Path:
+    (tmp_path / "classInd.txt").write_bytes(UCF_CLASSES.encode())
+    train = ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1", "HandstandPushups/v_HandStandPushups_g08_c02.avi 2")
+    (tmp_path / "trainlist01.txt").write_bytes("".join(f"{line}\r\n" for line in train).encode())
+    (tmp_path / "testlist01.txt").write_text("HandstandPushups/v_HandStandPushups_g01_c01.avi\n")
+    for number, name in enumerate(("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01", "v_HandstandPushups_g08_c02")):
+        write_video(tmp_path / "UCF-101" / f"{name}.mp4", 5 + number)
+    write_video(tmp_path / "UCF-101" / "HandstandPushups" / "v_HandStandPushups_g01_c01.mp4", 8)
+    return tmp_path
+
+
+def test_ucf101(ucf, tmp_path):
+    for split, count in (("train", 2), ("test", 1)):
+        report = pack(ucf / f"{split}list01.txt", tmp_path / "out", videos=ucf / "UCF-101", prefix=split)
+        assert (report["format"], report["packed"]) == ("ucf101", count)
+    assert {name: each["label"] for name, each in packed(tmp_path / "out").items()} == {
+        "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01": 0,
+        "HandstandPushups/v_HandStandPushups_g08_c02": 1,
+        "HandstandPushups/v_HandStandPushups_g01_c01": 1,
+    }
+    text = (ucf / "trainlist01.txt").read_text()
+    for old, new, message in (
+        (".avi 2", ".avi 3", "line 2: the class HandstandPushups has the number 3 here, another or none"),
+        ("_g08_c02.avi 2", ".avi", "line 2: .* as in UCF101"),
+    ):
+        (ucf / "trainlist02.txt").write_text(text.replace(old, new))
+        with pytest.raises(DataError, match=message):
+            read_rows(ucf / "trainlist02.txt", videos=ucf)
+    (ucf / "classInd.txt").unlink()
+    with pytest.raises(DataError, match=r"classInd.txt has to lie beside it"):
+        read_rows(ucf / "trainlist01.txt", videos=ucf)
+
+
+def test_hmdb51(tmp_path):
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    lists.mkdir()
+    uses = {
+        "brush_hair": {"#a_brush_hair_u_nm.avi": "102", "b(1)_brush_hair.avi": "210"},
+        "wave": {"c.d_wave.avi": "111"},
+    }
+    for label, videos in uses.items():
+        for split in range(3):
+            text = "".join(f"{name} {own[split]} \n" for name, own in videos.items())
+            (lists / f"{label}_test_split{split + 1}.txt").write_text(text)
+        for number, name in enumerate(videos):
+            write_video((tmp_path / "hmdb51" / label / name).with_suffix(".mp4"), 5 + number + len(label))
+    arguments = {"videos": tmp_path / "hmdb51", "split_column": "split1"}
+    report = pack(lists, tmp_path / "out", split="train", **arguments)
+    assert (report["format"], report["packed"]) == ("hmdb51", 2)
+    assert report["notes"] == ["rows of other splits, left out: 1 of 3 (1 of 'test')"]
+    pack(lists, tmp_path / "out", split="test", **arguments)
+    facts = packed(tmp_path / "out")
+    assert {name: (each["label_name"], each["split3"]) for name, each in facts.items()} == {
+        "brush_hair/#a_brush_hair_u_nm.avi": ("brush_hair", "test"),
+        "brush_hair/b(1)_brush_hair.avi": ("brush_hair", "unused"),
+        "wave/c.d_wave.avi": ("wave", "train"),
+    }
+    with pytest.raises(DataError, match="--split-column, one of split1, split2, split3"):
+        pack(lists, tmp_path / "out", split="train", videos=tmp_path / "hmdb51")
+    with pytest.raises(DataError, match="lists one class of HMDB51: give its folder"):
+        read_rows(lists / "wave_test_split1.txt", videos=tmp_path)
+    (lists / "wave_test_split2.txt").write_text("c.d_wave.avi 3\n")
+    with pytest.raises(DataError, match=r"wave_test_split2.txt line 1: .* as in HMDB51"):
+        read_rows(lists, videos=tmp_path)
+    (lists / "wave_test_split2.txt").write_text("")
+    with pytest.raises(DataError, match="not in split2"):
+        read_rows(lists, videos=tmp_path)
+
+
+def test_activitynet(tmp_path):
+    database = {
+        "AbC-1_x": {
+            "duration": 1.9,
+            "subset": "training",
+            "url": "x",
+            "annotations": [{"segment": [0.0, 0.5], "label": "Surfing"}, {"segment": [0.8, 1.5], "label": "Surfing"}],
+        },
+        "other": {"subset": "validation", "annotations": [{"segment": [0.2, 0.7], "label": "Archery"}]},
+        "odd": {"subset": "training", "annotations": [{"segment": [3, 3], "label": "Archery"}]},
+        "secret": {"subset": "testing", "annotations": []},
+    }
+    source = tmp_path / "activity_net.v1-3.min.json"
+    source.write_text(json.dumps({"version": "VERSION 1.3", "taxonomy": [], "database": database}))
+    write_video(tmp_path / "videos" / "v_AbC-1_x.mp4", 19)
+    write_video(tmp_path / "videos" / "v_other.mkv", 18)
+    out = tmp_path / "out"
+    report = pack(source, out, videos=tmp_path / "videos", split="training", decoder="pyav")
+    assert (report["format"], report["packed"]) == ("activitynet", 2)
+    assert report["notes"] == [
+        "1 videos have no label (the test set) and are left out: secret",
+        "1 parts do not end after their start and are left out: odd_0",
+        "rows of other splits, left out: 1 of 3 (1 of 'validation')",
+    ]
+    facts = packed(out)
+    assert {name: (each["frames"], each["label"]) for name, each in facts.items()} == {
+        "AbC-1_x_0": (5, 1),
+        "AbC-1_x_1": (7, 1),
+    }
+    source.write_text(json.dumps({"database": {"a": {"subset": "training", "annotations": [{"label": "x"}]}}}))
+    with pytest.raises(DataError, match="video a: needs subset and annotations"):
+        read_rows(source, videos=tmp_path)

@@ -105,9 +105,9 @@ def test_splits_share_folder_and_classes(videos, tmp_path):
         pack(videos / "list.csv", out, prefix="other")
     with pytest.raises(DataError, match="already holds train-000000"):
         pack(videos / "list.csv", out, split="train", classes=videos / "classes.txt")
-    with pytest.raises(DataError, match=r"no row has split = 'test'.*\['train', 'val'\]"):
+    with pytest.raises(DataError, match=r"no row has split = 'test'.*values are: train, val"):
         pack(videos / "list.csv", out, split="test")
-    with pytest.raises(DataError, match=r"--split-column who: no row has such a column.*\['note', 'split'\]"):
+    with pytest.raises(DataError, match=r"--split-column who: no row has such a column.*note, split"):
         pack(videos / "list.csv", out, split_column="who")
 
 
@@ -242,8 +242,8 @@ def test_whole_numbers_are_class_numbers(videos, tmp_path):
         ("file,label\na.mp4,x\n", "needs the columns path and label"),
         ("path,label\n", "no rows"),
         ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' is there twice"),
-        ("path,label\na.mp4\n", r"line 2: not 2 fields"),
-        ("path,label\na.mp4,x,y\n", r"line 2: not 2 fields"),
+        ("path,label\na.mp4\n", r"line 2: 1 fields, and the header has 2"),
+        ("path,label\na.mp4,x,y\n", r"line 2: 3 fields, and the header has 2"),
         ("path,label\na.mp4,\n", r"line 2: path and label must not be empty"),
         ("path,label\na.mp4,stranger\n", r"'stranger' \(list.csv line 2\)"),
         ("path,label\na.mp4,7\n", r"'7' \(list.csv line 2\)"),

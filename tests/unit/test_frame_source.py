@@ -122,7 +122,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not a mp4"),
+        (b"", "empty file"),
         (b"#EXTM3U\n#EXTINF:9,\n/etc/passwd\n", "not a mp4"),
         (b"ffconcat version 1.0\nfile '/etc/passwd'\n", "not a mp4"),
         (audio_bytes(), "no video stream"),

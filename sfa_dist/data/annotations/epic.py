@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from sfa_dist.data.annotations.rows import ClipRow, VideoFiles
+from sfa_dist.data.annotations.rows import ClipRow, Say, VideoFiles
 from sfa_dist.data.annotations.tables import columns_of, records_of, require_columns
 from sfa_dist.errors import DataError
 
@@ -19,7 +19,7 @@ def matches(source: Path) -> bool:
     return set(columns_of(source)) >= COLUMNS
 
 
-def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
     """The segments of EPIC_100_train.csv or EPIC_100_validation.csv.
 
     `<video_id>.MP4` anywhere below `videos` is cut by time stamps; where there is only a folder `<video_id>` of frames,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles
+from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, VideoFiles
 from sfa_dist.data.annotations.tables import columns_of, records_of, require_columns
 from sfa_dist.errors import DataError
 
@@ -16,7 +16,7 @@ def matches(source: Path) -> bool:
     return set(columns_of(source)) >= COLUMNS
 
 
-def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
     """The clips of an official list. Files are `<id>_<start>_<end>` with six digits each, as the usual downloads name
     them, or `<id>`; both hold the trimmed clip. Raises DataError for the test list that has no labels."""
     if "label" not in columns_of(source):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles, suffix_of
+from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, VideoFiles, plain
 from sfa_dist.data.annotations.tables import columns_of, fields_of
-from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
+from sfa_dist.data.file_kinds import FRAME_SUFFIXES, suffix_of
 from sfa_dist.errors import DataError
 
 _SUB_FOLDERS = ("", "training", "validation")
 
 
 def matches(source: Path) -> bool:
-    """Whether the first line begins with a video, as no header does."""
+    """Whether the first line is a video in a folder, the class that the folder is called by, and two votes."""
     first = columns_of(source)
-    return len(first) >= 2 and suffix_of(Path(first[0])) in VIDEO_SUFFIXES
+    if len(first) != 4 or not all(vote.isdigit() for vote in first[2:]):
+        return False
+    video = Path(first[0])
+    return suffix_of(video) in FRAME_SUFFIXES and plain(video.parent.name) == plain(first[1])
 
 
-def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
     """The clips of trainingSet.csv or validationSet.csv; files lie below `videos`, or in its folders training and
     validation. Raises DataError for a line with several classes (Multi-Moments in Time)."""
     rows = []

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from sfa_dist.data.file_kinds import FRAME_SUFFIXES, suffix_of
 from sfa_dist.data.shard_walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-PACKABLE = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
 SINGLE = "label"  # The head of a data set that has one label a clip.
-_ALIASES = {"jpeg": "jpg"}
+Say = Callable[[str], None]  # Takes a line on what was left out, guessed or read in another way than it stands.
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,36 @@ class ClipRow:
         return suffix_of(self.path)
 
 
-def suffix_of(path: Path) -> str:
-    """A file's suffix in lower case and without the dot; `jpeg` is `jpg`."""
-    suffix = path.suffix.lower().removeprefix(".")
-    return _ALIASES.get(suffix, suffix)
+def some(things: Iterable[object], most: int = 5) -> str:
+    """The first few for a message: `a, b, c ...`."""
+    listed = [str(thing) for thing in things]
+    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")
+
+
+def visible(text: str) -> str:
+    """A name for messages and reports: what cannot be printed, such as an escape sequence, is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+class Level(NamedTuple):
+    """A folder, with the names in it, each sorted. `again` are sub-folders that were there already."""
+
+    folder: Path
+    folders: list[str]
+    files: list[str]
+    again: list[str]
+
+
+def levels_below(root: Path) -> Iterator[Level]:
+    """`root` and all folders below it. Links to folders are followed, but not up to where the walk came from, nor to a
+    folder that was there already."""
+    seen: set[tuple[int, int]] = set()
+    for folder in (root, *root.resolve().parents):
+        _is_new(folder, seen)
+    for name, folders, files in os.walk(root, followlinks=True):
+        new = sorted(each for each in folders if _is_new(Path(name, each), seen))
+        yield Level(Path(name), new, sorted(files), sorted(set(folders) - set(new)))
+        folders[:] = new
 
 
 class VideoFiles:
@@ -53,22 +80,20 @@ class VideoFiles:
         self.root = root
         self._files: dict[str, list[Path]] = {}
         self._folders: dict[str, list[Path]] = {}
-        seen: set[tuple[int, int]] = set()
-        for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = [name for name in folders if _is_new(Path(folder, name), seen)]  # a link may lead upwards
-            for name in files:
-                path = Path(folder, name)
-                if suffix_of(path) in VIDEO_SUFFIXES:
+        for level in levels_below(root):
+            for name in level.files:
+                path = level.folder / name
+                if suffix_of(path) in FRAME_SUFFIXES and not name.startswith("."):
                     self._files.setdefault(path.stem, []).append(path)
-            for name in folders:
-                self._folders.setdefault(name, []).append(Path(folder, name))
+            for name in level.folders:
+                self._folders.setdefault(name, []).append(level.folder / name)
 
     def find(self, stems: Sequence[str], class_name: str = "") -> Path:
-        """The file of the first of `stems` that is there; of several, the one in the folder of its class. Where there
-        is none, the path at which it was to be."""
+        """The file of the first of `stems` that is there; of several, the one in the folder of its class, and one of a
+        kind that is read. Where there is none, the path at which it was to be."""
         for stem in stems:
             if found := self._files.get(stem):
-                return min(found, key=lambda path: (_plain(path.parent.name) != _plain(class_name), path))
+                return min(found, key=lambda path: (not _in_folder_of(class_name, path), not _is_read(path), path))
         return self.root / f"{stems[0]}.mp4"
 
     def folder(self, name: str) -> Path | None:
@@ -90,6 +115,15 @@ def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
     return new
 
 
-def _plain(name: str) -> str:
-    """`Playing Guitar`, `playing_guitar` and `playing+guitar` are the same folder name."""
-    return name.lower().replace("_", " ").replace("+", " ")
+def plain(name: str) -> str:
+    """What is left of a name without case and separators: `Playing Guitar`, `playing_guitar` and `playing+guitar` are
+    the same folder name."""
+    return " ".join(name.casefold().replace("_", " ").replace("+", " ").split())
+
+
+def _in_folder_of(class_name: str, path: Path) -> bool:
+    return plain(path.parent.name) == plain(class_name)
+
+
+def _is_read(path: Path) -> bool:
+    return suffix_of(path) in VIDEO_SUFFIXES

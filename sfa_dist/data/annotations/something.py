@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles
+from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, VideoFiles
+from sfa_dist.data.annotations.tables import text_of
 from sfa_dist.errors import DataError
 
 
@@ -20,7 +21,7 @@ def matches(source: Path) -> bool:
     return source.suffix.lower() == ".json"
 
 
-def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
+def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
     """The clips of a list; files are `<id>.webm` or another container. Raises DataError for a test list, which has no
     templates, and for anything that is no such list."""
     rows = []
@@ -39,8 +40,8 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
 
 def _entries(source: Path) -> list[Any]:
     try:
-        entries = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        entries = json.loads(text_of(source))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{source}: not a list of clips, [{{id, template, ...}}, ...]")
