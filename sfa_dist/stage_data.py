@@ -197,8 +197,8 @@ def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = 
     def load() -> SampleIndex:
         try:
             index = load_index(expand_shards(patterns, remote), remote)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"{where}: {error}") from error
         if len(index) == 0:
             raise DataError(f"{where}: the shards hold no samples")
         return index
