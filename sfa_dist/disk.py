@@ -84,6 +84,17 @@ def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+_unwritten: set[tuple[Path, int | None]] = set()  # Folders whose refusal has been told, and why they refuse.
+
+
+def tell_unwritten(path: Path, error: OSError) -> None:
+    """Says that a record is not written; of all that a folder refuses for one reason, the first."""
+    refusal = (path.parent, error.errno)
+    if refusal not in _unwritten:
+        _unwritten.add(refusal)
+        tell(f"warning: {path} is not written: {explain(error, path)}; nor are other records until that is mended")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """A file that is complete or as it was: written beside, flushed, renamed. Raises OSError, and leaves no remains."""
     temporary = path.with_name(path.name + ".tmp")
@@ -133,18 +144,13 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    layer = [value]
-    for _ in range(MAX_NESTING):
-        layer = [inner for outer in layer for inner in _inside(outer)]
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING + 1):
         if not layer:
             return value
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in layer)
+        layer = [each for values in inside for each in values if isinstance(each, dict | list)]
     raise ValueError("it is nested too deeply")
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def parse_object(data: bytes, **keys: type | tuple[type, ...]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow
 from sfa_dist.data.annotations.tables import records_of, require_columns
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 Heads = dict[str, list[str]]  # Class names in label order, by head.
@@ -65,7 +65,7 @@ def read_class_list(file: Path) -> list[str]:
     {name: number} or a list (Something-Something); the manifest.json of another pack. Raises DataError."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        names = _names_of_json(json.loads(text)) if file.suffix == ".json" else _names_of_lines(text)
+        names = _names_of_json(parse_json(text.encode())) if file.suffix == ".json" else _names_of_lines(text)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"class list {file} cannot be read ({error}): one name a line, in UTF-8") from error
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

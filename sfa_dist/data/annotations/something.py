@@ -7,11 +7,11 @@ label list of its own.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow, VideoFiles
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 
@@ -39,7 +39,7 @@ def read(source: Path, videos: VideoFiles) -> list[ClipRow]:
 
 def _entries(source: Path) -> list[Any]:
     try:
-        entries = json.loads(source.read_text(encoding="utf-8-sig"))
+        entries = parse_json(source.read_text(encoding="utf-8-sig").encode())
     except (OSError, ValueError) as error:
         raise DataError(f"{source} cannot be read as JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
