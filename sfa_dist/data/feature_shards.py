@@ -158,7 +158,7 @@ def missing_parts(folder: Path, parts: Sequence[Part], workers: int) -> list[Par
 
 def _is_whole(path: Path) -> bool:
     try:
-        done = read_object(path.with_suffix(".json"), **PART_FACTS)
+        done = read_object(path.with_suffix(".json"), size=int, sha256=str)
         return path.stat().st_size == done["size"] and file_sha256(path) == done["sha256"]
     except (FileNotFoundError, ValueError):
         return False
@@ -167,7 +167,12 @@ def _is_whole(path: Path) -> bool:
 def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], workers: int) -> None:
     """Index, frames and manifest of a view whose parts are all there. Every byte is read back once more."""
     paths = [folder / f"{part.name}.tar" for part in parts]
-    told = [read_object(path.with_suffix(".json"), **PART_FACTS) for path in paths]
+    try:
+        told = [read_object(path.with_suffix(".json"), **PART_FACTS) for path in paths]
+    except ValueError as error:
+        raise DataError(
+            f"the records of parts in {folder} cannot be read ({error}): remove it to build again"
+        ) from error
     entries = build_index(paths, workers)
     changed = [path for path, done in zip(paths, told, strict=True) if entries[path].sha256 != done["sha256"]]
     if changed:
