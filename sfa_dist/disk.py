@@ -19,6 +19,7 @@ from typing import Any
 MIB = 2**20
 MAX_JSON = 64 * MIB  # Bytes; far more than any of these files has.
 MAX_NESTING = 32
+MAX_NAME, MAX_PATH = 255, 4095  # Bytes: what Linux takes.
 REASONS = {
     errno.EDQUOT: "the disk quota is used up (of bytes or of files)",
     errno.EROFS: "the file system is mounted read-only",
@@ -76,6 +77,18 @@ def free_bytes(path: Path) -> int:
 def nearest_folder(path: Path) -> Path:
     """`path`, or the first folder above it that is there."""
     return next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+
+
+def path_argument(text: str) -> Path:
+    """A path of a command line. Raises ValueError for one that no file system has: empty, with NUL, too long."""
+    if not text:
+        raise ValueError("the path is empty")
+    if "\0" in text:
+        raise ValueError("a path holds no NUL")
+    name = max(text.split("/"), key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(name)) > MAX_NAME or len(os.fsencode(text)) > MAX_PATH:
+        raise ValueError(f"the path is too long: {text[:40]}... ({MAX_NAME} bytes a name, {MAX_PATH} in all)")
+    return Path(text)
 
 
 def tell(line: str) -> None:

@@ -186,7 +186,7 @@ class _Source:
         at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
         letter = None if pid == NO_SAMPLE else self._place.state_of(pid)
         state = f" (process {pid}, {STATES.get(letter, f'state {letter}')})" if letter else ""
-        return f"{self._place.who}: loader worker {number}{state} has been {at} for {seconds:.0f} s"
+        return f"{self._place.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
 
     def _obituary(self, worker: BaseProcess) -> str:
         """What became of a worker, at which clip, and what to do."""
