@@ -16,7 +16,7 @@ from rich.table import Table
 
 import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.disk import explain, read_object, tell, write_if_new, write_json
+from sfa_dist.disk import explain, read_object, tell_unwritten, write_if_new, write_json
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, record_recipe
@@ -158,7 +158,7 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
     try:
         keep()
     except OSError as error:
-        tell(f"warning: {path} is not written: {explain(error, path)}")
+        tell_unwritten(path, error)
 
 
 def collect_results(run_dir: Path) -> dict[str, Any]:

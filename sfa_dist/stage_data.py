@@ -26,6 +26,7 @@ from sfa_dist.feature_cache import (
     plan_cache,
     trunk_weights_sha256,
 )
+from sfa_dist.parallel.process_state import state_of
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 from sfa_dist.run import LOGS, Run
@@ -142,7 +143,7 @@ def feed_place(run: Run) -> FeedPlace:
     """Where this rank writes down what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
-    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device)
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device, state_of=state_of)
 
 
 def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:

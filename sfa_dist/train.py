@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sfa_dist.disk import explain, tell
+from sfa_dist.disk import explain, path_argument, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
@@ -44,10 +44,21 @@ or disk;
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the contract's exit code for a wrong command line."""
+    """argparse with the contract's exit code for a wrong command line, paths that cannot be one included."""
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message} (see --help)")
+
+
+def _path(text: str) -> Path:
+    try:
+        return path_argument(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
