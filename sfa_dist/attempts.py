@@ -16,6 +16,7 @@ from typing import Any
 
 from sfa_dist.disk import explain, parse_json, read_plain, tell, write_json
 from sfa_dist.errors import CheckpointError, LostRankError
+from sfa_dist.shown.secret import without_secrets
 
 FILE_NAME = "attempts.json"
 KEPT = 20
@@ -53,7 +54,12 @@ class Attempts:
     def end(self, code: int, error: str, stage: str, step: int) -> None:
         """Notes how this start ended. Never raises."""
         if self._entries:
-            self._entries[-1] |= {"code": code, "error": " ".join(error.split())[:300], "stage": stage, "step": step}
+            self._entries[-1] |= {
+                "code": code,
+                "error": " ".join(without_secrets(error).split())[:300],
+                "stage": stage,
+                "step": step,
+            }
             self._write()
 
     def _cause(self, entry: dict[str, Any]) -> tuple[Any, ...] | None:

@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import without_secrets
+
 MIB = 2**20
 MAX_JSON = 64 * MIB  # Bytes; far more than any of these files has.
 MAX_NESTING = 32
@@ -79,9 +82,10 @@ def nearest_folder(path: Path) -> Path:
 
 
 def tell(line: str) -> None:
-    """A line on stderr. Never raises: stderr may be on a full disk, or its terminal gone."""
+    """A line on stderr, without secrets and commands to the terminal. Never raises: stderr may be on a full disk, or
+    its terminal gone."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print(for_terminal(without_secrets(line)), file=sys.stderr, flush=True)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -19,8 +19,9 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.disk import explain, read_object, tell, write_if_new, write_json
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, record_recipe
 from sfa_dist.recipe_blocks import EngineBlock
+from sfa_dist.shown.secret import without_secrets_in
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
 EXECUTION_KEYS = (
@@ -81,18 +82,24 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":  # The same.
         del flat["data.decode_device"]
+    for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # The same; null is the official one.
+        if flat.get(key) in (None, official):
+            flat.pop(key, None)
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
-    return {
+    inputs = {
         **flat,
         **({"seed of the tail": own_seed} if own_seed is not None else {}),
         "seed": recipe.seed,
         "train clips (sha256)": index_sha256,
         "starting weights (sha256)": source_sha256,
     }
+    masked: dict[str, Any] = without_secrets_in(inputs)
+    return masked
 
 
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
+    recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
     different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
@@ -144,7 +151,7 @@ def write_done(
 
 def keep_recipe(directory: Path, recipe: Recipe) -> None:
     """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
-    write_if_new(directory / "recipe.yaml", dump_recipe(recipe))
+    write_if_new(directory / "recipe.yaml", record_recipe(recipe))
 
 
 def try_to_keep(path: Path, keep: Callable[[], object]) -> None:

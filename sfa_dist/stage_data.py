@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from sfa_dist.assemble import classes_id
+from sfa_dist.data.clip_encoding import encoding_of
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, Streams, feed
 from sfa_dist.data.loader import Loader
@@ -133,6 +134,7 @@ def make_streams(
         train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
         evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
         clip_name=train_index.name,
+        encoding=partial(encoding_of, train_index),
     )
 
 
@@ -195,8 +197,8 @@ def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = 
     def load() -> SampleIndex:
         try:
             index = load_index(expand_shards(patterns, remote), remote)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"{where}: {error}") from error
         if len(index) == 0:
             raise DataError(f"{where}: the shards hold no samples")
         return index

@@ -35,6 +35,7 @@ from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
+from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
@@ -110,17 +111,17 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         return int(parsed.run(parsed) or 0)
     except SfaError as error:
         if debug:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
-            said = " ".join(str(error).split())
+            said = without_secrets(" ".join(str(error).split()))
             tell(f"{prefix}: {said}")
             _tell_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
         reason = explain(error, Path()) if disk else error
-        said = " ".join(f"{_who()}{type(error).__name__}: {reason}".split())
+        said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
         tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
         code = 74 if disk else 70
         _tell_as_json(words, said, code, {})
@@ -150,12 +151,13 @@ def _who() -> str:
 
 def _keep_traceback(debug: bool) -> str:
     """Prints the traceback (--debug), or puts it into a file of this process and says where."""
+    text = without_secrets(traceback.format_exc())
     if debug:
-        traceback.print_exc()
+        print(text, file=sys.stderr, end="")
         return ""
     file = Path(tempfile.gettempdir()) / f"sfa_dist-{os.getpid()}.log"
     try:
-        file.write_text(traceback.format_exc())
+        file.write_text(text)
     except OSError:
         return " (run with --debug for the traceback)"
     return f" (traceback in {file}, or run with --debug)"

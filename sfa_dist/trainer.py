@@ -69,7 +69,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         per_epoch = self.streams.steps_per_epoch
-        self.log = TrainLog(self.name, self.stage, per_epoch, self.progress, self.runtime, self.tracker)
+        self.log = TrainLog(
+            self.name, self.stage, per_epoch, self.progress, self.runtime, self.tracker, encoding=self.streams.encoding
+        )
 
     @cached_property
     def probe(self) -> Probe:
@@ -232,8 +234,9 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self.log.say_if_it_waits()
-        if self.streams.evaluate is not None:
+        if self.streams.evaluate is None:
+            self.log.end_epoch(None)
+        else:
             self._enter("evaluate")
             try:
                 result = evaluate(
@@ -251,8 +254,9 @@ class Trainer:
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
-            self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
+            self.log.end_epoch(eval_line(f"{self.name} [{epoch}]", result))
             self.log.say_if_it_guesses(result)
+        self.log.say_if_it_waits()
         self.progress.evaluated_step = self.progress.step
         self.save()
 

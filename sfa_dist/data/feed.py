@@ -25,6 +25,7 @@ from typing import IO
 import torch
 from torch.utils.data import DataLoader
 
+from sfa_dist.data.clip_encoding import ClipEncoding
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.quarantine import add_to_quarantine
 from sfa_dist.disk import explain
@@ -50,6 +51,7 @@ class Streams:
     train: Callable[[int, int], BatchFeed]
     evaluate: Callable[[], BatchFeed] | None
     clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
+    encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when it is asked.
 
 
 @dataclass(frozen=True)

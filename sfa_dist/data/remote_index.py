@@ -37,6 +37,7 @@ from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import PIPE, shard_name, shown
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.secret import without_secrets
 
 USER_CACHE = "~/.cache/sfa_dist"
 LOOKS_AT_A_TIME = 16
@@ -83,7 +84,7 @@ def published_names(shards: Iterable[str]) -> dict[str, str]:
 def known_shards(folder: str, shards: Sequence[str], remote: RemoteBlock) -> dict[str, RawShard]:
     """What is known of a remote folder, by shard name: beside the shards first, then what is kept here."""
     data, called = read_beside(folder, INDEX_NAME, remote), published_names(shards)
-    published = parse_index(data, folder + INDEX_NAME) if data else {}
+    published = parse_index(data, shown(folder + INDEX_NAME)) if data else {}
     return read_raw(index_home(folder, remote)) | {called.get(name, name): raw for name, raw in published.items()}
 
 
@@ -116,9 +117,10 @@ def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> s
         try:
             data = format_index(known_shards(folder, (), remote) | entries)
             with_retries(lambda: write_s3(folder + INDEX_NAME, data, remote), remote.retries)
-            return folder + INDEX_NAME
+            return shown(folder + INDEX_NAME)
         except OSError as error:
-            _log.warning("%s cannot be written (%s)", folder + INDEX_NAME, error.strerror or error)
+            why = without_secrets(str(error.strerror or error))
+            _log.warning("%s cannot be written (%s)", shown(folder + INDEX_NAME), why)
     home = index_home(folder, remote)
     with _home_lock(home):
         write_index(home, read_raw(home) | entries)
@@ -134,7 +136,7 @@ def _published_columns(folder: str, remote: RemoteBlock) -> Columns | None:
     sha256 = hashlib.sha256(data).hexdigest()
     columns = read_sidecar(home, sha256)
     if columns is None:
-        columns = to_columns(parse_index(data, folder + INDEX_NAME), folder + INDEX_NAME)
+        columns = to_columns(parse_index(data, shown(folder + INDEX_NAME)), shown(folder + INDEX_NAME))
         if len(columns.keys) >= SIDECAR_FROM and _made(home):
             write_sidecar(home, sha256, columns)
     return columns

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
+from sfa_dist.shown.plain import for_terminal
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
     def say(line: str) -> None:
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
     try:
@@ -138,7 +139,7 @@ def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed:
         lines += _fact_lines(report["clips"])
     if file and packed:
         lines.append(f"write a recipe that fits: sfa init mine.yaml --shards {shlex.quote(str(out_dir))}")
-    return "\n".join(lines)
+    return "\n".join(for_terminal(line, lines=False) for line in lines)
 
 
 def _fact_lines(clips: Mapping[str, Any]) -> list[str]:

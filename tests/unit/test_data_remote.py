@@ -234,7 +234,10 @@ def test_only_what_the_recipe_allows_is_opened(
 def test_names_folders_and_what_is_shown() -> None:
     url = "https://me:secret@host:8/a/b/x.tar?sig=hidden&se=1/2"
     assert (shard_name(url), shard_folder(url)) == ("x.tar", "https://me:secret@host:8/a/b/")
-    assert shown(url) == "https://host:8/a/b/x.tar"
+    assert shown(url) == "https://***@host:8/a/b/x.tar?sig=***&se=***"
+    pipes = [f"pipe:curl -u me:{secret} https://host/x.tar" for secret in ("abc", "xyz")]
+    assert [shard_name(pipe).partition(" #")[0] for pipe in pipes] == ["pipe:curl -u *** https://host/x.tar"] * 2
+    assert len({shard_name(pipe) for pipe in pipes}) == 2
     assert (shard_name("pipe:cat a/b"), shard_folder("pipe:cat a/b")) == ("pipe:cat a/b", "pipe:")
     assert (shard_name(Path("/a/b.tar")), shard_folder(Path("/a/b.tar"))) == ("b.tar", Path("/a"))
     with pytest.raises(DataError, match=r"http cannot list files.*braces"):
