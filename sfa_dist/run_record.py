@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,15 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def read_done(directory: Path) -> dict[str, Any] | None:
-    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read, or does
-    not tell what it should."""
+def read_done(directory: Path, numbers: Sequence[str] = RESULT_NUMBERS) -> dict[str, Any] | None:
+    """A stage's `done.json`, None when the stage is not done; `numbers` are what its result has to tell.
+
+    Raises CheckpointError when it cannot be read, or does not tell what it should.
+    """
     file = directory / DONE
     try:
         done = read_object(file, inputs=dict, result=dict)
-        for key in ("steps",) if DIVERGED in done["result"] else RESULT_NUMBERS:
+        for key in ("steps",) if DIVERGED in done["result"] else numbers:
             value = done["result"].get(key)
             if type(value) not in (int, float) or not 0 <= value < HUGE:
                 raise ValueError(f"its result has {key} {value!r:.40}")
