@@ -97,7 +97,8 @@ class TrainLog:
             self.stage.schedule, self.steps_per_epoch
         ):
             return
-        found = {"one class": one_class_words(result), "chance": no_better_words(result, f" after {epoch} epochs")}
+        when = f" after {epoch} epoch{'s' * (epoch != 1)}"
+        found = {"one class": one_class_words(result), "chance": no_better_words(result, when)}
         new = {what: words for what, words in found.items() if words and what not in self.progress.told}
         self.progress.told += new
         for line in [*(line for words in new.values() for line in words), *([WHAT_TO_DO] if new else [])]:

@@ -26,7 +26,7 @@ def guessing(place: Path) -> Finished:
 
 
 def test_each_stage_and_the_test_say_it_once(guessing: Finished) -> None:
-    for name, when in (("stage1", " after 1 epochs"), ("stage2", " after 1 epochs"), ("test", "")):
+    for name, when in (("stage1", " after 1 epoch"), ("stage2", " after 1 epoch"), ("test", "")):
         assert guessing.out.count(f"{name}: one class predicted, the same for all {VAL_CLIPS} clips") == 1
         words = f"{name}: no better than chance{when}: top-1 33.33% on {VAL_CLIPS} clips, guessing 33.33%"
         assert guessing.out.count(words) == 1
