@@ -155,7 +155,10 @@ class Checks:
             if stage is not None:
                 span = (stage.frames - 1) * stage.data.stride + 1
                 found.append((name, span, float((lengths < span).mean())))
-        text = f"videos have {lengths.min()} to {lengths.max()} frames, half of them {int(np.median(lengths))} or more"
+        least, most = int(lengths.min()), int(lengths.max())
+        text = f"videos have {least} to {most} frames, half of them {int(np.median(lengths))} or more"
+        if least == most:
+            text = f"all videos have {least} frames"
         looped = [f"{share:.0%} are shorter than the {span} of {name} and loop" for name, span, share in found if share]
         values = {"median_frames": float(np.median(lengths)), "looped": {name: share for name, _, share in found}}
         if not looped:

@@ -43,7 +43,7 @@ def test_a_recipe_that_can_learn(place: Path) -> None:
     }
     assert checks["same clips"]["values"] == {"same_clips": 0}
     assert checks["loops"]["values"] == {"median_frames": 10.0, "looped": {"stage1": 0.0, "stage2": 0.0}}
-    assert checks["mean frame"]["values"]["linear"] == 1.0  # A class is a level of grey.
+    assert checks["mean frame"]["values"]["nearest"] == 1.0  # A class is a level of grey.
     assert checks["baselines"]["verdict"] == "ok"
     assert checks["overfit"]["verdict"] in ("ok", "undecided")
     assert checks["learn"]["values"]["steps"] > 0
