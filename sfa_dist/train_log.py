@@ -110,6 +110,16 @@ class TrainLog:
         schedule = self.stage.schedule
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
+    def say_if_it_loops(self) -> None:
+        """Tells, at the end of the first epoch, how many clips were longer than their videos."""
+        if not self.progress.looped or self.progress.step > self.steps_per_epoch:
+            return
+        counted = f"{self.progress.looped:,} of the {self.progress.samples_seen:,} clips of the first epoch"
+        span = f"{(self.stage.frames - 1) * self.stage.data.stride + 1} frames of it"
+        text = f"{counted} come from a video shorter than the {span} that a clip spans, and are looped"
+        self.tracker.event("notice", stage=self.name, text=text)
+        self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
+
     def say_if_it_waits(self) -> None:
         """Tells where the stage waited for its loader, and what would help."""
         line = loader_line(self.loader_share, self.stage, self.runtime.cores)

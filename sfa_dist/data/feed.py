@@ -49,6 +49,7 @@ class Streams:
     train: Callable[[int, int], BatchFeed]
     evaluate: Callable[[], BatchFeed] | None
     clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
+    loops_told: bool = False  # How many videos are shorter than a clip has been said.
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ def test_log_result_and_report_hold_it(guessing: Finished, place: Path) -> None:
     assert "- stage1: model.classes is 4, and the labels of the training clips end at 2: set model.classes=3." in report
 
 
+def test_videos_shorter_than_a_clip_are_counted_while_they_are_read(place: Path) -> None:
+    """Shards that others made tell no lengths."""
+    finished = train(place, *START, "loops", "--stage", "stage1", *sets("data.stride=4", "data.workers=1"))
+    assert finished.code == 0, finished.err
+    told = "24 of the 24 clips of the first epoch come from a video shorter than the 13 frames of it that a clip spans"
+    assert finished.out.count(f"stage1: {told}, and are looped") == 1
+    assert [event["text"] for event in events(place / "loops", "notice")] == [f"{told}, and are looped"]
+
+
 def test_classes_that_no_clip_has_are_told_at_the_start(guessing: Finished, place: Path) -> None:
     for stage in ("stage1", "stage2"):
         assert f"{stage}: model.classes is 4, and the labels of the training clips end at 2" in guessing.out
