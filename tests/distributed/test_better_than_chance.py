@@ -42,7 +42,7 @@ def test_log_result_and_report_hold_it(guessing: Finished, place: Path) -> None:
         assert line["acc5"] == 1.0  # The key stays.
     report = (place / "run" / "report.md").read_text()
     assert "- No better than chance: top-1 33.33%" in report
-    assert "- stage1: model.classes is 4, and the labels of the training clips end at 2: set model.classes=3." in report
+    assert "- stage1: model.classes is 4, and the labels of the training clips end at 2: set model.classes=3" in report
 
 
 def test_videos_shorter_than_a_clip_are_counted_while_they_are_read(place: Path) -> None:
