@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -59,23 +59,22 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    _say_notices(run, name, stage, index)
+    loops_told = _say_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
-    streams = make_streams(run, stage, index, val, cache)
+    streams = replace(make_streams(run, stage, index, val, cache), loops_told=loops_told)
     return StageData(
         streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
     )
 
 
-def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> None:
-    """Tells what does not fit the training clips, and keeps it for the report. Collective."""
-
-    def found() -> list[str]:
-        return [*class_notices(index, stage.model), *loop_notices(index, stage.data, stage.frames, name)]
-
-    for text in run.runtime.on_main(found):
+def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
+    """Tells what does not fit the training clips, and keeps it for the report; returns whether it tells of videos that
+    are too short. Collective."""
+    loops = run.runtime.on_main(lambda: loop_notices(index, stage.data, stage.frames, name))
+    for text in (*class_notices(index, stage.model), *loops):
         run.tracker.event("notice", stage=name, text=text)
         run.tracker.say(f"{name}: {text}")
+    return bool(loops)
 
 
 def plan_features(

@@ -60,6 +60,7 @@ class Streams:
     evaluate: Callable[[], BatchFeed] | None
     clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
     encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when it is asked.
+    loops_told: bool = False  # How many videos are shorter than a clip has been said.
 
 
 @dataclass(frozen=True)
