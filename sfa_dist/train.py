@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 
 UNTOLD_S = 2.0
+LAUNCHER_S = 0.5
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
 or disk;
 75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
@@ -105,6 +107,8 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             traceback.print_exc()
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
+            if isinstance(error, PreemptedError):
+                _let_launcher_speak()
             print(f"{prefix}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
@@ -115,6 +119,15 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return INTERRUPTED_CODE
+
+
+def _let_launcher_speak() -> None:
+    """Ctrl-C ends deepspeed's launcher with a traceback a quarter of a second later: what became of the run comes after
+    it."""
+    from sfa_dist.parallel.launch import read_launch
+
+    if read_launch(environment()).launcher == "deepspeed":
+        time.sleep(LAUNCHER_S)
 
 
 def _who() -> str:
