@@ -24,7 +24,7 @@ from av.filter import Graph
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
-from sfa_dist.data.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamp_of
+from sfa_dist.data.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamper
 from sfa_dist.data.video import FrameNumbers, FrameTimes
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -141,19 +141,19 @@ class PyAVVideo:
         """(stamp or number, frame (H, W, 3)) of each wanted frame, decoding from the key frame to the last of them."""
         missing, counted = set(wanted), self._order.stamps is None
         with opened(self._data) as (container, stream):
-            packets = container.demux(stream)
+            packets, shown_at = container.demux(stream), stamper(stream)
             if key_frame:
                 key, seek_to = self._order.key_frames[key_frame]
                 container.seek(seek_to, stream=stream, backward=True, any_frame=False)
                 first = next(packets)
-                if not (first.is_keyframe and (stamp_of(first, stream) or 0) <= key):  # the container has a wrong index
+                if not (first.is_keyframe and (shown_at(first) or 0) <= key):  # the container has a wrong index
                     yield from self._decode_span(0, wanted)
                     return
                 packets = chain([first], packets)
             to_rgb = RgbConverter(stream, self._limits)
             for number, frame in enumerate(shown_frames(packets)):
                 check_time()
-                label = number if counted else stamp_of(frame, stream)
+                label = number if counted else shown_at(frame)
                 if label in missing:
                     missing.remove(label)
                     yield label, to_rgb(frame)

@@ -9,7 +9,7 @@ start, as where an open group of pictures was cut; packets that show nothing), o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,16 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
     kinds = set(container.format.name.split(","))
     if not _TIMED_CONTAINERS & kinds or not (codec.name in _ONE_EACH or codec.intra_only):
         return None
+    h264, mpeg4, shown_at = codec.name == "h264", codec.name == "mpeg4", stamper(stream)
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
     closed, latest = True, -_FAR
     for packet in _packets(container, stream):
-        time = stamp_of(packet, stream)
-        if time is None or (codec.name == "mpeg4" and packet.size <= _NOT_CODED):
+        time = shown_at(packet)
+        if time is None or (mpeg4 and packet.size <= _NOT_CODED):
             return None
         if packet.is_keyframe:
-            if codec.name == "h264" and not _is_idr(packet, stream):
+            if h264 and not _is_idr(packet, stream):
                 return None
             closed = closed and time > latest
             keys.append((time, time if packet.dts is None else min(time, packet.dts)))
@@ -118,8 +119,9 @@ def timed(
     one before. A leap back of more than `longest_step_back` seconds is left as it is: there a camera begins anew."""
     base, step = float(stream.time_base or 0), 1 / _rate(stream)
     last: float | None = None
+    shown_at = stamper(stream)
     for frame in frames:
-        stamp = stamp_of(frame, stream)
+        stamp = shown_at(frame)
         time = None if stamp is None else stamp * base
         if time is None or (last is not None and 0 <= last - time <= longest_step_back):
             time = 0.0 if last is None else last + step
@@ -127,14 +129,14 @@ def timed(
         yield time, frame
 
 
-def stamp_of(part: Any, stream: Any) -> int | None:
-    """When a packet or a frame is shown, in the stream's time base; None where the file does not say."""
-    reorders = stream.codec_context.has_b_frames
+def stamper(stream: Any) -> Callable[[Any], int | None]:
+    """Tells when a packet or a frame of the stream is shown, in its time base; None where the file does not say."""
+    reorders = bool(stream.codec_context.has_b_frames)
     if reorders and stream.container.format.name == "avi":
-        return None  # it stores none; FFmpeg guesses them, which is wrong where frames are reordered
-    if part.pts is None and not reorders:
-        return None if part.dts is None else int(part.dts)  # shown as they come
-    return None if part.pts is None else int(part.pts)
+        return lambda part: None  # it stores none; FFmpeg guesses them, which is wrong where frames are reordered
+    if reorders:
+        return lambda part: part.pts
+    return lambda part: part.dts if part.pts is None else part.pts  # shown as they come
 
 
 def _pictures(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
@@ -167,8 +169,9 @@ def _counted(frames: Iterable[av.VideoFrame], limits: LimitsBlock | None) -> Ite
 
 
 def _noted(frames: Iterable[av.VideoFrame], stream: Any, stamps: list[int | None]) -> Iterator[av.VideoFrame]:
+    shown_at = stamper(stream)
     for frame in frames:
-        stamps.append(stamp_of(frame, stream))
+        stamps.append(shown_at(frame))
         yield frame
 
 

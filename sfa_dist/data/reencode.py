@@ -25,7 +25,7 @@ from PIL import Image
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_limits import check_frame_size
 from sfa_dist.data.decode_pyav import RgbConverter, look, opened
-from sfa_dist.data.frame_order import FrameOrder, shown_frames, stamp_of, timed
+from sfa_dist.data.frame_order import FrameOrder, shown_frames, stamper, timed
 from sfa_dist.recipe_blocks import LimitsBlock
 
 SUFFIX = "mp4"
@@ -151,7 +151,7 @@ def _seek_point(file: BinaryIO, begin: Fraction) -> int | None:
             packets = container.demux(stream)
             key = next(packets)
             frame = next(shown_frames(chain([key], packets)), None)
-            stamps = [stamp_of(part, stream) for part in (key, frame) if part is not None]
+            stamps = [stamper(stream)(part) for part in (key, frame) if part is not None]
             base = stream.time_base or _TIME_BASE
             if key.is_keyframe and all(stamp is not None and stamp * base <= begin for stamp in stamps):
                 return target
