@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sfa_dist.checkpoint import write_weights
 from sfa_dist.data.shard_index import ClassNames
-from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.disk import parse_json
+from sfa_dist.errors import RecipeError
 from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
@@ -27,6 +27,7 @@ from sfa_dist.models.weights import (
     load_trunk,
     read_state,
 )
+from sfa_dist.models.weights_file import read_metadata
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import ModelBlock
 
@@ -127,23 +128,25 @@ def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
     return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
 
 
-def save_final(path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """A stage's final weights in fp32. Of a frozen trunk only the hash is kept (metadata `trunk_sha256`)."""
+def save_final(
+    path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A stage's final weights in fp32; gives the file's `size` and `sha256`. Of a frozen trunk only the hash is kept
+    (metadata `trunk_sha256`)."""
     trunk = parts.trunk_sha256()
     prefix = "tail." if trunk else ""
     extra = {"trunk_sha256": trunk} if trunk else {}
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in {**metadata, **extra}.items()}
-    write_weights(path, {prefix + name: tensor for name, tensor in parameters.items()}, text)
+    return write_weights(path, {prefix + name: tensor for name, tensor in parameters.items()}, text)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weights file; empty for a file that carries none. Raises CheckpointError when it is missing."""
-    if not path.is_file():
-        raise CheckpointError(f"no weights file {path}")
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+def metadata_value(path: Path, key: str) -> Any:
+    """What a weights file tells in JSON under a key of its metadata; None where it tells nothing, or nothing that can
+    be read, as a file that others made."""
+    try:
+        return parse_json(read_metadata(path).get(key, "null").encode())
+    except ValueError:
+        return None
 
 
 def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False) -> Parts:
@@ -171,7 +174,7 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, 
 
 def trained_classes(path: Path) -> ClassNames | None:
     """The class names in the metadata of a weights file, None where it knows none."""
-    names = json.loads(read_metadata(path).get("classes", "null"))
+    names = metadata_value(path, "classes")
     known = isinstance(names, list) or (isinstance(names, dict) and all(isinstance(n, list) for n in names.values()))
     return names if known else None
 

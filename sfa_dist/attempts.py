@@ -3,22 +3,24 @@ place does not get better by another start; the one after the third is refused, 
 
 Only internal errors and lost ranks (code 70) count, with the same text but for its numbers, of the same recipe and the
 same code. A start that was killed leaves `code: null`: nobody knows why.
+
+A disk that does not take the file is told and nothing else: how a run ends is not for its bookkeeping to decide.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.checkpoint import write_json
+from sfa_dist.disk import explain, parse_json, read_plain, tell, write_json
 from sfa_dist.errors import CheckpointError, LostRankError
 
 FILE_NAME = "attempts.json"
 KEPT = 20
 COUNTED_CODE = 70
+FIELDS = {"identity": str, "code": int, "stage": str, "step": int, "error": str}  # Or null.
 
 
 class Attempts:
@@ -31,7 +33,7 @@ class Attempts:
 
     def begin(self) -> None:
         """Notes that a start begins. Raises LostRankError when the last ones all failed alike, CheckpointError when the
-        file cannot be read or written."""
+        file cannot be read."""
         self._entries = _read(self._path)
         last = self._entries[-self._limit :] if self._limit else []
         if len(last) == self._limit and self._limit and len({self._cause(entry) for entry in last}) == 1:
@@ -49,7 +51,7 @@ class Attempts:
         self._write()
 
     def end(self, code: int, error: str, stage: str, step: int) -> None:
-        """Notes how this start ended."""
+        """Notes how this start ended. Never raises."""
         if self._entries:
             self._entries[-1] |= {"code": code, "error": " ".join(error.split())[:300], "stage": stage, "step": step}
             self._write()
@@ -64,17 +66,22 @@ class Attempts:
         try:
             write_json(self._path, self._entries[-KEPT:])
         except OSError as error:
-            raise CheckpointError(f"cannot write {self._path}: {error}") from error
+            tell(f"warning: {self._path} is not written: {explain(error, self._path)}")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text())
-        keys = {"identity", "code", "stage", "step", "error"}
-        if not all(keys <= entry.keys() for entry in entries):
+        entries = parse_json(read_plain(path))
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
             raise ValueError("not what this program writes")
-        return list(entries)
+        return entries
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); remove it") from error
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        key in entry and (entry[key] is None or isinstance(entry[key], kind)) for key, kind in FIELDS.items()
+    )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sfa_dist import __version__
 from sfa_dist.assemble import assemble_trunk, trunk_parameters
-from sfa_dist.checkpoint import write_json
 from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_shards import (
     PartWriter,
@@ -42,7 +41,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import Stage2
 from sfa_dist.run import Run
 from sfa_dist.run_lock import held
-from sfa_dist.run_record import CACHE_STAGE, read_done
+from sfa_dist.run_record import CACHE_STAGE, read_done, write_done
 from sfa_dist.stage_data import open_split, plan_features
 from sfa_dist.together import Together
 from sfa_dist.trunk_fidelity import say_fidelity
@@ -248,9 +247,7 @@ def _write_done(run: Run, stage: Stage2, plans: list[SplitPlan], built: bool) ->
             "bytes": sum((folder / name).stat().st_size for folder, manifest in views for name in manifest["shards"]),
             "directory": str(run.cache_directory(stage)),
         }
-        folder = run.directory / CACHE_STAGE
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "done.json", {"inputs": plans[0].key, "result": result})
+        write_done(run.directory / CACHE_STAGE, plans[0].key, result)
         return result
 
     result = run.runtime.on_main(write)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist import out_of_memory
-from sfa_dist.assemble import Parts, read_metadata, trained_classes
+from sfa_dist.assemble import Parts, metadata_value, trained_classes
+from sfa_dist.chance import heads_of, shows_top5
 from sfa_dist.data.stream import check_labels
 from sfa_dist.final_test import load_parts, score_all_views
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -53,10 +54,12 @@ def evaluate_subject(
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
             with out_of_memory.told(runtime, watch):
                 summary = {**_scores(run, subject, any_frames, out), "evaluated": dict(asked)}
+            if runtime.is_main:  # First: a disk that refuses the file does not take the scores with it.
+                _print(tracker, summary, as_json)
             if out is not None:
                 runtime.on_main(lambda: _write(out, summary))
-            if runtime.is_main:
-                _print(tracker, summary, out, as_json)
+                if not as_json:
+                    tracker.say(f"result: {out}")
     finally:
         parallel_runtime.stop()
 
@@ -70,8 +73,8 @@ def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> d
     index = open_split(run, stage.data.test or stage.data.val, f"{subject.stage}.data.{key}", stage.data.remote)
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     run.runtime.on_main(lambda: check_classes(trained_classes(subject.weights), index))
-    trained = read_metadata(subject.weights).get("frames")
-    if any_frames and trained is not None and int(trained) != stage.frames:
+    trained = metadata_value(subject.weights, "frames")
+    if any_frames and type(trained) is int and trained != stage.frames:
         run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
     parts = load_parts(run, stage, subject.weights, subject.trunk_weights, any_frames)
     result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
@@ -90,23 +93,22 @@ def _write(out: Path, summary: dict[str, Any]) -> None:
     ckpt.write_json(out, summary)
 
 
-def _print(tracker: Tracker, summary: dict[str, Any], out: Path | None, as_json: bool) -> None:
+def _print(tracker: Tracker, summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary), flush=True)
         return
     table = Table(title=f"{summary['samples']} clips, {summary['frames']} frames")
-    heads = [key.removesuffix("_acc5") for key in summary if key.endswith("_acc5")] or [""]
-    for title in ("views", *([""] if heads != [""] else []), "top-1", "top-5", "mean over classes"):
+    heads = heads_of(summary)
+    top5 = any(shows_top5(summary, head) for head in heads)
+    for title in ("views", *([""] if any(heads) else []), "top-1", *(["top-5"] if top5 else []), "mean over classes"):
         table.add_column(title, justify="right")
     for line in summary["by_views"]:
         grid = f"{line['temporal_views']} x {line['spatial_views']}"
         for head in heads:
-            start = f"{head}_" if head else ""
-            scores = (line[f"{start}{key}"] for key in ("acc1", "acc5", "mean_class_acc1"))
-            table.add_row(grid, *([head] if head else []), *(f"{score:.2%}" for score in scores))
+            name = [head.removesuffix("_")] if head else []
+            keys = ("acc1", *(["acc5"] if top5 else []), "mean_class_acc1")
+            table.add_row(grid, *name, *(f"{line[f'{head}{key}']:.2%}" for key in keys))
     tracker.say(table)
-    if out is not None:
-        tracker.say(f"result: {out}")
 
 
 def default_out(run_dir: Path, stage: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:

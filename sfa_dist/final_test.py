@@ -3,6 +3,7 @@ clip, in `test/`."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.assemble import Parts, load_for_test, trained_classes
 from sfa_dist.bad_clips import note_bad_test_clips
+from sfa_dist.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.data.feed import feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.shard_index import ClassNames, SampleIndex
@@ -24,7 +26,7 @@ from sfa_dist.not_finite import broken_scores
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
-from sfa_dist.run_record import collect_results
+from sfa_dist.run_record import collect_results, read_done, stage_inputs
 from sfa_dist.stage_data import check_classes, feed_place, open_split
 from sfa_dist.sweep import STAGE as SWEPT
 from sfa_dist.sweep import member_directory, trained_members
@@ -33,12 +35,14 @@ from sfa_dist.trunk_setup import place_trunk
 
 Grid = tuple[int, int]  # Temporal and spatial views.
 TEST = "test"
+RESULT = "result.json"
 CLASSES_NAME = "classes.json"
 PREDICTIONS = "predictions"
 
 
-def test(run: Run, name: str, stage: StageBlock) -> None:
-    """Evaluates the last stage's weights over the recipe's views and writes result.json."""
+def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
+    """Evaluates the last stage's weights over the recipe's views and writes result.json. A test that was done before,
+    of the same weights and clips and in the same way, is told and not made `again`."""
     patterns = stage.data.test or stage.data.val
     if not patterns:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
@@ -47,6 +51,12 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
     index = open_split(run, patterns, f"{name}.data.test", stage.data.remote)
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     if run.dry_run:
+        return
+    inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index))
+    before = run.runtime.on_main(lambda: None if again else _done_before(run.directory, inputs))
+    if before is not None:
+        _say_result(run, before)
+        run.tracker.say(f"finished: the test was done before; --stage {TEST} makes it again")
         return
     swept = run.recipe.sweep and name == SWEPT
     weights = member_directory(run, trained_members(run)[0]) / run.weights(name).name if swept else run.weights(name)
@@ -66,6 +76,8 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
             extra["sweep_diverged"] = found.diverged
         for line in found.lines:
             run.tracker.record("eval", stage=TEST, step=0, **line)
+        if guessing := [line["member"] for line in found.lines if line.get("better_than_chance") is False]:
+            run.tracker.say(f"{TEST}: no better than chance: {', '.join(guessing)}")
     else:
         parts = load_parts(run, stage, weights, run.weights("stage1") if name == "stage2" else None)
     result = score_all_views(run, stage, parts, index, folder, main_sums)
@@ -75,11 +87,47 @@ def test(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.record("eval", stage=TEST, step=0, frame_order="shuffled", **control)
         result["acc1_shuffled_frames"] = control["acc1"]
     summary = {**result, "frames": stage.frames, **extra, **collect_results(run.directory)}
-    run.runtime.on_main(lambda: ckpt.write_json(run.directory / "result.json", summary))
+    run.runtime.on_main(lambda: _write_result(run.directory, summary, inputs))
+    _say_summary(run, summary)
+
+
+def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> dict[str, Any]:
+    """What the result depends on: the weights, by their stage's `done.json` where it was trained here, the clips and
+    the recipe."""
+    done, weights = run.directory / name / "done.json", run.weights(name)
+    trained = next((ckpt.file_sha256(path) for path in (done, weights) if path.is_file()), "")
+    inputs = stage_inputs(run.recipe, stage, index.sha256, trained)
+    return {**inputs, "test": run.recipe.test.model_dump(mode="json")}
+
+
+def _done_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """result.json, if it is that of a test of these inputs and nobody has changed it since."""
+    done, path = read_done(directory / TEST), directory / RESULT
+    if done is None or done.get("inputs") != inputs or not path.is_file():
+        return None
+    return json.loads(path.read_text()) if done["result"] == {RESULT: ckpt.file_sha256(path)} else None
+
+
+def _write_result(directory: Path, summary: dict[str, Any], inputs: dict[str, Any]) -> None:
+    ckpt.write_json(directory / RESULT, summary)
+    result = {RESULT: ckpt.file_sha256(directory / RESULT)}
+    _write_in(directory / TEST, "done.json", {"inputs": inputs, "result": result})
+
+
+def _say_result(run: Run, summary: dict[str, Any]) -> None:
+    """The lines of a test that was done before."""
+    for line in summary["by_views"]:
+        _say(run, line)
+    for words in verdicts(summary["by_views"][-1]):
+        run.tracker.say(f"{TEST}: {words}")
+    _say_summary(run, summary)
+
+
+def _say_summary(run: Run, summary: dict[str, Any]) -> None:
     if "acc1_shuffled_frames" in summary:
         scores = f"acc1 {summary['acc1_shuffled_frames']:.4f}"
-        run.tracker.say(f"test: {scores} with the frames of each clip in random order")
-    run.tracker.say(f"result: {run.directory / 'result.json'} ({summary['total_seconds']:.0f} s of training)")
+        run.tracker.say(f"{TEST}: {scores} with the frames of each clip in random order")
+    run.tracker.say(f"result: {run.directory / RESULT} ({summary['total_seconds']:.0f} s of training)")
 
 
 def load_parts(
@@ -113,6 +161,8 @@ def score_all_views(
         main_sums = _score(run, stage, parts, index, last, "time", keep)
         finish_predictions(run, keep, last)
     lines.append(_tell(run, main_sums, last))
+    for words in verdicts(lines[-1]):
+        run.tracker.say(f"{TEST}: {words}")
     if folder is not None:
         table = {"views": last, "heads": class_tables(main_sums, index.classes)}
         run.runtime.on_main(lambda: _write_in(folder, CLASSES_NAME, table))
@@ -221,8 +271,19 @@ def _tell(run: Run, sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
     """Records the scores over some views, says them, and returns them."""
     line = _line(sums, grid)
     run.tracker.record("eval", stage=TEST, step=0, **line)
-    scores = f"acc1 {line['acc1']:.4f}, acc5 {line['acc5']:.4f}, mean class acc1 {line['mean_class_acc1']:.4f}"
-    heads = "".join(f"; {head} {line[f'{head}_acc1']:.4f}, {line[f'{head}_acc5']:.4f}" for head in sums.heads)
-    views = f"{line['views']} view(s), {grid[0]} x {grid[1]}"
-    run.tracker.say(f"{TEST}: {scores}{heads} on {line['samples']} clips, {views}")
+    _say(run, line)
     return line
+
+
+def _say(run: Run, line: dict[str, Any]) -> None:
+    scores = f"acc1 {line['acc1']:.4f}{_acc5(line)}, mean class acc1 {line['mean_class_acc1']:.4f}"
+    several = [head for head in heads_of(line) if head not in ("", f"{ACTION}_")]
+    heads = "".join(f"; {head[:-1]} {line[f'{head}acc1']:.4f}{_acc5(line, head, '')}" for head in several)
+    views = f"{line['views']} view(s), {line['temporal_views']} x {line['spatial_views']}"
+    run.tracker.say(f"{TEST}: {scores}{heads} on {line['samples']} clips, {views}")
+    for words in chance_words(line):
+        run.tracker.say(f"{TEST}: {words}")
+
+
+def _acc5(line: dict[str, Any], head: str = "", title: str = "acc5 ") -> str:
+    return f", {title}{line[f'{head}acc5']:.4f}" if shows_top5(line, head) else ""

@@ -1,4 +1,4 @@
-"""The last step of a process: it ends with the exit code of its work."""
+"""The last step of a process: it ends with the exit code of its work, or when it is asked to before."""
 
 from __future__ import annotations
 
@@ -9,11 +9,40 @@ import signal
 import sys
 import threading
 import time
+from types import FrameType
 from typing import NoReturn, TextIO
 
-from sfa_dist.errors import CheckpointError
+from sfa_dist.errors import CheckpointError, PreemptedError
 
 STDERR = 2
+ASKS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def leave_when_asked() -> None:
+    """From here on SIGTERM and SIGHUP (but not where it is ignored, as nohup has it) end the process with one line and
+    75, wherever it is: in an import, an exception would be swallowed or make another of it.
+
+    For as long as there is nothing to save: then a StopFlag takes the signals.
+    """
+    for number in ASKS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _leave_asked)
+
+
+def leave_as_ever() -> None:
+    """Takes `leave_when_asked` back: the signals do what they do to any process."""
+    for number in ASKS:
+        if signal.getsignal(number) is _leave_asked:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave_asked(number: int, frame: FrameType | None) -> None:
+    del frame
+    line = f"stopped: by {signal.Signals(number).name}, with nothing to save; run the same command again\n"
+    try:
+        os.write(STDERR, line.encode())
+    finally:
+        os._exit(PreemptedError.exit_code)
 
 
 def leave(code: int, patience: float = 0.0) -> NoReturn:

@@ -12,11 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sfa_dist.chance import chance_facts
 
 ACTION = "action"
 SINGLE = "label"
@@ -112,16 +114,18 @@ LOSS_GRAINS = 2**30
 
 @dataclass
 class HeadSums:
-    """Of one head: clips whose class is the best, or among the best five, and how often each class was taken for which
-    (class, prediction)."""
+    """Of one head: clips whose class is the best, or among the best five, how often each class was taken for which
+    (class, prediction), and the number of classes that it chooses from (0 before the first clip)."""
 
     right1: int = 0
     right5: int = 0
+    classes: int = 0
     pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Adds clips: scores (B, classes), labels (B,)."""
-        best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        self.classes = scores.shape[1]
+        best = scores.topk(min(5, self.classes), dim=1).indices
         right = (best == labels[:, None]) & scores.isfinite().all(dim=1, keepdim=True)  # NaN takes class 0 for the best
         self.right1 += int(right[:, 0].sum())
         self.right5 += int(right.any(dim=1).sum())
@@ -131,6 +135,7 @@ class HeadSums:
         """Adds what another rank counted."""
         self.right1 += other.right1
         self.right5 += other.right5
+        self.classes = max(self.classes, other.classes)
         self.pairs.update(other.pairs)
 
     @property
@@ -154,6 +159,10 @@ class HeadSums:
     def accuracies(self) -> tuple[float, float]:
         """Shares of clips that are right at 1 and at 5; NaN without a clip."""
         return (self.right1 / self.clips, self.right5 / self.clips) if self.clips else (math.nan, math.nan)
+
+    def guessing(self) -> dict[str, Any]:
+        """What guessing gives: `chance_facts`."""
+        return chance_facts(self.pairs, self.right1, self.classes)
 
 
 @dataclass
@@ -199,15 +208,18 @@ class ClassificationSums:
         """The single head, or the action."""
         return self.by_head[ACTION if self.heads else SINGLE]
 
-    def result(self) -> dict[str, float | int]:
-        """acc1, acc5, mean loss and samples, and of several heads verb_acc1, ...; without a clip accuracies and loss
-        are NaN."""
+    def result(self) -> dict[str, Any]:
+        """acc1, acc5, mean loss, samples and what guessing gives (chance.KEYS), and of several heads verb_acc1, ...;
+        without a clip accuracies and loss are NaN, and nothing is told of guessing."""
         one, five = self.main.accuracies()
         clips = self.main.clips
-        scores: dict[str, float | int] = {"acc1": one, "acc5": five}
+        scores: dict[str, Any] = {"acc1": one, "acc5": five}
+        guessing = self.main.guessing()
         for name in self.by_head if self.heads else ():
-            scores[f"{name}_acc1"], scores[f"{name}_acc5"] = self.by_head[name].accuracies()
-        return {**scores, "loss": self.loss / clips if clips else math.nan, "samples": clips}
+            head = self.by_head[name]
+            scores[f"{name}_acc1"], scores[f"{name}_acc5"] = head.accuracies()
+            guessing |= {f"{name}_{key}": value for key, value in head.guessing().items()}
+        return {**scores, "loss": self.loss / clips if clips else math.nan, "samples": clips, **guessing}
 
     def class_means(self) -> dict[str, float]:
         """Mean class accuracy: `mean_class_acc1`, of several heads also `verb_mean_class_acc1`, ..."""

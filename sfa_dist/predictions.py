@@ -12,6 +12,7 @@ that no rank holds more than some batches of them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -116,7 +117,8 @@ class PredictionFile:
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self._columns = {}
             shutil.rmtree(self._spool, ignore_errors=True)
 

@@ -19,5 +19,6 @@ class Progress:
     non_finite_steps: int = 0  # In a row, up to here.
     skipped_steps: int = 0  # Steps in all whose gradients were not finite: no rank took them.
     last_eval: dict[str, Any] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)  # What is said once in a stage and has been.
     # Bad clips so far: `shard/key` -> reason, the same on all ranks.
     ledger: dict[str, str] = field(default_factory=dict)

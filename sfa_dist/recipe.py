@@ -22,8 +22,18 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import Block, LogBlock, NonNegative, OptimizerBlock, StopBlock, TestBlock, complain
+from sfa_dist.recipe_blocks import (
+    Block,
+    FolderName,
+    LogBlock,
+    NonNegative,
+    OptimizerBlock,
+    StopBlock,
+    TestBlock,
+    complain,
+)
 from sfa_dist.recipe_errors import describe_errors
+from sfa_dist.recipe_files import find_recipe
 from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
 from sfa_dist.recipe_stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
 from sfa_dist.recipe_yaml import Node, format_tree, plain
@@ -59,7 +69,7 @@ class Recipe(Block):
     dots, such as `optimizer.lr: [0.1, 0.2]`.
     """
 
-    name: str
+    name: FolderName
     seed: NonNegative = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None
@@ -148,7 +158,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mappin
 
     Raises RecipeError, one line per mistake, each with the place where the value stands.
     """
-    path = Path(path)
+    path = find_recipe(Path(path))
     root = _spread_defaults(read_source(path, overrides, environ))
     try:
         recipe = Recipe.model_validate({"name": path.stem, **plain(root)})

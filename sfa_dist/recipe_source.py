@@ -9,21 +9,27 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.recipe_files import find_recipe
 from sfa_dist.recipe_yaml import Node, parse, plain
 
 MAX_BYTES = 1 << 20
+MAX_FILES = 100  # That a recipe is put together from; a file that is a base twice counts twice.
+MAX_SET_KEYS = 32  # Of one `--set`: a.b.c=1 has three.
 BASE = "_base_"
 DELETE = "_delete_"
 NAME = "name"  # which is not inherited
 
 # `$${` is a literal `${`; a `${` that opens neither form is refused instead of passed on.
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^${}]*))?\}|\$\{")
+# NUL, which ends a path, and halves of characters, which cannot be written.
+_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]) -> Node:
@@ -32,7 +38,7 @@ def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]
     `_delete_` marks are still in it, because stage defaults obey them too: `drop_marks` takes them out.
     Raises RecipeError with the place, for all that is wrong before types are known.
     """
-    root = _read_file(path, environ, chain=())
+    root = _Files(environ).read(path)
     for override in overrides:
         root = _override(root, override)
     return _expand(root, environ)
@@ -91,22 +97,38 @@ def find(node: Node, path: Sequence[Any]) -> tuple[Node, int]:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _read_file(path: Path, environ: Mapping[str, str], chain: tuple[Path, ...], asked_at: str = "") -> Node:
-    """One file on top of its bases. `chain` holds the files that led here, `asked_at` the place of the `_base_`."""
-    if path.resolve() in [earlier.resolve() for earlier in chain]:
-        names = " -> ".join(str(file) for file in (*chain, path))
-        raise RecipeError(f"{asked_at}: {BASE} goes round in a circle: {names}")
-    root = parse(_read_text(path, asked_at), place=lambda line: f"{path}:{line}")
-    if root.value is None:
-        root = Node({}, str(path))
-    if not isinstance(root.value, dict):
-        raise RecipeError(f"{root.place}: a recipe is a block of `key: value` lines")
-    own = replace(root, place=str(path), value={key: child for key, child in root.value.items() if key != BASE})
-    merged = Node({}, str(path))
-    for base in _bases(root.value.get(BASE), environ):
-        base_path = Path(os.path.normpath(path.parent / str(base.value)))
-        merged = merge(merged, _unnamed(_read_file(base_path, environ, (*chain, path), asked_at=base.place)))
-    return merge(merged, own)
+class _Files:
+    """Reads files on top of their bases, and counts them: bases that name others twice double at each step."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._count = 0
+
+    def read(self, path: Path, chain: tuple[Path, ...] = (), asked_at: str = "") -> Node:
+        """One file. `chain` holds the files that led here, `asked_at` the place of the `_base_`."""
+        if path.resolve() in [earlier.resolve() for earlier in chain]:
+            names = " -> ".join(str(file) for file in (*chain, path))
+            raise RecipeError(f"{asked_at}: {BASE} goes round in a circle: {names}")
+        self._count += 1
+        if self._count > MAX_FILES:
+            raise RecipeError(f"{asked_at}: {BASE}: the recipe is put together from more than {MAX_FILES} files")
+        root = parse(_read_text(path, asked_at), place=lambda line: f"{path}:{line}")
+        if root.value is None:
+            root = Node({}, str(path))
+        if not isinstance(root.value, dict):
+            raise RecipeError(f"{root.place}: a recipe is a block of `key: value` lines")
+        own = replace(root, place=str(path), value={key: child for key, child in root.value.items() if key != BASE})
+        merged = Node({}, str(path))
+        for base in _bases(root.value.get(BASE), self._environ):
+            base_path = _base_path(path.parent, str(base.value))
+            merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), asked_at=base.place)))
+        return merge(merged, own)
+
+
+def _base_path(folder: Path, name: str) -> Path:
+    """A base beside the file that names it, or one that comes with the package."""
+    path, shipped = Path(os.path.normpath(folder / name)), find_recipe(Path(name))
+    return shipped if shipped.is_absolute() and not path.exists() else path
 
 
 def _unnamed(root: Node) -> Node:
@@ -128,6 +150,8 @@ def _bases(entry: Node | None, environ: Mapping[str, str]) -> list[Node]:
 def _read_text(path: Path, asked_at: str) -> str:
     where = f"{asked_at}: {BASE}: " if asked_at else ""
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # Opening a pipe waits for its other end.
+            raise RecipeError(f"{where}{path}: not a regular file but a pipe or a device")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -164,6 +188,8 @@ def _override(root: Node, text: str) -> Node:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"{place}: expected key.path=value")
+    if len(keys) > MAX_SET_KEYS:
+        raise RecipeError(f"{place[:200]}...: {len(keys)} keys deep, a recipe has at most {MAX_SET_KEYS}")
     leaf = parse(value, place=lambda line: place, key=".".join(keys), flow_only=True)
     return _assign(root, keys, leaf)
 
@@ -189,8 +215,11 @@ def _short(node: Node) -> str:
 
 
 def _expand(node: Node, environ: Mapping[str, str]) -> Node:
-    """Fills in `${VAR}` and `${VAR:-default}` in all text below. Raises RecipeError for an undefined variable."""
+    """Fills in `${VAR}` and `${VAR:-default}` in all text below. Raises RecipeError for an undefined variable, and for
+    text that no file, name or message can hold."""
     if isinstance(node.value, dict):
+        for key in node.value:
+            _require_usable(key, node)
         return replace(node, value={key: _expand(child, environ) for key, child in node.value.items()})
     if isinstance(node.value, list):
         return replace(node, value=[_expand(child, environ) for child in node.value])
@@ -215,7 +244,15 @@ def _expand(node: Node, environ: Mapping[str, str]) -> Node:
             )
         return environ[name]
 
-    return replace(node, value=_VARIABLE.sub(fill, node.value))
+    text = _VARIABLE.sub(fill, node.value)
+    _require_usable(text, node)
+    return replace(node, value=text)
+
+
+def _require_usable(text: str, node: Node) -> None:
+    if found := _UNUSABLE.search(text):
+        key = f"{node.key}: " if node.key else ""
+        raise RecipeError(f"{node.place}: {key}the character {found[0]!a} is not allowed")
 
 
 def escape_variables(value: Any) -> Any:

@@ -18,6 +18,9 @@ from sfa_dist.errors import RecipeError
 
 Scalar = str | int | float | bool | None
 
+MAX_DEPTH = 32  # Of blocks in blocks.
+MAX_VALUES = 20_000  # Keys and values of one text: what is read in about two seconds.
+
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 # A number of more than 100 digits falls through to the float pattern, becomes inf and is refused by the schema.
@@ -55,6 +58,10 @@ def plain(node: Node) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     """Composes nodes only; refuses what would make a value depend on anything but its own text."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
@@ -63,7 +70,15 @@ class _StrictLoader(yaml.SafeLoader):
             raise _refusal(f"anchor '&{event.anchor}' is not allowed (quote text that starts with '&')", event)
         if event.tag is not None:
             raise _refusal(f"tag '{event.tag}' is not allowed (quote text that starts with '!')", event)
-        return super().compose_node(parent, index)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _refusal(f"more than {MAX_VALUES:,} keys and values: this is no recipe", event)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _refusal("blocks or lists are nested too deeply", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _refusal(problem: str, event: Any) -> yaml.MarkedYAMLError:

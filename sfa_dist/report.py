@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.report_classes import Table, class_reports, draw_confusions, read_class_tables
 
 STYLE = """
@@ -33,6 +34,7 @@ STAGE_COLUMNS = (
     ("optimizer_bytes_per_rank", "optimizer bytes per rank", "{:,}"),
     ("bad_samples", "bad clips", "{:,}"),
 )
+SCORES = {"acc1": "top-1", "acc5": "top-5"}
 BAD_COLUMNS = ("shard", "key", "reason", "stages")
 SHOWN_BAD_CLIPS = 500
 SHOWN_OF_LONG = 10  # Rows of a long table.
@@ -124,11 +126,22 @@ def bad_clips(records: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
 def _headline(result: dict[str, Any]) -> str:
     if not result:
         return "No test result yet."
-    scores = f"top-1 {result['acc1']:.2%}, top-5 {result['acc5']:.2%}"
+    scores = f"top-1 {result['acc1']:.2%}" + (f", top-5 {result['acc5']:.2%}" if shows_top5(result) else "")
     text = f"{scores} on {result['samples']:,} clips ({result['views']} view(s))"
     if "acc1_shuffled_frames" in result:
         text += f"; top-1 {result['acc1_shuffled_frames']:.2%} when the frames of each clip are in random order"
     return text + f". Training took {result['total_seconds']:,.0f} s."
+
+
+def _remarks(result: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
+    """What the score has to be compared with, and whether it is any better; what the clips of the stages lack."""
+    return [f"{words[0].upper()}{words[1:]}." for words in (*chance_words(result), *verdicts(result))] + said(records)
+
+
+def said(records: list[dict[str, Any]]) -> list[str]:
+    """What was noticed of the clips of a stage (events `notice`), each once."""
+    notices = (record for record in records if record.get("kind") == "event" and record.get("event") == "notice")
+    return list(dict.fromkeys(f"{notice['stage']}: {notice['text']}" for notice in notices))
 
 
 def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -141,19 +154,21 @@ def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
 def views_tables(result: dict[str, Any]) -> list[Table]:
     """The scores over each of the tested views, by head where there are several."""
     lines = result.get("by_views", [])
-    heads = [key.removesuffix("_acc5") for key in (lines[0] if lines else {}) if key.endswith("_acc5")]
+    heads = heads_of(lines[0]) if lines else []
+    keys = {**SCORES, "mean_class_acc1": "mean over classes"}
+    if not any(shows_top5(lines[0], head) for head in heads):
+        del keys["acc5"]
     rows = [
-        [f"{line['temporal_views']} x {line['spatial_views']}", *([head] if head else []), *_view_cells(line, head)]
+        [
+            f"{line['temporal_views']} x {line['spatial_views']}",
+            *([head.removesuffix("_")] if head else []),
+            *(f"{line[f'{head}{key}']:.2%}" for key in keys),
+        ]
         for line in lines
-        for head in heads or [""]
+        for head in heads
     ]
-    titles = ["views (temporal x spatial)", *(["of the"] if heads else []), "top-1", "top-5", "mean over classes"]
+    titles = ["views (temporal x spatial)", *(["of the"] if any(heads) else []), *keys.values()]
     return [Table("Test", titles, rows)] if rows else []
-
-
-def _view_cells(line: dict[str, Any], head: str) -> list[str]:
-    start = f"{head}_" if head else ""
-    return [f"{line[f'{start}{key}']:.2%}" for key in ("acc1", "acc5", "mean_class_acc1")]
 
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
@@ -162,35 +177,40 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
     if not lines:
         return []
     keys = list(lines[0]["settings"])
+    scores = SCORES if shows_top5(lines[0]) else {"acc1": SCORES["acc1"]}
     members = [
         [
-            line["member"] + (" (best on validation)" if _is_best(line, result) else ""),
+            line["member"] + _remark(line, result),
             *(str(line["settings"][key]) for key in keys),
             f"{line['trainable_parameters']:,}",
-            *(f"{line[key]:.2%}" for key in ("acc1", "acc5")),
+            *(f"{line[key]:.2%}" for key in scores),
             f"{line['loss']:.4f}",
         ]
         for line in lines
     ]
-    tables = [Table("Sweep", ["member", *keys, "trainable", "top-1", "top-5", "loss"], members)]
+    tables = [Table("Sweep", ["member", *keys, "trainable", *scores.values(), "loss"], members)]
     if "seed" in keys:
         keys.remove("seed")
-        rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean)] for mean in means]
-        tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", "top-1", "top-5", "loss"], rows))
+        rows = [[*(str(mean["settings"][key]) for key in keys), *_mean_cells(mean, scores)] for mean in means]
+        tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", *scores.values(), "loss"], rows))
     if lost := result.get("sweep_diverged"):
         rows = [[line["member"], *(str(value) for value in line["settings"].values()), line["reason"]] for line in lost]
         tables.append(Table("Sweep, heads that diverged", ["member", *lines[0]["settings"], "why"], rows))
     return tables
 
 
-def _is_best(line: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether validation has chosen this member; without any it has chosen none."""
-    return line["member"] == result.get("best") and line.get("val_acc1") is not None
+def _remark(line: dict[str, Any], result: dict[str, Any]) -> str:
+    """Behind a member's name: whether validation has chosen it (without any it has chosen none), and whether it is no
+    better than chance."""
+    is_best = line["member"] == result.get("best") and line.get("val_acc1") is not None
+    remarks = ["best on validation"] * is_best
+    remarks += ["no better than chance"] * (line.get("better_than_chance") is False)
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
-def _mean_cells(mean: dict[str, Any]) -> list[str]:
+def _mean_cells(mean: dict[str, Any], scores: Iterable[str]) -> list[str]:
     cells = [str(len(mean["members"]))]
-    for key, form in (("acc1", "{:.2%}"), ("acc5", "{:.2%}"), ("loss", "{:.4f}")):
+    for key, form in (*((score, "{:.2%}") for score in scores), ("loss", "{:.4f}")):
         deviation = mean[f"{key}_deviation"]
         cells.append(form.format(mean[key]) + ("" if deviation is None else f" ± {form.format(deviation)}"))
     return cells
@@ -221,7 +241,7 @@ def _markdown(
     figures: list[Path],
     tables: list[Table],
 ) -> str:
-    lines = [f"# {name}", "", _headline(result), ""]
+    lines = [f"# {name}", "", _headline(result), "", *(f"- {remark}" for remark in _remarks(result, records)), ""]
     if result:
         heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
         lines += [*_markdown_table(heads, _stage_rows(result)), ""]
@@ -253,6 +273,7 @@ def _html(
     recipe: str,
 ) -> str:
     parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="headline">{html.escape(_headline(result))}</p>']
+    parts += [f"<p>{html.escape(remark)}</p>" for remark in _remarks(result, records)]
     if result:
         heads = "".join(f'<th class="number">{title}</th>' for _, title, _ in STAGE_COLUMNS)
         rows = "".join(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfa_dist import checkpoint as ckpt
 from sfa_dist.errors import PreemptedError
 from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
+from sfa_dist.models.weights_file import checked_sha256
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
@@ -53,7 +53,7 @@ class Run:
     def source_sha256(self, stage: StageBlock) -> str:
         """Identity of what a stage starts from: the file's hash, or the name where it is no file."""
         source = self.source(stage) or ""
-        return self.runtime.on_main(lambda: ckpt.file_sha256(Path(source)) if Path(source).is_file() else source)
+        return self.runtime.on_main(lambda: checked_sha256(Path(source)) if Path(source).is_file() else source)
 
 
 def leave_if_asked(run: Run, when: str) -> None:

@@ -14,12 +14,12 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.disk import explain, parse_json, tell
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.process_state import started_at
 
@@ -39,12 +39,15 @@ def held(run_dir: Path, environ: Mapping[str, str]) -> Iterator[None]:
         me = _self(environ)
         descriptor = _take(path, me)
     except OSError as error:
-        raise CheckpointError(f"cannot lock {run_dir}: {error}") from error
+        raise CheckpointError(f"cannot lock {run_dir}: {explain(error, path)}") from error
     try:
-        _write(descriptor, me)
+        _write(descriptor, path, me)
         yield
     finally:
-        path.unlink(missing_ok=True)  # While it is still locked, so that nobody finds it without a holder.
+        try:
+            path.unlink(missing_ok=True)  # While it is still locked, so that nobody finds it without a holder.
+        except OSError as error:  # The next job finds it free all the same.
+            tell(f"warning: {path} is not removed: {explain(error, path)}")
         os.close(descriptor)
 
 
@@ -73,7 +76,7 @@ def _lock(descriptor: int, path: Path, me: dict[str, Any]) -> None:
             raise _refusal(path, holder, "wait for it, or stop it") from None
         if error.errno not in NO_LOCKS:
             raise
-        print(f"{path}: the file system has no locks ({error}); going by what the file says", file=sys.stderr)
+        tell(f"{path}: the file system has no locks ({error}); going by what the file says")
         if not _is_over(holder, me):
             raise _refusal(path, holder, f"if that job is dead, remove {path}") from None
 
@@ -109,13 +112,17 @@ def _self(environ: Mapping[str, str]) -> dict[str, Any]:
 def _read(descriptor: int) -> dict[str, Any]:
     """What the file says; nothing where it says nothing that `_self` would."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = parse_json(os.pread(descriptor, 4096, 0))
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) and holder.keys() == _self({}).keys() else {}
+    known = isinstance(holder, dict) and holder.keys() == _self({}).keys() and type(holder["pid"]) is int
+    return holder if known else {}
 
 
-def _write(descriptor: int, holder: dict[str, Any]) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
-    os.fsync(descriptor)
+def _write(descriptor: int, path: Path, holder: dict[str, Any]) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+        os.fsync(descriptor)
+    except OSError as error:  # It is locked; only who holds it stays untold.
+        tell(f"warning: {path} does not say who holds it: {explain(error, path)}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from rich.table import Table
 
 import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.disk import explain, read_object, tell, write_if_new, write_json
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock
+from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, dump_recipe
 from sfa_dist.recipe_blocks import EngineBlock
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
@@ -48,6 +49,13 @@ EXECUTION_KEYS = (
     "image_checkpoint",
 )
 CACHE_STAGE = "cache"
+DIVERGED = "diverged"  # Key of a result, and event: a member of a sweep that has left the finite numbers.
+DONE = "done.json"
+RESULT_NUMBERS = (
+    *("steps", "seconds", "gpu_seconds", "peak_memory_gib", "trainable_parameters", "frozen_parameters"),
+    "optimizer_bytes_per_rank",
+)
+HUGE = 10**18  # No number of a result is as large.
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -106,14 +114,44 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_done(directory: Path) -> dict[str, Any] | None:
-    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read."""
-    file = directory / "done.json"
-    if not file.is_file():
-        return None
+    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read, or does
+    not tell what it should."""
+    file = directory / DONE
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); remove it to run the stage again") from error
+        done = read_object(file, inputs=dict, result=dict)
+        for key in ("steps",) if DIVERGED in done["result"] else RESULT_NUMBERS:
+            value = done["result"].get(key)
+            if type(value) not in (int, float) or not 0 <= value < HUGE:
+                raise ValueError(f"its result has {key} {value!r:.40}")
+        return done
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        told = explain(error, file)
+        raise CheckpointError(f"{file} cannot be read ({told}); remove it to run the stage again") from error
+
+
+def write_done(
+    directory: Path, inputs: dict[str, Any], result: dict[str, Any], files: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """`done.json`, with size and sha256 of the stage's `files` by name, which whoever reads them checks
+    (models/weights_file.py). Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / DONE, {"inputs": inputs, "result": result, "files": files or {}})
+
+
+def keep_recipe(directory: Path, recipe: Recipe) -> None:
+    """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
+    write_if_new(directory / "recipe.yaml", dump_recipe(recipe))
+
+
+def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
+    """`keep()`, which writes `path`, a record that no run depends on: a disk that refuses is told, and the run goes
+    on to whatever end it has."""
+    try:
+        keep()
+    except OSError as error:
+        tell(f"warning: {path} is not written: {explain(error, path)}")
 
 
 def collect_results(run_dir: Path) -> dict[str, Any]:

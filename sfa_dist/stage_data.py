@@ -11,6 +11,7 @@ from sfa_dist.assemble import classes_id
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, Streams, feed
 from sfa_dist.data.loader import Loader
+from sfa_dist.data.notices import class_notices, loop_notices
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import ClassNames, SampleIndex, load_index
 from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
@@ -56,11 +57,23 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
+    _say_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
     streams = make_streams(run, stage, index, val, cache)
     return StageData(
         streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
     )
+
+
+def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> None:
+    """Tells what does not fit the training clips, and keeps it for the report. Collective."""
+
+    def found() -> list[str]:
+        return [*class_notices(index, stage.model), *loop_notices(index, stage.data, stage.frames, name)]
+
+    for text in run.runtime.on_main(found):
+        run.tracker.event("notice", stage=name, text=text)
+        run.tracker.say(f"{name}: {text}")
 
 
 def plan_features(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, read_metadata
+from sfa_dist.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
+from sfa_dist.checkpoint.lost import missing, told_by_log
 from sfa_dist.data.sample_plan import PLAN_VERSION
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
@@ -25,6 +25,7 @@ from sfa_dist.run import Run
 from sfa_dist.run_record import refuse_other_inputs, setup_table
 from sfa_dist.seeds import RANDOM_VERSION, mix_seed
 from sfa_dist.stage_data import StageData, open_data
+from sfa_dist.tracking import LOG_NAME
 from sfa_dist.trainer import Trainer
 from sfa_dist.trunk_fidelity import say_fidelity
 from sfa_dist.trunk_setup import place_trunk, prepare_trainable
@@ -174,8 +175,9 @@ def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
     weights = run.weights("stage1")
     if not isinstance(stage, Stage2) or not weights.is_file():
         return
-    trained = json.loads(read_metadata(weights).get("model", "{}")).get("temporal_depth", stage.model.temporal_depth)
-    if trained != stage.model.temporal_depth:
+    model = metadata_value(weights, "model")
+    trained = model.get("temporal_depth") if isinstance(model, dict) else None
+    if type(trained) is int and trained != stage.model.temporal_depth:
         kept = min(trained, stage.model.temporal_depth)
         told = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
         run.tracker.say(f"{name}: {told}: the first {kept} blocks are taken from it")
@@ -196,9 +198,12 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
     return assemble_end_to_end(stage, source)
 
 
-def find_checkpoint(run: Run, name: str, directory: Path | None = None) -> Path | None:
+def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: str | None = None) -> Path | None:
     """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
-    one. `directory` is that of a sweep's member."""
+    one. `directory` is that of a sweep's `member`.
+
+    Raises CheckpointError where there were some, and none is left.
+    """
     if directory is None and run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
     root = (directory or run.directory / name) / "checkpoints"
@@ -206,7 +211,23 @@ def find_checkpoint(run: Run, name: str, directory: Path | None = None) -> Path 
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
         run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")
+    run.runtime.on_main(lambda: _tell_of_lost(run, name, root, found, member))
     return found
+
+
+def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
+    """Says what log.jsonl remembers and the folder does not hold. Raises CheckpointError where that is everything."""
+    newest = int(found.stem.removeprefix("step-")) if found else 0
+    words, forbids = missing(told_by_log(run.directory / LOG_NAME, name, member), root, newest)
+    who = f"{name} ({member})" if member else name
+    if forbids:
+        raise CheckpointError(
+            f"{who} {words}: bring them back (is the disk mounted, the link right?), or remove {root.parent} to start "
+            "the stage over"
+        )
+    if words:
+        run.tracker.event("lost", stage=name, reason=words)
+        run.tracker.say(f"{name}: {words}")
 
 
 def given_checkpoint(path: Path) -> tuple[str, Path]:

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sfa_dist import checkpoint as ckpt
 from sfa_dist import out_of_memory
 from sfa_dist.assemble import save_final
 from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
 from sfa_dist.data.decode import decoder_of
-from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.disk import explain, tell, write_json
+from sfa_dist.errors import CheckpointError, RecipeError, SfaError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.feature_cache import cache_block
 from sfa_dist.final_test import test
@@ -35,15 +35,20 @@ from sfa_dist.run import LOGS, Run, leave_if_asked
 from sfa_dist.run_lock import held
 from sfa_dist.run_record import (
     CACHE_STAGE,
+    DONE,
     code_sha256,
     environment_record,
+    keep_recipe,
     read_done,
     refuse_other_inputs,
     stage_inputs,
+    try_to_keep,
+    write_done,
 )
 from sfa_dist.schedule import planned_steps
 from sfa_dist.stage_data import open_split, steps_per_epoch
 from sfa_dist.stage_setup import Setup, given_checkpoint, prepare
+from sfa_dist.subject import WEIGHTS
 from sfa_dist.sweep import STAGE as SWEPT
 from sfa_dist.sweep import train_sweep
 from sfa_dist.tracking import Tracker
@@ -143,7 +148,8 @@ def _record_run(run: Run) -> None:
         f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
     )
     if not run.dry_run:
-        run.runtime.on_main(lambda: ckpt.write_json(run.directory / "env.json", record))
+        path = run.directory / "env.json"
+        run.runtime.on_main(lambda: try_to_keep(path, lambda: write_json(path, record)))
 
 
 def _stages(recipe: Recipe) -> dict[str, StageBlock]:
@@ -177,10 +183,21 @@ def run_stages(run: Run, only: str | None) -> None:
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
     if only in (None, "test"):
         leave_if_asked(run, "before the test")
-        test(run, *list(stages.items())[-1])
+        test(run, *list(stages.items())[-1], again=only == "test")
     if only in (None, "report") and not run.dry_run:
-        page = run.runtime.on_main(lambda: write_report(run.directory))
-        run.tracker.say(f"report: {page}")
+        run.runtime.on_main(lambda: _report(run, asked=only is not None))
+
+
+def _report(run: Run, asked: bool) -> None:
+    """The page. Where it was not asked for by itself, its failure is told and takes nothing from a run that went well:
+    `sfa report` makes it at any time."""
+    try:
+        run.tracker.say(f"report: {write_report(run.directory)}")
+    except (OSError, SfaError) as error:
+        if asked:
+            raise
+        told = explain(error, run.directory)
+        tell(f"warning: the report is not written: {told}; when that is mended: sfa report {run.directory}")
 
 
 def train(run: Run, name: str, stage: StageBlock) -> None:
@@ -200,11 +217,12 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         recorded = done["inputs"]
         run.runtime.on_main(lambda: refuse_other_inputs(name, recorded, inputs))
         if done["result"]["steps"] >= planned_steps(stage.schedule, steps_per_epoch(stage, index)):
+            run.runtime.on_main(lambda: _require_files(run.directory / name, done))
             run.tracker.say(f"{name}: done before, skipped")
             return
     if name == SWEPT and run.recipe.sweep and isinstance(stage, Stage2):
         if not run.dry_run:
-            run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+            _keep_recipe(run)
         train_sweep(run, stage, index, inputs, _finish)
         return
     setup = prepare(run, name, stage, index, inputs)
@@ -214,7 +232,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line([stage], world, device))}")
         return
     # Only now: a recipe that the run directory refuses must not replace the one it holds.
-    run.runtime.on_main(lambda: (run.directory / "recipe.yaml").write_text(dump_recipe(run.recipe)))
+    _keep_recipe(run)
     step = setup.trainer.progress.step
     if done is not None and not step:
         text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"
@@ -222,6 +240,20 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
     run.tracker.event("resume" if step else "start", stage=name, step=step)
     setup.trainer.fit()
     _finish(run, name, setup, inputs)
+
+
+def _keep_recipe(run: Run) -> None:
+    path = run.directory / "recipe.yaml"
+    run.runtime.on_main(lambda: try_to_keep(path, lambda: keep_recipe(run.directory, run.recipe)))
+
+
+def _require_files(directory: Path, done: dict[str, Any]) -> None:
+    """Raises CheckpointError where a stage that is done has lost a file. What is in it is checked by its readers."""
+    files = done.get("files")
+    for name in files if isinstance(files, dict) else {}:
+        if not (directory / name).is_file():
+            told = f"{directory.name} is done, but {directory / name} is not there (any more)"
+            raise CheckpointError(f"{told}: restore it, or remove {directory / DONE} to make it from the checkpoint")
 
 
 def _require_given_weights(stage: Stage1) -> None:
@@ -251,8 +283,9 @@ def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
     metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
 
     def write() -> None:
-        save_final(setup.directory / "weights.safetensors", setup.parts, parameters, metadata)
-        ckpt.write_json(setup.directory / "done.json", {"inputs": inputs, "result": result})
+        keep_recipe(run.directory, run.recipe)  # There was no room for it, perhaps.
+        described = save_final(setup.directory / WEIGHTS, setup.parts, parameters, metadata)
+        write_done(setup.directory, inputs, result, {WEIGHTS: described})
 
     run.runtime.on_main(write)
     run.tracker.event("done", stage=name, step=trainer.progress.step, seconds=trainer.progress.seconds)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfa_dist.disk import read_object
 from sfa_dist.errors import CheckpointError, RecipeError, UsageError
 from sfa_dist.recipe import STAGE_NAMES, Recipe
 
@@ -58,8 +58,8 @@ def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Subject:
 
 def _best_member(run_dir: Path) -> str:
     try:
-        return str(json.loads((run_dir / "result.json").read_text())["best"])
-    except (OSError, ValueError, KeyError):
+        return str(read_object(run_dir / "result.json", best=str)["best"])
+    except (OSError, ValueError):
         raise CheckpointError(
             f"{run_dir} is a sweep that is not tested yet, so none of its members is the best: give one with "
             "--recipe and --weights (stage2/members/m.../)"
@@ -75,7 +75,8 @@ def subject_of_weights(
     Raises CheckpointError for a file that is missing, UsageError where stage or trunk are not known, RecipeError where
     the recipe has no such stage.
     """
-    from sfa_dist.assemble import read_metadata  # Here, since it brings torch, and commands check their words first.
+    # Here, since it brings torch, and commands check their words first.
+    from sfa_dist.models.weights_file import read_metadata
 
     _there(weights)
     name = stage or read_metadata(weights).get("stage")

@@ -18,16 +18,15 @@ from typing import Any
 
 from rich.table import Table
 
-from sfa_dist.checkpoint import write_json
 from sfa_dist.data.feed import BatchFeed
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.errors import PreemptedError
+from sfa_dist.errors import CheckpointError, PreemptedError
 from sfa_dist.not_finite import DivergedError
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe import Member, Stage2, dump_recipe, sweep_members
+from sfa_dist.recipe import Member, Stage2, sweep_members
 from sfa_dist.run import Run
-from sfa_dist.run_record import read_done, refuse_other_inputs, stage_inputs
+from sfa_dist.run_record import DIVERGED, keep_recipe, read_done, refuse_other_inputs, stage_inputs, write_done
 from sfa_dist.schedule import planned_steps
 from sfa_dist.stage_data import open_data
 from sfa_dist.stage_setup import Setup, find_checkpoint, set_up
@@ -35,7 +34,6 @@ from sfa_dist.tracking import Tracker
 from sfa_dist.trainer import Trainer
 
 STAGE = "stage2"
-DIVERGED = "diverged"  # Key of a result, and event.
 Finish = Callable[[Run, str, Setup, dict[str, Any]], None]
 
 
@@ -137,7 +135,7 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
         done = run.runtime.on_main(partial(_is_done, directory, member, own, data.streams.steps_per_epoch))
         if done:
             continue
-        checkpoint = None if run.dry_run else find_checkpoint(own_run, STAGE, directory)
+        checkpoint = None if run.dry_run else find_checkpoint(own_run, STAGE, directory, member.name)
         streams = replace(data.streams, train=partial(shared, member.name))
         setup = set_up(own_run, STAGE, member.stage, replace(data, streams=streams), own, directory, checkpoint)
         trained[member.name] = own_run, setup, own
@@ -167,7 +165,7 @@ def _run_of(run: Run, member: Member) -> Run:
 
     def write() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "recipe.yaml").write_text(dump_recipe(alone))
+        keep_recipe(directory, alone)
 
     if not run.dry_run:
         run.runtime.on_main(write)
@@ -177,7 +175,7 @@ def _run_of(run: Run, member: Member) -> Run:
 def _note_diverged(run: Run, setup: Setup, inputs: dict[str, Any], why: DivergedError) -> None:
     """A `done.json` without a score, so that the member is not tried again."""
     result = {"steps": setup.trainer.progress.step, DIVERGED: str(why)}
-    run.runtime.on_main(lambda: write_json(setup.directory / "done.json", {"inputs": inputs, "result": result}))
+    run.runtime.on_main(lambda: write_done(setup.directory, inputs, result))
     run.tracker.event(DIVERGED, stage=STAGE, step=result["steps"], reason=str(why))
     run.tracker.say(f"{STAGE}: diverged, the other heads go on ({why})")
 
@@ -229,12 +227,16 @@ def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None
     }
     for key in ("seconds", "gpu_seconds", "trainable_parameters", "optimizer_bytes_per_rank"):
         total[key] = sum(result[key] for result in results)
-    write_json(run.directory / STAGE / "done.json", {"inputs": inputs, "result": total})
+    write_done(run.directory / STAGE, inputs, total)
 
 
 def member_result(run: Run, member: Member) -> dict[str, Any]:
     """The `result` of a member's `done.json`: a reason under DIVERGED, or what its training gave."""
-    return (read_done(member_directory(run, member)) or {})["result"]
+    directory = member_directory(run, member)
+    done = read_done(directory)
+    if done is None:
+        raise CheckpointError(f"member {member.name} is not done: {directory} has no done.json; run the stage again")
+    return done["result"]
 
 
 def trained_members(run: Run) -> list[Member]:

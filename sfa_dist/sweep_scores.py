@@ -18,7 +18,8 @@ from sfa_dist.metrics import ClassificationSums
 from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Member, sweep_members
 from sfa_dist.run import Run
-from sfa_dist.sweep import DIVERGED, member_directory, member_result, trained_members
+from sfa_dist.run_record import DIVERGED
+from sfa_dist.sweep import member_directory, member_result, trained_members
 from sfa_dist.trunk_setup import place_trunk
 
 
@@ -55,8 +56,8 @@ def score_sweep(
         return [tail(features) for tail in tails]
 
     trained = run.runtime.on_main(lambda: [member_result(run, member) for member in members])
-    chosen = max(range(len(members)), key=lambda number: (trained[number]["val"].get("acc1") or 0.0, -number))
-    if all(own["val"].get("acc1") is None for own in trained):
+    chosen = max(range(len(members)), key=lambda number: (_val(trained[number]) or 0.0, -number))
+    if all(_val(own) is None for own in trained):
         run.tracker.say(f"test: no head has a validation score (data.val), so {members[0].name} stands for the sweep")
     sums = evaluate_all(
         predict,
@@ -74,7 +75,7 @@ def score_sweep(
             "member": member.name,
             "settings": member.settings,
             **{key: value for key, value in result.items() if key != "samples"},
-            "val_acc1": own["val"].get("acc1"),
+            "val_acc1": _val(own),
             "steps": own["steps"],
             "trainable_parameters": own["trainable_parameters"],
         }
@@ -89,6 +90,13 @@ def score_sweep(
     ]
     best = Parts(tails[chosen], trunk)
     return SweepResult(diverged, lines, means_over_seeds(lines), members[chosen], best, sums[chosen])
+
+
+def _val(result: dict[str, Any]) -> float | None:
+    """The validation score of a member's result, where it has one."""
+    scores = result.get("val")
+    found = scores.get("acc1") if isinstance(scores, dict) else None
+    return found if isinstance(found, float | int) else None
 
 
 def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

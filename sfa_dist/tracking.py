@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sfa_dist.chance import guessing, telling
+from sfa_dist.disk import tell, write_if_new
 from sfa_dist.recipe_blocks import LogBlock
 
 # wandb's groups for the kinds and keys of log.jsonl.
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 
+LOG_NAME = "log.jsonl"
 _MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
 
 
@@ -32,7 +35,7 @@ class LineFile:
     first: it would take the next with it. What cannot be written waits, and is tried again with the next line."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._waiting, self._told = path, bytearray(), False
+        self.path, self._waiting, self._told = path, bytearray(), False
         self._file = path.open("a+b", buffering=0)
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
@@ -48,7 +51,7 @@ class LineFile:
         except OSError as error:
             if not self._told:
                 self._told = True
-                _warn(f"{self._path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on")
+                tell(f"{self.path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on")
 
     def flush(self) -> None:
         """Nothing is held back that could be written."""
@@ -57,7 +60,7 @@ class LineFile:
         """Says how much is lost, if anything still waits."""
         if self._waiting:
             lines = self._waiting.count(b"\n")
-            _warn(f"{self._path} lacks its last {lines} lines: no room for them was made")
+            tell(f"{self.path} lacks its last {lines} lines: no room for them was made")
         self._file.close()
 
 
@@ -84,7 +87,7 @@ class Tracker:
         self._consoles: list[Console] = []
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._jsonl = LineFile(run_dir / "log.jsonl")
+            self._jsonl = LineFile(run_dir / LOG_NAME)
             self._text = LineFile(run_dir / "console.log")
             # The file's console is wide enough for any line, the terminal's wraps as it likes.
             file = Console(file=cast("IO[str]", self._text), width=160, soft_wrap=True)
@@ -134,8 +137,11 @@ class Tracker:
         if self._wandb is not None or self._wandb_failed:
             self._guard(self._end_wandb)
         if self._jsonl is not None:
-            self._jsonl.close()
-            self._text.close()
+            for file in (self._jsonl, self._text):
+                try:
+                    file.close()
+                except OSError as error:  # A network disk tells then that it is full.
+                    tell(f"{file.path} may lack its last lines: {error.strerror}")
             self._jsonl, self._consoles = None, []
 
     def _start_wandb(self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
@@ -152,7 +158,7 @@ class Tracker:
             id_file = run_dir / "wandb" / "run_id"
             run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
             id_file.parent.mkdir(exist_ok=True)
-            id_file.write_text(run_id)
+            write_if_new(id_file, run_id)
             self._wandb = wandb.init(
                 project=log.wandb_project,
                 name=run_dir.name,
@@ -198,7 +204,7 @@ class Tracker:
                 return
             self._wandb_failed = True
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
-            _warn(f"wandb is off for this run: {type(error).__name__}: {error}")
+            tell(f"wandb is off for this run: {type(error).__name__}: {error}")
 
 
 def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
@@ -217,8 +223,10 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
 
 
 def eval_line(place: str, result: Mapping[str, Any]) -> str:
-    """The console line of an evaluation."""
-    scores = " ".join(f"{key}: {value:.4f}" for key, value in result.items() if key != "samples")
+    """The console line of an evaluation. `chance` is what guessing scores."""
+    guessed = guessing(result)
+    shown = telling(result) | ({} if guessed is None else {"chance": guessed})
+    scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
 
 
@@ -228,11 +236,6 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _warn(text: str) -> None:
-    with suppress(OSError):  # stderr may be on the same full disk
-        print(text, file=sys.stderr)
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,9 @@ if __name__ == "__main__":
     # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
     # shadow others; put the repository root in its place.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from sfa_dist.leaving import leave_when_asked  # Before what takes long to import.
+
+    leave_when_asked()
 
 import argparse
 import json
@@ -27,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from sfa_dist.disk import explain, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
@@ -109,18 +113,20 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             traceback.print_exc()
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
-            print(f"{prefix}: {error}", file=sys.stderr)
-            _tell_as_json(words, str(error), error.exit_code, error.report or {})
+            said = " ".join(str(error).split())
+            tell(f"{prefix}: {said}")
+            _tell_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-        said = " ".join(f"{_who()}{type(error).__name__}: {error}".split())
-        print(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}", file=sys.stderr)
+        reason = explain(error, Path()) if disk else error
+        said = " ".join(f"{_who()}{type(error).__name__}: {reason}".split())
+        tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
         code = 74 if disk else 70
         _tell_as_json(words, said, code, {})
         return code
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        tell(INTERRUPTED)
         return INTERRUPTED_CODE
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from sfa_dist.chance import WHAT_TO_DO, no_better_words, one_class_words
 from sfa_dist.loader_share import loader_line
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.cards import peak_tflops
@@ -86,6 +88,26 @@ class TrainLog:
         cache = self.stage.cache if isinstance(self.stage, Stage2) else None
         live = cache.live_share(epoch) if cache else 1.0
         return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
+
+    def say_if_it_guesses(self, result: Mapping[str, Any]) -> None:
+        """Tells once in a stage that its evaluation, `result`, finds one class predicted, and once that it is no better
+        than chance, where so much of the schedule is over that it should be."""
+        epoch = math.ceil(self.progress.step / self.steps_per_epoch)
+        if epoch < self._epochs_of_grace() and self.progress.step < planned_steps(
+            self.stage.schedule, self.steps_per_epoch
+        ):
+            return
+        found = {"one class": one_class_words(result), "chance": no_better_words(result, f" after {epoch} epochs")}
+        new = {what: words for what, words in found.items() if words and what not in self.progress.told}
+        self.progress.told += new
+        for line in [*(line for words in new.values() for line in words), *([WHAT_TO_DO] if new else [])]:
+            self.tracker.say(f"{self.name}: {line}")
+
+    def _epochs_of_grace(self) -> int:
+        """The first epoch whose end has to show something: a quarter of the schedule, and not before one at the full
+        learning rate."""
+        schedule = self.stage.schedule
+        return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
     def say_if_it_waits(self) -> None:
         """Tells where the stage waited for its loader, and what would help."""

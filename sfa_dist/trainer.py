@@ -252,6 +252,7 @@ class Trainer:
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
+            self.log.say_if_it_guesses(result)
         self.progress.evaluated_step = self.progress.step
         self.save()
 

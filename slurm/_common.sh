@@ -69,7 +69,8 @@ set_rendezvous() { # train.py takes rank, world size and local rank from SLURM_P
 set_command() { # sets command, the one srun: one process per task, each on its own cores, all ended with the first
     command=(srun --kill-on-bad-exit=1 "--cpu-bind=${SFA_CPU_BIND:-cores}")
     # shellcheck disable=SC2206 # several words each
-    command+=(${SFA_SRUN_OPTIONS:-} ${SFA_CONTAINER:-} python sfa_dist/train.py)
+    command+=(${SFA_SRUN_OPTIONS:-} ${SFA_CONTAINER:-} python)
+    command+=("${SFA_PROGRAM[@]-sfa_dist/train.py}")
     if [[ -n ${SFA_STAGE_DIR:-} ]]; then
         command+=(--set "data.remote.cache_dir=$SFA_STAGE_DIR" --set data.remote.stage=true)
         [[ -z ${SFA_STAGE_GIB:-} ]] || command+=(--set "data.remote.cache_gib=$SFA_STAGE_GIB")
@@ -100,14 +101,14 @@ wait_for_step() { # sets status; a trap ends `wait` early, with a status over 12
 requeues_without_progress() { # how many requeues in a row, with the one to come, found the same checkpoints
     local place last_job="" last_place="" count=0
     # Names tell: a checkpoint is named by its step, a shard of a feature cache by its number.
-    place=$(cd "$run_dir" 2>/dev/null && # names from here on: the run directory may itself lie below a cache/
+    place=$(cd -- "$run_dir" 2>/dev/null && # names from here on: the run directory may itself lie below a cache/
         find . -name done.json -o -path '*/checkpoints/step-*' -prune -o -path '*/cache/*' |
         sed '/\.tmp/d' | sort | cksum) || place=""
     read -r last_job count last_place 2>/dev/null <"$run_dir/requeues" || true
     if [[ $last_job != "$job" || $last_place != "$place" ]]; then
         count=0
     fi
-    mkdir -p "$run_dir" && echo "$job $((count + 1)) $place" >"$run_dir/requeues" ||
+    mkdir -p -- "$run_dir" && echo "$job $((count + 1)) $place" >"$run_dir/requeues" ||
         echo "$SLURM_JOB_NAME: cannot write $run_dir/requeues, so requeues without progress are not counted" >&2
     echo $((count + 1))
 }

@@ -9,16 +9,17 @@
 The frozen trunk is not in it: `state.json` carries its hash. A directory ending in `.tmp` is a save that did not
 finish; it is never read.
 
-    files     bytes on a disk, and what it says when it refuses       layout   a safetensors file by its offsets
+    files     bytes on a disk, flushed and asked for again            layout   a safetensors file by its offsets
     staging   an engine's state copied to host memory                 writing  what one rank writes of a save
     folder    which checkpoints there are, intact, committed, kept    saver    a save in the background, over all ranks
     loading   from any number of ranks to any other
 """
 
-from sfa_dist.checkpoint.files import file_sha256, write_json, write_tensors, write_weights
+from sfa_dist.checkpoint.files import write_tensors, write_weights
 from sfa_dist.checkpoint.folder import FORMAT, list_checkpoints, newest_valid, read_state, verify
 from sfa_dist.checkpoint.loading import load_engine, read_parameters
 from sfa_dist.checkpoint.saver import Outcome, Saver, save_checkpoint
+from sfa_dist.disk import file_sha256, write_json
 
 __all__ = [
     "FORMAT",

@@ -12,17 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.checkpoint.files import (
-    FAILING,
-    explain,
-    file_sha256,
-    parse_json,
-    patiently,
-    sync_directory,
-    write_json,
-)
+from sfa_dist.checkpoint.files import FAILING, patiently, sync_directory
 from sfa_dist.checkpoint.layout import Layout, TensorReader
 from sfa_dist.checkpoint.writing import MODEL, STATE, Described, Written, check_model
+from sfa_dist.disk import explain, file_sha256, parse_json, read_plain, write_json
 from sfa_dist.errors import CheckpointError
 from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.parallel.runtime import Runtime
@@ -162,9 +155,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def _read_small(path: Path) -> bytes:
     if path.is_symlink():
         raise ValueError("it is a symbolic link")
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError("it is too large")
-    return path.read_bytes()
+    return read_plain(path, MAX_JSON, follow=False)
 
 
 def clear_remains(root: Path) -> None:

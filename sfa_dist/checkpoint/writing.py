@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.checkpoint.files import write_json
 from sfa_dist.checkpoint.layout import CHUNK, ITEM, Layout, bytes_of, plan_layout
 from sfa_dist.checkpoint.staging import Piece
+from sfa_dist.disk import write_json
 from sfa_dist.failpoints import Failpoints
 
 MODEL = "model.safetensors"

@@ -14,6 +14,7 @@ beside it, which tells its sha256 until the manifest is there. Equal inputs give
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -131,8 +132,10 @@ class PartWriter:
 
     def discard(self) -> None:
         """Leaves nothing of a part that is not finished."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # What it still holds finds no room: that has been told.
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
 
 def missing_parts(folder: Path, parts: Sequence[Part], workers: int) -> list[Part]:

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.quarantine import add_to_quarantine
-from sfa_dist.errors import LostRankError
+from sfa_dist.disk import explain
+from sfa_dist.errors import CheckpointError, LostRankError
 
 BatchFeed = Generator[Batch, None, None]  # Close it when done.
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -180,13 +181,21 @@ class _Source:
         return f"{text}; {advice}"
 
     def _note_crash(self, sample: int, how: str) -> str:
+        """Writes down what can be; a disk that refuses must not take the place of the crash."""
         told = ""
-        if self._place.stacks is not None and (stacks := Path(self._stacks.name).read_bytes()):
-            self._place.stacks.parent.mkdir(parents=True, exist_ok=True)
-            with self._place.stacks.open("ab") as file:
-                file.write(stacks)
-            told = f"its stacks are in {self._place.stacks}; "
-        if self._place.quarantine is not None and sample != NO_SAMPLE:
-            add_to_quarantine(self._place.quarantine, self._batches.index, sample, f"its decoder {how}")
-            told += f"the clip is in {self._place.quarantine} and counts as bad from now on; "
-        return told
+        stacks, quarantine = self._place.stacks, self._place.quarantine
+        try:
+            if stacks is not None and (written := Path(self._stacks.name).read_bytes()):
+                stacks.parent.mkdir(parents=True, exist_ok=True)
+                with stacks.open("ab") as file:
+                    file.write(written)
+                told = f"its stacks are in {stacks}; "
+        except OSError as error:
+            told = f"its stacks are lost ({explain(error, self._place.stacks or Path())}); "
+        if quarantine is None or sample == NO_SAMPLE:
+            return told
+        try:
+            add_to_quarantine(quarantine, self._batches.index, sample, f"its decoder {how}")
+        except CheckpointError as error:
+            return f"{told}{error}, so the next start meets it again; "
+        return f"{told}the clip is in {quarantine} and counts as bad from now on; "

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import select
-import shutil
 import signal
 import subprocess
-import tempfile
+import threading
+from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import IO, BinaryIO
 
-from sfa_dist.data.remote import copy_stream, look, read_range
+from sfa_dist.data.answers import LARGEST_SHARD, PIECE, Patience, ShardSink, wrong_answer
+from sfa_dist.data.remote import Answer, copy_stream, look, read_range
 from sfa_dist.data.retry import with_retries
 from sfa_dist.data.shards import PIPE
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
@@ -22,92 +24,99 @@ SILENT_SECONDS = 300.0  # a pipe that gives nothing for so long has hung
 _NO_SUCH_COMMAND = (126, 127)
 
 
-def fetch_shard(shard: str, file: BinaryIO, remote: RemoteBlock) -> None:
+def fetch_shard(shard: str, file: BinaryIO, remote: RemoteBlock, size: int | None = None) -> None:
     """Fills `file`, from its start, with the bytes of a URL, a pipe, or a file of a shared file system.
 
-    A failure that may pass is tried again: by ranges only the piece that failed, else the whole. Raises OSError, also
-    where the local disk is full.
+    `size` is what the shard has to have, in bytes, if that is known: of a longer one no more is taken. A failure that
+    may pass is tried again: by ranges only the piece that failed, else the whole. Raises OSError, also where the local
+    disk is full, and where what comes is no tar.
     """
-    if shard_kind(shard) == "pipe":
-        with_retries(lambda: _copy_pipe(shard.removeprefix(PIPE), file), remote.retries)
-        return
+    limit = LARGEST_SHARD if size is None else size
     if not shard_kind(shard):
-        with_retries(lambda: _copy_file(shard, file), remote.retries)
+        with_retries(lambda: _copy_file(shard, _emptied(file, limit)), remote.retries)
+        return
+    if shard_kind(shard) == "pipe":
+        with_retries(lambda: _copy_pipe(shard.removeprefix(PIPE), _emptied(file, limit)), remote.retries)
         return
     answer = with_retries(lambda: look(shard, remote), remote.retries)
+    if answer.size is not None and answer.size > limit:
+        raise wrong_answer(f"it has {answer.size} bytes, more than {limit}")
     if answer.ranges and answer.size is not None:
-        _copy_ranges(shard, file, answer.size, remote)
+        _copy_ranges(shard, _emptied(file, limit), answer, remote)
     else:
-        with_retries(lambda: _copy_stream(shard, file, remote), remote.retries)
+        with_retries(lambda: copy_stream(shard, _emptied(file, limit), limit, remote), remote.retries)
 
 
-def _copy_ranges(url: str, file: BinaryIO, size: int, remote: RemoteBlock) -> None:
-    file.seek(0)
-    for start in range(0, size, CHUNK):
-        wanted = min(CHUNK, size - start)
-        data = with_retries(lambda s=start, n=wanted: _exactly(url, s, n, remote), remote.retries)  # type: ignore[misc]
-        file.write(data)
-
-
-def _exactly(url: str, start: int, size: int, remote: RemoteBlock) -> bytes:
-    data = read_range(url, start, size, remote)
-    if len(data) != size:
-        raise OSError(errno.EIO, f"{len(data)} bytes came instead of {size}")
-    return data
-
-
-def _copy_stream(url: str, file: BinaryIO, remote: RemoteBlock) -> None:
-    _rewind(file)
-    copy_stream(url, file, remote)
-
-
-def _copy_file(path: str, file: BinaryIO) -> None:
-    _rewind(file)
-    with open(path, "rb") as source:
-        shutil.copyfileobj(source, file, CHUNK)
-
-
-def _rewind(file: BinaryIO) -> None:
+def _emptied(file: BinaryIO, limit: int) -> ShardSink:
     file.seek(0)
     file.truncate()
+    return ShardSink(file, limit)
 
 
-def _copy_pipe(command: str, file: BinaryIO) -> None:
+def _copy_ranges(url: str, sink: ShardSink, answer: Answer, remote: RemoteBlock) -> None:
+    assert answer.size is not None
+    for start in range(0, answer.size, CHUNK):
+        wanted = min(CHUNK, answer.size - start)
+        sink.write(with_retries(partial(read_range, url, start, wanted, remote, answer), remote.retries))
+
+
+def _copy_file(path: str, sink: ShardSink) -> None:
+    with open(path, "rb") as source:
+        while data := source.read(CHUNK):
+            sink.write(data)
+
+
+def _copy_pipe(command: str, sink: ShardSink) -> None:
     """Runs `command` in a shell. Raises OSError with the last line it said, of a passing kind but where the shell does
     not know the command: an exit code does not tell more."""
-    _rewind(file)
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, start_new_session=True
-        )
-        try:
-            assert process.stdout is not None
-            _copy_while_it_speaks(process.stdout, file)
-            code = process.wait(SILENT_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(errno.ETIMEDOUT, f"gave nothing for {SILENT_SECONDS:.0f} s") from error
-        finally:
-            with suppress(ProcessLookupError):  # it ended by itself, as it should
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
-        if code:
-            final = code in _NO_SUCH_COMMAND
-            raise OSError(errno.ENOEXEC if final else errno.EIO, f"exit code {code}: {_last_line(said)}")
+    process = subprocess.Popen(
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said: deque[bytes] = deque(maxlen=2)
+    listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
+    listener.start()
+    try:
+        _copy_while_it_speaks(process.stdout, sink)
+        code = process.wait(SILENT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(errno.ETIMEDOUT, f"gave nothing for {SILENT_SECONDS:.0f} s") from error
+    finally:
+        with suppress(ProcessLookupError):  # it ended by itself, as it should
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        listener.join(1.0)  # Longer only where what it started has left its group.
+    if code:
+        final = code in _NO_SUCH_COMMAND
+        raise OSError(errno.ENOEXEC if final else errno.EIO, f"exit code {code}: {_last_line(said)}")
 
 
-def _copy_while_it_speaks(source: IO[bytes], file: BinaryIO) -> None:
+def _copy_while_it_speaks(source: IO[bytes], sink: ShardSink) -> None:
+    patience, taken = Patience(SILENT_SECONDS), 0
     while True:
-        if not select.select([source], [], [], SILENT_SECONDS)[0]:
+        if not select.select([source], [], [], patience.left(taken))[0]:
             raise TimeoutError(errno.ETIMEDOUT, f"gave nothing for {SILENT_SECONDS:.0f} s")
-        data = os.read(source.fileno(), 1 << 20)
+        data = os.read(source.fileno(), PIECE)
         if not data:
             return
-        file.write(data)
+        taken += len(data)
+        sink.write(data)
 
 
-def _last_line(said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = said.read()[-2000:].decode(errors="replace").strip().splitlines()
+def _listen(source: IO[bytes], said: deque[bytes]) -> None:
+    """Keeps the last of what a command says."""
+    with source:
+        while data := os.read(source.fileno(), 1 << 16):
+            said.append(data)
+
+
+def _last_line(said: deque[bytes]) -> str:
+    lines = b"".join(said)[-2000:].decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"

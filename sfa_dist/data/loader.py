@@ -16,7 +16,7 @@ from sfa_dist.data.transport import Batch, Receiver, Sender, hand_over, share
 from sfa_dist.errors import SfaError
 
 NO_SAMPLE = -1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Batches(Dataset[Batch]):

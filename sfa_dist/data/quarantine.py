@@ -16,6 +16,7 @@ import numpy as np
 
 from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.shards import shard_name
+from sfa_dist.disk import explain, parse_object, read_plain
 from sfa_dist.errors import CheckpointError
 
 FILE_NAME = "quarantine.jsonl"
@@ -34,20 +35,26 @@ def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) 
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {error}") from error
+        told = explain(error, path)
+        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {told}") from error
 
 
 def read_quarantine(path: Path) -> Entries:
     """The entries of a file; none where there is no file. Raises CheckpointError for a line that cannot be read."""
     entries: Entries = {}
-    if not path.exists():
+    try:
+        lines = read_plain(path).split(b"\n")
+    except FileNotFoundError:
         return entries
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({explain(error, path)}); remove it") from error
+    for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-            entries[str(entry["shard"]), str(entry["key"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}:{number} cannot be read ({error!r}); remove the line") from error
+            if line.strip():
+                entry = parse_object(line, shard=str, key=str, reason=str)
+                entries[entry["shard"], entry["key"]] = entry["reason"]
+        except ValueError as error:
+            raise CheckpointError(f"{path}:{number} cannot be read ({error}); remove the line") from error
     return entries
 
 

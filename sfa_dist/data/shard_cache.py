@@ -125,7 +125,7 @@ class ShardCache:
         self._make_room(part, whole.size)
         file = part.open("w+b")
         try:
-            fetch_shard(whole.shard, file, self.remote)
+            fetch_shard(whole.shard, file, self.remote, whole.size)
             file.flush()
             os.fsync(file.fileno())
             check_whole(file, whole)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from glob import glob
+from glob import iglob
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from braceexpand import braceexpand
-
+from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
 from sfa_dist.errors import DataError
@@ -23,6 +23,7 @@ from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
+MOST_NAMED = 6  # Kinds of files in a message.
 
 
 def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> list[Shard]:
@@ -72,11 +73,33 @@ def _expand_local(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for name in _expand_braces(pattern):
-        files = [path for path in glob(os.path.expanduser(name), recursive=True) if os.path.isfile(path)]
+        found = list(islice(iglob(os.path.expanduser(name), recursive=True), MAX_NAMES + 1))
+        if len(found) > MAX_NAMES:
+            raise DataError(f"{pattern!r} matches more than {MAX_NAMES:,} files: name the shards' own folder")
+        files = [path for path in found if os.path.isfile(path)]
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
-            raise DataError(f"no shard matches {pattern!r}{part} in {os.getcwd()}: correct the path or pack the shards")
+            text = f"no shard matches {pattern!r}{part} in {os.getcwd()}"
+            raise DataError(f"{text}: {_what_lies_there(name)}; correct the path or pack the shards")
         yield from files
+
+
+def _what_lies_there(pattern: str) -> str:
+    """The tar files of the folder that a pattern looks into, or how far there are folders."""
+    folder = Path(os.path.expanduser(pattern)).parent
+    if not folder.is_dir() and any(iglob(str(folder))):
+        return f"{str(folder)!r} stands for folders without such files"
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r}"
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar")
+    except OSError as error:
+        return f"{str(folder)!r} cannot be read ({error.strerror})"
+    if not names:
+        return f"no .tar file lies in {str(folder)!r}"
+    kinds = sorted({re.sub(r"\d+(?=\.tar$)", "*", name) for name in names})
+    more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
+    return f"in {str(folder)!r} lie {', '.join(map(repr, kinds[:MOST_NAMED]))}{more}"
 
 
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:
@@ -106,6 +129,12 @@ def _list_s3(pattern: str, remote: RemoteBlock) -> list[str]:
 
 def _expand_braces(pattern: str) -> list[str]:
     try:
-        return list(braceexpand(pattern))
+        return expand_braces(pattern)
     except ValueError as error:
-        raise DataError(f"shard pattern {shown(pattern)!r} has unbalanced braces: {error}") from error
+        raise DataError(f"shard pattern {_start(pattern)!r} has {error}") from None
+
+
+def _start(pattern: str) -> str:
+    """A pattern for a message, cut where it is long."""
+    text = shown(pattern)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -6,17 +6,18 @@ Nothing is loaded by pickle and nothing is skipped in silence: a missing or unex
 from __future__ import annotations
 
 import pickle  # only for the name of an error
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.vivit import Tail, Trunk
+from sfa_dist.models.weights_file import checked_sha256
 
 TIMM_PREFIX = "timm:"
 # What an image ViT has for classifying images, and a trunk has no use for.
@@ -39,7 +40,8 @@ def load_image_vit(trunk: Trunk, source: str) -> None:
     if any(key.startswith("trunk.") for key in state):
         own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     else:
-        own = trunk_state_from_timm(state, trunk, source)
+        with _fitting(source):
+            own = trunk_state_from_timm(state, trunk, source)
     load_exactly(trunk, own, source)
 
 
@@ -51,6 +53,8 @@ def _timm_state(spec: str) -> dict[str, Tensor]:
         raise RecipeError(f"image checkpoint: timm knows no model {name!r}; `timm.list_models('vit_*')` lists them")
     if file and not Path(file).is_file():
         raise CheckpointError(f"image checkpoint: no file {file}")
+    if file:
+        checked_sha256(Path(file))
     try:
         model = timm.create_model(name, pretrained=not file, checkpoint_path=file)
     except (OSError, RuntimeError, ValueError) as error:
@@ -69,20 +73,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"no weights file {path}")
+    checked_sha256(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"cannot read weights file {path}: {_first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and is not loaded; convert it to .safetensors"
         ) from error
+    except Exception as error:  # A file that may be anybody's: the readers raise whatever its bytes lead to.
+        raise CheckpointError(f"cannot read weights file {path}: {_first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not plain:
         raise CheckpointError(f"{path} is no plain dictionary of tensors")
     return state
 
@@ -163,7 +169,8 @@ def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: st
     """
     state = {key.removeprefix("tail."): value for key, value in stage1.items() if key.startswith("tail.")}
     state = _first_blocks(state, tail)
-    state = fit_time_positions(state, tail)
+    with _fitting(source):
+        state = fit_time_positions(state, tail)
     own = tail.state_dict()
     if not keep_head:
         state |= {key: own[key] for key in own if key.startswith("head.")}
@@ -210,12 +217,30 @@ def load_exactly(module: nn.Module, state: State, source: str) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    faults += [f"{key} is {state[key].dtype}, wanted floating point" for key in own if not _has_numbers(state.get(key))]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
         raise RecipeError(f"weights from {source} do not fit the recipe's model: {'; '.join(faults[:6])}{more}")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
+
+
+@contextmanager
+def _fitting(source: str) -> Iterator[None]:
+    """Tensors that are reshaped inside of the block may have any shape: those that cannot be are told."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise RecipeError(f"weights from {source} do not fit the recipe's model: {_first_line(error)}") from error
+
+
+def _has_numbers(tensor: Tensor | None) -> bool:
+    """Whether a tensor, where there is one, holds floating-point numbers as they are: no quantised or sparse ones, none
+    without storage."""
+    if tensor is None:
+        return True
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,7 +37,8 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Door:
-    """Where a rank's node takes connections; at `port` one that says nothing, to find out whether others get there."""
+    """Where a rank's node takes connections; at `port`, 0 for none, one that says nothing, to find out whether other
+    nodes get there."""
 
     rank: int
     host: str
@@ -105,8 +106,9 @@ def _open_door(meeting: Meeting, store: dist.Store, environ: Mapping[str, str]) 
     host = socket.gethostname()
     with contextlib.ExitStack() as stack:
         port = 0
-        with contextlib.suppress(OSError):  # Then the others cannot try whether they get here.
-            port = stack.enter_context(_listen()).getsockname()[1]
+        if meeting.several_nodes:
+            with contextlib.suppress(OSError):  # Then the others cannot try whether they get here.
+                port = stack.enter_context(_listen()).getsockname()[1]
         if chosen := environ.get(GLOO_VARIABLE, "").split(",")[0]:
             address = _addresses().get(chosen, chosen)
         else:
@@ -198,7 +200,10 @@ def _unreached(meeting: Meeting, store: dist.Store) -> str:
     for rank in range(meeting.world_size):
         if not store.check([_door(rank)]):
             continue  # Its node said why, or is about to.
-        door = Door(*json.loads(store.get(_door(rank))))
+        try:
+            door = Door(*json.loads(store.get(_door(rank))))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise meeting.error(f"another program than this one answers for rank {rank} ({error})") from error
         if door.host in seen or not door.port:
             continue
         seen.add(door.host)

@@ -7,7 +7,10 @@ but does not answer, for one). Here each way to fail has its own message, and a 
 from __future__ import annotations
 
 import datetime
+import errno
+import ipaddress
 import math
+import os
 import socket
 import sys
 import threading
@@ -146,9 +149,13 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> Meeting:
 def _host(meeting: Meeting) -> dist.Store:
     """Rank 0's store. Raises LostRankError when it cannot listen there."""
     try:
-        return _store(meeting, is_master=True)
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        why = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        if meeting.several_nodes or not _is_loopback(meeting.host):
+            return _store(meeting, is_master=True)
+        with socket.create_server((meeting.host, meeting.port)) as listener:  # torch itself would listen everywhere.
+            return _store(meeting, is_master=True, listener=os.dup(listener.fileno()))
+    except (dist.DistError, OSError, RuntimeError, ValueError) as error:
+        in_use = "EADDRINUSE" in str(error) or getattr(error, "errno", None) == errno.EADDRINUSE
+        why = "the port is in use" if in_use else str(error).splitlines()[0]
         raise meeting.error(f"cannot listen at {meeting.address} ({why}); {OTHER_PORT}") from error
 
 
@@ -193,7 +200,14 @@ def _enter(meeting: Meeting) -> dist.Store:
     raise meeting.error(f"what listens at {meeting.address} is not rank 0 of this run ({why}); {OTHER_PORT}")
 
 
-def _store(meeting: Meeting, is_master: bool) -> dist.Store:
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except OSError:
+        return False
+
+
+def _store(meeting: Meeting, is_master: bool, listener: int | None = None) -> dist.Store:
     return dist.TCPStore(
         meeting.host,
         meeting.port,
@@ -202,6 +216,7 @@ def _store(meeting: Meeting, is_master: bool) -> dist.Store:
         datetime.timedelta(seconds=meeting.left()),
         wait_for_workers=False,
         multi_tenant=True,
+        master_listen_fd=listener,
     )
 
 

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from sfa_dist.disk import explain
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.joining import join
@@ -27,6 +29,7 @@ E = TypeVar("E", bound=SfaError)
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 ODD_RANKS_SHOWN = 4
 POLL_S, LONGEST_POLL_S = 0.005, 1.0
+_HERE = Path()
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Runtime:
             except SfaError as error:
                 fault = error
             except OSError as error:
-                fault = CheckpointError(f"rank 0 on {self.host}: {error}")
+                fault = CheckpointError(f"rank 0 on {self.host}: {explain(error, _HERE)}")
         self._await_main()
         value, fault = self.broadcast((value, fault))
         if fault is not None:
@@ -111,7 +114,7 @@ class Runtime:
         except SfaError as error:
             fault = error
         except OSError as error:
-            fault = CheckpointError(f"rank {self.rank} on {self.host}: {error}")
+            fault = CheckpointError(f"rank {self.rank} on {self.host}: {explain(error, _HERE)}")
         told = self.gather((value, fault))
         first = next((fault for _, fault in told if fault is not None), None)
         if first is not None:

@@ -4,7 +4,8 @@ A handler does nothing but note the request: saving inside one would deadlock co
 though: a rank that waits in a collective gets there when the collective ends. So a thread hears of each signal as it
 comes, through the wakeup descriptor, and tells those who listen, the watch for one, which tells the other ranks.
 
-SIGINT always counts. A second one ends the process at once, for a user who does not want to wait.
+SIGINT always counts. A second one ends the process at once, for a user who does not want to wait. So does SIGHUP, which
+tells that the terminal is gone, unless the process was started to outlive it (nohup).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sfa_dist.errors import PreemptedError
+from sfa_dist.leaving import leave_as_ever
 
 DEFAULT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ANOTHER_RANK = "another rank, which was asked to stop"  # The reason of a rank that heard it from the others.
@@ -49,7 +51,9 @@ class StopFlag:
     ) -> None:
         """Takes SIGINT and `signals` of this process (main thread only). `lost_launcher` says, when it is asked now and
         then, that the launcher is gone: nobody else would stop this process."""
-        self._signals = (*signals, signal.SIGINT)
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        self._signals = tuple(dict.fromkeys((*signals, *hangup, signal.SIGINT)))
+        leave_as_ever()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         for number in self._signals:

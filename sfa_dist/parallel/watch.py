@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ WHY_CHARACTERS = 500  # Of an error, told to the other ranks.
 # Seconds.
 START_S = 30.0
 CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
+
+ANSWERED = 256  # Connections kept open for a while behind the answer that there is no hub.
+LOOPBACK = "127.0.0.1"
 
 _PLACE = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
 
@@ -72,10 +76,10 @@ def watched(
 ) -> Iterator[Watch]:
     """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
 
-    `address` is where other nodes reach rank 0. Into the folder `logs`, where there is one, each rank writes its stacks
-    before it leaves because another one was lost; it calls `on_loss(exit code, verdict)` and leaves by os._exit, with
-    the contract's exit code. An error that may only be what another rank's loss looks like from here is held back until
-    the cause is known.
+    `address` is where other nodes reach rank 0; on one node it is not used, and nothing listens to other nodes. Into
+    the folder `logs`, where there is one, each rank writes its stacks before it leaves because another one was lost; it
+    calls `on_loss(exit code, verdict)` and leaves by os._exit, with the contract's exit code. An error that may only be
+    what another rank's loss looks like from here is held back until the cause is known.
     """
     guard = _start(runtime, address, logs, stop)
     if guard is None:
@@ -124,12 +128,14 @@ class _Guard:
         self._listener: socket.socket | None = None
         port, self._fault = 0, ""
         if runtime.is_main:
+            one_node = runtime.launch.local_world_size == runtime.world_size
+            address = LOOPBACK if one_node else address
             try:
-                self._listener = socket.create_server(("", 0))
+                self._listener = socket.create_server((LOOPBACK if one_node else "", 0), backlog=socket.SOMAXCONN)
                 port = self._listener.getsockname()[1]
             except OSError as error:
                 self._fault = f"rank 0 on {self._host} can open no port for it ({error})"
-        port, self._fault, token = runtime.broadcast((port, self._fault, secrets.token_hex(16)))
+        address, port, self._fault, token = runtime.broadcast((address, port, self._fault, secrets.token_hex(16)))
         self._settings: dict[str, Any] = {
             "rank": runtime.rank,
             "host": runtime.host,
@@ -264,15 +270,18 @@ class _Guard:
             _say(f"{who} cannot tell the hub of the watch ({unreachable}); it may take this rank for lost")
 
     def _turn_away(self) -> NoReturn:
-        """Answers, in place of the hub, that there is none any more."""
+        """Answers, in place of the hub, that there is none any more, and waits for nobody's question."""
         assert self._listener is not None
         self._listener.setblocking(True)
+        answered: deque[socket.socket] = deque()
         while True:
-            stream, _ = self._listener.accept()
-            with contextlib.suppress(OSError), stream:
-                stream.settimeout(START_S)
-                stream.recv(4096)
+            with contextlib.suppress(OSError):
+                stream, _ = self._listener.accept()
+                answered.append(stream)  # Closed at once, with its question unread, it would lose the answer.
+                stream.setblocking(False)
                 Lines(stream).send({"kind": "off"})
+            if len(answered) > ANSWERED:
+                answered.popleft().close()
 
 
 def _shared_memory() -> int:

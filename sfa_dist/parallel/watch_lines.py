@@ -1,12 +1,17 @@
-"""One JSON object a line over a stream socket: how the processes of the watch speak. Standard library only."""
+"""One JSON object a line over a stream socket: how the processes of the watch speak. Standard library only.
+
+Whoever reaches the port may write to it, so a line has a greatest length, which is checked before anything is parsed,
+and every line that is not an object is a ValueError.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
 
-LONGEST_LINE = 4096  # Bytes; whoever sends more is none of us.
+LONGEST_LINE = 16_384  # Bytes; whoever sends more is none of us. An error's 500 characters may take 6,000 as JSON.
 
 Message = dict[str, Any]
 
@@ -24,21 +29,21 @@ class Lines:
         if self.stream.send(line) != len(line):
             raise BlockingIOError("the other end does not read")
 
-    def receive(self) -> list[Message]:
-        """The messages that came in. Raises OSError when the other end is gone, ValueError for what is no message."""
+    def receive(self) -> Iterator[Message]:
+        """The messages that came in by now; each is parsed when it is taken.
+
+        Raises OSError when the other end is gone, ValueError for what is no message.
+        """
         try:
-            chunk = self.stream.recv(65536)
+            chunk = self.stream.recv(LONGEST_LINE)
         except BlockingIOError:
-            return []
+            return iter(())
         if not chunk:
             raise ConnectionResetError("the other end closed the connection")
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LONGEST_LINE:
-            raise ValueError("a line without an end")
-        messages = [json.loads(line) for line in lines]
-        if not all(isinstance(message, dict) for message in messages):
-            raise ValueError("a line that is no JSON object")
-        return messages
+        if max(map(len, (*lines, self._rest))) > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+        return map(_parsed, lines)
 
     def close(self) -> None:
         """Closes the socket; what was sent still arrives."""
@@ -47,3 +52,21 @@ class Lines:
     def fileno(self) -> int:
         """For selectors."""
         return self.stream.fileno()
+
+
+def _parsed(line: bytes) -> Message:
+    try:
+        message = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a line that is nested too deeply") from error
+    if not isinstance(message, dict):
+        raise ValueError("a line that is no JSON object")
+    return message
+
+
+def typed(message: Message, **fields: type) -> Message:
+    """The message, if its fields are there and of these types exactly. Raises ValueError."""
+    for name, kind in fields.items():
+        if type(message.get(name)) is not kind:
+            raise ValueError(f"a message whose {name} is no {kind.__name__}")
+    return message

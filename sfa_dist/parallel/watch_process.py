@@ -26,13 +26,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from sfa_dist.parallel.process_state import state_of
 from sfa_dist.parallel.watch_hub import BEAT_S, SUSPENDED_S, TICK_S, Hub
-from sfa_dist.parallel.watch_lines import Lines, Message
+from sfa_dist.parallel.watch_lines import Lines, Message, typed
 from sfa_dist.parallel.watch_verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, Seat, describe
 
 BOARD = struct.Struct("<q24s?")  # What a rank writes down of itself: step, phase, whether it was asked to stop.
@@ -157,16 +158,20 @@ class Child:
         except (OSError, ValueError):
             self._reconnect()
 
-    def _take(self, messages: list[Message]) -> None:
+    def _take(self, messages: Iterable[Message]) -> None:
+        """Raises ValueError for what no hub says."""
         for message in messages:
-            kind = message.get("kind")
+            kind = typed(message, kind=str)["kind"]
             self._hub_heard = time.monotonic()
             if kind == "beat":
+                typed(message, phase=str, step=int, stop=bool)
                 self._hub_place = (message["phase"], message["step"])
                 if message["stop"] and not self._stop_heard:
                     self._stop_heard = True
                     self._tell_parent({"kind": "stop"})
             elif kind in ("lost", "off", "end"):
+                if kind == "lost":
+                    typed(message, rank=int, text=str, exit_code=int, speaker=int)
                 self._over = True
                 self._tell_parent(message)
             if kind == "lost":

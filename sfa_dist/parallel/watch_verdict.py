@@ -17,6 +17,7 @@ SUSPECT_S = 3.0  # Nothing heard, and another rank has just failed.
 
 AWAITED, RUNS, STOPPED = "awaited", "runs", "stopped"
 WAITS, ENDED, GONE, UNWATCHED = "waits", "ended", "gone", "unwatched"
+REPORTED = (RUNS, STOPPED, WAITS, ENDED, GONE, UNWATCHED)
 OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and stays until it is told whether it was the cause.
 
 LOST = 70  # The contract's exit code for a lost rank.

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sfa_dist.recipe_blocks.base import Block, Fraction, NonNegative, Positive, complain
 
-Classes = Annotated[int, Field(ge=2)]
+Classes = Annotated[int, Field(ge=2, lt=2**31)]
 
 # The labels of an action, in the order of the official code: logits, label columns and action numbers follow it.
 LABEL_HEADS = ("noun", "verb")

@@ -114,4 +114,4 @@ class CheckpointBlock(Block):
 
     every_steps: Positive | None = None
     asynchronous: bool = True
-    keep: Annotated[int, Field(ge=1)] = 2
+    keep: Positive = 2

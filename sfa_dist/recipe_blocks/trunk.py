@@ -10,7 +10,7 @@ from sfa_dist.recipe_blocks.base import Block, Fraction, Positive, complain
 
 
 def _frames_or_auto(value: object) -> int | str:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
         return value
     raise ValueError(f"expected a number of frames greater than 0, or auto, got {value!r}")
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from sfa_dist.plan.cards import BF16_SHARE, FP32_SHARE, GIB
 from sfa_dist.plan.recipe_plan import CACHE, RecipePlan, StagePlan, categories_gib
 from sfa_dist.plan.search import FRAMES_LIMIT
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe import Recipe, Stage2
 
 
 def print_plan(plan: RecipePlan, measured: bool) -> None:
@@ -31,15 +31,28 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
     if whole["gpu_hours"] is not None:
         lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
     if whole["cost_ratio"] is not None:
-        lines.append(
-            f"cost ratio   {whole['cost_ratio']:.2f} of training end to end on all frames, by operations alone"
-        )
+        lines.append(f"cost ratio   {whole['cost_ratio']:.2f} = {_ratio_words(plan.recipe)}")
     lines.append(f"clips        {plan.last.clips.source}")
     lines += [f"decoder      {need.name}: {need.memory.decode}" for need in plan.needs if need.memory.decode]
     lines += [f"advice       {line}" for line in whole["advice"]]
     lines.append("it fits" if plan.fits else "it does NOT fit")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _ratio_words(recipe: Recipe) -> str:
+    """What the cost ratio is a ratio of."""
+    first, second = recipe.stage1, recipe.stage2
+    assert first is not None
+    assert second is not None
+    end_to_end = f"{second.schedule.epochs} epochs of {second.frames} frames end to end"
+    parts = [] if first.weights else [f"{first.schedule.epochs} epochs of {first.frames} frames in stage 1"]
+    parts += ["the feature cache"] * (second.cache is not None)
+    parts += [f"{second.schedule.epochs} epochs of {second.frames} frames in stage 2"]
+    text = f"operations of {' + '.join(parts)}, over those of {end_to_end}"
+    if first.weights or first.schedule.epochs <= second.schedule.epochs:
+        return text
+    return f"{text}; about half is meant for equal epochs"
 
 
 def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:

@@ -6,6 +6,7 @@ that it does stands in slurm/_common.sh. Stages and tasks of an array differ by 
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,25 @@ _BATCH = """\
 
 # sbatch runs a copy of this file in its spool directory: paths come from where it was submitted, not from $0.
 SFA_ROOT=${{SFA_ROOT:-{root}}}
+{common}
+{variants}run_training {arguments} "$@"
+"""
+
+_REPOSITORY = """\
 if [[ ! -f $SFA_ROOT/slurm/_common.sh ]]; then
     echo "$SFA_ROOT is not the repository: run sbatch from its root, or set SFA_ROOT" >&2
     exit 64
 fi
 # shellcheck source=/dev/null
 source "$SFA_ROOT/slurm/_common.sh"
+"""
 
-{variants}run_training {arguments} "$@"
+_PACKAGE = """\
+# What the installed package runs, by the python that the job finds (SFA_VENV).
+# shellcheck disable=SC2034
+SFA_PROGRAM=(-m sfa_dist.train)
+# shellcheck source=/dev/null
+source {common}
 """
 
 _SUBMISSION = """\
@@ -51,8 +63,8 @@ fi
 
 script=$(mktemp)
 trap 'rm -f "$script"' EXIT
-cat >"$script" <<'END_OF_JOB'
-{batch}END_OF_JOB
+cat >"$script" <<'{end}'
+{batch}{end}
 
 {jobs}
 """
@@ -68,7 +80,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch script. `options` are further ones of sbatch; `arguments` those of train.py for all variants."""
+    """A batch script. `options` are further ones of sbatch; `arguments` those of train.py for all variants. `root` is
+    the folder that the job runs in: the repository, or any where `common`, the _common.sh of a package, is given."""
 
     name: str
     nodes: int
@@ -80,6 +93,7 @@ class Batch:
     options: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
     at_once: int | None = None
+    common: str | None = None
 
     @property
     def array(self) -> tuple[str, ...]:
@@ -120,6 +134,7 @@ def batch_script(batch: Batch, comment: str) -> str:
         comment=_comment(comment),
         directives="\n".join(f"#SBATCH {option}" for option in directives),
         root=batch.root if batch.root == SUBMIT_FOLDER else shlex.quote(batch.root),
+        common=_REPOSITORY if batch.common is None else _PACKAGE.format(common=shlex.quote(batch.common)),
         variants=_choice(batch.variants) if batch.variants else "",
         arguments=own,
     )
@@ -150,7 +165,17 @@ def submission(batch: Batch, links: Sequence[Link], comment: str) -> str:
         jobs.append(f'{before}=$(submit {call})\necho "{link.name}: job ${before}"')
     root = shlex.quote(batch.root)
     text = batch_script(batch, comment)
-    return _SUBMISSION.format(comment=_comment(comment), root=root, site=SITE, batch=text, jobs="\n".join(jobs))
+    return _SUBMISSION.format(
+        comment=_comment(comment), root=root, site=SITE, batch=text, end=_end_of(text), jobs="\n".join(jobs)
+    )
+
+
+def _end_of(text: str) -> str:
+    """A line to end a here-document with: one that is not in `text`, whatever an argument holds."""
+    end = "END_OF_JOB"
+    while end in text.splitlines():
+        end = f"END_OF_JOB_{hashlib.sha256(f'{end}{text}'.encode(errors='surrogateescape')).hexdigest()[:16]}"
+    return end
 
 
 def _comment(text: str) -> str:

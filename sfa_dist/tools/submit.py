@@ -7,9 +7,12 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import sfa_dist
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
+from sfa_dist.recipe_files import SLURM, find_recipe, is_repository, shipped
 from sfa_dist.tools.slurm_script import SITE, Batch, Link, Variant, batch_script, submission
 
 _EPILOG = """\
@@ -31,10 +35,14 @@ Whatever is printed does what --submit does: a batch script for sbatch, or with 
 Preemption, containers, what differs between sites: docs/slurm.md
 """
 
-_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
+_TIME = re.compile(r"\d{1,9}(:\d\d){0,2}|\d{1,9}-\d\d?(:\d\d){0,2}", re.ASCII)
+# A job's name is in that of its output file, where / leads elsewhere and % is a pattern of Slurm's.
+_NAME = re.compile(r"(?!-)[\w.,@+=:-]+")
 _WORD = re.compile(r"[\w.,@+=:/%-]+")
 _BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # not the commas inside of a list or a block
 SEEDS_AT_MOST = 1000
+TASKS_AT_MOST = 10_000
+LABEL_BYTES = 200  # Of a task's run directory, behind the recipe's name.
 SITE_OPTIONS = ("account", "partition", "qos")
 
 
@@ -90,7 +98,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if shutil.which("sbatch") is None:
         raise UsageError("there is no sbatch here: run sfa submit --submit on a login node")
-    done = subprocess.run(["bash", "-c", submission(batch, links, comment)], stderr=subprocess.PIPE, text=True)
+    with tempfile.NamedTemporaryFile("w", prefix="sfa-submit-", errors="surrogateescape") as script:
+        script.write(submission(batch, links, comment))
+        script.flush()
+        done = subprocess.run(["bash", script.name], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise UsageError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
 
@@ -98,19 +109,24 @@ def run(arguments: argparse.Namespace) -> None:
 def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
     """The batch script as asked for, every value checked."""
     root = Path(sfa_dist.__file__).resolve().parents[1]
-    if not (root / "slurm" / "_common.sh").is_file():
-        raise UsageError(f"{root} has no slurm/_common.sh: sfa submit needs the repository (pip install -e .)")
+    common = None
+    if not is_repository(root):  # An installed package: its jobs run in the present folder.
+        root, common = Path.cwd(), str(shipped(SLURM) / "_common.sh")
+    for text in (str(root), str(arguments.recipe), str(arguments.run_dir or ""), *arguments.set, *arguments.sbatch):
+        _require_text(text)
     if not _TIME.fullmatch(arguments.time):
         raise UsageError(f"--time {arguments.time!r} is no time of Slurm's, such as 90, 12:00:00 or 2-12:00:00")
     options = [f"--{key}={_word(key, value)}" for key in SITE_OPTIONS if (value := getattr(arguments, key)) is not None]
     for option in arguments.sbatch:
-        if not option.startswith("-") or "\n" in option:
+        if not re.fullmatch(r"-[ -~]+", option):
             raise UsageError(f"--sbatch {option!r} is no option of sbatch: write --sbatch=--mem=0")
-    name = _word("name", arguments.name or recipe.name)
+    name = arguments.name if arguments.name is not None else recipe.name
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: a job's name is letters, digits and . , @ + = : _ -, not - first")
     variants = _variants(arguments, _in_root(arguments.run_dir or root / "runs" / recipe.name, root))
     if arguments.at_once and not variants:
         raise UsageError("--at-once is of an array: give --seeds or --vary")
-    words = ["--recipe", _in_root(arguments.recipe, root)]
+    words = ["--recipe", _in_root(find_recipe(arguments.recipe), root)]
     words += [word for override in arguments.set for word in ("--set", override)]
     if arguments.run_dir and not variants:
         words += ["--run-dir", _in_root(arguments.run_dir, root)]
@@ -127,6 +143,7 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
         options=(*options, *arguments.sbatch),
         variants=variants,
         at_once=arguments.at_once,
+        common=common,
     )
 
 
@@ -138,12 +155,12 @@ def _with_site(batch: Batch) -> Batch:
     if not settings.is_file():
         return batch
     values = [f'"${{SBATCH_{key.upper()}:-}}"' for key in SITE_OPTIONS]
-    script = f"source <({SITE}) && printf '%s\\n' {' '.join(values)}"
+    script = f"source <({SITE}) && printf '%s\\0' {' '.join(values)}"
     clean = {key: value for key, value in environ.items() if not key.startswith("SBATCH_")}
     done = subprocess.run(
         ["bash", "-c", script], env={**clean, "settings": str(settings)}, capture_output=True, text=True
     )
-    found = dict(zip(SITE_OPTIONS, done.stdout.splitlines(), strict=False))
+    found = dict(zip(SITE_OPTIONS, done.stdout.split("\0"), strict=False))
     given = [option.partition("=")[0] for option in batch.options]
     site = [f"--{key}={_word(key, value)}" for key, value in found.items() if value and f"--{key}" not in given]
     return replace(batch, options=(*site, *batch.options))
@@ -192,12 +209,18 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
         axes[key] = re.split(_BETWEEN_VALUES, values)
     if arguments.seeds is not None:
         axes["seed"] = [str(seed) for seed in _seeds(arguments.seeds)]
+    tasks = prod(map(len, axes.values()))
+    if tasks > TASKS_AT_MOST:
+        raise UsageError(f"--vary and --seeds make an array of {tasks:,} tasks, at most {TASKS_AT_MOST:,} are written")
     variants = []
     for combination in product(*axes.values()) if axes else ():
         settings = dict(zip(axes, combination, strict=True))
         overrides = tuple(f"{key}={value}" for key, value in settings.items())
         load_recipe(arguments.recipe, [*arguments.set, *overrides], environment())
-        variants.append(Variant(overrides, f"{run_dir}-{_label(settings)}"))
+        label = _label(settings)
+        if len(label) > LABEL_BYTES:
+            raise UsageError(f"--vary {label[:60]}...: too long for the name of a run directory")
+        variants.append(Variant(overrides, f"{run_dir}-{label}"))
     if len({variant.run_dir for variant in variants}) < len(variants):
         raise UsageError("--vary and --seeds give two tasks the same run directory: is a value there twice?")
     return tuple(variants)
@@ -205,13 +228,13 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
 
 def _label(settings: Mapping[str, str]) -> str:
     """`seed-0`, `stage2.optimizer.lr-0.1_seed-0`: for a folder's name."""
-    return "_".join(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', value)}" for key, value in settings.items())
+    return "_".join(re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{key}-{value}") for key, value in settings.items())
 
 
 def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)
         if match is None:
             raise UsageError(f"--seeds {text!r}: write 0-4 or 0,3,7")
         first = int(match[1])
@@ -241,10 +264,17 @@ def _word(option: str, text: str) -> str:
     return text
 
 
+def _require_text(text: str) -> None:
+    """Raises UsageError for what bash would not read back from a script."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
+        raise UsageError(f"{text!r} holds characters that a job's script cannot")
+
+
 def _in_root(path: Path, root: Path) -> str:
-    """A path for a job, which runs in the repository's root; without its prefix where it lies there."""
+    """A path for a job, which runs in `root`; without this prefix where it lies there, and never like an option."""
     path = path.absolute()
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+    text = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    return f"./{text}" if text.startswith("-") else text
 
 
 def _command(arguments: argparse.Namespace) -> str:

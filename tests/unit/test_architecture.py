@@ -20,10 +20,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # Imports go from a later layer to an earlier one, or stay inside one; the number is the layer.
 LAYERS = (
     (
-        *("errors", "failpoints", "leaving"),
-        *("recipe", "recipe_blocks", "recipe_errors", "recipe_source", "recipe_stages", "recipe_yaml"),
+        *("errors", "disk", "failpoints", "leaving", "shown"),
+        *("recipe", "recipe_blocks", "recipe_errors", "recipe_files", "recipe_source", "recipe_stages", "recipe_yaml"),
     ),
-    ("models", "data", "parallel", "schedule"),
+    ("models", "data", "parallel", "schedule", "chance"),
     ("checkpoint", "metrics", "plan"),
     (
         *("tracking", "assemble", "attempts", "out_of_memory", "probe", "run_lock", "run_record", "trainer"),

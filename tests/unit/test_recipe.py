@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from recipe_files import MINIMAL, WriteRecipe, read
 
 from sfa_dist import recipe as schema
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe import dump_recipe, load_recipe, print_recipe
+from sfa_dist.recipe_blocks import FolderName
 from sfa_dist.recipe_source import drop_marks, merge
 from sfa_dist.recipe_yaml import Node, format_tree, format_value, parse, plain
 
@@ -77,6 +80,18 @@ blocks = st.recursive(
 )
 
 
+NAME = TypeAdapter(FolderName)
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a folder's name."""
+    try:
+        NAME.validate_python(text)
+    except ValueError:
+        return False
+    return True
+
+
 def tree(value: Any, place: str) -> Node:
     return parse(format_tree(value), place=lambda line: place)
 
@@ -133,8 +148,8 @@ def test_merging_is_associative_and_the_last_wins(one: Any, two: Any, three: Any
 @given(
     lr=st.floats(0, 1e6),
     seeds=st.lists(st.integers(0, 10**9), min_size=1, max_size=3),
-    name=texts,
-    deepspeed=st.dictionaries(texts, values, max_size=3),
+    name=texts.filter(is_name),
+    deepspeed=st.dictionaries(texts, values, max_size=3).filter(lambda value: "\\u0000" not in json.dumps(value)),
     adapter=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)

@@ -191,3 +191,35 @@ def test_the_ledger_of_bad_clips_names_shard_key_and_reason(tmp_path: Path) -> N
     assert "and 102 more: log.jsonl names each" in page
     assert "| a.tar | z | crc32 mismatch | stage1 |\n| b.tar | x/y | cut \\| <here> | stage1, stage2 |\n" in text
     assert "and 102 more" in text
+
+
+# ---------------------------------------------------------------------------------------------- better than chance
+
+GUESSED = {"classes": 2, "chance_acc1": 0.5, "majority_acc1": 0.5, "predicted_classes": 1, "better_than_chance": False}
+
+
+@pytest.mark.parametrize("page", ["report.html", "report.md"])
+def test_the_report_says_what_chance_is_and_when_a_score_is_no_better(finished: Path, page: str) -> None:
+    line = {**RESULT, "acc1": 0.5, "samples": 60, "mean_class_acc1": 0.5, "temporal_views": 1, "spatial_views": 1}
+    (finished / "result.json").write_text(json.dumps({**line, **GUESSED, "by_views": [{**line, **GUESSED}]}))
+    write_report(finished)
+    text = (finished / page).read_text()
+    for words in (
+        "By chance 50.00%, by always naming the largest class 50.00%; 1 of 2 classes predicted.",
+        "One class predicted, the same for all 60 clips.",
+        "No better than chance: top-1 50.00% on 60 clips, guessing 50.00%.",
+        "sfa check-learning",
+    ):
+        assert words in text
+    assert "top-5" not in text
+
+
+def test_a_member_of_a_sweep_that_guesses_is_marked(finished: Path) -> None:
+    member = {"settings": {"optimizer.lr": 0.1}, "trainable_parameters": 9, "acc5": 1.0, "loss": 1.0, **GUESSED}
+    learned = {**member, "member": "m001", "acc1": 0.9, "better_than_chance": True}
+    lines = [{**member, "member": "m000", "acc1": 0.5}, learned]
+    (finished / "result.json").write_text(json.dumps({**RESULT, "sweep": lines}))
+    write_report(finished)
+    text = (finished / "report.md").read_text()
+    assert "| m000 (no better than chance) | 0.1 | 9 | 50.00% | 1.0000 |" in text
+    assert "| m001 | 0.1 | 9 | 90.00% | 1.0000 |" in text

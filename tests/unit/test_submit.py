@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -34,11 +35,11 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object, severity: str = "style") -> str:
     assert sfa(["submit", *map(str, arguments)]) == 0
     text = capsys.readouterr().out
     if SHELLCHECK is not None:
-        subprocess.run([SHELLCHECK, "-"], input=text, text=True, check=True)
+        subprocess.run([SHELLCHECK, f"--severity={severity}", "-"], input=text, text=True, check=True)
     return text
 
 
@@ -168,6 +169,86 @@ def test_what_is_refused(
     capsys: pytest.CaptureFixture[str], recipe: Path, code: int, options: list[str], says: str
 ) -> None:
     assert says in refused(capsys, code, "--recipe", recipe, *options)
+
+
+TRICKS = (
+    *("a\nEND_OF_JOB\ntouch PWNED\n", "$(touch PWNED)", "`touch PWNED`", "'; touch PWNED; '", '"; touch PWNED; "'),
+    *("a\n#SBATCH --wrap=x\nb", "%x%j", "two  words", "-rf", "\\\n", "${HOME}", "a'b\"c", "!!", "é", "*", "~", "#"),
+    *("a\nEND_OF_JOB\nEND_OF_JOB_0000\n", "\n\n"),
+)
+COMMON = """\
+run_training() { printf '%s\\0' "$@" >"$SFA_ROOT/words"; }
+"""
+
+
+@pytest.mark.parametrize("chain", [False, True], ids=["job", "chain"])
+def test_every_argument_comes_to_train_py_as_it_was_given(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, chain: bool
+) -> None:
+    """And nothing of it is run, on the login node or in the job."""
+    tricks = [f"deepspeed.k{number}={json.dumps(trick)}" for number, trick in enumerate(TRICKS)]
+    tricks += [f"deepspeed.r=[x,\n{trick.strip()!r}]" for trick in ("END_OF_JOB", "touch PWNED")]
+    odd = tmp_path / "-o'd\nEND_OF_JOB\n#SBATCH --wrap=x\n$(touch PWNED)"
+    odd.mkdir()
+    shutil.copy(recipe, odd / "-mine.yaml")
+    words = [word for trick in ["name=job", *tricks] for word in ("--set", trick)]
+    text = printed(
+        *(capsys, "--recipe", odd / "-mine.yaml", "--name", "job", "--run-dir", odd / "runs", *words),
+        *(["--chain"] if chain else []),
+        severity="warning",  # What does not expand in quotes is meant so.
+    )
+    home = tmp_path / "home"
+    (home / "slurm").mkdir(parents=True)
+    (home / "slurm" / "_common.sh").write_text(COMMON)
+    (home / "sbatch").write_text('#!/bin/bash\nfor last; do [[ -f $last ]] && exec bash "$last"; done\n')
+    (home / "sbatch").chmod(0o755)
+    environ = {"PATH": f"{home}:/usr/bin:/bin", "SFA_ROOT": str(home)}
+    subprocess.run(["bash"], input=text, text=True, check=True, cwd=tmp_path, env=environ, capture_output=True)
+    expected = ["--recipe", str(odd / "-mine.yaml"), *words, "--run-dir", str(odd / "runs")]
+    assert (home / "words").read_text().split("\0")[:-1] == expected
+    assert not list(tmp_path.rglob("PWNED"))
+    read_by_slurm = text[: text.index("SFA_ROOT=$")]  # Up to the first command.
+    assert chain or read_by_slurm.count("\n#SBATCH --") == 10
+    assert "--wrap" not in re.sub("^# .*", "", read_by_slurm, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--name", name] for name in ("a b", "a\nb", "../x", "%x", "-x", "$(x)", "", "a;b", "'")),
+        *(["--account", value] for value in ("a b", "a\n#SBATCH --wrap=x", "$(x)", "`x`", "")),
+        *(["--partition", "a\nb"], ["--qos", "a b"], ["--time", "1\n"], ["--time", "١"]),
+        *(["--sbatch=--mem=0\n#SBATCH --wrap=x"], ["--sbatch=--mem=0\r"], ["--sbatch=-é"]),
+        *(["--seeds", "9" * 5000], ["--seeds", "0-1\n"], ["--vary", "seed=" + ",".join(map(str, range(10_001)))]),
+        *(["--vary", "name=" + "x" * 250], ["--run-dir", "a\rb"], ["--stage-nodes", "stage1=1\n", "--chain"]),
+    ],
+    ids=lambda options: repr(" ".join(options))[:40],
+)
+def test_values_that_a_script_cannot_hold(capsys: pytest.CaptureFixture[str], recipe: Path, options: list[str]) -> None:
+    refused(capsys, 64, "--recipe", recipe, *options)
+
+
+def test_tasks_stay_beside_their_run(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
+    text = printed(capsys, "--recipe", recipe, "--run-dir", "/runs/a", "--vary", "deepspeed.a/b=../../x,y")
+    assert re.findall(r"--run-dir (\S+)\)", text) == ["/runs/a-deepspeed.a_b-.._.._x", "/runs/a-deepspeed.a_b-y"]
+
+
+def test_a_path_is_no_option(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfa_dist.tools.submit.is_repository", lambda root: False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipe, "-mine.yaml")
+    text = printed(capsys, "--recipe=-mine.yaml", "--run-dir=-runs", "--name", "x", "--set", "name=x")
+    assert text.splitlines()[-1] == 'run_training --recipe ./-mine.yaml --set name=x --run-dir ./-runs "$@"'
+
+
+def test_a_site_value_of_several_lines_is_refused(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cluster.env").write_text("SBATCH_ACCOUNT=$'lab\\ngpu'\n")
+    monkeypatch.setenv("SFA_CLUSTER_ENV", str(tmp_path / "cluster.env"))
+    assert "--account 'lab\\ngpu'" in refused(capsys, 64, "--recipe", recipe)
 
 
 SBATCH = """\

@@ -1,0 +1,138 @@
+"""Whether a score is better than guessing: what guessing scores, how sure one can be, and how that is said.
+
+Who guesses names a class at random, 1 / classes, or always the largest class of the test, its share of the clips. A
+score is better than that where so many right answers, or more, would come from the better of the two with a probability
+below SURE (an exact one-sided binomial test). Of few clips even a perfect score may not be: that is said as well.
+
+A "line" is the scores of an evaluation, as in log.jsonl and result.json; of several heads each has its keys with the
+head in front (`verb_acc1`, `verb_chance_acc1`), and lines of before this was counted lack them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SURE = 0.05
+TOP5_FROM = 6  # Of five classes or fewer the right one is always among the best five.
+KEYS = ("classes", "chance_acc1", "majority_acc1", "predicted_classes", "better_than_chance")
+WHAT_TO_DO = "docs/learning.md says what to do; `sfa check-learning --recipe R` looks for the cause in two minutes"
+_NEGLIGIBLE = 1e-18
+
+Line = Mapping[str, Any]
+
+
+def chance_facts(pairs: Mapping[tuple[int, int], int], right: int, classes: int) -> dict[str, Any]:
+    """KEYS of clips counted by (class, predicted class), of which so many are `right`, with `classes` to choose from;
+    empty without a clip."""
+    clips = sum(pairs.values())
+    if not clips:
+        return {}
+    by_class: Counter[int] = Counter()
+    for (label, _), count in pairs.items():
+        by_class[label] += count
+    chance, majority = 1 / classes, max(by_class.values()) / clips
+    verdict = better_than(right, clips, max(chance, majority))
+    return dict(zip(KEYS, (classes, chance, majority, len({found for _, found in pairs}), verdict), strict=True))
+
+
+def better_than(right: int, clips: int, guessed: float) -> bool | None:
+    """Whether `right` of `clips` is more than guesses give that are right with probability `guessed`; None where no
+    score of so few clips would be."""
+    if tail(right, clips, guessed) < SURE:
+        return True
+    return False if tail(clips, clips, guessed) < SURE else None
+
+
+def tail(right: int, clips: int, guessed: float) -> float:
+    """The probability that at least `right` of `clips` independent guesses are right."""
+    if right <= 0 or guessed >= 1:
+        return 1.0
+    return min(1.0, math.fsum(_terms(right, clips, guessed)))
+
+
+def _terms(right: int, clips: int, guessed: float) -> Iterator[float]:
+    """The probabilities of exactly `right`, `right` + 1, ... right guesses, as long as they count."""
+    for number in range(right, clips + 1):
+        ways = math.lgamma(clips + 1) - math.lgamma(number + 1) - math.lgamma(clips - number + 1)
+        term = math.exp(ways + number * math.log(guessed) + (clips - number) * math.log1p(-guessed))
+        yield term
+        if number > clips * guessed and term < _NEGLIGIBLE:
+            return
+
+
+def heads_of(line: Line) -> list[str]:
+    """What stands before the keys of each head of a line: `noun_`, `verb_`, `action_`; "" of a single head."""
+    heads = [key.removesuffix("acc5") for key in line if key.endswith("_acc5")]
+    return heads or [""]
+
+
+def shows_top5(line: Line, head: str = "") -> bool:
+    """Whether the top-5 of a line says anything: of five classes or fewer it is always 1."""
+    return int(line.get(f"{head}classes", TOP5_FROM)) >= TOP5_FROM
+
+
+def guessing(line: Line, head: str = "") -> float | None:
+    """What guessing scores, None where the line does not know."""
+    if f"{head}chance_acc1" not in line:
+        return None
+    return max(line[f"{head}chance_acc1"], line[f"{head}majority_acc1"])
+
+
+def chance_words(line: Line) -> list[str]:
+    """For each head what guessing scores, and how many classes are predicted."""
+    return [
+        f"{_titled(head)}by chance {line[f'{head}chance_acc1']:.2%}, by always naming the largest class "
+        f"{line[f'{head}majority_acc1']:.2%}; {line[f'{head}predicted_classes']:,} of {line[f'{head}classes']:,} "
+        "classes predicted"
+        for head in heads_of(line)
+        if guessing(line, head) is not None
+    ]
+
+
+def one_class_words(line: Line) -> list[str]:
+    """That all clips of several classes are taken for the same one."""
+    return [
+        f"{_titled(head)}one class predicted, the same for all {line['samples']:,} clips"
+        for head in heads_of(line)
+        if line.get(f"{head}predicted_classes") == 1 and line[f"{head}majority_acc1"] < 1
+    ]
+
+
+def no_better_words(line: Line, when: str = "") -> list[str]:
+    """That a score is no better than chance `when`, or that its clips cannot tell."""
+    words = []
+    for head in heads_of(line):
+        guessed = guessing(line, head)
+        if guessed is None or line[f"{head}better_than_chance"]:
+            continue
+        clips = f"{line['samples']:,} clips"
+        if line[f"{head}better_than_chance"] is False:
+            scores = f"top-1 {line[f'{head}acc1']:.2%} on {clips}, guessing {guessed:.2%}"
+            words.append(f"{_titled(head)}no better than chance{when}: {scores}")
+        else:
+            why = f"all {clips} are of one class" if guessed >= 1 else f"{clips} are too few"
+            words.append(f"{_titled(head)}cannot be told from chance: {why}")
+    return words
+
+
+def verdicts(line: Line) -> list[str]:
+    """All that is wrong with a line, and what to do about it; empty where it is better than chance."""
+    found = [*one_class_words(line), *no_better_words(line)]
+    return [*found, WHAT_TO_DO] if found else []
+
+
+def telling(line: Line) -> dict[str, Any]:
+    """A line for the console: without KEYS, and without a top-5 that says nothing."""
+    hidden = {f"{head}acc5" for head in ("", *heads_of(line)) if not shows_top5(line, head)}
+    return {
+        key: value
+        for key, value in line.items()
+        if key not in hidden and not any(key == fact or key.endswith(f"_{fact}") for fact in KEYS)
+    }
+
+
+def _titled(head: str) -> str:
+    return f"{head.removesuffix('_')}: " if head else ""

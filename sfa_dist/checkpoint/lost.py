@@ -1,0 +1,71 @@
+"""Checkpoints that are gone: log.jsonl remembers them when the folder does not.
+
+A purged scratch disk, one that is not mounted here and a dangling link all look like a stage that has not begun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfa_dist.disk import parse_json
+
+MAX_LINE = 2**20  # Bytes; no line that counts is as long.
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a stage has come since it began last: its last step, and that of its last checkpoint (0: none)."""
+
+    step: int = 0
+    saved: int = 0
+
+
+def told_by_log(log: Path, stage: str, member: str | None = None) -> Told:
+    """What log.jsonl tells of a stage, or of a member of its sweep. Lines that cannot be read tell nothing."""
+    told, mark = Told(), f'"stage": "{stage}"'.encode()
+    try:
+        with log.open("rb") as file:
+            while line := file.readline(MAX_LINE):
+                if mark in line:
+                    told = _after(told, line, stage, member)
+    except OSError:
+        pass  # Without a log there is nothing to compare with.
+    return told
+
+
+def _after(told: Told, line: bytes, stage: str, member: str | None) -> Told:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return told
+    if not isinstance(record, dict) or record.get("stage") != stage or record.get("member") != member:
+        return told
+    step, event = record.get("step"), record.get("event")
+    if type(step) is not int:
+        return told
+    if event in ("start", "resume"):
+        return Told(step, step)
+    if event == "checkpoint":
+        return Told(max(told.step, step), step)
+    return Told(step, told.saved) if record.get("kind") == "train" else told
+
+
+def missing(told: Told, root: Path, newest: int) -> tuple[str, bool]:
+    """(what is gone, in words; whether that forbids to go on) where the newest checkpoint under `root` is of step
+    `newest`, 0 for none. No words where nothing is.
+
+    A stage whose folder stands, and whose checkpoints have all gone, is not begun anew by itself: they may be on a
+    disk that is away, and the new ones would replace them. Whoever removes the folder wants it anew.
+    """
+    if newest >= told.saved:
+        if newest or not told.step:
+            return "", False
+        return f"was at step {told.step} and had no checkpoint yet: starts over from step 0", False
+    if newest:
+        lost = told.step - newest
+        return f"the checkpoint of step {told.saved} is gone: goes on from step {newest}, {lost} steps again", False
+    gone = f"was at step {told.step}, and its checkpoints (the last of step {told.saved}) are gone from {root}"
+    if root.parent.exists() or root.parent.is_symlink():
+        return gone, True
+    return f"{gone}, with the stage's folder: starts over from step 0", False
