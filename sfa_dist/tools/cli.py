@@ -17,6 +17,7 @@ from sfa_dist.tools import (
     check_learning,
     evaluate,
     index,
+    init,
     pack,
     plan,
     predict,
@@ -45,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_arguments(training)
     training.set_defaults(run=train.run)
-    for module in (pack, index, show, plan, check_learning, cache, evaluate, predict, report, recipes, submit, chaos):
+    modules = (pack, init, index, show, plan, check_learning, cache, evaluate, predict, report, recipes, submit, chaos)
+    for module in modules:
         module.add_parser(commands)
     for command in commands.choices.values():
         command.set_defaults(run=_while_read(command.get_default("run")))

@@ -68,6 +68,10 @@ def select_split(
         columns = sorted({name for row in rows for name in row.extra})
         raise DataError(f"--split-column {column}: no row has such a column (they have: {some(columns)})")
     if split is None:
+        by_split = Counter(row.extra["split"] for row in rows if "split" in row.extra)
+        if len(by_split) > 1:
+            each = ", ".join(f"{count} of {name!r}" for name, count in by_split.most_common(5))
+            say(f"all splits are packed together ({each}): --split NAME packs one of them")
         return list(rows)
     column = column or "split"
     chosen = [row for row in rows if row.extra.get(column) == split]
