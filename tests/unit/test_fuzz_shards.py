@@ -198,13 +198,14 @@ def test_an_index_npz_of_texts_that_are_none_is_not_used(entry: ShardEntry, tmp_
         assert (read_sidecar(tmp_path, "hash") is not None) == used
 
 
-def test_a_member_beyond_all_files_is_refused(tmp_path: Path) -> None:
-    """A size of eight bytes, as GNU tar writes those that do not fit into digits."""
-    whole = bytearray(TARS[0])
-    whole[124:136] = b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7
-    (tmp_path / "x.tar").write_bytes(right_checksums(bytes(whole)))
-    with pytest.raises(DataError):
-        walk_shard(tmp_path / "x.tar")
+def test_a_header_larger_than_all_files_is_refused(tmp_path: Path) -> None:
+    """Its size in eight bytes, as GNU tar writes those that do not fit into digits."""
+    for kind in (TARS[3], TARS[4]):
+        whole = bytearray(kind)
+        whole[124:136] = b"\x80" + b"\0" * 2 + b"\x7f" + b"\xff" * 8
+        (tmp_path / "x.tar").write_bytes(right_checksums(bytes(whole)))
+        with pytest.raises(DataError):
+            walk_shard(tmp_path / "x.tar")
 
 
 def npz(name: str, shape: str, packed: bool) -> Callable[[bytes], bytes]:
