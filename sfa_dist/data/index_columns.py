@@ -267,6 +267,10 @@ def _check_columns(columns: Columns) -> None:
         text.text.dtype != np.uint8 or text.text.shape != (text.ends[-1] if len(text) else 0,) for text in texts
     ):
         raise ValueError("texts that do not end where they should")
+    for text in texts:
+        text.text.tobytes().decode("utf-8", "surrogatepass")
+        if (text.text[text.ends[:-1][text.ends[:-1] < len(text.text)]] & 0xC0 == 0x80).any():
+            raise ValueError("a text that ends within a character")
     if not len(columns.sha256) == len(columns.shard_bytes) == len(columns.ends) == shards:
         raise ValueError("columns of different numbers of shards")
     of_samples = (columns.suffix, columns.offset, columns.size, columns.crc32, columns.label)

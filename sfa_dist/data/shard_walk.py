@@ -94,7 +94,7 @@ def walk_shard(path: Path, shard: str = "") -> ShardEntry:
             samples = tuple(_sample(file, key, found) for key, found in members.items())
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: a place in the file that no system knows
         raise DataError(f"shard {shard}: cannot be read ({error}): check the path, the rights and the disk") from error
     return ShardEntry(size, sha256, samples, tuple(ignored))
 

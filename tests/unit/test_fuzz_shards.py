@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from data_samples import video_bytes
 from fuzzing import amounts, fuzz
 
 from sfa_dist.data import container
-from sfa_dist.data.index_columns import SIDECAR_NAME, Columns, _check_columns, read_sidecar, write_sidecar
+from sfa_dist.data.index_columns import SIDECAR_NAME, Columns, Strings, _check_columns, read_sidecar, write_sidecar
 from sfa_dist.data.index_file import format_index, parse_index, to_columns, to_entry, to_raw
 from sfa_dist.data.shard_walk import ShardEntry, split_name, walk_shard
 from sfa_dist.errors import DataError
@@ -182,6 +183,29 @@ def test_index_npz(entry: ShardEntry, tmp_path: Path, inputs: int) -> None:
             check(read)
 
     fuzz("index.npz", [seed], parse, (), right_crcs, inputs)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\x80"])
+def test_an_index_npz_of_texts_that_are_none_is_not_used(entry: ShardEntry, tmp_path: Path, text: bytes) -> None:
+    columns = to_columns({"s.tar": to_raw(entry)}, "index.json")
+    spoiled = columns.keys.text.copy()
+    spoiled[:1] = np.frombuffer(text, np.uint8)
+    write_sidecar(tmp_path, "hash", replace(columns, keys=Strings(spoiled, columns.keys.ends)))
+    assert read_sidecar(tmp_path, "hash") is None
+    split = Strings.of(["", "\N{LATIN SMALL LETTER E WITH ACUTE}", "b"])
+    for ends, used in (([0, 2, 3], True), ([0, 1, 3], False)):
+        write_sidecar(tmp_path, "hash", replace(columns, keys=Strings(split.text, np.array(ends))))
+        assert (read_sidecar(tmp_path, "hash") is not None) == used
+
+
+def test_a_header_larger_than_all_files_is_refused(tmp_path: Path) -> None:
+    """Its size in eight bytes, as GNU tar writes those that do not fit into digits."""
+    for kind in (TARS[3], TARS[4]):
+        whole = bytearray(kind)
+        whole[124:136] = b"\x80" + b"\0" * 2 + b"\x7f" + b"\xff" * 8
+        (tmp_path / "x.tar").write_bytes(right_checksums(bytes(whole)))
+        with pytest.raises(DataError):
+            walk_shard(tmp_path / "x.tar")
 
 
 def npz(name: str, shape: str, packed: bool) -> Callable[[bytes], bytes]:
