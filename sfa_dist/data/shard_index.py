@@ -31,6 +31,7 @@ from sfa_dist.data.index_file import (
 from sfa_dist.data.remote_index import known_shards, publish, read_beside, remote_columns, walk_remote
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
+from sfa_dist.disk import read_plain
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import LABEL_HEADS, RemoteBlock
 
@@ -299,6 +300,6 @@ def _read_beside(folder: Path | str, remote: RemoteBlock) -> bytes | None:
     if isinstance(folder, str):
         return read_beside(folder, MANIFEST_NAME, remote)
     try:
-        return (folder / MANIFEST_NAME).read_bytes()
+        return read_plain(folder / MANIFEST_NAME)
     except FileNotFoundError:
         return None
