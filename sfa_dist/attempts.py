@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.disk import explain, parse_json, read_plain, tell, write_json
+from sfa_dist.disk import parse_json, read_plain, tell_unwritten, write_json
 from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.shown.secret import without_secrets
 
@@ -72,7 +72,7 @@ class Attempts:
         try:
             write_json(self._path, self._entries[-KEPT:])
         except OSError as error:
-            tell(f"warning: {self._path} is not written: {explain(error, self._path)}")
+            tell_unwritten(self._path, error)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

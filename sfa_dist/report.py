@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sfa_dist.chance import chance_words, heads_of, shows_top5, verdicts
+from sfa_dist.disk import parse_object, read_object, read_plain, write_whole
+from sfa_dist.errors import CheckpointError
 from sfa_dist.report_classes import Table, class_reports, draw_confusions, read_class_tables
 from sfa_dist.shown.plain import for_figure, for_html, for_markdown
 from sfa_dist.shown.secret import without_secrets
@@ -39,12 +40,24 @@ STAGE_COLUMNS = (
 SCORES = {"acc1": "top-1", "acc5": "top-5"}
 BAD_COLUMNS = ("shard", "key", "reason", "stages")
 SHOWN_BAD_CLIPS = 500
+MAX_LOG = 2**31  # Bytes.
 SHOWN_OF_LONG = 10  # Rows of a long table.
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json, recipe.yaml and
-    test/classes.json; returns the page."""
+    test/classes.json; returns the page. Raises CheckpointError where one of them is not what this program writes,
+    OSError."""
+    try:
+        return _write_report(run_dir)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({told})"
+        ) from error
+
+
+def _write_report(run_dir: Path) -> Path:
     records = read_log(run_dir / "log.jsonl")
     result = _read_json(run_dir / "result.json")
     env = _read_json(run_dir / "env.json")
@@ -53,20 +66,23 @@ def write_report(run_dir: Path) -> Path:
     classes = read_class_tables(run_dir)
     figures = draw_figures(records, run_dir / "figures") + draw_confusions(classes, run_dir / "figures")
     tables = [*views_tables(result), *sweep_tables(result), *class_reports(classes)]
-    (run_dir / "report.md").write_text(_markdown(run_dir.name, records, result, env, figures, tables))
+    write_whole(run_dir / "report.md", _markdown(run_dir.name, records, result, env, figures, tables).encode())
     page = run_dir / "report.html"
-    page.write_text(_html(run_dir.name, records, result, env, figures, tables, recipe))
+    write_whole(page, _html(run_dir.name, records, result, env, figures, tables, recipe).encode())
     return page
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; the last line of a killed run may be cut and is left out."""
+    """The records of a log.jsonl; the last line of a killed run may be cut and is left out, as is what is no record."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    try:
+        for line in read_plain(path, MAX_LOG).splitlines():
+            try:
+                records.append(parse_object(line, kind=str))
+            except ValueError:
+                continue
+    except FileNotFoundError:
+        pass
     return records
 
 
@@ -327,4 +343,9 @@ def _more(bad: list[tuple[str, str, str, str]]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); run its stage again") from error

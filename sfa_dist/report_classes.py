@@ -3,7 +3,6 @@ matrix as a picture where it is small enough to be looked at."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfa_dist.disk import read_object
 from sfa_dist.shown.plain import for_figure
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
@@ -29,8 +29,11 @@ class Table(NamedTuple):
 
 def read_class_tables(run_dir: Path) -> dict[str, Any]:
     """`test/classes.json` by head, empty where there is none."""
-    path = run_dir / "test" / "classes.json"
-    return json.loads(path.read_text())["heads"] if path.is_file() else {}
+    try:
+        heads: dict[str, Any] = read_object(run_dir / "test" / "classes.json", heads=dict)["heads"]
+    except FileNotFoundError:
+        return {}
+    return heads
 
 
 def class_reports(heads: dict[str, Any]) -> list[Table]:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.disk import explain, read_object, tell, write_if_new, write_json
+from sfa_dist.disk import explain, read_object, tell_unwritten, write_if_new, write_json
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, record_recipe
@@ -120,13 +120,15 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def read_done(directory: Path) -> dict[str, Any] | None:
-    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read, or does
-    not tell what it should."""
+def read_done(directory: Path, numbers: Sequence[str] = RESULT_NUMBERS) -> dict[str, Any] | None:
+    """A stage's `done.json`, None when the stage is not done; `numbers` are what its result has to tell.
+
+    Raises CheckpointError when it cannot be read, or does not tell what it should.
+    """
     file = directory / DONE
     try:
         done = read_object(file, inputs=dict, result=dict)
-        for key in ("steps",) if DIVERGED in done["result"] else RESULT_NUMBERS:
+        for key in ("steps",) if DIVERGED in done["result"] else numbers:
             value = done["result"].get(key)
             if type(value) not in (int, float) or not 0 <= value < HUGE:
                 raise ValueError(f"its result has {key} {value!r:.40}")
@@ -158,7 +160,7 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
     try:
         keep()
     except OSError as error:
-        tell(f"warning: {path} is not written: {explain(error, path)}")
+        tell_unwritten(path, error)
 
 
 def collect_results(run_dir: Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def run_recipe(
             nonlocal tracker
             config = without_secrets_in(loaded.recipe.model_dump(mode="json"))
             silent = Tracker.console_only(loaded.recipe.log)
-            tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
+            told = (run_dir, loaded.recipe.log, config, environment())
+            tracker = silent if dry_run else Tracker(*told, stopping=lambda: bool(stop))
 
         runtime.on_main(open_tracker)
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")

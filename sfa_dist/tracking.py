@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
@@ -33,6 +34,7 @@ PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib"
 
 
 LOG_NAME = "log.jsonl"
+SIGNALS_APART = 1.0  # Seconds between those to the processes of one run.
 _MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
 
 
@@ -85,13 +87,19 @@ class Tracker:
     """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
 
     def __init__(
-        self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
+        self,
+        run_dir: Path | None,
+        log: LogBlock,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._jsonl: LineFile | None = None
         self._wandb: Any = None
         self._wandb_failed = False
         self._consoles: list[Console] = []  # The terminal, then console.log.
         self._told: set[str] = set()
+        self._stopping = stopping  # Whether the run was asked to stop.
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._jsonl = LineFile(run_dir / LOG_NAME)
@@ -231,7 +239,15 @@ class Tracker:
                 return
             self._wandb_failed = True
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
-            tell(f"wandb is off for this run: {type(error).__name__}: {error}")
+            if not self._stops_soon():
+                tell(f"wandb is off for this run: {type(error).__name__}: {error}")
+
+    def _stops_soon(self) -> bool:
+        """Whether wandb's service ended because the run does: a launcher's signal reaches it too, and first."""
+        until = time.monotonic() + SIGNALS_APART
+        while not self._stopping() and time.monotonic() < until:
+            time.sleep(0.01)
+        return self._stopping()
 
 
 def _has_key(environ: Mapping[str, str]) -> bool:

@@ -25,12 +25,13 @@ import os
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sfa_dist.disk import explain, tell
+from sfa_dist.disk import explain, path_argument, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
@@ -38,16 +39,28 @@ from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
+LAUNCHER_S = 0.5
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
 or disk;
 75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the contract's exit code for a wrong command line."""
+    """argparse with the contract's exit code for a wrong command line, paths that cannot be one included."""
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message} (see --help)")
+
+
+def _path(text: str) -> Path:
+    try:
+        return path_argument(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +127,8 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
+            if isinstance(error, PreemptedError):
+                _let_launcher_speak()
             said = without_secrets(" ".join(str(error).split()))
             tell(f"{prefix}: {said}")
             _tell_as_json(words, said, error.exit_code, error.report or {})
@@ -136,6 +151,15 @@ def _tell_as_json(words: Sequence[str], said: str, code: int, report: Mapping[st
     if "--json" in words:
         with suppress(BrokenPipeError):  # The reader of stdout has left; the error is on stderr.
             print(json.dumps({"error": said, "exit_code": code, **report}), flush=True)
+
+
+def _let_launcher_speak() -> None:
+    """Ctrl-C ends deepspeed's launcher with a traceback a quarter of a second later: what became of the run comes after
+    it."""
+    from sfa_dist.parallel.launch import read_launch
+
+    if read_launch(environment()).launcher == "deepspeed":
+        time.sleep(LAUNCHER_S)
 
 
 def _who() -> str:

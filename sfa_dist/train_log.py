@@ -127,7 +127,8 @@ class TrainLog:
             self.stage.schedule, self.steps_per_epoch
         ):
             return
-        found = {"one class": one_class_words(result), "chance": no_better_words(result, f" after {epoch} epochs")}
+        when = f" after {epoch} epoch{'s' * (epoch != 1)}"
+        found = {"one class": one_class_words(result), "chance": no_better_words(result, when)}
         new = {what: words for what, words in found.items() if words and what not in self.progress.told}
         self.progress.told += new
         for line in [*(line for words in new.values() for line in words), *([WHAT_TO_DO] if new else [])]:
@@ -138,6 +139,16 @@ class TrainLog:
         learning rate."""
         schedule = self.stage.schedule
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
+
+    def say_if_it_loops(self) -> None:
+        """Tells, at the end of the first epoch, how many clips were longer than their videos."""
+        if not self.progress.looped or self.progress.step > self.steps_per_epoch:
+            return
+        counted = f"{self.progress.looped:,} of the {self.progress.samples_seen:,} clips of the first epoch"
+        span = f"{(self.stage.frames - 1) * self.stage.data.stride + 1} frames of it"
+        text = f"{counted} come from a video shorter than the {span} that a clip spans, and are looped"
+        self.tracker.event("notice", stage=self.name, text=text)
+        self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
 
     def say_if_it_waits(self) -> None:
         """Tells where the stage waited for its loader, and what would help that this run has not been told yet."""

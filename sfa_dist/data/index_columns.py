@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -37,7 +38,7 @@ SUFFIXES = ("", *CLIP_SUFFIXES)
 # What zipfile and numpy raise for a damaged file.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, AttributeError, TypeError, SyntaxError),
-    *(struct.error, zlib.error, zipfile.BadZipFile),
+    *(struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
 )
 
 _log = logging.getLogger(__name__)

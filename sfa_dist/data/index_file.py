@@ -37,6 +37,7 @@ from sfa_dist.data.index_columns import (
     write_sidecar,
 )
 from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 INDEX_NAME = "index.json"
@@ -71,7 +72,7 @@ def _require_plain(path: Path) -> None:
 def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
     """The entries in the text of an index.json, of any version. Raises DataError if it is garbled."""
     with _readable(where):
-        content = json.loads(data)
+        content = parse_json(data)
         if content["version"] not in (1, INDEX_VERSION):
             raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION} and older")
         shards: dict[str, RawShard] = dict(content["shards"].items())

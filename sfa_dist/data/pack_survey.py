@@ -20,6 +20,7 @@ from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.pack_probe import Probe, Prober, is_there, start_probe_process
 from sfa_dist.data.pixel_statistics import mean_and_std
 from sfa_dist.data.reencode import SUFFIX
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -84,7 +85,7 @@ def _read_journal(path: Path) -> dict[str, Probe]:
     known = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.encode())
             probe = Probe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
         except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
             continue
@@ -117,8 +118,8 @@ def sort_out(
     """(clips to pack, report). Keys are the rows' numbers in the source, so they are unique and stay the same.
 
     Clips of the same content with other labels contradict each other, and none of them is packed. The report has
-    `listed`, `packed`, `bad_fraction`, a list for each of KINDS, `clips` (`clip_facts`), and `classes`: by head and
-    class name, the counts of those that are not all packed.
+    `listed`, `packed`, `bad_fraction`, a list for each of KINDS, `class_counts` (classes by head), `clips`
+    (`clip_facts`), and `classes`: by head and class name, the counts of those that are not all packed.
     """
     probes = _contradictions(rows, numbers, probes)
     clips: list[Clip] = []
@@ -141,6 +142,7 @@ def sort_out(
         kinds.append("duplicate")
     report["packed"] = len(clips)
     report["bad_fraction"] = sum(len(report[problem]) for problem in PROBLEMS) / len(rows)
+    report["class_counts"] = {head: len(names) for head, names in heads.items()}
     report["clips"] = clip_facts([clip.probe for clip in clips])
     report["classes"] = {head: _by_class(names, [n[head] for n in numbers], kinds) for head, names in heads.items()}
     return clips, report
@@ -165,15 +167,16 @@ def _contradictions(rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], 
 
 def clip_facts(probes: Sequence[Probe]) -> dict[str, Any]:
     """What a recipe is to fit: `frames` of the shortest clip, of those that a quarter and a half are not longer than,
-    and of the longest; the median `fps`; `mean` and `std` of the pixels by channel, from 0 to 1 (None where none was
-    decoded)."""
+    and of the longest; `lengths`, how many clips have so many frames; the median `fps`; `mean` and `std` of the pixels
+    by channel, from 0 to 1 (None where none was decoded)."""
     if not probes:
-        return {"frames": None, "fps": None, "mean": None, "std": None}
+        return {"frames": None, "lengths": {}, "fps": None, "mean": None, "std": None}
     counts = sorted(probe.frames for probe in probes)
     places = {"min": 0, "quartile": (len(counts) - 1) // 4, "median": (len(counts) - 1) // 2, "max": len(counts) - 1}
     mean, std = mean_and_std([probe.moments for probe in probes if probe.moments])
     return {
         "frames": {name: counts[place] for name, place in places.items()},
+        "lengths": {str(frames): count for frames, count in sorted(Counter(counts).items())},
         "fps": round(median(probe.fps for probe in probes), 3),
         "mean": mean,
         "std": std,

@@ -6,7 +6,6 @@ A sample is (shard, key) and is read by offset, so one damaged sample can neithe
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from sfa_dist.data.index_file import (
 from sfa_dist.data.remote_index import known_shards, publish, read_beside, remote_columns, walk_remote
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
-from sfa_dist.disk import read_plain
+from sfa_dist.disk import parse_json, read_plain
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import LABEL_HEADS, RemoteBlock
 
@@ -276,8 +275,8 @@ def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
         where = shown(folder / MANIFEST_NAME if isinstance(folder, Path) else folder + MANIFEST_NAME)
         try:
             data = _read_beside(folder, remote)
-            classes = None if data is None else _class_names(json.loads(data))
-        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+            classes = None if data is None else _class_names(parse_json(data))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
             found[where] = classes

@@ -200,6 +200,8 @@ def fitting(source: str) -> Iterator[None]:
     """Tensors that are reshaped inside of the block may have any shape: those that cannot be are told (RecipeError)."""
     try:
         yield
+    except RecipeError as error:
+        raise RecipeError(f"weights from {source}: {error}") from error
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise RecipeError(f"weights from {source} do not fit the recipe's model: {_first_line(error)}") from error
 

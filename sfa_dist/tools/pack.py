@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
+from sfa_dist.parallel.environment import environment
+from sfa_dist.recipe import load_recipe
 from sfa_dist.shown.plain import for_terminal
+from sfa_dist.tools.init import recipe_lines
 
 if TYPE_CHECKING:
     from sfa_dist.data.reencode import Encoding
@@ -79,6 +82,7 @@ def add_parser(commands: Any) -> None:
     add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of what is encoded anew (default: 23)")
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
     add("--check", action="store_true", help="report what is there, class by class, and write nothing")
+    add("--recipe", type=Path, help="say how many clips are too short for its stages, and whether its classes fit")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
@@ -91,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
+    recipe = load_recipe(arguments.recipe, [], environment()).recipe if arguments.recipe else None
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
     try:
         with _progress() as progress:
@@ -106,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(summary(error.report, arguments.out_dir, kept, packed=False))
         raise
     file = None if arguments.check else arguments.out_dir / report_name(report["prefix"])
+    if recipe is not None:
+        report["recipe"] = recipe_lines(recipe, report["clips"], report["class_counts"].get("label"))
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0
 
@@ -137,7 +144,8 @@ def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed:
         lines.append(f"all of them: {file}" if file else "all of them: --json")
     if report["clips"]["frames"]:
         lines += _fact_lines(report["clips"])
-    if file and packed:
+    lines += [f"  {line}" for line in report.get("recipe", ())]
+    if file and packed and "recipe" not in report:
         lines.append(f"write a recipe that fits: sfa init mine.yaml --shards {shlex.quote(str(out_dir))}")
     return "\n".join(for_terminal(line, lines=False) for line in lines)
 

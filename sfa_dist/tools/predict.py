@@ -45,7 +45,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--hop", type=float, metavar="SECONDS", help="from one window to the next (default: a quarter of a window)"
     )
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for a timeline's JSON and picture")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="for a timeline's JSON and picture; made where it is not there",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     parser.set_defaults(run=run)
 

@@ -33,6 +33,7 @@ def predict_videos(arguments: argparse.Namespace) -> int:
     recipe, subject = _subject(arguments)
     model = Model(recipe, subject, _device(arguments.device))
     if arguments.timeline:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         return _each(arguments, lambda video: _timeline(video, arguments, model))
     predictor = FilePredictor(model, recipe)
     return _each(arguments, lambda video: _top(video, arguments, predictor, model))
@@ -54,8 +55,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{video}: no such file")
     if arguments.timeline and len({_stem(video) for video in arguments.videos}) < len(arguments.videos):
         raise UsageError("two videos of one name would write the same files: run them one by one, each with its --out")
-    if arguments.timeline and not arguments.out.is_dir():
-        raise UsageError(f"--out {arguments.out}: no such folder")
+    if arguments.timeline and arguments.out.exists() and not arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is a file: give a folder")
     if arguments.hop is not None and not (arguments.timeline and 0 < arguments.hop < float("inf")):
         raise UsageError("--hop is a number of seconds greater than 0, and goes with --timeline")
     if arguments.top < 1:

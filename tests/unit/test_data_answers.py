@@ -301,6 +301,34 @@ def test_content_ranges() -> None:
             parse_content_range(text)
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (says(PARTIAL, endless(), Content_Range="bytes 10-19/1000"), "more than the 10 bytes that were asked for"),
+        (says(PARTIAL, [b"x" * 10], Content_Range="bytes 0-9/1000", Content_Length=10), "sends bytes 0 to 9 for 10"),
+        (says(PARTIAL, [b"x" * 10], Content_Length=10), "does not say which bytes"),
+        (says("200 OK", endless()), "no byte ranges"),
+        (says(PARTIAL, [gzip.compress(b"x")], Content_Range="bytes 10-19/1000", Content_Encoding="gzip"), "compressed"),
+        (drip(b"HTTP/1.1 206 x\r\nContent-Range: bytes 10-19999/20000\r\n\r\n"), "no answer in time|sends bytes 10 to"),
+        (drip(b"HTTP/1.1 206 x\r\nX: "), "no answer in time"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)  # fmt: skip
+def test_s3_is_bounded_as_http_is(script: Script, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "READ_SECONDS", 2.0)
+    monkeypatch.setattr(remote, "CONNECT_SECONDS", 2.0)
+    with serving(script) as url:
+        for key, value in {
+            "AWS_ENDPOINT_URL": url.rpartition("/d/")[0],
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(key, value)
+        block = RemoteBlock(retries=0)
+        assert grown(lambda: refused(lambda: read_range("s3://bucket/x.tar", 10, 10, block), words)) < 80
+
+
 def test_no_ranges_tell_the_size() -> None:
     with serving(says("200 OK", [b"x" * 7], Content_Length=7)) as url:
         assert look(url, HTTP) == Answer(7, False)

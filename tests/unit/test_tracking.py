@@ -257,14 +257,17 @@ def test_a_run_goes_on_where_wandb_fails_on_the_way(
 
 
 @pytest.mark.fault(68)
-def test_a_service_of_wandb_that_is_ended_is_told_in_a_line(tmp_path: Path) -> None:
-    """deepspeed's launcher ends it at a Ctrl-C, as all processes below it."""
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_service_of_wandb_that_is_ended_is_told_in_a_line(tmp_path: Path, stopping: bool) -> None:
+    """deepspeed's launcher ends it at a Ctrl-C, as all processes below it: then the run ends too, and log.jsonl is
+    enough."""
     program = (
         "import os, sys, time, psutil\n"
         "from pathlib import Path\n"
         "from sfa_dist.recipe_blocks import LogBlock\n"
         "from sfa_dist.tracking import Tracker\n"
-        "log = Tracker(Path(sys.argv[1]), LogBlock(wandb='offline'), {}, dict(os.environ))\n"
+        "log = Tracker(Path(sys.argv[1]), LogBlock(wandb='offline'), {}, dict(os.environ), stopping=lambda: "
+        f"{stopping})\n"
         "children = psutil.Process().children(recursive=True)\n"
         "assert children\n"
         "for child in children:\n"
@@ -275,7 +278,7 @@ def test_a_service_of_wandb_that_is_ended_is_told_in_a_line(tmp_path: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"wandb is off for this run: .+\n", done.stderr)
+    assert re.fullmatch(r"" if stopping else r"wandb is off for this run: .+\n", done.stderr)
     assert [line["event"] for line in lines(tmp_path) if line["kind"] == "event"] == ["wandb_off"]
 
 

@@ -46,7 +46,10 @@ def read_rows(
         raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
     if not videos.is_dir():
         raise DataError(f"--videos {videos}: no such folder")
-    return chosen, OFFICIAL[chosen].read(source, VideoFiles(videos), say)
+    rows = OFFICIAL[chosen].read(source, VideoFiles(videos), say)
+    if unnamed := [row.where for row in rows if not all(row.labels.values())]:
+        raise DataError(f"{unnamed[0]}: a clip without a label ({len(unnamed)} in all): correct the list")
+    return chosen, rows
 
 
 def _sniff(source: Path) -> str:
@@ -65,6 +68,10 @@ def select_split(
         columns = sorted({name for row in rows for name in row.extra})
         raise DataError(f"--split-column {column}: no row has such a column (they have: {some(columns)})")
     if split is None:
+        by_split = Counter(row.extra["split"] for row in rows if "split" in row.extra)
+        if len(by_split) > 1:
+            each = ", ".join(f"{count} of {name!r}" for name, count in by_split.most_common(5))
+            say(f"all splits are packed together ({each}): --split NAME packs one of them")
         return list(rows)
     column = column or "split"
     chosen = [row for row in rows if row.extra.get(column) == split]

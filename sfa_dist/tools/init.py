@@ -1,0 +1,235 @@
+"""`sfa init`: a commented recipe of one's own, filled in from what `sfa pack` has found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sfa_dist.errors import DataError, UsageError
+from sfa_dist.recipe import Recipe
+
+BASE = "recipes/own_videos.yaml"
+_EPILOG = """\
+examples:
+  sfa init mine.yaml --shards data/own
+  sfa init mine.yaml --shards data/own --train fold1 --test fold2
+"""
+_TRAIN = ("train", "training", "shard")
+_TEST = ("test", "testing", "val", "valid", "validation")
+_VAL = ("val", "valid", "validation", "test", "testing")
+_PATTERN_CHARACTERS = "*?[]{}$"
+_FRAMES = (8, 14)  # of the two stages at most, as in BASE
+_TUBELET = 2  # BASE's; a clip has a multiple of it
+_BATCH = 10  # BASE's
+_DEFAULT_PIXELS = [0.45, 0.25]
+
+
+class Span(NamedTuple):
+    """A stage's `frames`, `stride` apart."""
+
+    frames: int
+    stride: int
+
+    @property
+    def length(self) -> int:
+        """Frames of the video from the first of them to the last."""
+        return (self.frames - 1) * self.stride + 1
+
+
+def add_parser(commands: Any) -> None:
+    """Registers the sub-command."""
+    parser = commands.add_parser(
+        "init",
+        help="a commented recipe of one's own, from packed clips",
+        description="Writes a recipe for clips that sfa pack has packed: their classes, shards, pixel statistics, and "
+        f"frames and strides that fit their lengths, on top of {BASE}.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", type=Path, help="the YAML to write")
+    parser.add_argument("--shards", type=Path, required=True, metavar="FOLDER", help="where sfa pack wrote to")
+    parser.add_argument("--train", metavar="PREFIX", help="the pack to train on (default: train, or the only one)")
+    parser.add_argument("--test", metavar="PREFIX", help="the pack to test on (default: test, or val)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the recipe and says what it has. Raises UsageError and DataError."""
+    if arguments.recipe.exists():
+        raise UsageError(f"{arguments.recipe} is there already: give another name, or remove it")
+    if arguments.recipe.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{arguments.recipe}: a recipe's name ends with .yaml")
+    if odd := sorted(set(str(arguments.shards)) & set(_PATTERN_CHARACTERS)):
+        raise UsageError(f"--shards {arguments.shards}: {odd[0]} means something else in a recipe: rename the folder")
+    manifest = read_manifest(arguments.shards)
+    train, val, test = choose_packs(list(manifest["packs"]), arguments.train, arguments.test)
+    facts = manifest["packs"][train].get("clips")
+    if not facts or not facts.get("frames"):
+        raise DataError(f"{arguments.shards}: the lengths of its clips are not known: pack them anew, with --overwrite")
+    spans = fitting_spans(facts["frames"]["quartile"])
+    text = recipe_text(arguments, manifest, (train, val, test), spans)
+    try:
+        arguments.recipe.parent.mkdir(parents=True, exist_ok=True)
+        arguments.recipe.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{arguments.recipe} cannot be written ({error.strerror}): give another place") from error
+    name = shlex.quote(str(arguments.recipe))
+    print(
+        f"{arguments.recipe}: {len(manifest['classes'])} classes, {manifest['packs'][train]['samples']} training clips"
+    )
+    for line in span_lines(spans, facts["lengths"]):
+        print(f"  {line}")
+    if test is None:
+        print("  no pack to test on: without clips that training has not seen there is no score")
+    print(f"train it: sfa train --recipe {name}")
+    return 0
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of packed clips with one label each. Raises DataError where there is none, UsageError for several
+    heads."""
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_bytes())
+        packs = {name: {**pack, "samples": int(pack["samples"])} for name, pack in manifest["packs"].items()}
+        classes = manifest["classes"]
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}): pack the clips first, sfa pack LIST {folder}"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} is not a manifest of sfa pack ({error!r:.80}): pack the clips anew") from error
+    if not packs:
+        raise DataError(f"{file} names no pack: pack the clips first, sfa pack LIST {folder}")
+    if not isinstance(classes, list) or not classes:
+        raise UsageError(
+            f"{folder}: its clips have several labels each: start from recipes/epic_kitchens100/l_128f.yaml"
+        )
+    return {**manifest, "packs": packs}
+
+
+def choose_packs(names: list[str], train: str | None, test: str | None) -> tuple[str, str | None, str | None]:
+    """(train, val, test): which packs a recipe takes, None where there is none. Raises UsageError for what is not there
+    or cannot be told."""
+    for option, name in (("--train", train), ("--test", test)):
+        if name is not None and name not in names:
+            raise UsageError(f"{option} {name}: the packs are {', '.join(names)}")
+    chosen = train or next((name for name in _TRAIN if name in names), names[0] if len(names) == 1 else None)
+    if chosen is None:
+        raise UsageError(f"which of the packs {', '.join(names)} is to be trained on? Give --train")
+    others = [name for name in names if name != chosen]
+    found = test or next((name for name in _TEST if name in others), None)
+    val = test or next((name for name in _VAL if name in others), None)
+    if found == chosen:
+        raise UsageError(f"--test {found} is what is trained on: give another pack")
+    return chosen, val, found
+
+
+def fitting_spans(length: int) -> tuple[Span, Span]:
+    """The spans of the two stages that are about as long as a clip of `length` frames, and no longer where it has the
+    frames of a tubelet."""
+    spans = []
+    for most in _FRAMES:
+        frames = max(_TUBELET, min(most, length // _TUBELET * _TUBELET))
+        spans.append(Span(frames, max(1, (length - 1) // (frames - 1))))
+    return spans[0], spans[1]
+
+
+def span_lines(spans: tuple[Span, Span], lengths: Mapping[str, int]) -> list[str]:
+    """What each stage sees of a clip, and how many clips are shorter and loop. `lengths` counts clips by frames."""
+    lines = []
+    for stage, span in zip(("stage1", "stage2"), spans, strict=True):
+        short = sum(count for length, count in lengths.items() if int(length) < span.length)
+        lines.append(_span_line(stage, span, short, sum(lengths.values())))
+    return lines
+
+
+def _span_line(stage: str, span: Span, short: int, clips: int) -> str:
+    return f"{stage}: {span.frames} frames span {span.length}; {short} of {clips} clips are shorter and loop"
+
+
+def recipe_text(
+    arguments: argparse.Namespace,
+    manifest: Mapping[str, Any],
+    packs: tuple[str, str | None, str | None],
+    spans: tuple[Span, Span],
+) -> str:
+    """The YAML."""
+    from sfa_dist.data.annotations.rows import some, visible
+
+    train, val, test = packs
+    classes, facts = manifest["classes"], manifest["packs"][train]["clips"]
+    frames, count = facts["frames"], manifest["packs"][train]["samples"]
+    patterns = {
+        name: _pattern(arguments.shards, pack, list(manifest["packs"]))
+        for name, pack in (("train", train), ("val", val), ("test", test))
+    }
+    pixels = {name: facts[name] or [_DEFAULT_PIXELS[place]] * 3 for place, name in enumerate(("mean", "std"))}
+    one, two = span_lines(spans, facts["lengths"])
+    held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
+    batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
+    name = shlex.quote(str(arguments.recipe))
+    return f"""\
+# A recipe for the clips in {visible(str(arguments.shards))}: {count} to train on, at {facts["fps"]:g} frames a second,
+# of {frames["min"]} to {frames["max"]} frames (median {frames["median"]}).
+#
+# Command:  sfa train --recipe {name}
+#           sfa predict clip.mp4 --run runs/{arguments.recipe.stem}      what is in a video, afterwards
+# Change:   augment.flip to 0.5 where a mirrored clip means the same. What else there is stands in the recipe below it.
+#           Thousands of videos, or scenes as people film them: take recipes/b_32f.yaml, which starts from an image
+#           checkpoint, as _base_, with only the blocks model.classes and data of this file.
+
+_base_: {BASE}
+
+model:
+  classes: {len(classes)} # {visible(some(classes, 8))}
+
+data:
+  train: {json.dumps(patterns["train"])}
+  val: {json.dumps(patterns["val"])}{held_out}
+  test: {json.dumps(patterns["test"])}
+  stride: {spans[0].stride} # {one}
+  mean: {pixels["mean"]} # of the training clips' pixels, from 0 to 1
+  std: {pixels["std"]}
+
+augment:
+  flip: 0.0 # left and right may be the label
+{batch}
+stage1:
+  frames: {spans[0].frames}
+
+stage2:
+  frames: {spans[1].frames}
+  chunk_frames: {spans[1].frames}
+  data:
+    stride: {spans[1].stride} # {two}
+"""
+
+
+def _pattern(folder: Path, pack: str | None, packs: list[str]) -> list[str]:
+    if pack is None:
+        return []
+    longer = any(name.startswith(f"{pack}-") for name in packs)  # train-extra is none of train
+    return [f"{folder}/{pack}-{'[0-9]*' if longer else '*'}.tar"]
+
+
+def recipe_lines(recipe: Recipe, facts: Mapping[str, Any], classes: int | None) -> list[str]:
+    """How packed clips fit a recipe: its classes (None: of several heads), and clips that are shorter than a span."""
+    lines = []
+    for name in ("stage1", "stage2"):
+        stage = getattr(recipe, name)
+        if stage is None:
+            continue
+        if classes and stage.model.class_heads is None and stage.model.classes != classes:
+            lines.append(f"{name}: model.classes is {stage.model.classes}, and the clips have {classes} classes")
+        rate = stage.data.fps / facts["fps"] if isinstance(stage.data.fps, float) and facts["fps"] else 1.0
+        span = Span(stage.frames, stage.data.stride)
+        lengths = facts["lengths"].items()
+        short = sum(count for length, count in lengths if int(length) * rate < span.length)
+        total = sum(count for _, count in lengths)
+        lines.append(_span_line(name, span, short, total))
+    return lines
