@@ -97,6 +97,7 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "float_type": _says("a number"),
     "finite_number": _says("a finite number"),
     "string_type": _says("text"),
+    "string_too_short": _says("text that is not empty"),
     "bool_type": _says("true or false"),
     "list_type": _says("a list"),
     "dict_type": _says("a block of keys"),

@@ -21,6 +21,7 @@ from sfa_dist.recipe_blocks import (
     ModelBlock,
     NonNegative,
     OptimizerBlock,
+    PathText,
     Positive,
     ScheduleBlock,
     complain,
@@ -131,8 +132,8 @@ class Stage1(StageBlock):
     """
 
     frames: Positive = 8
-    image_checkpoint: str | None = None
-    weights: str | None = None
+    image_checkpoint: PathText | None = None
+    weights: PathText | None = None
 
 
 class Stage2(StageBlock):

@@ -53,6 +53,7 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
 
 def read_raw(folder: Path) -> dict[str, RawShard]:
     """As `read_index`, but the entries as they stand there, which is quick for millions of samples."""
+    _require_plain(folder / INDEX_NAME)
     try:
         data = (folder / INDEX_NAME).read_bytes()
     except FileNotFoundError:
@@ -60,6 +61,12 @@ def read_raw(folder: Path) -> dict[str, RawShard]:
     except OSError as error:
         raise DataError(f"{folder / INDEX_NAME} cannot be read: {error}") from error
     return parse_index(data, folder / INDEX_NAME)
+
+
+def _require_plain(path: Path) -> None:
+    """Raises DataError for a pipe or a device: opening one waits for its other end."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no plain file: remove it, and `sfa index` makes it anew")
 
 
 def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
@@ -97,6 +104,7 @@ def read_columns(folder: Path) -> Columns | None:
     Raises DataError if index.json is garbled.
     """
     path = folder / INDEX_NAME
+    _require_plain(path)
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

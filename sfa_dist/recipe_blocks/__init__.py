@@ -9,7 +9,7 @@ No torch here.
 """
 
 from sfa_dist.recipe_blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock
-from sfa_dist.recipe_blocks.base import Block, FolderName, NonNegative, Positive, complain
+from sfa_dist.recipe_blocks.base import Block, FolderName, NonNegative, PathText, Positive, complain
 from sfa_dist.recipe_blocks.data import DataBlock, LimitsBlock, Rate, RemoteBlock, shard_kind
 from sfa_dist.recipe_blocks.model import LABEL_HEADS, AdapterBlock, ModelBlock
 from sfa_dist.recipe_blocks.run import LogBlock, StopBlock, TestBlock
@@ -34,6 +34,7 @@ __all__ = [
     "ModelBlock",
     "NonNegative",
     "OptimizerBlock",
+    "PathText",
     "Positive",
     "RandAugmentBlock",
     "Rate",

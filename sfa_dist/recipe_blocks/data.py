@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from sfa_dist.recipe_blocks.base import Block, Fraction, NonNegative, Positive, complain
+from sfa_dist.recipe_blocks.base import Block, Fraction, NonNegative, PathText, Positive, complain
 from sfa_dist.shown.secret import shown_source
 
 MAX_FPS = 1000
@@ -58,7 +58,7 @@ class RemoteBlock(Block):
 
     allow: list[Literal["http", "https", "pipe"]] = []
     anonymous: bool = False
-    cache_dir: Annotated[str, Field(min_length=1)] | None = None
+    cache_dir: PathText | None = None
     cache_gib: Annotated[float, Field(gt=0.0)] | None = None
     stage: bool = False
     retries: Annotated[int, Field(ge=0, le=20)] = 4

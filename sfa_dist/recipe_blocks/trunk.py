@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator, model_validator
 
-from sfa_dist.recipe_blocks.base import Block, Fraction, Positive, complain
+from sfa_dist.recipe_blocks.base import Block, Fraction, PathText, Positive, complain
 
 
 def _frames_or_auto(value: object) -> int | str:
@@ -29,7 +29,7 @@ class CacheBlock(Block):
 
     views: Positive = 4
     phases: Positive = 1
-    dir: str | None = None
+    dir: PathText | None = None
     live_fraction: Fraction = 0.0
     refresh: Fraction = 0.0
     mixup: Fraction = 0.0

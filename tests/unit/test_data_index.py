@@ -230,3 +230,12 @@ def test_class_names_come_from_the_manifest(tmp_path, shard):
     second = write_shard(tmp_path / "other/b.tar", [("k", b"x", 1)])
     with pytest.raises(DataError, match=r"class lists of .* differ"):
         load_index([shard, second])
+
+
+@pytest.mark.parametrize("name", [INDEX_NAME, "manifest.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(shard, name):
+    load_index([shard])
+    (shard.parent / name).unlink(missing_ok=True)
+    os.mkfifo(shard.parent / name)
+    with pytest.raises(DataError, match="no plain file"):
+        load_index([shard])

@@ -23,6 +23,11 @@ from sfa_dist.recipe import load_recipe
         ("data: {mean: [0, 0, .inf]}", "a.yaml:5: data.mean[2]: expected a finite number, got inf"),
         ("data: {mean: [0, 0]}", "a.yaml:5: data.mean: expected a list of 3, got a list of 2"),
         ("data: {train: x.tar}", "a.yaml:5: data.train: expected a list, got 'x.tar'"),
+        ("data: {remote: {cache_dir: ''}}", "a.yaml:5: data.remote.cache_dir: expected text that is not empty, got ''"),
+        (
+            "stage2: {frames: 8, cache: {dir: ''}}",
+            "a.yaml:5: stage2.cache.dir: expected text that is not empty, got ''",
+        ),
         ("data: {train: [1]}", "a.yaml:5: data.train[0]: expected text, got 1"),
         ("data: {decoder: decord}", "a.yaml:5: data.decoder: expected 'auto', 'torchcodec' or 'pyav', got 'decord'"),
         ("test: {shuffled_frames: on}", "a.yaml:5: test.shuffled_frames: expected true or false, got 'on'"),
