@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,16 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     if run.dry_run:
         return
-    inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index))
+    swept = run.recipe.sweep and name == SWEPT
+    members = trained_members(run) if swept else []
+    tested = [member_directory(run, member) / run.weights(name).name for member in members] or [run.weights(name)]
+    weights = tested[0]
+    inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index, tested))
     before = run.runtime.on_main(lambda: None if again else _done_before(run.directory, inputs))
     if before is not None:
         _say_result(run, before)
         run.tracker.say(f"finished: the test was done before; --stage {TEST} makes it again")
         return
-    swept = run.recipe.sweep and name == SWEPT
-    weights = member_directory(run, trained_members(run)[0]) / run.weights(name).name if swept else run.weights(name)
     run.runtime.on_main(lambda: check_classes(trained_classes(weights), index))
     folder = run.directory / TEST
     extra: dict[str, Any] = {}
@@ -91,12 +94,11 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     _say_summary(run, summary)
 
 
-def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> dict[str, Any]:
-    """What the result depends on: the weights, by their stage's `done.json` where it was trained here, the clips and
-    the recipe."""
-    done, weights = run.directory / name / "done.json", run.weights(name)
-    trained = next((ckpt.file_sha256(path) for path in (done, weights) if path.is_file()), "")
-    inputs = stage_inputs(run.recipe, stage, index.sha256, trained)
+def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex, weights: Sequence[Path]) -> dict[str, Any]:
+    """What the result depends on: weights, as they are on disk now, clips and recipe."""
+    files = [run.weights("stage1"), *weights] if name == SWEPT else weights
+    hashes = " ".join(ckpt.file_sha256(path) if path.is_file() else "none" for path in files)
+    inputs = stage_inputs(run.recipe, stage, index.sha256, hashes)
     return {**inputs, "test": run.recipe.test.model_dump(mode="json")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,13 @@ def test_a_finished_run_says_its_result_again_and_does_not_test(guessing: Finish
     assert [line for line in again.out.splitlines() if line.startswith("test: ")] == said
     assert len([line for line in log_lines(place / "run") if line["kind"] == "eval"]) == tested
     assert (place / "run" / "result.json").read_bytes() == before
+
+
+def test_other_weights_are_not_what_was_tested(guessing: Finished, place: Path) -> None:
+    shutil.copytree(place / "run", place / "damaged")
+    weights = place / "damaged" / "stage2" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert "finished: " not in train(place, *START, "damaged", *sets(*NO_STEP)).out
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert f"{plan['stages']['stage2']['peak_gib']:.2f}" in table
     assert "it fits" in table
     assert "--clips" in table
+    ratio = f"cost ratio   {plan['cost_ratio']:.2f} = operations of 10 epochs of 4 frames in stage 1"
+    assert f"{ratio} + 4 epochs of 16 frames in stage 2, over those of 4 epochs of 16 frames end to end" in table
     assert "cache        at least " in table  # Nobody says how long the videos are.
 
 
