@@ -1,10 +1,4 @@
-"""Trains a recipe: argv -> Recipe -> stages -> exit code. The only wiring; runs as a script from a clean clone.
-
-deepspeed sfa_dist/train.py --recipe recipes/h_96f.yaml
-torchrun --nproc-per-node 8 sfa_dist/train.py --recipe recipes/h_96f.yaml
-srun python sfa_dist/train.py --recipe recipes/g_48f.yaml
-python sfa_dist/train.py --recipe recipes/demo.yaml --set stage2.schedule.epochs=2
-"""
+"""Trains a recipe: argv -> Recipe -> stages -> exit code. The only wiring; runs as a script from a clean clone."""
 
 from __future__ import annotations
 
@@ -40,9 +34,18 @@ from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
 LAUNCHER_S = 0.5
-EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
-or disk;
-75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
+EXIT_CODES = """\
+exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank;
+74 checkpoint or disk; 75 stopped with state saved, run me again;
+78 bad recipe, or recipe and state disagree"""
+DESCRIPTION = """\
+Trains a recipe: its stages one after the other, the test and the report, into a run directory. Run again, it goes on
+where it stands.
+
+  deepspeed sfa_dist/train.py --recipe recipes/h_96f.yaml
+  torchrun --nproc-per-node 8 sfa_dist/train.py --recipe recipes/h_96f.yaml
+  srun python sfa_dist/train.py --recipe recipes/g_48f.yaml
+  python sfa_dist/train.py --recipe recipes/demo.yaml --set stage2.schedule.epochs=2"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -190,7 +193,10 @@ def _keep_traceback(debug: bool) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = Parser(
-        prog="train.py", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train.py",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     parser.set_defaults(run=run)

@@ -178,7 +178,8 @@ def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, 
     if any(key.startswith("fc_norm.") for key in state):
         raise refuse_pooled_norm(source)
     with_cls = trunk.encoder.pooling == "cls"
-    if with_cls and "cls_token" not in state:
+    is_vit = "patch_embed.proj.weight" in state  # Else load_exactly says what is there.
+    if is_vit and with_cls and "cls_token" not in state:
         raise RecipeError(f"{source} has no cls token; set model.pooling: gap")
     if not with_cls and "cls_token" in state:
         raise RecipeError(f"{source} has a cls token, to which all its tokens attend; set model.pooling: cls")

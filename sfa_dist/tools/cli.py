@@ -33,14 +33,17 @@ _STDOUT = 1
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each sets `run`, which takes the parsed arguments and returns an exit code."""
     parser = train.Parser(
-        prog="sfa", description="Two-stage SFA training of video transformers.", epilog=train.EXIT_CODES
+        prog="sfa",
+        description="Two-stage SFA training of video transformers.",
+        epilog=train.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sfa_dist {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=train.Parser)
     training = commands.add_parser(
         "train",
         help="train a recipe",
-        description=train.__doc__,
+        description=train.DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=train.EXIT_CODES,
     )

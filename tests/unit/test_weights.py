@@ -115,6 +115,7 @@ def test_our_own_stage_is_an_image_checkpoint(tmp_path: Path) -> None:
         (lambda s: s.update({"pos_embed": torch.ones(17, 48)}), r"pos_embed is \(17, 48\), wanted 3 axes"),
         (lambda s: s.update({"patch_embed.proj.weight": torch.ones(48, 192)}), r"proj.weight is \(48, 192\)"),
         (lambda s: s.update({"pos_embed": torch.ones(1, 0, 48)}), "position table of 0 entries"),
+        (lambda s: (s.clear(), s.update({"a": torch.ones(3)})), r"30 missing: .*; 1 unexpected: encoder\.a"),
         (lambda s: s.pop("pos_embed"), "1 missing: encoder.pos_embed"),
         (lambda s: s.update({"norm.bias": torch.ones(48, dtype=torch.int8)}), "encoder.norm.bias is torch.int8"),
         (lambda s: s.update({f"decoder.{i}": torch.ones(1) for i in range(99)}), "99 unexpected: .* and 94 more"),
