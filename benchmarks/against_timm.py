@@ -22,8 +22,9 @@ from common import add_options, interleave, median_ratio, medians, report, scrip
 from torch import Tensor, nn
 from trunk import SMALL
 
+from sfa_dist.models.image_vit import trunk_state_from_timm
 from sfa_dist.models.vivit import Dims, Trunk, dims_of
-from sfa_dist.models.weights import load_exactly, trunk_state_from_timm
+from sfa_dist.models.weights import load_exactly
 from sfa_dist.recipe_blocks import ModelBlock
 
 Work = Callable[[], object]

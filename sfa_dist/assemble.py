@@ -18,11 +18,12 @@ from sfa_dist.disk import parse_json
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.image_function import function_of_own
+from sfa_dist.models.image_vit import Loaded, load_image_vit
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
 from sfa_dist.models.weights import (
     fit_time_positions,
     load_exactly,
-    load_image_vit,
     load_stage1_into_tail,
     load_trunk,
     read_state,
@@ -36,12 +37,14 @@ from sfa_dist.recipe_blocks import ModelBlock
 class Parts:
     """What the engine gets, and what runs frozen in front of it (None where everything is trained).
 
-    `cached` is the trunk that a feature cache stands for where it does not run: (sha256, parameters).
+    `cached` is the trunk that a feature cache stands for where it does not run: (sha256, parameters). `loaded` tells
+    what came from an image checkpoint.
     """
 
     trainable: nn.Module
     frozen: FrozenTrunk | None
     cached: tuple[str, int] | None = None
+    loaded: Loaded | None = None
 
     def parameters(self) -> tuple[int, int]:
         """(trainable, frozen) parameter counts."""
@@ -60,9 +63,10 @@ def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Part
     with _without_storage():
         model = ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
     build(model)
+    loaded = None
     if image_checkpoint is not None:
-        load_image_vit(model.trunk, image_checkpoint)
-    return Parts(model, None)
+        loaded = load_image_vit(model.trunk, image_checkpoint, (stage.data.mean, stage.data.std))
+    return Parts(model, None, loaded=loaded)
 
 
 def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_trunk: str | None = None) -> Parts:
@@ -78,7 +82,7 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
         parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
     else:
         # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
-        parts = Parts(tail, _built_frozen(trunk, stage, state, str(stage1), pooled=not tail.takes_tokens))
+        parts = Parts(tail, _built_frozen(trunk, stage, state, stage1, pooled=not tail.takes_tokens))
     build(tail)
     if state is not None and stage1 is not None:
         keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
@@ -96,17 +100,20 @@ def assemble_trunk(stage: Stage2, stage1: Path, pooled: bool = True) -> FrozenTr
     """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
     with _without_storage():
         trunk = Trunk(stage.model)
-    return _built_frozen(trunk, stage, read_state(stage1), str(stage1), pooled)
+    return _built_frozen(trunk, stage, read_state(stage1), stage1, pooled)
 
 
 def _built_frozen(
-    trunk: Trunk, stage: Stage2, state: Mapping[str, Tensor] | None, source: str, pooled: bool
+    trunk: Trunk, stage: Stage2, state: Mapping[str, Tensor] | None, source: Path | None, pooled: bool
 ) -> FrozenTrunk:
     # Its random weights must not shift the tail's, which are the same whether the trunk is built or not.
     with torch.random.fork_rng(devices=[]):
         build(trunk)
-    if state is not None:
-        load_trunk(trunk, state, source)
+    if state is not None and source is not None:
+        function = function_of_own(source)
+        if function is not None:
+            function.refuse_other(trunk.encoder, (stage.data.mean, stage.data.std), str(source))
+        load_trunk(trunk, state, str(source))
     return freeze(trunk, stage, pooled)
 
 

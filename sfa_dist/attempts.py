@@ -14,8 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.disk import explain, parse_json, read_plain, tell, write_json
+from sfa_dist.disk import parse_json, read_plain, tell_unwritten, write_json
 from sfa_dist.errors import CheckpointError, LostRankError
+from sfa_dist.shown.secret import without_secrets
 
 FILE_NAME = "attempts.json"
 KEPT = 20
@@ -53,7 +54,12 @@ class Attempts:
     def end(self, code: int, error: str, stage: str, step: int) -> None:
         """Notes how this start ended. Never raises."""
         if self._entries:
-            self._entries[-1] |= {"code": code, "error": " ".join(error.split())[:300], "stage": stage, "step": step}
+            self._entries[-1] |= {
+                "code": code,
+                "error": " ".join(without_secrets(error).split())[:300],
+                "stage": stage,
+                "step": step,
+            }
             self._write()
 
     def _cause(self, entry: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -66,7 +72,7 @@ class Attempts:
         try:
             write_json(self._path, self._entries[-KEPT:])
         except OSError as error:
-            tell(f"warning: {self._path} is not written: {explain(error, self._path)}")
+            tell_unwritten(self._path, error)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

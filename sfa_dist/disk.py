@@ -16,9 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import without_secrets
+
 MIB = 2**20
 MAX_JSON = 64 * MIB  # Bytes; far more than any of these files has.
 MAX_NESTING = 32
+MAX_NAME, MAX_PATH = 255, 4095  # Bytes: what Linux takes.
 REASONS = {
     errno.EDQUOT: "the disk quota is used up (of bytes or of files)",
     errno.EROFS: "the file system is mounted read-only",
@@ -78,10 +82,34 @@ def nearest_folder(path: Path) -> Path:
     return next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
 
 
+def path_argument(text: str) -> Path:
+    """A path of a command line. Raises ValueError for one that no file system has: empty, with NUL, too long."""
+    if not text:
+        raise ValueError("the path is empty")
+    if "\0" in text:
+        raise ValueError("a path holds no NUL")
+    name = max(text.split("/"), key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(name)) > MAX_NAME or len(os.fsencode(text)) > MAX_PATH:
+        raise ValueError(f"the path is too long: {text[:40]}... ({MAX_NAME} bytes a name, {MAX_PATH} in all)")
+    return Path(text)
+
+
 def tell(line: str) -> None:
-    """A line on stderr. Never raises: stderr may be on a full disk, or its terminal gone."""
+    """A line on stderr, without secrets and commands to the terminal. Never raises: stderr may be on a full disk, or
+    its terminal gone."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print(for_terminal(without_secrets(line)), file=sys.stderr, flush=True)
+
+
+_unwritten: set[tuple[Path, int | None]] = set()  # Folders whose refusal has been told, and why they refuse.
+
+
+def tell_unwritten(path: Path, error: OSError) -> None:
+    """Says that a record is not written; of all that a folder refuses for one reason, the first."""
+    refusal = (path.parent, error.errno)
+    if refusal not in _unwritten:
+        _unwritten.add(refusal)
+        tell(f"warning: {path} is not written: {explain(error, path)}; nor are other records until that is mended")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -133,18 +161,13 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    layer = [value]
-    for _ in range(MAX_NESTING):
-        layer = [inner for outer in layer for inner in _inside(outer)]
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING + 1):
         if not layer:
             return value
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in layer)
+        layer = [each for values in inside for each in values if isinstance(each, dict | list)]
     raise ValueError("it is nested too deeply")
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def parse_object(data: bytes, **keys: type | tuple[type, ...]) -> dict[str, Any]:

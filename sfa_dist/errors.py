@@ -6,6 +6,8 @@ A message says what is wrong, where (recipe line, shard, key, rank, step), and w
 from collections.abc import Mapping
 from typing import Any
 
+CHECKS_FAILED = 3  # What `sfa check-learning` returns where its checks ran and one did not pass.
+
 
 class SfaError(Exception):
     """Base of all errors that end a run with one line on stderr; `exit_code` is what the process returns.

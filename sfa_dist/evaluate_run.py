@@ -21,7 +21,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import watched
 from sfa_dist.predictions import require_writer
-from sfa_dist.recipe import Recipe, StageBlock, dump_recipe
+from sfa_dist.recipe import Recipe, StageBlock, record_recipe
 from sfa_dist.run import Run
 from sfa_dist.run_record import code_sha256, collect_results
 from sfa_dist.stage_data import check_classes, open_split
@@ -50,7 +50,7 @@ def evaluate_subject(
         address = environment().get("MASTER_ADDR", "127.0.0.1")
         with watched(runtime, address, None, stop) as watch:
             run = Run(recipe, folder, runtime, tracker, stop, dry_run=False, watch=watch)
-            runtime.require_equal("the resolved recipe (sha256)", _sha256(dump_recipe(recipe)))
+            runtime.require_equal("the resolved recipe (sha256)", _sha256(record_recipe(recipe)))
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
             with out_of_memory.told(runtime, watch):
                 summary = {**_scores(run, subject, any_frames, out), "evaluated": dict(asked)}

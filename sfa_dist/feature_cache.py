@@ -23,6 +23,7 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import tensors_sha256
+from sfa_dist.models.vit import GELU, LAYER_NORM_EPS
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.models.weights import read_state
 from sfa_dist.recipe import Recipe, Stage2, StageBlock
@@ -106,6 +107,9 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         "model.pooling": model.pooling,
         "model.tubelet": model.tubelet,
         "model.image_size": model.image_size,
+        # Caches of before there was a choice have the official ones.
+        **({"model.gelu": model.gelu} if model.gelu not in (None, GELU) else {}),
+        **({"model.norm_eps": model.norm_eps} if model.norm_eps not in (None, LAYER_NORM_EPS) else {}),
         "data.resize": data.resize,
         "data.stride": data.stride,
         "data.fps": data.fps or "its own",

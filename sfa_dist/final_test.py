@@ -102,7 +102,7 @@ def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> dict[
 
 def _done_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """result.json, if it is that of a test of these inputs and nobody has changed it since."""
-    done, path = read_done(directory / TEST), directory / RESULT
+    done, path = read_done(directory / TEST, numbers=()), directory / RESULT
     if done is None or done.get("inputs") != inputs or not path.is_file():
         return None
     return json.loads(path.read_text()) if done["result"] == {RESULT: ckpt.file_sha256(path)} else None

@@ -15,12 +15,12 @@ from typing import NoReturn, TextIO
 from sfa_dist.errors import CheckpointError, PreemptedError
 
 STDERR = 2
-ASKS = (signal.SIGTERM, signal.SIGHUP)
+ASKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def leave_when_asked() -> None:
-    """From here on SIGTERM and SIGHUP (but not where it is ignored, as nohup has it) end the process with one line and
-    75, wherever it is: in an import, an exception would be swallowed or make another of it.
+    """From here on SIGTERM, SIGUSR1 and SIGHUP (not where it is ignored, as nohup has it) end the process with one line
+    and 75, wherever it is: in an import, an exception would be swallowed or make another of it.
 
     For as long as there is nothing to save: then a StopFlag takes the signals.
     """

@@ -13,6 +13,7 @@ class Progress:
     step: int = 0
     samples_seen: int = 0
     bad_samples: int = 0
+    looped: int = 0  # Clips of the first epoch that are longer than their videos.
     evaluated_step: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0

@@ -34,9 +34,10 @@ from sfa_dist.recipe_blocks import (
 )
 from sfa_dist.recipe_errors import describe_errors
 from sfa_dist.recipe_files import find_recipe
-from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source
+from sfa_dist.recipe_source import drop_marks, escape_variables, find, leaves, merge, read_source, texts
 from sfa_dist.recipe_stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
 from sfa_dist.recipe_yaml import Node, format_tree, plain
+from sfa_dist.shown.secret import remember_source, without_secrets, without_secrets_in
 
 __all__ = [
     "STAGE_BLOCKS",
@@ -51,6 +52,7 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "print_recipe",
+    "record_recipe",
     "sweep_members",
 ]
 
@@ -160,6 +162,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mappin
     """
     path = find_recipe(Path(path))
     root = _spread_defaults(read_source(path, overrides, environ))
+    for leaf in texts(root):
+        remember_source(leaf)
     try:
         recipe = Recipe.model_validate({"name": path.stem, **plain(root)})
     except ValidationError as error:
@@ -200,10 +204,16 @@ def _origins(tree: dict[str, Any], root: Node, path: tuple[str, ...]) -> dict[st
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that loads back to an equal Recipe."""
+    """The resolved recipe as YAML that loads back to an equal Recipe, secrets and all."""
     return format_tree(escape_variables(recipe.model_dump()))
 
 
+def record_recipe(recipe: Recipe) -> str:
+    """`dump_recipe` for a run directory: passwords and signatures are `***` in it, which no command reads shards by."""
+    return format_tree(escape_variables(without_secrets_in(recipe.model_dump())))
+
+
 def print_recipe(loaded: LoadedRecipe) -> str:
-    """`dump_recipe` with `# origin` behind each leaf."""
-    return format_tree(escape_variables(loaded.recipe.model_dump()), comment=lambda key: loaded.origins[key])
+    """`record_recipe` with `# origin` behind each leaf."""
+    tree = escape_variables(without_secrets_in(loaded.recipe.model_dump()))
+    return format_tree(tree, comment=lambda key: without_secrets(loaded.origins.get(key, "default")))

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from sfa_dist.recipe_source import find
 from sfa_dist.recipe_yaml import Node, format_value, plain
+from sfa_dist.shown.secret import MASK, is_secret_name, shown_source
 
 MAX_ERRORS = 10
 
@@ -77,11 +78,13 @@ def _field_of(detail: ErrorDetails) -> list[str]:
 
 
 def _got(node: Node) -> str:
+    if is_secret_name(node.key):
+        return MASK
     if isinstance(node.value, dict):
         return "a block"
     if isinstance(node.value, list):
         return f"a list of {len(node.value)}"
-    text = format_value(plain(node)) if not isinstance(node.value, str) else repr(node.value)
+    text = format_value(plain(node)) if not isinstance(node.value, str) else repr(shown_source(node.value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

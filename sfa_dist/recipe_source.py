@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_files import find_recipe
 from sfa_dist.recipe_yaml import Node, parse, plain
+from sfa_dist.shown.secret import is_secret_variable, remember
 
 MAX_BYTES = 1 << 20
 MAX_FILES = 100  # That a recipe is put together from; a file that is a base twice counts twice.
@@ -78,6 +79,15 @@ def leaves(node: Node) -> list[Node]:
     if not isinstance(node.value, dict):
         return [node]
     return [leaf for child in node.value.values() for leaf in leaves(child)]
+
+
+def texts(node: Node) -> Iterator[str]:
+    """All text below a node, that of lists too."""
+    if isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node.value, dict | list):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            yield from texts(child)
 
 
 def find(node: Node, path: Sequence[Any]) -> tuple[Node, int]:
@@ -244,6 +254,9 @@ def _expand(node: Node, environ: Mapping[str, str]) -> Node:
             )
         return environ[name]
 
+    for match in _VARIABLE.finditer(node.value):
+        if match["name"] and is_secret_variable(match["name"]):
+            remember(environ.get(match["name"], ""))
     text = _VARIABLE.sub(fill, node.value)
     _require_usable(text, node)
     return replace(node, value=text)

@@ -7,6 +7,7 @@ are booleans (so `on`, `off`, `yes` and `no` stay text), dates and `1_000` are t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return repr(value).replace("inf", ".inf").replace("nan", ".nan")
         text = repr(value)  # readers of YAML 1.1 take 1e-05 for text and 1.0e-05 for a number
         return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if isinstance(value, str):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
-import html
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sfa_dist.chance import chance_words, heads_of, shows_top5, verdicts
+from sfa_dist.disk import parse_object, read_object, read_plain, write_whole
+from sfa_dist.errors import CheckpointError
 from sfa_dist.report_classes import Table, class_reports, draw_confusions, read_class_tables
+from sfa_dist.shown.plain import for_figure, for_html, for_markdown
+from sfa_dist.shown.secret import without_secrets
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
@@ -37,33 +40,49 @@ STAGE_COLUMNS = (
 SCORES = {"acc1": "top-1", "acc5": "top-5"}
 BAD_COLUMNS = ("shard", "key", "reason", "stages")
 SHOWN_BAD_CLIPS = 500
+MAX_LOG = 2**31  # Bytes.
 SHOWN_OF_LONG = 10  # Rows of a long table.
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json, recipe.yaml and
-    test/classes.json; returns the page."""
+    test/classes.json; returns the page. Raises CheckpointError where one of them is not what this program writes,
+    OSError."""
+    try:
+        return _write_report(run_dir)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({told})"
+        ) from error
+
+
+def _write_report(run_dir: Path) -> Path:
     records = read_log(run_dir / "log.jsonl")
     result = _read_json(run_dir / "result.json")
     env = _read_json(run_dir / "env.json")
-    recipe = (run_dir / "recipe.yaml").read_text() if (run_dir / "recipe.yaml").is_file() else ""
+    recipe_file = run_dir / "recipe.yaml"  # One of before 0.4 holds secrets.
+    recipe = without_secrets(recipe_file.read_text(errors="replace")) if recipe_file.is_file() else ""
     classes = read_class_tables(run_dir)
     figures = draw_figures(records, run_dir / "figures") + draw_confusions(classes, run_dir / "figures")
     tables = [*views_tables(result), *sweep_tables(result), *class_reports(classes)]
-    (run_dir / "report.md").write_text(_markdown(run_dir.name, records, result, env, figures, tables))
+    write_whole(run_dir / "report.md", _markdown(run_dir.name, records, result, env, figures, tables).encode())
     page = run_dir / "report.html"
-    page.write_text(_html(run_dir.name, records, result, env, figures, tables, recipe))
+    write_whole(page, _html(run_dir.name, records, result, env, figures, tables, recipe).encode())
     return page
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; the last line of a killed run may be cut and is left out."""
+    """The records of a log.jsonl; the last line of a killed run may be cut and is left out, as is what is no record."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    try:
+        for line in read_plain(path, MAX_LOG).splitlines():
+            try:
+                records.append(parse_object(line, kind=str))
+            except ValueError:
+                continue
+    except FileNotFoundError:
+        pass
     return records
 
 
@@ -96,7 +115,7 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
         for axis, (name, rows) in zip(axes[0], stages.items(), strict=True):
             points = [(row["step"], row[key]) for row in rows if isinstance(row[key], int | float)]
             axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 40 else None, markersize=3, linewidth=1.4)
-            axis.set(title=name, xlabel="optimizer step", ylabel=label)
+            axis.set(title=for_figure(name), xlabel="optimizer step", ylabel=label)
             if len(points) == 1:
                 axis.set_xlim(points[0][0] - 1, points[0][0] + 1)
             axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -241,17 +260,18 @@ def _markdown(
     figures: list[Path],
     tables: list[Table],
 ) -> str:
-    lines = [f"# {name}", "", _headline(result), "", *(f"- {remark}" for remark in _remarks(result, records)), ""]
+    remarks = (f"- {for_markdown(remark)}" for remark in _remarks(result, records))
+    lines = [f"# {for_markdown(name)}", "", _headline(result), "", *remarks, ""]
     if result:
         heads = ["stage", *(title for _, title, _ in STAGE_COLUMNS)]
         lines += [*_markdown_table(heads, _stage_rows(result)), ""]
     for table in tables:
         shown = table.rows[:SHOWN_OF_LONG] if table.long else table.rows
-        lines += [f"## {table.title}", "", *_markdown_table(table.heads, shown), ""]
+        lines += [f"## {for_markdown(table.title)}", "", *_markdown_table(table.heads, shown), ""]
         rest = len(table.rows) - len(shown)
         lines += [f"and {rest:,} more: report.html has all", ""] if rest else []
-    lines += [f"![{figure.stem}](figures/{figure.name})" for figure in figures] + [""]
-    lines += [f"- {key}: {value}" for key, value in _facts(records, env)]
+    lines += [f"![{for_markdown(figure.stem)}](figures/{quote(figure.name)})" for figure in figures] + [""]
+    lines += [f"- {key}: {for_markdown(value)}" for key, value in _facts(records, env)]
     if bad := bad_clips(records):
         lines += ["", f"## Bad clips ({len(bad):,})", "", *_markdown_table(BAD_COLUMNS, bad[:SHOWN_BAD_CLIPS])]
         lines += [f"\n{_more(bad)}"] if _more(bad) else []
@@ -259,8 +279,8 @@ def _markdown(
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in (heads, *rows)]
+    return [lines[0], "|" + "---|" * len(heads), *lines[1:]]
 
 
 def _html(
@@ -272,12 +292,12 @@ def _html(
     tables: list[Table],
     recipe: str,
 ) -> str:
-    parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="headline">{html.escape(_headline(result))}</p>']
-    parts += [f"<p>{html.escape(remark)}</p>" for remark in _remarks(result, records)]
+    parts = [f"<h1>{for_html(name)}</h1>", f'<p class="headline">{for_html(_headline(result))}</p>']
+    parts += [f"<p>{for_html(remark)}</p>" for remark in _remarks(result, records)]
     if result:
         heads = "".join(f'<th class="number">{title}</th>' for _, title, _ in STAGE_COLUMNS)
         rows = "".join(
-            f"<tr><td>{html.escape(row[0])}</td>"
+            f"<tr><td>{for_html(row[0])}</td>"
             + "".join(f'<td class="number">{cell}</td>' for cell in row[1:])
             + "</tr>"
             for row in _stage_rows(result)
@@ -287,29 +307,29 @@ def _html(
     parts.append("<h2>How it went</h2>")
     for figure in figures:
         data = base64.b64encode(figure.read_bytes()).decode()
-        parts.append(f'<p><img alt="{figure.stem}" src="data:image/png;base64,{data}"></p>')
-    facts = "".join(f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in _facts(records, env))
+        parts.append(f'<p><img alt="{for_html(figure.stem)}" src="data:image/png;base64,{data}"></p>')
+    facts = "".join(f"<tr><td>{key}</td><td>{for_html(value)}</td></tr>" for key, value in _facts(records, env))
     parts.append(f"<h2>Where and with what</h2><table>{facts}</table>")
     if bad := bad_clips(records):
         heads = "".join(f"<th>{title}</th>" for title in BAD_COLUMNS)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in bad[:SHOWN_BAD_CLIPS]
+            "<tr>" + "".join(f"<td>{for_html(cell)}</td>" for cell in row) + "</tr>" for row in bad[:SHOWN_BAD_CLIPS]
         )
         parts.append(f"<h2>Bad clips ({len(bad):,})</h2><table><tr>{heads}</tr>{rows}</table><p>{_more(bad)}</p>")
     if recipe:
         parts.append(
-            f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>"
+            f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{for_html(recipe)}</pre></details>"
         )
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{for_html(name)}</title><style>{STYLE}</style>'
         + ("".join(parts) + "</html>\n")
     )
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.heads)
-    rows = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
-    page = f"<h2>{html.escape(table.title)}</h2>"
+    head = "".join(f"<th>{for_html(name)}</th>" for name in table.heads)
+    rows = ["<tr>" + "".join(f"<td>{for_html(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
+    page = f"<h2>{for_html(table.title)}</h2>"
     if not table.long or len(rows) <= SHOWN_OF_LONG:
         return f"{page}<table><tr>{head}</tr>{''.join(rows)}</table>"
     first, rest = "".join(rows[:SHOWN_OF_LONG]), "".join(rows[SHOWN_OF_LONG:])
@@ -323,4 +343,9 @@ def _more(bad: list[tuple[str, str, str, str]]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); run its stage again") from error

@@ -3,12 +3,15 @@ matrix as a picture where it is small enough to be looked at."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sfa_dist.disk import read_object
+from sfa_dist.shown.plain import for_figure
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
 SHOWN_CONFUSIONS = 50
@@ -26,8 +29,11 @@ class Table(NamedTuple):
 
 def read_class_tables(run_dir: Path) -> dict[str, Any]:
     """`test/classes.json` by head, empty where there is none."""
-    path = run_dir / "test" / "classes.json"
-    return json.loads(path.read_text())["heads"] if path.is_file() else {}
+    try:
+        heads: dict[str, Any] = read_object(run_dir / "test" / "classes.json", heads=dict)["heads"]
+    except FileNotFoundError:
+        return {}
+    return heads
 
 
 def class_reports(heads: dict[str, Any]) -> list[Table]:
@@ -63,7 +69,7 @@ def draw_confusions(heads: dict[str, Any], folder: Path) -> list[Path]:
     for head, table in heads.items():
         numbers = sorted({number for pair in table["confusion"] for number in pair[:2]})
         if 2 <= len(numbers) <= MATRIX_CLASSES:
-            path = folder / ("confusion.png" if len(heads) == 1 else f"confusion_{head}.png")
+            path = folder / ("confusion.png" if len(heads) == 1 else f"confusion_{_word(head)}.png")
             _draw(table, numbers, "" if len(heads) == 1 else head, path)
             figures.append(path)
     return figures
@@ -84,7 +90,7 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
     names = _short([name_of(table, number) for number in numbers])
     axis.set_xticks(range(len(numbers)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(numbers)), names, fontsize=7)
-    axis.set(xlabel="taken for", ylabel=head or "class")
+    axis.set(xlabel="taken for", ylabel=for_figure(head) or "class")
     edges = np.arange(len(numbers) - 1) + 0.5  # Lines between cells.
     axis.set_xticks(edges, minor=True)
     axis.set_yticks(edges, minor=True)
@@ -100,8 +106,13 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
     pyplot.close(figure)
 
 
+def _word(head: str) -> str:
+    """For a file's name: heads are a noun and a verb, whatever a file says."""
+    return re.sub(r"\W", "_", head)[:NAME_LENGTH]
+
+
 def _short(names: list[str]) -> list[str]:
     """Cut where they are long; with a number where that makes two the same."""
     cut = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
     counts = Counter(cut)
-    return [f"{place} {name}" if counts[name] > 1 else name for place, name in enumerate(cut)]
+    return [for_figure(f"{place} {name}" if counts[name] > 1 else name) for place, name in enumerate(cut)]

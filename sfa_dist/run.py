@@ -12,6 +12,7 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch
 from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.shown.secret import shown_source
 from sfa_dist.tracking import Tracker
 
 IMAGE_STAGE = "stage:image"
@@ -53,7 +54,8 @@ class Run:
     def source_sha256(self, stage: StageBlock) -> str:
         """Identity of what a stage starts from: the file's hash, or the name where it is no file."""
         source = self.source(stage) or ""
-        return self.runtime.on_main(lambda: checked_sha256(Path(source)) if Path(source).is_file() else source)
+        name = shown_source(source)
+        return self.runtime.on_main(lambda: checked_sha256(Path(source)) if Path(source).is_file() else name)
 
 
 def leave_if_asked(run: Run, when: str) -> None:

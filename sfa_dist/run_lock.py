@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.disk import explain, parse_json, tell
+from sfa_dist.disk import explain, parse_json, tell, tell_unwritten
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.process_state import started_at
 
@@ -125,4 +125,4 @@ def _write(descriptor: int, path: Path, holder: dict[str, Any]) -> None:
         os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         os.fsync(descriptor)
     except OSError as error:  # It is locked; only who holds it stays untold.
-        tell(f"warning: {path} does not say who holds it: {explain(error, path)}")
+        tell_unwritten(path, error)

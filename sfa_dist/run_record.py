@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from rich.table import Table
 
 import sfa_dist
 from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.disk import explain, read_object, tell, write_if_new, write_json
+from sfa_dist.disk import explain, read_object, tell_unwritten, write_if_new, write_json
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, record_recipe
 from sfa_dist.recipe_blocks import EngineBlock
+from sfa_dist.shown.secret import without_secrets_in
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
 EXECUTION_KEYS = (
@@ -81,18 +82,24 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":  # The same.
         del flat["data.decode_device"]
+    for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # The same; null is the official one.
+        if flat.get(key) in (None, official):
+            flat.pop(key, None)
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
-    return {
+    inputs = {
         **flat,
         **({"seed of the tail": own_seed} if own_seed is not None else {}),
         "seed": recipe.seed,
         "train clips (sha256)": index_sha256,
         "starting weights (sha256)": source_sha256,
     }
+    masked: dict[str, Any] = without_secrets_in(inputs)
+    return masked
 
 
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
+    recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
     different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
@@ -113,13 +120,15 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def read_done(directory: Path) -> dict[str, Any] | None:
-    """A stage's `done.json`, None when the stage is not done. Raises CheckpointError when it cannot be read, or does
-    not tell what it should."""
+def read_done(directory: Path, numbers: Sequence[str] = RESULT_NUMBERS) -> dict[str, Any] | None:
+    """A stage's `done.json`, None when the stage is not done; `numbers` are what its result has to tell.
+
+    Raises CheckpointError when it cannot be read, or does not tell what it should.
+    """
     file = directory / DONE
     try:
         done = read_object(file, inputs=dict, result=dict)
-        for key in ("steps",) if DIVERGED in done["result"] else RESULT_NUMBERS:
+        for key in ("steps",) if DIVERGED in done["result"] else numbers:
             value = done["result"].get(key)
             if type(value) not in (int, float) or not 0 <= value < HUGE:
                 raise ValueError(f"its result has {key} {value!r:.40}")
@@ -142,7 +151,7 @@ def write_done(
 
 def keep_recipe(directory: Path, recipe: Recipe) -> None:
     """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
-    write_if_new(directory / "recipe.yaml", dump_recipe(recipe))
+    write_if_new(directory / "recipe.yaml", record_recipe(recipe))
 
 
 def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
@@ -151,7 +160,7 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
     try:
         keep()
     except OSError as error:
-        tell(f"warning: {path} is not written: {explain(error, path)}")
+        tell_unwritten(path, error)
 
 
 def collect_results(run_dir: Path) -> dict[str, Any]:

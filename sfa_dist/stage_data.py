@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sfa_dist.assemble import classes_id
+from sfa_dist.data.clip_encoding import encoding_of
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, Streams, feed
 from sfa_dist.data.loader import Loader
@@ -25,6 +26,7 @@ from sfa_dist.feature_cache import (
     plan_cache,
     trunk_weights_sha256,
 )
+from sfa_dist.parallel.process_state import state_of
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
 from sfa_dist.run import LOGS, Run
@@ -57,23 +59,22 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    _say_notices(run, name, stage, index)
+    loops_told = _say_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
-    streams = make_streams(run, stage, index, val, cache)
+    streams = replace(make_streams(run, stage, index, val, cache), loops_told=loops_told)
     return StageData(
         streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
     )
 
 
-def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> None:
-    """Tells what does not fit the training clips, and keeps it for the report. Collective."""
-
-    def found() -> list[str]:
-        return [*class_notices(index, stage.model), *loop_notices(index, stage.data, stage.frames, name)]
-
-    for text in run.runtime.on_main(found):
+def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
+    """Tells what does not fit the training clips, and keeps it for the report; returns whether it tells of videos that
+    are too short. Collective."""
+    loops = run.runtime.on_main(lambda: loop_notices(index, stage.data, stage.frames, name))
+    for text in (*class_notices(index, stage.model), *loops):
         run.tracker.event("notice", stage=name, text=text)
         run.tracker.say(f"{name}: {text}")
+    return bool(loops)
 
 
 def plan_features(
@@ -133,6 +134,7 @@ def make_streams(
         train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
         evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
         clip_name=train_index.name,
+        encoding=partial(encoding_of, train_index),
     )
 
 
@@ -140,7 +142,7 @@ def feed_place(run: Run) -> FeedPlace:
     """Where this rank writes down what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
-    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device)
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device, state_of=state_of)
 
 
 def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
@@ -195,8 +197,8 @@ def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = 
     def load() -> SampleIndex:
         try:
             index = load_index(expand_shards(patterns, remote), remote)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"{where}: {error}") from error
         if len(index) == 0:
             raise DataError(f"{where}: the shards hold no samples")
         return index

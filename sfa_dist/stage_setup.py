@@ -68,6 +68,7 @@ def set_up(
     torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
     parts = run.runtime.each(lambda: _assemble(run, stage, data.classes, data.cache))
     _say_other_depth(run, name, stage)
+    _say_loaded(run, name, parts)
     counts = parts.parameters()
     failpoints = run.failpoints.within(stage=name)
     origin = _origin(run, data)
@@ -168,6 +169,16 @@ def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -
     """All ranks compute it, and rank 0, which has recorded it, compares."""
     loss, place = trainer.probe.loss(trainer.engine), place_of(trainer.stage, trainer.runtime)
     trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
+
+
+def _say_loaded(run: Run, name: str, parts: Parts) -> None:
+    """What came from an image checkpoint, and what it left open."""
+    if parts.loaded is None:
+        return
+    run.tracker.event("weights", stage=name, loaded=parts.loaded.text, doubt=parts.loaded.doubt)
+    for words in (parts.loaded.text, parts.loaded.doubt):
+        if words:
+            run.tracker.say(f"{name}: {words}")
 
 
 def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:

@@ -17,7 +17,7 @@ from sfa_dist import out_of_memory
 from sfa_dist.assemble import save_final
 from sfa_dist.attempts import Attempts
 from sfa_dist.cache_build import run_cache_stage
-from sfa_dist.data.decode import decoder_of
+from sfa_dist.data.decode import decoder_of, why_not_torchcodec
 from sfa_dist.disk import explain, tell, write_json
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError
 from sfa_dist.failpoints import VARIABLE, parse_failpoints
@@ -29,7 +29,7 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.predictions import require_writer
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, dump_recipe
+from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
 from sfa_dist.report import write_report
 from sfa_dist.run import LOGS, Run, leave_if_asked
 from sfa_dist.run_lock import held
@@ -46,6 +46,7 @@ from sfa_dist.run_record import (
     write_done,
 )
 from sfa_dist.schedule import planned_steps
+from sfa_dist.shown.secret import without_secrets_in
 from sfa_dist.stage_data import open_split, steps_per_epoch
 from sfa_dist.stage_setup import Setup, given_checkpoint, prepare
 from sfa_dist.subject import WEIGHTS
@@ -72,9 +73,10 @@ def run_recipe(
 
         def open_tracker() -> None:
             nonlocal tracker
-            config = loaded.recipe.model_dump(mode="json")
+            config = without_secrets_in(loaded.recipe.model_dump(mode="json"))
             silent = Tracker.console_only(loaded.recipe.log)
-            tracker = silent if dry_run else Tracker(run_dir, loaded.recipe.log, config, environment())
+            told = (run_dir, loaded.recipe.log, config, environment())
+            tracker = silent if dry_run else Tracker(*told, stopping=lambda: bool(stop))
 
         runtime.on_main(open_tracker)
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
@@ -108,7 +110,7 @@ def run_recipe(
 
 def _identity(recipe: Recipe) -> str:
     """Of recipe and code: what a failure may be due to."""
-    return hashlib.sha256(f"{dump_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{record_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
@@ -127,7 +129,7 @@ def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path]
 
 def _require_agreement(run: Run) -> None:
     """Raises RecipeError when the ranks would not compute the same: a node with other files shows in no library."""
-    recipe_sha256 = hashlib.sha256(dump_recipe(run.recipe).encode()).hexdigest()
+    recipe_sha256 = hashlib.sha256(record_recipe(run.recipe).encode()).hexdigest()
     run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
     run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
     decoders = run.runtime.each(lambda: _decoders(run.recipe))
@@ -143,9 +145,12 @@ def _record_run(run: Run) -> None:
     """env.json of the run directory, and the first lines of the console."""
     chosen = _decoders(run.recipe)
     record = environment_record(run.runtime, chosen)
+    lacking = {why_not_torchcodec(stage.data) for stage in _stages(run.recipe).values()} - {None}
+    why = "".join(f" (torchcodec cannot be used: {reason})" for reason in lacking)
     run.tracker.say(
         f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
-        f"{record['ranks'][0]['device']}, decoder {chosen}, run directory {run.directory}"
+        f"{record['ranks'][0]['device']}, decoder {chosen}{why}, run directory {run.directory}"
+        + ("" if run.dry_run else " (console.log there has every line)")
     )
     if not run.dry_run:
         path = run.directory / "env.json"
@@ -280,7 +285,13 @@ def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
         "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
         "val": trainer.progress.last_eval,
     }
-    metadata = {"stage": name, "frames": stage.frames, "model": stage.model.model_dump(), "classes": setup.classes}
+    metadata = {
+        "stage": name,
+        "frames": stage.frames,
+        "model": stage.model.model_dump(),
+        "pixels": (stage.data.mean, stage.data.std),
+        "classes": setup.classes,
+    }
 
     def write() -> None:
         keep_recipe(run.directory, run.recipe)  # There was no room for it, perhaps.

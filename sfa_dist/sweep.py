@@ -48,10 +48,18 @@ class MemberTracker(Tracker):
         """No bar: there would be one for each member."""
         yield lambda: None
 
-    def say(self, text: str | Table) -> None:
+    def say(self, text: str | Table, on_terminal: bool = True) -> None:
         """Lines only: the tables of all members are much the same."""
         if isinstance(text, str):
-            self._inner.say(f"{self._member}: {text}")
+            self._inner.say(f"{self._member}: {text}", on_terminal)
+
+    def show(self, text: str) -> None:
+        """With the member's name."""
+        self._inner.show(f"{self._member}: {text}")
+
+    def is_new(self, what: str) -> bool:
+        """To the whole run: members read the same clips."""
+        return self._inner.is_new(what)
 
     def record(self, kind: str, **values: Any) -> None:
         """With `member`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist.class_scores import ClassScores
+from sfa_dist.shown.plain import for_figure
 
 MOST_BINS = 1024
 SHOWN_CLASSES = 8
@@ -116,7 +117,7 @@ def _draw_head(panel: Any, seconds: Tensor, probabilities: Tensor, names: Sequen
             markersize=3.5, linewidth=1.6,
         )  # fmt: skip
     lines.set(ylim=(-0.02, 1.02), ylabel="probability")
-    lines.set_title(title, loc="left", fontsize=11)
+    lines.set_title(for_figure(title), loc="left", fontsize=11)
     lines.grid(alpha=0.3)
     likeliest = probabilities.argmax(dim=1).tolist()
     if not colours.keys() >= set(likeliest):
@@ -164,4 +165,4 @@ def _edges(seconds: Tensor) -> list[float]:
 
 
 def _short(name: str, most: int = 32) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return for_figure(name if len(name) <= most else name[: most - 1] + "…")

@@ -9,10 +9,13 @@ import math
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
@@ -21,12 +24,17 @@ from rich.table import Table
 from sfa_dist.chance import guessing, telling
 from sfa_dist.disk import tell, write_if_new
 from sfa_dist.recipe_blocks import LogBlock
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import without_secrets, without_secrets_in
+
+WANDB_URL = "https://api.wandb.ai"
 
 # wandb's groups for the kinds and keys of log.jsonl.
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 
 LOG_NAME = "log.jsonl"
+SIGNALS_APART = 1.0  # Seconds between those to the processes of one run.
 _MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
 
 
@@ -79,12 +87,19 @@ class Tracker:
     """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
 
     def __init__(
-        self, run_dir: Path | None, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]
+        self,
+        run_dir: Path | None,
+        log: LogBlock,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._jsonl: LineFile | None = None
         self._wandb: Any = None
         self._wandb_failed = False
-        self._consoles: list[Console] = []
+        self._consoles: list[Console] = []  # The terminal, then console.log.
+        self._told: set[str] = set()
+        self._stopping = stopping  # Whether the run was asked to stop.
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._jsonl = LineFile(run_dir / LOG_NAME)
@@ -111,9 +126,24 @@ class Tracker:
             task = bar.add_task(title, total=total, completed=done)
             yield lambda: bar.advance(task)
 
-    def say(self, text: str | Table) -> None:
-        """To console and console.log."""
-        for console in self._consoles:
+    def say(self, text: str | Table, on_terminal: bool = True) -> None:
+        """To the terminal and console.log, or to console.log alone."""
+        self._print(text, self._consoles if on_terminal else self._consoles[1:])
+
+    def show(self, text: str) -> None:
+        """To the terminal alone: what console.log has already."""
+        self._print(text, self._consoles[:1])
+
+    def is_new(self, what: str) -> bool:
+        """True when it is asked for the first time in this run: what is said once."""
+        is_new = what not in self._told
+        self._told.add(what)
+        return is_new
+
+    def _print(self, text: str | Table, consoles: list[Console]) -> None:
+        if isinstance(text, str):
+            text = for_terminal(without_secrets(text))
+        for console in consoles:
             try:
                 console.print(text, highlight=False, markup=False)
             except OSError:  # a console that is redirected to a full disk
@@ -123,7 +153,7 @@ class Tracker:
         """One line of log.jsonl, and the same to wandb."""
         if self._jsonl is None:
             return
-        line = {"kind": kind, **{key: _plain(value) for key, value in values.items()}}
+        line = {"kind": kind, **{key: _plain(without_secrets_in(value)) for key, value in values.items()}}
         self._jsonl.write(json.dumps(line) + "\n")
         if self._wandb is not None and kind in ("train", "eval"):
             self._send(kind, line)
@@ -149,8 +179,10 @@ class Tracker:
             return
         mode: Any = log.wandb
         if mode == "auto":
-            has_key = "WANDB_API_KEY" in environ or (Path(environ.get("HOME", "/")) / ".netrc").is_file()
-            mode = environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+            mode = environ.get("WANDB_MODE") or ("online" if _has_key(environ) else "offline")
+        if mode == "online" and not _has_key(environ):  # It would ask for one, and wait.
+            tell("wandb is offline: there is no key (WANDB_API_KEY or .netrc); `wandb sync` sends the run later")
+            mode = "offline"
 
         def begin() -> None:
             import wandb
@@ -167,7 +199,10 @@ class Tracker:
                 mode=mode,
                 dir=str(run_dir),
                 config=dict(config),
-                settings=wandb.Settings(silent=True, console="off"),
+                # Its metadata holds the command line, as it was typed.
+                settings=wandb.Settings(
+                    silent=True, console="off", x_disable_meta=any(without_secrets(word) != word for word in sys.argv)
+                ),
             )
 
         self._guard(begin)
@@ -204,7 +239,26 @@ class Tracker:
                 return
             self._wandb_failed = True
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
-            tell(f"wandb is off for this run: {type(error).__name__}: {error}")
+            if not self._stops_soon():
+                tell(f"wandb is off for this run: {type(error).__name__}: {error}")
+
+    def _stops_soon(self) -> bool:
+        """Whether wandb's service ended because the run does: a launcher's signal reaches it too, and first."""
+        until = time.monotonic() + SIGNALS_APART
+        while not self._stopping() and time.monotonic() < until:
+            time.sleep(0.01)
+        return self._stopping()
+
+
+def _has_key(environ: Mapping[str, str]) -> bool:
+    """Whether wandb finds a key without asking for one."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(environ.get("WANDB_BASE_URL") or WANDB_URL).hostname or ""
+    try:
+        return netrc(environ.get("NETRC") or Path(environ.get("HOME", "/")) / ".netrc").authenticators(host) is not None
+    except (OSError, NetrcParseError, UnicodeDecodeError):
+        return False
 
 
 def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
@@ -228,6 +282,14 @@ def eval_line(place: str, result: Mapping[str, Any]) -> str:
     shown = telling(result) | ({} if guessed is None else {"chance": guessed})
     scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
+
+
+def epoch_line(evaluated: str, values: Mapping[str, Any]) -> str:
+    """The terminal's line of an epoch: its evaluation, and of the training before it what tells how it goes."""
+    if not values:
+        return evaluated  # No step of this start was logged.
+    rate, left = f"{values['samples_per_second']:.1f} clips/s", clock(values["remaining"])
+    return f"{evaluated}; training loss: {values['loss']:.4f}, {rate}, eta: {left}"
 
 
 def clock(seconds: float) -> str:

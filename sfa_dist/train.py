@@ -25,28 +25,42 @@ import os
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sfa_dist.disk import explain, tell
+from sfa_dist.disk import explain, path_argument, tell
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
+from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
+LAUNCHER_S = 0.5
 EXIT_CODES = """exit codes: 0 done; 64 wrong command line; 65 bad data; 70 internal error or lost rank; 74 checkpoint
 or disk;
 75 stopped with state saved, run me again; 78 bad recipe, or recipe and state disagree"""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the contract's exit code for a wrong command line."""
+    """argparse with the contract's exit code for a wrong command line, paths that cannot be one included."""
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message} (see --help)")
+
+
+def _path(text: str) -> Path:
+    try:
+        return path_argument(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,17 +124,19 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         return int(parsed.run(parsed) or 0)
     except SfaError as error:
         if debug:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if not error.told_by_another_rank:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
-            said = " ".join(str(error).split())
+            if isinstance(error, PreemptedError):
+                _let_launcher_speak()
+            said = without_secrets(" ".join(str(error).split()))
             tell(f"{prefix}: {said}")
             _tell_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
         reason = explain(error, Path()) if disk else error
-        said = " ".join(f"{_who()}{type(error).__name__}: {reason}".split())
+        said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
         tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
         code = 74 if disk else 70
         _tell_as_json(words, said, code, {})
@@ -137,6 +153,15 @@ def _tell_as_json(words: Sequence[str], said: str, code: int, report: Mapping[st
             print(json.dumps({"error": said, "exit_code": code, **report}), flush=True)
 
 
+def _let_launcher_speak() -> None:
+    """Ctrl-C ends deepspeed's launcher with a traceback a quarter of a second later: what became of the run comes after
+    it."""
+    from sfa_dist.parallel.launch import read_launch
+
+    if read_launch(environment()).launcher == "deepspeed":
+        time.sleep(LAUNCHER_S)
+
+
 def _who() -> str:
     """`rank 1 on node2: ` where this is one of several ranks."""
     from sfa_dist.parallel.launch import read_launch
@@ -150,12 +175,13 @@ def _who() -> str:
 
 def _keep_traceback(debug: bool) -> str:
     """Prints the traceback (--debug), or puts it into a file of this process and says where."""
+    text = without_secrets(traceback.format_exc())
     if debug:
-        traceback.print_exc()
+        print(text, file=sys.stderr, end="")
         return ""
     file = Path(tempfile.gettempdir()) / f"sfa_dist-{os.getpid()}.log"
     try:
-        file.write_text(traceback.format_exc())
+        file.write_text(text)
     except OSError:
         return " (run with --debug for the traceback)"
     return f" (traceback in {file}, or run with --debug)"

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sfa_dist.chance import WHAT_TO_DO, no_better_words, one_class_words
-from sfa_dist.loader_share import loader_line
+from sfa_dist.data.clip_encoding import ClipEncoding
+from sfa_dist.loader_share import TOLD_FROM, advice, line_of
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.cards import peak_tflops
 from sfa_dist.plan.flops import clip_flops
 from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.schedule import planned_steps
-from sfa_dist.tracking import Tracker, train_line
+from sfa_dist.tracking import Tracker, epoch_line, train_line
+
+# Seconds between two lines of the terminal: one an epoch, or a sign of life from a long one.
+EPOCHS_APART, LONG_EPOCH = 60.0, 600.0
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Window:
 
 @dataclass
 class TrainLog:
-    """Log lines of one stage, in log.jsonl and on the console."""
+    """Log lines of one stage: each in log.jsonl and console.log, few of them on the terminal."""
 
     name: str
     stage: StageBlock
@@ -48,7 +53,11 @@ class TrainLog:
     runtime: Runtime
     tracker: Tracker
     window: Window = field(default_factory=Window)
+    encoding: Callable[[], ClipEncoding | None] = lambda: None
     loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
+    _line: str = ""  # Of the last window.
+    _values: dict[str, Any] = field(default_factory=dict)
+    _shown_at: float = -math.inf  # When the terminal had a line of this stage.
 
     def write(self, record: dict[str, Any]) -> None:
         """The line of the last step, whose `record` train_step gave; the next window begins. Collective."""
@@ -77,7 +86,28 @@ class TrainLog:
         total_steps = planned_steps(self.stage.schedule, self.steps_per_epoch)
         epochs = f"{record['epoch'] + 1}/{self.stage.schedule.epochs}"
         place = f"{self.name} [{epochs}][{self.progress.step}/{total_steps}]"
-        self.tracker.say(train_line(place, values, (total_steps - self.progress.step) * values["step_time"]))
+        remaining = (total_steps - self.progress.step) * values["step_time"]
+        self._line, self._values = train_line(place, values, remaining), {**values, "remaining": remaining}
+        self.tracker.say(self._line, on_terminal=False)
+        if self._is_due(LONG_EPOCH):  # Also the first one, which tells how long it will take.
+            self.tracker.show(self._line)
+
+    def _is_due(self, seconds: float) -> bool:
+        """Whether the terminal has had no line for so long. It gets one now, then."""
+        if time.monotonic() - self._shown_at < seconds:
+            return False
+        self._shown_at = time.monotonic()
+        return True
+
+    def end_epoch(self, evaluated: str | None) -> None:
+        """The lines of an epoch's end, with that of its evaluation where there was one. The stage's last one is always
+        on the terminal."""
+        if evaluated:
+            self.tracker.say(evaluated, on_terminal=False)
+        is_last = self.progress.step >= planned_steps(self.stage.schedule, self.steps_per_epoch)
+        line = epoch_line(evaluated, self._values) if evaluated else self._line
+        if (self._is_due(EPOCHS_APART) or is_last) and line:
+            self.tracker.show(line)
 
     def _mfu(self, rate: float, epoch: int) -> float | None:
         if self.runtime.device.type != "cuda":
@@ -97,7 +127,8 @@ class TrainLog:
             self.stage.schedule, self.steps_per_epoch
         ):
             return
-        found = {"one class": one_class_words(result), "chance": no_better_words(result, f" after {epoch} epochs")}
+        when = f" after {epoch} epoch{'s' * (epoch != 1)}"
+        found = {"one class": one_class_words(result), "chance": no_better_words(result, when)}
         new = {what: words for what, words in found.items() if words and what not in self.progress.told}
         self.progress.told += new
         for line in [*(line for words in new.values() for line in words), *([WHAT_TO_DO] if new else [])]:
@@ -109,8 +140,22 @@ class TrainLog:
         schedule = self.stage.schedule
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
+    def say_if_it_loops(self) -> None:
+        """Tells, at the end of the first epoch, how many clips were longer than their videos."""
+        if not self.progress.looped or self.progress.step > self.steps_per_epoch:
+            return
+        counted = f"{self.progress.looped:,} of the {self.progress.samples_seen:,} clips of the first epoch"
+        span = f"{(self.stage.frames - 1) * self.stage.data.stride + 1} frames of it"
+        text = f"{counted} come from a video shorter than the {span} that a clip spans, and are looped"
+        self.tracker.event("notice", stage=self.name, text=text)
+        self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
+
     def say_if_it_waits(self) -> None:
-        """Tells where the stage waited for its loader, and what would help."""
-        line = loader_line(self.loader_share, self.stage, self.runtime.cores)
+        """Tells where the stage waited for its loader, and what would help that this run has not been told yet."""
+        if self.loader_share <= TOLD_FROM or not self.runtime.is_main:
+            return
+        more_cores = self.runtime.launch.launcher == "srun"  # Elsewhere a rank has its share of all there are.
+        ways = advice(self.stage, self.runtime.cores, self.encoding(), more_cores)
+        line = line_of(self.loader_share, self.stage, [way for way in ways if self.tracker.is_new(way)])
         if line is not None:
             self.tracker.say(f"{self.name}: {line}")

@@ -69,7 +69,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         per_epoch = self.streams.steps_per_epoch
-        self.log = TrainLog(self.name, self.stage, per_epoch, self.progress, self.runtime, self.tracker)
+        self.log = TrainLog(
+            self.name, self.stage, per_epoch, self.progress, self.runtime, self.tracker, encoding=self.streams.encoding
+        )
 
     @cached_property
     def probe(self) -> Probe:
@@ -168,7 +170,10 @@ class Trainer:
         when a rank was asked to stop: its batches may be too few."""
         bad = [entry for batch in batches for entry in batch["bad"]]
         clips = sum(float(batch["weights"].sum()) for batch in batches)
-        total, total_bad, stop, *saving = self.runtime.sum(clips, len(bad), bool(self.stop), *self.saver.status())
+        looped = sum(batch.get("looped", 0) for batch in batches)  # Stored features do not tell.
+        total, total_bad, looped, stop, *saving = self.runtime.sum(
+            clips, len(bad), looped, bool(self.stop), *self.saver.status()
+        )
         self._note_save(self.saver.advance(*saving))
         if stop:
             return None
@@ -178,6 +183,7 @@ class Trainer:
         self.progress.step += 1
         self.progress.samples_seen += int(total)
         self.progress.bad_samples += int(total_bad)
+        self.progress.looped += int(looped) if epoch == 0 else 0
         if total_bad:
             budget = self.stage.data.max_bad_fraction
             note_bad_clips(bad, self.name, self.progress, budget, self.runtime, self.tracker)
@@ -232,8 +238,11 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        self.log.say_if_it_waits()
-        if self.streams.evaluate is not None:
+        if not self.streams.loops_told:
+            self.log.say_if_it_loops()
+        if self.streams.evaluate is None:
+            self.log.end_epoch(None)
+        else:
             self._enter("evaluate")
             try:
                 result = evaluate(
@@ -251,8 +260,9 @@ class Trainer:
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
-            self.tracker.say(eval_line(f"{self.name} [{epoch}]", result))
+            self.log.end_epoch(eval_line(f"{self.name} [{epoch}]", result))
             self.log.say_if_it_guesses(result)
+        self.log.say_if_it_waits()
         self.progress.evaluated_step = self.progress.step
         self.save()
 

@@ -5,11 +5,31 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+OF_THE_USER = ("data", "runs")  # Folders of the repository that a clean clone does not have.
+PLACES = ("SFA_DATA", "SFA_DEMO_DATA", "SFA_OWN_DATA", "SFA_OWN_TEST")  # What recipes read from the environment.
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # Started in the background of a script.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_in_a_clean_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test depends on what lies in data/ or runs/: tests start in a folder that has all of the repository but these,
+    and recipes name places that start there."""
+    before, view = Path.cwd(), tmp_path_factory.mktemp("clone")
+    for entry in ROOT.iterdir():
+        if entry.name not in OF_THE_USER:
+            (view / entry.name).symlink_to(entry)
+    set_before = {name: os.environ.pop(name) for name in PLACES if name in os.environ}
+    os.chdir(view)
+    yield view
+    os.chdir(before)
+    os.environ.update(set_before)
 
 
 @pytest.fixture(autouse=True)

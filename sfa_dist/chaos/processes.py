@@ -147,7 +147,7 @@ class Job:
                 self.kill()
                 raise StuckError(f"rank {rank} had not ended after {limit:.0f} s: {self._last_words()}")
             seconds = time.monotonic() - self._started
-            out, err = (Path(file).read_text(errors="replace") for file in self._files[rank])
+            out, err = map(_text, self._files[rank])
             ended[rank] = End(process.exitcode, out, err, seconds)
         return [ended[rank] for rank in chosen]
 
@@ -166,6 +166,12 @@ class Job:
     def _last_words(self) -> str:
         texts = [Path(file).read_text(errors="replace") for pair in self._files for file in pair if Path(file).exists()]
         return " | ".join(text.strip().splitlines()[-1] for text in texts if text.strip()) or "it has said nothing"
+
+
+def _text(file: str) -> str:
+    """What a rank has written; nothing where it was killed before it could."""
+    path = Path(file)
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def loader_workers(pid: int) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 _TOP_BOXES = {
@@ -148,21 +149,23 @@ def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
 def _is_constant(data: bytes, table: _Part) -> bool:
     """Whether a sample table steps by one duration (the last sample may have its own), and moves samples out of their
     order (ctts) by whole steps."""
-    steps = [run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box)]
-    moves = [move for box in _inside(data, _boxes, table, b"ctts") for _, move in _runs(data, box)]
+    runs = (run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box))
+    steps = list(islice(runs, 3))  # no more are needed, and a file may have millions
+    moves = (move for box in _inside(data, _boxes, table, b"ctts") for _, move in _runs(data, box))
     if len(steps) == 2 and steps[1][0] == 1:
         steps.pop()
     if len(steps) != 1 or steps[0][1] == 0:
         return False
-    return all((move - moves[0]) % steps[0][1] == 0 for move in moves)
+    first = next(moves, 0)
+    return all((move - first) % steps[0][1] == 0 for move in moves)
 
 
-def _runs(data: bytes, box: _Part) -> list[tuple[int, int]]:
+def _runs(data: bytes, box: _Part) -> Iterator[tuple[int, int]]:
     """(count, value) of the runs of stts or ctts. Raises struct.error where they are cut off."""
     count = struct.unpack_from(">I", data, box.start + 4)[0]
     if box.start + 8 + 8 * count > min(box.end, len(data)):
         raise struct.error("runs are cut off")
-    return list(struct.iter_unpack(">Ii", data[box.start + 8 : box.start + 8 + 8 * count]))
+    return struct.iter_unpack(">Ii", memoryview(data)[box.start + 8 : box.start + 8 + 8 * count])
 
 
 def _boxes(data: bytes, parent: _Part) -> Iterator[_Part]:

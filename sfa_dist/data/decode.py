@@ -92,6 +92,17 @@ def choose_decoder(
         ) from error
 
 
+def why_not_torchcodec(data: DataBlock) -> str | None:
+    """What keeps a recipe with `decoder: auto` from torchcodec on this machine; None where nothing does."""
+    if data.decoder != "auto" or data.decode_device != "cpu":
+        return None
+    try:
+        _torchcodec(data.limits, data.fps, CPU)
+    except (ImportError, OSError, RuntimeError) as error:
+        return " ".join(str(error).split())[:80]
+    return None
+
+
 def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
     """How many frames come before the first damaged one, or all. Decodes everything, strictly, by PyAV: FFmpeg
     otherwise covers up most damage inside a frame, and torchcodec cannot tell it not to."""

@@ -1,7 +1,7 @@
 """Decoding with PyAV, the backend that works wherever its wheel does: FFmpeg comes inside.
 
-The packets are listed once, which gives the time stamps of all frames; then only the spans from the key frame before
-each wanted frame are decoded.
+The packets are listed once, which mostly gives the time stamps of all frames (frame_order.py); then only the spans from
+the key frame before each wanted frame are decoded. What has to be counted is decoded from its start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version as package_version
+from itertools import chain
 from typing import Any, BinaryIO
 
 import av
@@ -22,7 +23,8 @@ from av.filter import Graph
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
-from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
+from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.data.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamper
 from sfa_dist.data.video import FrameNumbers, FrameTimes
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -55,38 +57,30 @@ def sound_frames(data: bytes, limits: LimitsBlock) -> int:
     return count
 
 
+def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrder, tuple[int, int]]:
+    """(the order of a file's frames, their stored height and width). Raises BadSample; OverLimit where `limits` are
+    given."""
+    with opened(source) as (container, stream):
+        size = (stream.codec_context.height, stream.codec_context.width)
+        if limits is not None:
+            check_frame_size(*size, limits)
+        order = order_of(container, stream, limits)
+    if order is not None:
+        return order, size
+    with opened(source) as (container, stream):
+        return counted_order(container, stream, limits), size
+
+
 class PyAVVideo:
-    """A `Video` on PyAV. It holds only the bytes and the time stamps; files are open only inside a call."""
+    """A `Video` on PyAV. It holds only the bytes and the order of the frames; files are open only inside a call.
+
+    `closed` is `FrameOrder.closed`."""
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
         self._data, self._limits = data, limits
-        self._key_frames: list[tuple[int, int]] = []  # (pts, where to seek for it), sorted
-        times: list[int] = []
-        end = 0
-        with opened(data) as (container, stream):
-            context = stream.codec_context
-            check_frame_size(context.height, context.width, limits)
-            for packet in container.demux(stream):
-                check_time()
-                time = packet.pts if packet.pts is not None else packet.dts
-                if packet.size == 0 or packet.is_discard or time is None:  # discard: cut away by an edit list
-                    continue
-                times.append(time)
-                check_frame_count(len(times), limits)
-                end = max(end, time + (packet.duration or 0))
-                if packet.is_keyframe:
-                    # Some containers seek by pts, others by dts: the smaller of the two lands on this one or before.
-                    seek_to = time if packet.dts is None else min(time, packet.dts)
-                    self._key_frames.append((time, seek_to))
-            self._size = (context.height, context.width)
-            self._time_base = float(stream.time_base or 0)
-        self._times = sorted(times)
-        self._key_frames.sort()
-        self.num_frames = len(times)
-        if not times:
-            raise BadSample("no frame can be decoded")
-        seconds = (end - min(times)) * self._time_base
-        self.fps = len(times) / seconds if seconds > 0 else 0.0
+        order, self._size = look(data, limits)
+        self._order, self.closed = order, order.closed
+        self.num_frames, self.fps = len(order.times), order.fps
 
     @property
     def height(self) -> int:
@@ -101,62 +95,68 @@ class PyAVVideo:
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
         check_clip_bytes(len(indices), *self._size, self._limits)
+        labels = self._order.stamps or range(self.num_frames)
         rows: dict[int, list[int]] = {}
         for row, index in enumerate(indices):
-            rows.setdefault(self._times[index], []).append(row)
+            rows.setdefault(labels[index], []).append(row)
         clip: Pixels | None = None
-        for seek_to, span in self._spans(sorted(rows)):
-            for time, pixels in self._decode_span(seek_to, span):
+        for key_frame, span in self._spans(sorted(rows)):
+            for label, pixels in self._decode_span(key_frame, span):
                 if clip is None:
                     clip = np.empty((len(indices), *pixels.shape), np.uint8)
                 if pixels.shape != clip.shape[1:]:
                     raise BadSample("the size of the frames changes inside the video")
-                clip[rows.pop(time)] = pixels
+                clip[rows.pop(label)] = pixels
         if rows or clip is None:
-            raise BadSample(f"frame {self._times.index(min(rows))} of {self.num_frames} cannot be decoded")
+            raise BadSample(f"frame {labels.index(min(rows))} of {self.num_frames} cannot be decoded")
         return torch.from_numpy(clip)
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""
-        times: FrameTimes = np.asarray(self._times, dtype=np.float64)
-        return (times - times[0]) * self._time_base
+        return self._order.times
 
     @cached_property
     def _quarter_turns(self) -> int:
         """Counter-clockwise quarter turns that make a frame upright. Only a decoded frame tells."""
         with opened(self._data) as (container, stream):
-            for frame in container.decode(stream):
+            for frame in shown_frames(container.demux(stream)):
                 return _quarter_turns(frame)
         raise BadSample("no frame can be decoded")
 
-    def _spans(self, times: list[int]) -> Iterator[tuple[int | None, list[int]]]:
-        """Groups wanted times by the key frame from which they are decoded; None means from the start of the file.
+    def _spans(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Groups wanted frames by the key frame from which they are decoded; 0 means from the start of the file.
 
         A key frame that follows at once begins no new group: opening the file again costs more than going on."""
         groups: list[tuple[int, list[int]]] = []
         previous = -2
-        for time in times:
-            key_frame = max(0, bisect.bisect_right(self._key_frames, (time, 1 << 63)) - 1)
+        for label in wanted:
+            key_frame = max(0, bisect.bisect_right(self._order.key_frames, (label, 1 << 63)) - 1)
             if key_frame > previous + 1:
                 groups.append((key_frame, []))
-            groups[-1][1].append(time)
+            groups[-1][1].append(label)
             previous = key_frame
-        for key_frame, span in groups:
-            yield (self._key_frames[key_frame][1] if key_frame > 0 else None), span
+        yield from groups
 
-    def _decode_span(self, seek_to: int | None, times: list[int]) -> Iterator[tuple[int, Pixels]]:
-        """(time, frame (H, W, 3)) for each of the given times, decoding from the seek point to the last of them."""
-        missing = set(times)
+    def _decode_span(self, key_frame: int, wanted: list[int]) -> Iterator[tuple[int, Pixels]]:
+        """(stamp or number, frame (H, W, 3)) of each wanted frame, decoding from the key frame to the last of them."""
+        missing, counted = set(wanted), self._order.stamps is None
         with opened(self._data) as (container, stream):
-            if seek_to is not None:
+            packets, shown_at = container.demux(stream), stamper(stream)
+            if key_frame:
+                key, seek_to = self._order.key_frames[key_frame]
                 container.seek(seek_to, stream=stream, backward=True, any_frame=False)
+                first = next(packets)
+                if not (first.is_keyframe and (shown_at(first) or 0) <= key):  # the container has a wrong index
+                    yield from self._decode_span(0, wanted)
+                    return
+                packets = chain([first], packets)
             to_rgb = RgbConverter(stream, self._limits)
-            for frame in container.decode(stream):
+            for number, frame in enumerate(shown_frames(packets)):
                 check_time()
-                time = frame.pts if frame.pts is not None else frame.dts
-                if time in missing:
-                    missing.remove(time)
-                    yield time, to_rgb(frame)
+                label = number if counted else shown_at(frame)
+                if label in missing:
+                    missing.remove(label)
+                    yield label, to_rgb(frame)
                 if not missing:
                     return
 
@@ -205,6 +205,8 @@ def opened(
     `data` is a file's content, an open file, or the name of a device or stream; `options` go to `av.open`.
     """
     source = io.BytesIO(data) if isinstance(data, bytes) else data
+    if isinstance(source, io.BufferedIOBase):
+        source.seek(0)  # a file may be opened again
     try:
         with av.open(source, mode="r", metadata_errors="replace", **options) as container:
             stream = container.streams.best("video")

@@ -11,9 +11,8 @@ import av
 import numpy as np
 import torch
 import torchcodec
-from torchcodec.decoders import VideoDecoder
+from torchcodec.decoders import VideoDecoder, VideoStreamMetadata
 
-from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_card import CPU, beside_training
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
 from sfa_dist.data.decode_pyav import PyAVVideo
@@ -41,48 +40,67 @@ def version(device: torch.device = CPU) -> str:
 
 
 class TorchcodecVideo:
-    """A `Video` on torchcodec. `exact` scans all packets first: with variable frame rate, or where the header lies
-    about the number of frames, the approximate mode returns the wrong frames. One thread: the loader's workers are
-    the parallelism. Frames are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the
-    card makes RGB of it."""
+    """A `Video` on torchcodec, for the files of which it gives the frames that are shown; PyAV reads the others.
+
+    Those are told by their packets (frame_order.py): groups of pictures that are not closed, and what has to be
+    counted. Beyond that each frame's own time is compared. One thread: the loader's workers are the parallelism. Frames
+    are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the card makes RGB of it.
+    """
 
     def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
-        self._data, self._limits, self._device = data, limits, device
-        try:
-            with beside_training(device):
-                self._decoder = _opened(data, device)
-            metadata = self._decoder.metadata
-            self.num_frames = int(metadata.num_frames or 0)
-            self.fps = float(metadata.average_fps or 0.0)
-            self.height = int(metadata.height or 0)
-            self.width = int(metadata.width or 0)
-        except _DECODE_ERRORS as error:
-            _raise_card_fault(error, device)
-            raise BadSample(f"cannot be opened as a video: {_one_line(error)}") from error
-        if self.num_frames < 1:
-            raise BadSample("no frame can be decoded")
+        self._limits, self._device = limits, device
+        self._stored = PyAVVideo(data, limits)
+        self.num_frames, self.fps, self._times = self._stored.num_frames, self._stored.fps, self._stored.times()
+        self._decoder = self._usable(data) if self._stored.closed else None
+        size: VideoStreamMetadata | PyAVVideo = self._decoder.metadata if self._decoder else self._stored
+        self.height, self.width = int(size.height or 0), int(size.width or 0)
         check_frame_size(self.height, self.width, limits)
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
         check_clip_bytes(len(indices), self.height, self.width, self._limits)
+        if self._decoder is not None:
+            clip = self._read(self._decoder, indices)
+            if clip is not None:
+                return clip
+            self._decoder = None
+        return self._stored.frames_at(indices).to(self._device)
+
+    def times(self) -> FrameTimes:
+        """See `StoredVideo.times`."""
+        return self._times
+
+    def _usable(self, data: bytes) -> VideoDecoder | None:
+        """A decoder that counts as many frames as there are."""
+        try:
+            with beside_training(self._device):
+                decoder = _opened(data, self._device)
+        except _DECODE_ERRORS as error:
+            _raise_card_fault(error, self._device)
+            return None  # PyAV says what is wrong
+        return decoder if decoder.metadata.num_frames == self.num_frames else None
+
+    def _read(self, decoder: VideoDecoder, indices: FrameNumbers) -> torch.Tensor | None:
+        """The frames; None where they do not decode, or are others than asked for."""
         wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        start_time = decoder.metadata.begin_stream_seconds or 0.0
+        tolerance = np.diff(self._times).min(initial=1.0) / 2
         try:
             with beside_training(self._device):
                 clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8, device=self._device)
                 for start in range(0, len(wanted), _SLICE):
                     check_time()
-                    frames = self._decoder.get_frames_at(wanted[start : start + _SLICE].tolist()).data
+                    numbers = wanted[start : start + _SLICE]
+                    found = decoder.get_frames_at(numbers.tolist())
+                    times = found.pts_seconds.cpu().numpy() - start_time
+                    if (np.abs(times - self._times[numbers]) > tolerance).any():
+                        return None
                     rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
-                    clip[rows] = frames[order[rows] - start]
+                    clip[rows] = found.data[order[rows] - start]
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, self._device)
-            raise BadSample(f"frames cannot be decoded: {_one_line(error)}") from error
+            return None
         return clip
-
-    def times(self) -> FrameTimes:
-        """See `StoredVideo.times`. torchcodec tells only those of frames that it has decoded, PyAV those of packets."""
-        return PyAVVideo(self._data, self._limits).times()
 
 
 @cache

@@ -32,14 +32,19 @@ import torch
 from webdataset import TarWriter
 
 from sfa_dist.data.feature_slices import Part
+from sfa_dist.data.index_columns import UNREADABLE
 from sfa_dist.data.index_file import write_json_atomically
 from sfa_dist.data.shard_index import Int64, SampleIndex, build_index, load_index
-from sfa_dist.errors import DataError
+from sfa_dist.disk import file_sha256, read_object, read_plain
+from sfa_dist.errors import CheckpointError, DataError
 
 PART_SAMPLES = 128  # 15 to 25 MB: small enough to lose at a kill, large enough for a parallel file system
 MANIFEST_NAME, FRAMES_NAME = "manifest.json", "frames.npy"
 BUILDING_NAME = "building.json"  # What the parts so far were made of, until the manifest says it.
 MEMBER = "features.npy"
+SEAL = "manifest sha256"  # Key of a manifest: of all else in it.
+MAX_FRAMES = 2**31  # Bytes.
+PART_FACTS: dict[str, Any] = {"size": int, "sha256": str, "frames": list, "bad": dict, "seconds": (int, float)}
 STORED = {torch.bfloat16: ("bfloat16", "<u2"), torch.float32: ("float32", "<f4")}
 
 
@@ -75,7 +80,12 @@ def begin_view(folder: Path, made_of: dict[str, Any]) -> dict[str, Any]:
 def read_building(folder: Path) -> dict[str, Any]:
     """What the parts in a folder are made of, as long as the view is not complete; nothing where none is begun."""
     path = folder / BUILDING_NAME
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}): remove {folder} to build the view again") from error
 
 
 class PartWriter:
@@ -125,7 +135,7 @@ class PartWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         path = self._folder / f"{self.part.name}.tar"
-        size, sha256 = self._temporary.stat().st_size, _sha256(self._temporary)
+        size, sha256 = self._temporary.stat().st_size, file_sha256(self._temporary)
         os.replace(self._temporary, path)
         done = {"size": size, "sha256": sha256, "frames": self._frames, "bad": self._bad, "seconds": seconds}
         write_json_atomically(path.with_suffix(".json"), done)
@@ -149,21 +159,21 @@ def missing_parts(folder: Path, parts: Sequence[Part], workers: int) -> list[Par
 
 def _is_whole(path: Path) -> bool:
     try:
-        done = json.loads(path.with_suffix(".json").read_bytes())
-        return path.stat().st_size == done["size"] and _sha256(path) == done["sha256"]
-    except (FileNotFoundError, ValueError, KeyError):
+        done = read_object(path.with_suffix(".json"), size=int, sha256=str)
+        return path.stat().st_size == done["size"] and file_sha256(path) == done["sha256"]
+    except (FileNotFoundError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], workers: int) -> None:
     """Index, frames and manifest of a view whose parts are all there. Every byte is read back once more."""
     paths = [folder / f"{part.name}.tar" for part in parts]
-    told = [json.loads(path.with_suffix(".json").read_bytes()) for path in paths]
+    try:
+        told = [read_object(path.with_suffix(".json"), **PART_FACTS) for path in paths]
+    except ValueError as error:
+        raise DataError(
+            f"the records of parts in {folder} cannot be read ({error}): remove it to build again"
+        ) from error
     entries = build_index(paths, workers)
     changed = [path for path, done in zip(paths, told, strict=True) if entries[path].sha256 != done["sha256"]]
     if changed:
@@ -173,8 +183,13 @@ def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], wo
     bad = {sample: reason for done in told for sample, reason in done["bad"].items()}
     seconds = sum(done["seconds"] for done in told)
     shards = [path.name for path in paths]
-    content = {**manifest, "samples": len(frames), "shards": shards, "bad": bad, "rank_seconds": seconds}
-    write_json_atomically(folder / MANIFEST_NAME, content, indent=1)
+    sums = {path.name: done["sha256"] for path, done in zip(paths, told, strict=True)}
+    sums[FRAMES_NAME] = file_sha256(folder / FRAMES_NAME)
+    content = {
+        **manifest,
+        **{"samples": len(frames), "shards": shards, "bad": bad, "rank_seconds": seconds, "sha256": sums},
+    }
+    write_json_atomically(folder / MANIFEST_NAME, {**content, SEAL: _seal(content)}, indent=1)
     drop_leftovers(folder, parts)
 
 
@@ -196,15 +211,38 @@ def _save_array(path: Path, array: npt.NDArray[np.int64]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a view, None where it is not complete. Raises DataError where it cannot be read."""
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
-        if not {"key", "shards", "bad", "samples", "trunk_sha256"} <= content.keys():
-            raise ValueError("keys are missing")
-        return content
-    except (ValueError, AttributeError) as error:
+        content = read_object(path, key=dict, shards=list, bad=dict, samples=int, trunk_sha256=str)
+        seal = content.pop(SEAL, None)
+        if not all(isinstance(name, str) and name == Path(name).name for name in content["shards"]):
+            raise ValueError("its shards are no names of files")
+        if not all(sample.isdecimal() for sample in content["bad"]):
+            raise ValueError("its bad samples are no numbers")
+    except ValueError as error:
         raise DataError(f"{path} is no manifest of a feature cache ({error}): build the cache elsewhere") from error
+    if seal not in (None, _seal(content)):  # Caches of before have none.
+        raise CheckpointError(f"{path} is damaged: its {SEAL} is not that of its content; build the view again")
+    return content
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """sha256 of what a manifest tells."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _require_recorded(folder: Path, manifest: dict[str, Any], found: dict[str, str]) -> None:
+    """Raises CheckpointError where a file's sha256 is another than when the view was built."""
+    recorded = manifest.get("sha256")
+    if not isinstance(recorded, dict):  # A cache of before.
+        return
+    for name in found:
+        if recorded.get(name) != found[name]:
+            raise CheckpointError(
+                f"{folder / name} is not what was written (sha256 {found[name][:16]}..., {MANIFEST_NAME} says "
+                f"{str(recorded.get(name))[:16]}...): restore it, or remove {folder} to build the view again"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +261,12 @@ def open_view(folder: Path) -> CachedView:
     if manifest is None:
         raise DataError(f"{folder} is not complete (it has no {MANIFEST_NAME}): run `sfa cache`")
     index = load_index([folder / name for name in manifest["shards"]])
+    _require_recorded(folder, manifest, dict(zip(manifest["shards"], index.shard_sha256, strict=True)))
     try:
-        frames = np.load(folder / FRAMES_NAME, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        data = read_plain(folder / FRAMES_NAME, MAX_FRAMES)
+        _require_recorded(folder, manifest, {FRAMES_NAME: hashlib.sha256(data).hexdigest()})
+        frames = np.load(io.BytesIO(data), allow_pickle=False)
+    except UNREADABLE as error:
         raise DataError(f"{folder / FRAMES_NAME} cannot be read ({error}): build the cache again") from error
     if not len(index) == len(frames) == manifest["samples"]:
         raise DataError(

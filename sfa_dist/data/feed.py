@@ -25,18 +25,27 @@ from typing import IO
 import torch
 from torch.utils.data import DataLoader
 
+from sfa_dist.data.clip_encoding import ClipEncoding
 from sfa_dist.data.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.quarantine import add_to_quarantine
-from sfa_dist.disk import explain
+from sfa_dist.disk import explain, tell
 from sfa_dist.errors import CheckpointError, LostRankError
 
 BatchFeed = Generator[Batch, None, None]  # Close it when done.
+STATES = {
+    "R": "running",
+    "S": "asleep",
+    "D": "waiting for the disk",
+    "T": "stopped by a signal, kill -CONT lets it go on",
+    "t": "stopped by a debugger",
+}
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 # Seconds.
 POLL_S = 0.2
 DEATH_S, DEATH_POLL_S = 2.0, 0.02  # For a worker to be dead, after the first sign of it.
 SHUTDOWN_S = 3.0  # For workers to finish what they are at.
+TELL_S = 30.0  # After which such a worker is told.
 PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the time that the other ranks wait for this.
 
 
@@ -50,6 +59,8 @@ class Streams:
     train: Callable[[int, int], BatchFeed]
     evaluate: Callable[[], BatchFeed] | None
     clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
+    encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when it is asked.
+    loops_told: bool = False  # How many videos are shorter than a clip has been said.
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class FeedPlace:
     quarantine: Path | None = None
     stacks: Path | None = None
     patience: float = PATIENCE_S
+    tell_after: float = TELL_S
+    state_of: Callable[[int], str | None] = lambda pid: None  # The kernel's letter for a process, where it is known.
     device: torch.device | None = None
 
 
@@ -89,6 +102,7 @@ class _Source:
         self._given: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._workers: list[BaseProcess] = []
         self._waited_at: dict[int, tuple[int, float]] = {}  # Worker -> its sample, and since when it was seen there.
+        self._told_of: dict[int, int] = {}  # Worker -> the sample at which it was told to be slow.
         self._broken = False
         self._stacks: IO[bytes] = tempfile.NamedTemporaryFile(prefix="sfa_dist-")  # noqa: SIM115 (closed in `close`)
         self._batches.stacks = self._stacks.name
@@ -151,17 +165,31 @@ class _Source:
                 self._broken = True
                 raise LostRankError(self._obituary(worker))
         now = time.monotonic()
-        for number, (_, sample) in enumerate(self._batches.places.tolist()):
-            seen, since = self._waited_at.get(number, (NO_SAMPLE, now))
-            if sample == NO_SAMPLE or sample != seen:
+        for number, (pid, sample) in enumerate(self._batches.places.tolist()):
+            seen, since = self._waited_at.setdefault(number, (sample, now))
+            # Between two clips it may have nothing to do, unless somebody has stopped it there.
+            if sample != seen or (sample == NO_SAMPLE and not self._is_stopped(pid)):
                 self._waited_at[number] = (sample, now)
             elif now - since > self._place.patience:
                 self._broken = True
                 raise LostRankError(
-                    f"{self._place.who}: loader worker {number} has been at clip {self._batches.index.name(sample)} "
-                    f"for {now - since:.0f} s; look at the storage, or take the clip out of the shards and run the "
-                    "same command again to go on from the last checkpoint"
+                    f"{self._stuck(number, pid, sample, now - since)}; look at the storage, or take the clip out of "
+                    "the shards and run the same command again to go on from the last checkpoint"
                 )
+            elif now - since > self._place.tell_after and self._told_of.get(number) != sample:
+                self._told_of[number] = sample
+                limit = f"the run ends after {self._place.patience:.0f} s of it"
+                tell(f"warning: {self._stuck(number, pid, sample, now - since)}; waiting for it, {limit}")
+
+    def _is_stopped(self, pid: int) -> bool:
+        return pid != NO_SAMPLE and self._place.state_of(pid) in ("T", "t")
+
+    def _stuck(self, number: int, pid: int, sample: int, seconds: float) -> str:
+        """Which worker waits where, and what the kernel says of it."""
+        at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
+        letter = None if pid == NO_SAMPLE else self._place.state_of(pid)
+        state = f" (process {pid}, {STATES.get(letter, f'state {letter}')})" if letter else ""
+        return f"{self._place.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
 
     def _obituary(self, worker: BaseProcess) -> str:
         """What became of a worker, at which clip, and what to do."""

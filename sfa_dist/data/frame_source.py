@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +17,9 @@ import numpy as np
 
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.container import is_known
-from sfa_dist.data.decode_pyav import Pixels, RgbConverter, opened
+from sfa_dist.data.decode_pyav import Pixels, RgbConverter, look, opened
 from sfa_dist.data.file_kinds import HEAD_BYTES, unreadable
+from sfa_dist.data.frame_order import FrameOrder, shown_frames, timed
 from sfa_dist.data.resample import held
 from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
@@ -53,32 +53,29 @@ def open_source(source: str, rate: Rate, limits: LimitsBlock) -> Iterator[FrameS
     """
     live = is_live(source)
     with ExitStack() as stack:
-        own = own_rate(Path(source)) if rate is None and not live else None
         container, stream = stack.enter_context(_opened(source, live))
-        fps = rate if isinstance(rate, float) else own or float(stream.average_rate or stream.guessed_rate or 0)
+        order = None if live or rate == "stored" else _order_of(Path(source))
+        own = order.fps if order else float(stream.average_rate or stream.guessed_rate or 0)
+        fps = rate if isinstance(rate, float) else own
         if fps <= 0:
             raise BadSample("it does not tell its frame rate: set data.fps")
-        stored = rate == "stored"
         found = FrameSource(fps, iter(()))
-        timed = _decoded(container, stream, live, fps, stored, found.skipped)
+        if live:
+            came = timed(_live_frames(container, stream, found.skipped), stream, LONGEST_GAP)
+            timed_frames = _from_zero(came)
+        else:
+            timed_frames = _by_order(shown_frames(container.demux(stream)), order)
+        if rate == "stored":
+            timed_frames = ((number / fps, frame) for number, (_, frame) in enumerate(timed_frames))
         to_rgb = RgbConverter(stream, limits)
-        shown = held(timed, fps, LONGEST_GAP if live else None)
+        shown = held(timed_frames, fps, LONGEST_GAP if live else None)
         found.frames = _converted(shown, to_rgb)
         yield found
 
 
-def own_rate(path: Path) -> float:
-    """Frames a second from the first frame of a file to its last, as `resample.own_rate`; 1.0 for a single frame."""
-    first = last = frames = 0
-    with _opened(str(path), live=False) as (container, stream):
-        for packet in container.demux(stream):
-            time = packet.pts if packet.pts is not None else packet.dts
-            if packet.size == 0 or packet.is_discard or time is None:
-                continue
-            first, last = (min(first, time), max(last, time)) if frames else (time, time)
-            frames += 1
-        seconds = (last - first) * float(stream.time_base or 0)
-    return (frames - 1) / seconds if seconds > 0 else 1.0
+def _order_of(path: Path) -> FrameOrder:
+    with path.open("rb") as file:
+        return look(file, None)[0]
 
 
 @contextmanager
@@ -127,27 +124,30 @@ class _Unseekable:
         self.name = PIPE
 
 
-def _decoded(
-    container: Any, stream: Any, live: bool, fps: float, stored: bool, skipped: list[int]
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame); by its number where times are not asked for, or where there are none."""
-    base = float(stream.time_base or 0)
-    first: int | None = None
-    numbers = count()
+def _by_order(frames: Iterator[av.VideoFrame], order: FrameOrder | None) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds, frame) of a file. Without an order the times are not asked for."""
+    number = -1
+    for number, frame in enumerate(frames):
+        if order is not None and number >= len(order.times):
+            break
+        yield float(order.times[number]) if order else 0.0, frame
+    if order is not None and number + 1 < len(order.times):
+        raise BadSample(f"frame {number + 1} of {len(order.times)} cannot be decoded")
+
+
+def _from_zero(frames: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
+    first: float | None = None
+    for time, frame in frames:
+        first = time if first is None else first
+        yield time - first, frame
+
+
+def _live_frames(container: Any, stream: Any, skipped: list[int]) -> Iterator[av.VideoFrame]:
     for packet in container.demux(stream):
         try:
-            frames = packet.decode()
+            yield from packet.decode()
         except av.error.InvalidDataError:
-            if not live:
-                raise
             skipped[0] += 1  # a stream that loses packets goes on
-            continue
-        for frame in frames:
-            number, time = next(numbers), frame.pts if frame.pts is not None else frame.dts
-            if first is None:
-                first = time
-            timed = not stored and time is not None and first is not None
-            yield (time - first) * base if timed else number / fps, frame
 
 
 def _converted(frames: Iterator[av.VideoFrame], to_rgb: RgbConverter) -> Iterator[Pixels]:

@@ -8,8 +8,11 @@ it was made and is read without pickle; zip's checksums guard it.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -33,7 +36,10 @@ SIDECAR_VERSION = 1
 SIDECAR_FROM = 50_000  # samples; below that index.json itself is read in less than a tenth of a second
 SUFFIXES = ("", *CLIP_SUFFIXES)
 # What zipfile and numpy raise for a damaged file.
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, AttributeError, TypeError, SyntaxError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -194,15 +200,19 @@ def _alike(labels: list[Int64]) -> list[Int64]:
 
 def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:
     """The columns of the index.json with this hash, or None: there are none, of another index.json, or damaged."""
+    path = folder / SIDECAR_NAME
     try:
-        with np.load(folder / SIDECAR_NAME, allow_pickle=False) as arrays:
+        _check_members(path)
+        with np.load(path, allow_pickle=False) as arrays:
             if arrays["made_of"].tobytes() != _mark(index_sha256):
                 return None
-            return Columns(**{field.name: _unpacked(arrays, field.name) for field in fields(Columns)})
+            columns = Columns(**{field.name: _unpacked(arrays, field.name) for field in fields(Columns)})
+        _check_columns(columns)
+        return columns
     except FileNotFoundError:
         return None
     except UNREADABLE as error:
-        _log.warning("%s is not readable and not used (%s)", folder / SIDECAR_NAME, error)
+        _log.warning("%s is not readable and not used (%s)", path, error)
         return None
 
 
@@ -229,6 +239,50 @@ def write_sidecar(folder: Path, index_sha256: str, columns: Columns) -> None:
 
 def _mark(index_sha256: str) -> bytes:
     return f"{SIDECAR_VERSION} {index_sha256}".encode()
+
+
+def _check_members(path: Path) -> None:
+    """Raises ValueError for arrays that are packed, or claim to be larger than the file that holds them."""
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            with file.open(member) as data:
+                version = np.lib.format.read_magic(data)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(data)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - data.tell():
+                    raise ValueError(f"{member.filename} is not as large as it says")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is packed")
+
+
+def _check_columns(columns: Columns) -> None:
+    """Raises ValueError for arrays that do not fit together, or that point outside of a shard."""
+    texts = (columns.names, columns.sha256, columns.keys, columns.error_texts)
+    arrays = [columns.shard_bytes, columns.ends, columns.offset, columns.size, columns.crc32, columns.error_rows]
+    ends = [columns.ends, *(text.ends for text in texts)]
+    shards, samples = len(columns.names), len(columns.keys)
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in (*arrays, *ends)):
+        raise ValueError("a column that is no list of whole numbers")
+    if any((np.diff(each, prepend=0) < 0).any() for each in ends) or any(
+        text.text.dtype != np.uint8 or text.text.shape != (text.ends[-1] if len(text) else 0,) for text in texts
+    ):
+        raise ValueError("texts that do not end where they should")
+    if not len(columns.sha256) == len(columns.shard_bytes) == len(columns.ends) == shards:
+        raise ValueError("columns of different numbers of shards")
+    of_samples = (columns.suffix, columns.offset, columns.size, columns.crc32, columns.label)
+    if any(len(column) != samples for column in of_samples) or (columns.ends[-1] if shards else 0) != samples:
+        raise ValueError("columns of different numbers of samples")
+    if columns.suffix.dtype != np.uint8 or columns.label.dtype != np.int64 or (columns.suffix >= len(SUFFIXES)).any():
+        raise ValueError("a suffix or a label that there is not")
+    room = np.repeat(columns.shard_bytes, np.diff(columns.ends, prepend=0)) - columns.offset
+    here = columns.offset >= 0
+    if (columns.offset < -1).any() or (columns.size < 0).any() or (here & (columns.size > room)).any():
+        raise ValueError("a sample outside of its shard")
+    rows = columns.error_rows
+    if len(rows) != len(columns.error_texts) or (len(rows) and not 0 <= rows.min() <= rows.max() < samples):
+        raise ValueError("an error of no sample")
+    if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in columns.sha256):
+        raise ValueError("a shard without its sha256")
 
 
 def _unpacked(arrays: Any, name: str) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,12 +30,14 @@ from sfa_dist.data.index_columns import (
     SIDECAR_FROM,
     SUFFIXES,
     Columns,
+    Int64,
     Strings,
     label_array,
     read_sidecar,
     write_sidecar,
 )
 from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 INDEX_NAME = "index.json"
@@ -62,7 +65,7 @@ def read_raw(folder: Path) -> dict[str, RawShard]:
 def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
     """The entries in the text of an index.json, of any version. Raises DataError if it is garbled."""
     with _readable(where):
-        content = json.loads(data)
+        content = parse_json(data)
         if content["version"] not in (1, INDEX_VERSION):
             raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION} and older")
         shards: dict[str, RawShard] = dict(content["shards"].items())
@@ -128,7 +131,7 @@ def to_raw(entry: ShardEntry) -> RawShard:
 
 
 def to_entry(raw: RawShard) -> ShardEntry:
-    """The inverse of `to_raw`. Raises KeyError, ValueError or TypeError for what is no entry."""
+    """The inverse of `to_raw`. Raises LookupError, ValueError, AttributeError or TypeError for what is no entry."""
     members: list[dict[str, Member]] = [{} for _ in raw["keys"]]
     for suffix, columns in raw["members"].items():
         for row, place in enumerate(zip(*columns, strict=True)):
@@ -149,9 +152,9 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
         counts = [len(raw["keys"]) for raw in shards.values()]
         first = np.cumsum([0, *counts])
         errors = {
-            int(start) + int(row): text
+            int(start) + row: text
             for start, raw in zip(first, shards.values(), strict=False)
-            for row, text in sorted(raw["errors"].items(), key=lambda item: int(item[0]))
+            for row, text in _errors(raw)
         }
         suffix, offset, size, crc32 = (
             np.concatenate([place[i] for place in places]) if places else np.empty(0) for i in range(4)
@@ -160,8 +163,8 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
             raise ValueError(f"{len(label)} labels for {len(suffix)} keys")
         return Columns(
             names=Strings.of(shards),
-            sha256=Strings.of(str(raw["sha256"]) for raw in shards.values()),
-            shard_bytes=np.array([raw["size"] for raw in shards.values()], dtype=np.int64),
+            sha256=Strings.of(_sha256(raw["sha256"]) for raw in shards.values()),
+            shard_bytes=_whole_numbers([raw["size"] for raw in shards.values()]),
             ends=np.cumsum(counts, dtype=np.int64),
             keys=Strings.of(key for raw in shards.values() for key in raw["keys"]),
             suffix=suffix.astype(np.uint8),
@@ -204,15 +207,17 @@ def _readable(where: Path | str) -> Iterator[None]:
 
 def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(suffix code, offset, size, crc32) of each sample's clip, the first of CLIP_SUFFIXES that it has."""
-    count, size = len(raw["keys"]), int(raw["size"])
+    count, size = len(raw["keys"]), int(_whole_numbers(raw["size"]))
+    if size < 0 or not isinstance(raw["keys"], list):
+        raise ValueError(f"{name} is no entry")
     code = np.zeros(count, dtype=np.uint8)
     clip = np.tile(np.array([[-1], [0], [0]], dtype=np.int64), count)
     for suffix in raw["members"]:
-        place = np.array(raw["members"][suffix], dtype=np.int64)
+        place = _whole_numbers(raw["members"][suffix])
         if place.shape != (3, count):
             raise ValueError(f"{suffix} of {name} is not 3 lists of {count}")
         here = place[0] >= 0
-        if (place[0] < -1).any() or (place[1] < 0).any() or (here & (place[0] + place[1] > size)).any():
+        if (place[0] < -1).any() or (place[1] < 0).any() or (here & (place[1] > size - place[0])).any():
             raise ValueError(f"a sample of {name} lies outside its shard")
         if suffix in CLIP_SUFFIXES:
             number = SUFFIXES.index(suffix)
@@ -220,6 +225,29 @@ def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.n
             code[better] = number
             clip[:, better] = place[:, better]
     return code, clip[0], clip[1], clip[2]
+
+
+def _whole_numbers(values: Any) -> Int64:
+    """Raises ValueError for what numpy would make whole numbers of: fractions, texts, true."""
+    numbers = np.array(values)
+    if numbers.dtype.kind != "i" and numbers.size:
+        raise ValueError(f"{values!r:.40} are no whole numbers")
+    return numbers.astype(np.int64, copy=False)
+
+
+def _sha256(value: Any) -> str:
+    """Raises ValueError for what is no hash: it names files."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r:.80} is no sha256")
+    return value
+
+
+def _errors(raw: RawShard) -> list[tuple[int, str]]:
+    """(row, why) of the samples that cannot be used, by row. Raises ValueError."""
+    found = sorted((int(row), str(text)) for row, text in raw["errors"].items())
+    if found and not 0 <= found[0][0] <= found[-1][0] < len(raw["keys"]):
+        raise ValueError(f"there is no sample {found[0][0]} or {found[-1][0]}")
+    return found
 
 
 def _from_version_1(raw: dict[str, Any]) -> RawShard:

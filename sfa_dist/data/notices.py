@@ -1,7 +1,8 @@
 """What is said of a stage's training clips before it starts: classes that do not fit, videos that are too short.
 
 Neither is an error, and both are found in the result otherwise, if at all. Lengths are those that `sfa pack` has
-written beside each clip; of shards that others made they are not known, and nothing is decoded for it.
+written beside each clip; of shards that others made they are not known, and the first epoch counts (`looped` in a
+batch): a clip that crashes a decoder must not do so before there is a loader to tell of it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ The same source, seed and options give the same bytes. Nothing under its final n
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -29,6 +28,7 @@ from sfa_dist.data.pack_write import shards_of, write_shards
 from sfa_dist.data.reencode import Encoding
 from sfa_dist.data.sample_plan import permuted
 from sfa_dist.data.shard_index import build_index
+from sfa_dist.disk import parse_json, read_plain
 from sfa_dist.errors import DataError, UsageError
 
 MANIFEST_NAME = "manifest.json"
@@ -162,7 +162,7 @@ def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: boo
     manifest: dict[str, Any] = {"version": 1, **names, "samples": 0, "packs": {}}
     if path.exists():
         try:
-            old = json.loads(path.read_bytes())
+            old = parse_json(read_plain(path))
             packs, old_names = dict(old["packs"]), {key: old[key] for key in ("classes", "heads") if key in old}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a manifest of this program ({error!r}): pack elsewhere") from error

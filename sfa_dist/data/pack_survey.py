@@ -20,6 +20,7 @@ from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.pack_probe import Probe, Prober, is_there, start_probe_process
 from sfa_dist.data.pixel_statistics import mean_and_std
 from sfa_dist.data.reencode import SUFFIX
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -84,7 +85,7 @@ def _read_journal(path: Path) -> dict[str, Probe]:
     known = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.encode())
             entry["probe"]["suffix"]  # without it, it is of a program that went by the names of files
             probe = Probe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
         except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped

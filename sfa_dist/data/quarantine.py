@@ -18,6 +18,7 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.shards import shard_name
 from sfa_dist.disk import explain, parse_object, read_plain
 from sfa_dist.errors import CheckpointError
+from sfa_dist.shown.secret import without_secrets
 
 FILE_NAME = "quarantine.jsonl"
 Entries = dict[tuple[str, str], str]  # (shard's file name, key) -> reason.
@@ -25,7 +26,8 @@ Entries = dict[tuple[str, str], str]  # (shard's file name, key) -> reason.
 
 def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) -> None:
     """Appends a sample. One write, so that lines of several ranks stay whole. Raises CheckpointError."""
-    entry = {"shard": index.shards[index.shard[sample]].name, "key": index.keys[sample], "reason": reason}
+    shard = shard_name(index.shards[index.shard[sample]])
+    entry = {"shard": shard, "key": index.keys[sample], "reason": without_secrets(reason)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

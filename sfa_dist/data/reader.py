@@ -18,6 +18,7 @@ from sfa_dist.data.shard_index import SampleIndex
 from sfa_dist.data.shards import shown
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.secret import without_secrets
 
 
 def read_clip_bytes(index: SampleIndex, sample: int) -> bytes:
@@ -89,7 +90,7 @@ def _go_on_without(cache: ShardCache, shard: str, error: CannotKeepError) -> Non
         ) from error
     if not cache.has_warned:
         cache.has_warned = True
-        text = (
+        text = without_secrets(
             f"the shard cache on {socket.gethostname()} cannot be used ({error.strerror}): samples are read one by one "
             "from where they are"
         )

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,12 +24,14 @@ from PIL import Image
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_limits import check_frame_size
-from sfa_dist.data.decode_pyav import RgbConverter, opened
+from sfa_dist.data.decode_pyav import RgbConverter, look, opened
+from sfa_dist.data.frame_order import FrameOrder, shown_frames, stamper, timed
 from sfa_dist.recipe_blocks import LimitsBlock
 
 SUFFIX = "mp4"
 _LIMITS = LimitsBlock()
 _TIME_BASE = Fraction(1, 90_000)
+_SEEK_AHEAD = (0, 2, 10, 60)  # seconds
 _FRAME_NAME = re.compile(r"(\d+)\.(jpe?g|png)$", re.IGNORECASE)
 
 
@@ -50,6 +53,14 @@ class _Picture(NamedTuple):
     seconds: Fraction
 
 
+class _Part(NamedTuple):
+    """From `begin` up to `end` in seconds of the stream; `seek_to` in its time base, None for its start."""
+
+    begin: Fraction
+    end: Fraction
+    seek_to: int | None
+
+
 def reencode(source: bytes | Path, encoding: Encoding, cut: tuple[float, float] | None = None) -> bytes:
     """A video in (its bytes, or a file too large to be read at once), an mp4 with the same frames at the same times
     out; only those from `cut[0]` up to `cut[1]` seconds where it is given. One thread, so that the same input gives the
@@ -63,11 +74,12 @@ def reencode(source: bytes | Path, encoding: Encoding, cut: tuple[float, float] 
 def look_at_cut(source: Path, cut: tuple[float, float]) -> tuple[int, float]:
     """(frames, frames a second) from `cut[0]` up to `cut[1]` seconds, by the rate of the video; its first picture is
     decoded. Raises BadSample where there is none."""
-    with source.open("rb") as file, opened(file) as (container, stream):
-        _check_end(container, stream, cut)
-        rate = stream.average_rate or Fraction(25)
-        if next(_pictures(container, stream, cut), None) is None:
-            raise BadSample("no frame can be decoded")
+    with source.open("rb") as file:
+        part = _part_of(file, cut)
+        with opened(file) as (container, stream):
+            rate = stream.average_rate or Fraction(25)
+            if next(_pictures(container, stream, part), None) is None:
+                raise BadSample("no frame can be decoded")
         return round((_exact(cut[1]) - _exact(cut[0])) * rate), float(rate)
 
 
@@ -106,11 +118,44 @@ def target_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 
 def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] | None) -> bytes:
+    part = _part_of(file, cut) if cut else None
+    order = None if cut else look(file, None)[0]
     with opened(file) as (container, stream):
-        if cut:
-            _check_end(container, stream, cut)
         rate = stream.average_rate or Fraction(25)
-        return _encode(_pictures(container, stream, cut), rate, stream.time_base or _TIME_BASE, encoding)
+        pictures = _pictures(container, stream, part) if order is None else _all_pictures(container, stream, order)
+        return _encode(pictures, rate, stream.time_base or _TIME_BASE, encoding)
+
+
+def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _Part:
+    """Where the seconds of `cut` are; those of a data set count from the first frame that is shown."""
+    with opened(file) as (container, stream):
+        _check_end(container, stream, cut)
+        first = next(timed(shown_frames(container.demux(stream)), stream), None)
+    if first is None:
+        raise BadSample("no frame can be decoded")
+    begin, end = (_exact(first[0]) + _exact(second) for second in cut)
+    return _Part(begin, end, _seek_point(file, begin))
+
+
+def _seek_point(file: BinaryIO, begin: Fraction) -> int | None:
+    """Where to seek for the frame at `begin` seconds, in the stream's time base; None: it is played from its start.
+
+    Some containers are sought by the times of decoding, so that the key frame found is shown too late, and some key
+    frames need others before them. So it is tried, and tried further ahead."""
+    for ahead in _SEEK_AHEAD:
+        with opened(file) as (container, stream):
+            target = int((begin - ahead) / (stream.time_base or _TIME_BASE))
+            if ahead > begin:
+                return None
+            container.seek(target, stream=stream, backward=True, any_frame=False)
+            packets = container.demux(stream)
+            key = next(packets)
+            frame = next(shown_frames(chain([key], packets)), None)
+            stamps = [stamper(stream)(part) for part in (key, frame) if part is not None]
+            base = stream.time_base or _TIME_BASE
+            if key.is_keyframe and all(stamp is not None and stamp * base <= begin for stamp in stamps):
+                return target
+    return None
 
 
 def _check_end(container: av.container.InputContainer, stream: av.VideoStream, cut: tuple[float, float]) -> None:
@@ -125,22 +170,25 @@ def _check_end(container: av.container.InputContainer, stream: av.VideoStream, c
         raise BadSample(f"the video ends at {end:.2f} s, the part goes from {cut[0]:.2f} to {cut[1]:.2f} s")
 
 
-def _pictures(
-    container: av.container.InputContainer, stream: av.VideoStream, cut: tuple[float, float] | None
+def _all_pictures(
+    container: av.container.InputContainer, stream: av.VideoStream, order: FrameOrder
 ) -> Iterator[_Picture]:
-    base = stream.time_base or _TIME_BASE
-    origin = (stream.start_time or 0) * base  # time stamps of a data set count from the first frame
-    begin, end = (origin + _exact(cut[0]), origin + _exact(cut[1])) if cut else (None, None)
-    if begin is not None:
-        container.seek(int(begin / base), stream=stream, backward=True, any_frame=False)
+    to_rgb = RgbConverter(stream, _LIMITS)
+    frames = shown_frames(container.demux(stream))
+    for seconds, frame in zip(order.times.tolist(), frames, strict=False):  # fewer, where it is damaged: pack counts
+        yield _Picture(to_rgb(frame), _exact(seconds))
+
+
+def _pictures(container: av.container.InputContainer, stream: av.VideoStream, part: _Part | None) -> Iterator[_Picture]:
+    if part is not None and part.seek_to is not None:
+        container.seek(part.seek_to, stream=stream, backward=True, any_frame=False)
     to_rgb = RgbConverter(stream, _LIMITS)
     first: Fraction | None = None
-    for number, frame in enumerate(container.decode(stream)):
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        time = stamp * base if stamp is not None else number / (stream.average_rate or Fraction(25))
-        if begin is not None and time < begin:
+    for seconds, frame in timed(shown_frames(container.demux(stream)), stream):
+        time = _exact(seconds)
+        if part is not None and time < part.begin:
             continue
-        if end is not None and time >= end:
+        if part is not None and time >= part.end:
             return
         first = time if first is None else first
         yield _Picture(to_rgb(frame), time - first)

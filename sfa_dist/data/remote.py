@@ -272,7 +272,9 @@ def _oserror(error: Exception) -> OSError:
         return PermissionError(errno.EACCES, f"access denied (HTTP {status or 403})")
     if status is not None:
         passing = status >= 500 or status in (408, 425, 429)
-        said = getattr(error, "message", said)  # of aiohttp: its text bears the URL, query and all
+        said = " ".join(str(getattr(error, "message", said)).split())[
+            :200
+        ]  # aiohttp's text bears the URL, query and all
         return OSError(errno.EIO if passing else errno.EINVAL, f"HTTP {status}: {said}")
     if isinstance(error, TimeoutError):
         return TimeoutError(errno.ETIMEDOUT, f"no answer in time ({name})")

@@ -10,13 +10,15 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from sfa_dist.data.fetch import fetch_shard
-from sfa_dist.data.index_columns import SIDECAR_FROM, Columns, join, read_sidecar, write_sidecar
+from sfa_dist.data.index_columns import SIDECAR_FROM, Columns, Strings, join, read_sidecar, write_sidecar
 from sfa_dist.data.index_file import (
     INDEX_NAME,
     RawShard,
@@ -35,6 +37,7 @@ from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import PIPE, shard_name, shown
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.secret import without_secrets
 
 USER_CACHE = "~/.cache/sfa_dist"
 LOOKS_AT_A_TIME = 16
@@ -51,10 +54,16 @@ def index_home(folder: str, remote: RemoteBlock) -> Path:
 def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> Columns:
     """All known samples of a remote folder, those of `shards` among them; shards that no index knows are indexed now.
 
-    Raises DataError, naming the URL, for a shard that is gone, cannot be read, is damaged, or has another size than its
-    index says.
+    Raises DataError, naming the URL, for a shard that is gone, cannot be read, is damaged, has another size than its
+    index says, or is given twice.
     """
+    for name, count in Counter(map(shard_name, shards)).items():
+        if count > 1:
+            raise DataError(f"{count} of the shards of {shown(folder)} are called {name}: they differ in who may read")
     published = _published_columns(folder, remote)
+    if published is not None:
+        called = published_names(shards)
+        published = replace(published, names=Strings.of(called.get(name, name) for name in published.names))
     parts = [published] if published is not None else []
     if missing := _unknown(shards, published):
         parts.append(_kept_columns(folder, missing, set(published.names) if published else set(), remote))
@@ -63,10 +72,20 @@ def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> C
     return columns
 
 
-def known_shards(folder: str, remote: RemoteBlock) -> dict[str, RawShard]:
+def published_names(shards: Iterable[str]) -> dict[str, str]:
+    """By file name, as an index beside shards has it, how a shard with a query is called here. Nothing for file names
+    that several shards have: that index cannot tell them apart."""
+    named: dict[str, set[str]] = {}
+    for shard in shards:
+        named.setdefault(shard_name(shard).partition("?")[0], set()).add(shard_name(shard))
+    return {file: names.pop() for file, names in named.items() if len(names) == 1}
+
+
+def known_shards(folder: str, shards: Sequence[str], remote: RemoteBlock) -> dict[str, RawShard]:
     """What is known of a remote folder, by shard name: beside the shards first, then what is kept here."""
-    data = read_beside(folder, INDEX_NAME, remote)
-    return read_raw(index_home(folder, remote)) | (parse_index(data, folder + INDEX_NAME) if data else {})
+    data, called = read_beside(folder, INDEX_NAME, remote), published_names(shards)
+    published = parse_index(data, shown(folder + INDEX_NAME)) if data else {}
+    return read_raw(index_home(folder, remote)) | {called.get(name, name): raw for name, raw in published.items()}
 
 
 def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
@@ -96,11 +115,12 @@ def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> s
     machine. Returns where."""
     if shard_kind(folder) == "s3":
         try:
-            data = format_index(known_shards(folder, remote) | entries)
+            data = format_index(known_shards(folder, (), remote) | entries)
             with_retries(lambda: write_s3(folder + INDEX_NAME, data, remote), remote.retries)
-            return folder + INDEX_NAME
+            return shown(folder + INDEX_NAME)
         except OSError as error:
-            _log.warning("%s cannot be written (%s)", folder + INDEX_NAME, error.strerror or error)
+            why = without_secrets(str(error.strerror or error))
+            _log.warning("%s cannot be written (%s)", shown(folder + INDEX_NAME), why)
     home = index_home(folder, remote)
     with _home_lock(home):
         write_index(home, read_raw(home) | entries)
@@ -116,7 +136,7 @@ def _published_columns(folder: str, remote: RemoteBlock) -> Columns | None:
     sha256 = hashlib.sha256(data).hexdigest()
     columns = read_sidecar(home, sha256)
     if columns is None:
-        columns = to_columns(parse_index(data, folder + INDEX_NAME), folder + INDEX_NAME)
+        columns = to_columns(parse_index(data, shown(folder + INDEX_NAME)), shown(folder + INDEX_NAME))
         if len(columns.keys) >= SIDECAR_FROM and _made(home):
             write_sidecar(home, sha256, columns)
     return columns

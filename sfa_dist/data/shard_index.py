@@ -6,7 +6,6 @@ A sample is (shard, key) and is read by offset, so one damaged sample can neithe
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from sfa_dist.data.index_file import (
 from sfa_dist.data.remote_index import known_shards, publish, read_beside, remote_columns, walk_remote
 from sfa_dist.data.shard_walk import ShardEntry, walk_shard, warn_of_ignored
 from sfa_dist.data.shards import LOCAL_ONLY, Shard, shard_folder, shard_name, shown
+from sfa_dist.disk import parse_json, read_plain
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import LABEL_HEADS, RemoteBlock
 
@@ -140,10 +140,16 @@ def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock 
     """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
     problems: list[str] = []
     for folder, members in _by_folder(shards).items():
-        known = read_raw(folder) if isinstance(folder, Path) else known_shards(folder, remote)
+        known = _known(folder, members, remote)
         for shard, walked in _walk(folder, members, workers, remote).items():
             problems += _problems(shard, known.get(shard_name(shard)), walked)
     return problems
+
+
+def _known(folder: Path | str, shards: Sequence[Shard], remote: RemoteBlock) -> dict[str, RawShard]:
+    if isinstance(folder, Path):
+        return read_raw(folder)
+    return known_shards(folder, [str(shard) for shard in shards], remote)
 
 
 def _by_folder(shards: Sequence[Shard]) -> dict[Path | str, list[Shard]]:
@@ -269,8 +275,8 @@ def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
         where = shown(folder / MANIFEST_NAME if isinstance(folder, Path) else folder + MANIFEST_NAME)
         try:
             data = _read_beside(folder, remote)
-            classes = None if data is None else _class_names(json.loads(data))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            classes = None if data is None else _class_names(parse_json(data))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
             found[where] = classes
@@ -293,6 +299,6 @@ def _read_beside(folder: Path | str, remote: RemoteBlock) -> bytes | None:
     if isinstance(folder, str):
         return read_beside(folder, MANIFEST_NAME, remote)
     try:
-        return (folder / MANIFEST_NAME).read_bytes()
+        return read_plain(folder / MANIFEST_NAME)
     except FileNotFoundError:
         return None

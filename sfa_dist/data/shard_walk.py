@@ -8,7 +8,6 @@ Nothing is ever unpacked to disk, and no member is decoded but the label.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tarfile
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import LABEL_HEADS
 
@@ -30,6 +30,11 @@ KNOWN_SUFFIXES = (*CLIP_SUFFIXES, "cls", "json", "txt")
 _BLOCK = 512
 _CHUNK = 1 << 20
 _MAX_LABEL_BYTES = 1 << 20
+_MAX_TOLD_BYTES = 1 << 20
+_TELLS_OF_NEXT = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE),
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 class Member(NamedTuple):
@@ -127,11 +132,20 @@ def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str,
     return samples, ignored
 
 
+class _BoundedInfo(tarfile.TarInfo):
+    """A header whose long name or extended facts, which tarfile takes into memory, are not larger than any could be."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _TELLS_OF_NEXT and self.size > _MAX_TOLD_BYTES:
+            raise tarfile.ReadError(f"a long name or extended header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     """Headers of all regular members; afterwards makes sure that the archive really ends where tarfile stopped."""
     end = 0
     try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 -- it owns nothing: `file` is closed by the caller
+        archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115 -- it owns nothing: `file` is closed by the caller
         for info in archive:
             end = info.offset_data + (-(-info.size // _BLOCK) * _BLOCK if info.isreg() else 0)
             if not 0 <= info.size <= size - info.offset_data:
@@ -140,6 +154,8 @@ def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInf
                 yield info
     except (tarfile.TarError, ValueError) as error:  # ValueError: tarfile lets some damaged pax headers through
         _fail(shard, end, f"not a plain, complete tar ({error})")
+    except RecursionError:  # tarfile goes one level deeper for each header that only tells of the next.
+        _fail(shard, end, "not a plain tar (long-name or extended headers that follow one another without a member)")
     _check_end(shard, file, end, size)
 
 
@@ -208,8 +224,8 @@ def _label_from_cls(data: bytes) -> tuple[int | None, str | None]:
 
 def _label_from_json(data: bytes) -> tuple[Label | None, str | None]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         return None, f"garbled .json ({error})"
     if not isinstance(value, dict):
         return None, "garbled .json (not an object)"

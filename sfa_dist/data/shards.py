@@ -6,23 +6,31 @@ rewrites them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from glob import iglob
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sfa_dist.data.braces import MAX_NAMES, expand_braces
 from sfa_dist.data.remote import list_s3
 from sfa_dist.data.retry import with_retries
-from sfa_dist.errors import DataError
+from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.secret import MASK, is_masked, remember_source, shown_source
 
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
+# Fields of signed URLs: S3 and CloudFront, Google's storage, Azure's, and the usual names of others.
+_SIGNATURES = {
+    *("awsaccesskeyid", "signature", "expires", "policy", "key-pair-id", "googleaccessid"),
+    *("sv", "ss", "srt", "sr", "sp", "se", "st", "spr", "sip", "sig", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+    *("token", "access_token"),
+}
 MOST_NAMED = 6  # Kinds of files in a message.
 
 
@@ -32,11 +40,14 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
     Each pattern is a path, a glob (`train-*.tar`), a brace pattern (`train-{000000..000099}.tar`), a mixture, or one of
     these as a URL (globs on s3 only), or a pipe. Each local name that braces expand to must be there, so a missing
     shard is found before the run starts; for URLs `load_index` finds it.
-    Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow.
+    Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow, RecipeError
+    for one of a run directory, whose password or signature is not kept.
     """
     local: set[str] = set()
     others: set[str] = set()
     for pattern in patterns:
+        if "\0" in pattern:
+            raise DataError(f"shard pattern {shown(pattern)!r}: no path holds the character NUL")
         if kind := shard_kind(pattern):
             others.update(_expand_remote(pattern, kind, remote))
         else:
@@ -45,10 +56,22 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
 
 
 def shard_name(shard: Shard) -> str:
-    """What a shard is called in its folder's index: the file name; of a pipe the whole command."""
+    """What a shard is called in its folder's index: the file name, with a mark of the query where one says which shard
+    it is (`x.tar?part=1`); of a pipe the whole command, and a number in place of what is secret in it."""
     if isinstance(shard, Path):
         return shard.name
-    return shard if shard_kind(shard) == "pipe" else urlsplit(shard).path.rsplit("/", 1)[-1]
+    if shard_kind(shard) == "pipe":
+        name = shown(shard)
+        return name if name == shard else f"{name} #{hashlib.sha256(shard.encode()).hexdigest()[:12]}"
+    fields = [pair for pair in parse_qsl(urlsplit(shard).query, keep_blank_values=True) if not _signs(pair[0])]
+    # A mark, as a query that is no signature known here may be a secret too.
+    mark = "?" + hashlib.sha256(repr(sorted(fields)).encode()).hexdigest()[:16] if fields else ""
+    return urlsplit(shard).path.rsplit("/", 1)[-1] + mark
+
+
+def _signs(field: str) -> bool:
+    """Whether a field of a query says who may read, which changes from day to day, and not what is read."""
+    return field.lower() in _SIGNATURES or field.lower().startswith(("x-amz-", "x-goog-"))
 
 
 def shard_folder(shard: Shard) -> Path | str:
@@ -61,11 +84,8 @@ def shard_folder(shard: Shard) -> Path | str:
 
 
 def shown(shard: Shard) -> str:
-    """A shard for messages, without what may be secret: a URL's user, password and query."""
-    if isinstance(shard, Path) or shard_kind(shard) == "pipe":
-        return str(shard)
-    parts = urlsplit(shard)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    """A shard for messages, without what is secret in it."""
+    return str(shard) if isinstance(shard, Path) else shown_source(shard)
 
 
 def _expand_local(pattern: str) -> Iterator[str]:
@@ -105,6 +125,12 @@ def _what_lies_there(pattern: str) -> str:
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:
     if why := remote.refusal(pattern):
         raise DataError(f"shard pattern {shown(pattern)!r}: {why}")
+    if is_masked(pattern):
+        raise RecipeError(
+            f"{pattern!r} has {MASK} in place of a password or signature, which a run directory does not keep: give "
+            "the shards anew, by --set STAGE.data.SPLIT=[...] or, to sfa evaluate, by --shards"
+        )
+    remember_source(pattern)
     for name in _expand_braces(pattern):
         if kind == "pipe" or not re.search(r"[*?[]" if kind == "s3" else r"\*", name):
             yield name

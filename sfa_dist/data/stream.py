@@ -13,7 +13,8 @@ run is resumed by starting at another item.
 
 A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
 neighbours; `labels` int64 (B,), or (B, 2) of LABEL_HEADS; `weights` float32 (B,); `ids` int64 (B,), -1 for padding;
-`views` int; `bad` list of (shard/key, reason); with mixup also `partners` and `shares` (mixup.py). Padding and bad
+`views` int; `bad` list of (shard/key, reason); `looped` int, how many of the clips are longer than their videos; with
+mixup also `partners` and `shares` (mixup.py). Padding and bad
 samples have weight 0, label 0 and black pixels: a bad sample is never replaced by another one, which would then be
 seen twice.
 """
@@ -123,7 +124,8 @@ class MicroBatches(Batches):
         workers: int = 0,
     ) -> None:
         super().__init__(index, workers)
-        self.plan, self.views, self.decoder, self.mixup = plan, views, decoder, mixup
+        self.plan, self.views, self.mixup = plan, views, mixup
+        self._open, self.decoder, self._is_short = decoder.open, decoder._replace(open=self._opened), False
         self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
         self.accumulation = plan.accumulation(world_size, micro)
         self.ahead = int(decoder.device.type != "cpu")
@@ -148,6 +150,7 @@ class MicroBatches(Batches):
         clips = torch.zeros(shape, dtype=torch.uint8)
         labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
+        looped = 0
         place = self.own_place()
         for row, sample in enumerate(ids.tolist()):
             if sample < 0:
@@ -159,6 +162,7 @@ class MicroBatches(Batches):
                 bad.append((self.index.name(sample), error.reason))
                 continue
             labels[row], weights[row] = self.index.label[sample], 1.0
+            looped += self._is_short
         place[1] = NO_SAMPLE
         return {
             "clips": clips.flatten(0, 1),
@@ -167,7 +171,14 @@ class MicroBatches(Batches):
             "ids": torch.from_numpy(ids.copy()),
             "views": self.views.views,
             "bad": bad,
+            "looped": looped,
         }
+
+    def _opened(self, data: bytes) -> Video:
+        """An opened video, of which is noted whether it is shorter than a clip spans."""
+        video = self._open(data)
+        self._is_short = video.num_frames < self.views.clip.span
+        return video
 
     def _clips(self, sample: int) -> torch.Tensor:
         """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""

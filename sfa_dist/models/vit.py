@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pooling = Literal["cls", "gap"]
+Gelu = Literal["tanh", "erf", "quick"]
+GELU: Gelu = "tanh"  # What the official code computes, unless an image checkpoint needs another.
 LAYER_NORM_EPS = 1e-6
 
 
@@ -50,27 +52,37 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh-GELU, linear, (..., D) -> (..., D)."""
+    """Linear, GELU, linear, (..., D) -> (..., D)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, gelu: Gelu = GELU) -> None:
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(apply_gelu(self.fc1(x), self.gelu))
+
+
+def apply_gelu(x: Tensor, kind: Gelu) -> Tensor:
+    """GELU by its tanh approximation (flax), exactly (`erf`, timm's default), or x sigmoid(1.702 x) (`quick`, CLIP)."""
+    if kind == "quick":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
 class Block(nn.Module):
     """One pre-LN transformer block. LayerNorm keeps its statistics in fp32 whatever the input's dtype is."""
 
-    def __init__(self, width: int, heads: int, mlp: int, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp: int, drop_path: float, gelu: Gelu = GELU, norm_eps: float = LAYER_NORM_EPS
+    ) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width, mlp)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp, gelu)
 
     def forward(self, x: Tensor, rows_per_clip: int) -> Tensor:
         x = x + self._maybe_drop(self.attn(self.norm1(x)), rows_per_clip)
@@ -95,15 +107,17 @@ class Encoder(nn.Module):
         tokens: int,
         pooling: Pooling = "cls",
         drop_path: float = 0.0,
+        gelu: Gelu = GELU,
+        norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pooling, self.heads, self.gelu = pooling, heads, gelu
         if pooling == "cls":
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, tokens + (pooling == "cls"), width))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, rows_per_clip: int = 1) -> Tensor:
         """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sfa_dist.models.adapter import Adapter
 from sfa_dist.models.chunked import ChunkedFeatures
-from sfa_dist.models.vit import Encoder, init_encoder, init_lecun_normal
+from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, init_encoder, init_lecun_normal
 from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
 
 
@@ -100,10 +100,20 @@ class Trunk(nn.Module):
             raise ValueError(f"model.image_size {model.image_size} is not a multiple of the patch {dims.patch}")
         self.tubelet = model.tubelet
         self.width = dims.width
+        # Whether the recipe says what a weights file may leave open.
+        self.function_is_stated = model.gelu is not None and model.norm_eps is not None
         self.embed = TubeletEmbed(dims.width, model.tubelet, dims.patch)
         tokens = (model.image_size // dims.patch) ** 2
         self.encoder = Encoder(
-            dims.width, dims.depth, dims.heads, dims.mlp, tokens, model.pooling, drop_path=model.drop_path
+            dims.width,
+            dims.depth,
+            dims.heads,
+            dims.mlp,
+            tokens,
+            model.pooling,
+            drop_path=model.drop_path,
+            gelu=model.gelu or GELU,
+            norm_eps=model.norm_eps or LAYER_NORM_EPS,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Weights into a ViViT: from an image ViT, and from stage 1 into stage 2.
+"""Weights into a ViViT: files of tensors, positions for another grid or length, and stage 1 into stage 2.
 
 Nothing is loaded by pickle and nothing is skipped in silence: a missing or unexpected key is an error that names it.
 """
@@ -9,6 +9,7 @@ import pickle  # only for the name of an error
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,51 +20,8 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.vivit import Tail, Trunk
 from sfa_dist.models.weights_file import checked_sha256
 
-TIMM_PREFIX = "timm:"
-# What an image ViT has for classifying images, and a trunk has no use for.
-IMAGE_HEAD_KEYS = ("head.", "head_dist.", "pre_logits.")
-
 State = Mapping[str, Tensor]
-
-
-def load_image_vit(trunk: Trunk, source: str) -> None:
-    """Initialises a trunk from an image ViT.
-
-    `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
-    local
-    file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own stages.
-    Raises CheckpointError when the weights cannot be read, RecipeError when they are of another architecture.
-    """
-    state = (
-        _timm_state(source.removeprefix(TIMM_PREFIX)) if source.startswith(TIMM_PREFIX) else read_state(Path(source))
-    )
-    if any(key.startswith("trunk.") for key in state):
-        own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
-    else:
-        with _fitting(source):
-            own = trunk_state_from_timm(state, trunk, source)
-    load_exactly(trunk, own, source)
-
-
-def _timm_state(spec: str) -> dict[str, Tensor]:
-    import timm
-
-    name, _, file = spec.partition("@")
-    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
-        raise RecipeError(f"image checkpoint: timm knows no model {name!r}; `timm.list_models('vit_*')` lists them")
-    if file and not Path(file).is_file():
-        raise CheckpointError(f"image checkpoint: no file {file}")
-    if file:
-        checked_sha256(Path(file))
-    try:
-        model = timm.create_model(name, pretrained=not file, checkpoint_path=file)
-    except (OSError, RuntimeError, ValueError) as error:
-        where = f"from {file}" if file else "from its hub"
-        raise CheckpointError(
-            f"image checkpoint: timm could not load {name} {where} ({_first_line(error)}); on a machine without "
-            f"network download it elsewhere and give `timm:{name}@FILE`"
-        ) from error
-    return dict(model.state_dict())
+NAMES_SHOWN, NAME_CHARS = 5, 100
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -75,49 +33,39 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"no weights file {path}")
     checked_sha256(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and is not loaded; convert it to .safetensors"
         ) from error
-    except Exception as error:  # A file that may be anybody's: the readers raise whatever its bytes lead to.
+    except Exception as error:
         raise CheckpointError(f"cannot read weights file {path}: {_first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    plain = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not plain:
-        raise CheckpointError(f"{path} is no plain dictionary of tensors")
+    if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
+        raise CheckpointError(f"{path} is no plain dictionary of tensors by name")
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors")
+    odd = next((key for key, value in state.items() if not _is_finite(value)), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: {odd[:100]} has values that are not finite")
     return state
 
 
-def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
-    """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid.
+def _load_tensors(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    The official code leaves the cls token at zero ("not in target"); here it is loaded, which its position entry
-    expects.
-    """
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith(IMAGE_HEAD_KEYS):
-            continue
-        if key == "patch_embed.proj.weight":
-            out["embed.weight"] = central_frame_kernel(value, trunk.tubelet)
-        elif key == "patch_embed.proj.bias":
-            out["embed.bias"] = value
-        elif key == "pos_embed":
-            out["encoder.pos_embed"] = resize_grid_positions(value, trunk.tokens, trunk.encoder.pooling == "cls")
-        elif key == "fc_norm.weight" or key == "fc_norm.bias":
-            out[key.replace("fc_norm", "encoder.norm")] = value
-        else:
-            out[f"encoder.{key}"] = value
-    if "encoder.cls_token" not in out and trunk.encoder.pooling == "cls":
-        raise RecipeError(f"{source} has no cls token; set model.pooling: gap")
-    if "encoder.cls_token" in out and trunk.encoder.pooling == "gap":
-        del out["encoder.cls_token"]
-    return out
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return True
+    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())  # Not made for float8.
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    key, value = item
+    return isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def central_frame_kernel(image_kernel: Tensor, tubelet: int) -> Tensor:
@@ -132,10 +80,10 @@ def resize_grid_positions(positions: Tensor, tokens: int, with_cls: bool) -> Ten
 
     Equals the official `scipy.ndimage.zoom(order=1)`, hence align_corners.
     """
-    has_cls = _side(positions.shape[1]) is None
+    has_cls = grid_side(positions.shape[1]) is None
     cls, grid = (positions[:, :1], positions[:, 1:]) if has_cls else (positions[:, :0], positions)
-    side, wanted = _side(grid.shape[1]), _side(tokens - with_cls)
-    if side is None or wanted is None:
+    side, wanted = grid_side(grid.shape[1]), grid_side(tokens - with_cls)
+    if not side or not wanted:
         raise RecipeError(
             f"position table of {positions.shape[1]} entries does not fit a square grid of {tokens} tokens"
         )
@@ -146,7 +94,8 @@ def resize_grid_positions(positions: Tensor, tokens: int, with_cls: bool) -> Ten
     return torch.cat([cls, grid], dim=1) if with_cls else grid
 
 
-def _side(count: int) -> int | None:
+def grid_side(count: int) -> int | None:
+    """The side of a square grid of `count` entries; None where they fill none."""
     side = round(count**0.5)
     return side if side * side == count else None
 
@@ -169,7 +118,7 @@ def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: st
     """
     state = {key.removeprefix("tail."): value for key, value in stage1.items() if key.startswith("tail.")}
     state = _first_blocks(state, tail)
-    with _fitting(source):
+    with fitting(source):
         state = fit_time_positions(state, tail)
     own = tail.state_dict()
     if not keep_head:
@@ -210,37 +159,51 @@ def load_exactly(module: nn.Module, state: State, source: str) -> None:
     """`load_state_dict` that accepts neither missing, nor unexpected, nor wrongly shaped tensors (RecipeError names
     them)."""
     own = module.state_dict()
-    faults = [f"missing {key}" for key in own if key not in state]
-    faults += [f"unexpected {key}" for key in state if key not in own]
-    faults += [
-        f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+    faults = [
+        *_named("missing", [key for key in own if key not in state]),
+        *_named("unexpected", [key for key in state if key not in own]),
+        *_named(
+            "of another shape",
+            [
+                f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
+                for key in own
+                if key in state and state[key].shape != own[key].shape
+            ],
+        ),
+        *_named(
+            "of another type",
+            [
+                f"{key} is {state[key].dtype}"
+                for key in own
+                if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+            ],
+        ),
     ]
-    faults += [f"{key} is {state[key].dtype}, wanted floating point" for key in own if not _has_numbers(state.get(key))]
     if faults:
-        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
-        raise RecipeError(f"weights from {source} do not fit the recipe's model: {'; '.join(faults[:6])}{more}")
+        raise RecipeError(f"weights from {source} do not fit the recipe's model: {'; '.join(faults)}")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
 
 
+def _named(what: str, names: list[str]) -> list[str]:
+    """`N missing: a, b and 7 more`, nothing for none: an architecture differs in hundreds of names."""
+    if not names:
+        return []
+    shown = ", ".join(name if len(name) <= NAME_CHARS else f"{name[:NAME_CHARS]}..." for name in names[:NAMES_SHOWN])
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return [f"{len(names)} {what}: {shown}{more}"]
+
+
 @contextmanager
-def _fitting(source: str) -> Iterator[None]:
-    """Tensors that are reshaped inside of the block may have any shape: those that cannot be are told."""
+def fitting(source: str) -> Iterator[None]:
+    """Tensors that are reshaped inside of the block may have any shape: those that cannot be are told (RecipeError)."""
     try:
         yield
+    except RecipeError as error:
+        raise RecipeError(f"weights from {source}: {error}") from error
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise RecipeError(f"weights from {source} do not fit the recipe's model: {_first_line(error)}") from error
-
-
-def _has_numbers(tensor: Tensor | None) -> bool:
-    """Whether a tensor, where there is one, holds floating-point numbers as they are: no quantised or sparse ones, none
-    without storage."""
-    if tensor is None:
-        return True
-    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def _first_line(error: BaseException) -> str:

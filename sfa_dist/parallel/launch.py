@@ -11,11 +11,11 @@ itself and the ranks.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.process_state import command_of, parent_of
 
@@ -80,7 +80,7 @@ def nodes_of_ranks(environ: Mapping[str, str], launch: Launch) -> tuple[str, ...
     for word in command_of(os.getppid()):
         if word.startswith(WORLD_INFO):
             try:
-                slots: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(word.removeprefix(WORLD_INFO)))
+                slots: dict[str, list[int]] = parse_json(base64.urlsafe_b64decode(word.removeprefix(WORLD_INFO)))
                 names = [host for host, own in slots.items() for _ in own]
             except (ValueError, TypeError, AttributeError):
                 return ()  # Another version's, or another program's: the names only adorn messages.

@@ -36,6 +36,8 @@ from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
 from sfa_dist.parallel.watch_lines import Lines, Message
 from sfa_dist.parallel.watch_process import BOARD, STOP_AT
 from sfa_dist.parallel.watch_verdict import ENDED, LOST, UNWATCHED, WAITS
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import without_secrets
 
 WHY_CHARACTERS = 500  # Of an error, told to the other ranks.
 
@@ -201,7 +203,8 @@ class _Guard:
         self._goodbye = state
         assert self._post is not None
         with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
-            self._post.send({"state": state, "code": code, "why": " ".join(why.split())[:WHY_CHARACTERS]})
+            why = " ".join(without_secrets(why).split())[:WHY_CHARACTERS]
+            self._post.send({"state": state, "code": code, "why": why})
 
     def listen(self) -> None:
         """Hears what the child has to say, as long as it lives."""
@@ -232,7 +235,7 @@ class _Guard:
                 self._logs.mkdir(parents=True, exist_ok=True)
                 with (self._logs / f"rank-{self._rank:05d}.stacks").open("w") as file:
                     if self.held_back is not None:  # Then the main thread has left the place that matters.
-                        file.writelines(traceback.format_exception(self.held_back))
+                        file.write(without_secrets("".join(traceback.format_exception(self.held_back))))
                         file.flush()
                     faulthandler.dump_traceback(file)
             except OSError as error:
@@ -299,4 +302,4 @@ def _shared_memory() -> int:
 
 def _say(line: str) -> None:
     # Past Python's stderr: the main thread may hold its lock.
-    os.write(2, f"{line}\n".encode())
+    os.write(2, f"{for_terminal(without_secrets(line))}\n".encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +155,10 @@ def plan_recipe(
     only: str | None = None,
     search: bool = True,
     micro_seconds: dict[str, float] | None = None,
+    tell: Callable[[str], None] = lambda what: None,
 ) -> RecipePlan:
-    """Plans the stages that train (`only` one of them). `micro_seconds` are measured ones, by stage.
+    """Plans the stages that train (`only` one of them). `micro_seconds` are measured ones, by stage; `tell` hears what
+    is being worked out.
 
     Without `search` it neither looks for the largest frames and clips nor for advice. Raises RecipeError.
     """
@@ -168,12 +170,17 @@ def plan_recipe(
         if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
             continue
         heads = _heads(recipe, name, world_size) or [stage]
+        tell(f"{name}: memory of {stage.frames} frames")
         memory = predict_together(heads, world_size)
         fits = memory.peak_bytes <= limit
+        tell(f"{name}: clips of the data set")
         known = count_clips(stage, clips)
         if only is None and isinstance(stage, Stage2) and stage.cache is not None:
+            tell(f"{CACHE}: memory")
             filling = predict_extraction(stage, known.video_frames)
             extraction = Need(CACHE, filling, filling.peak_bytes <= limit)
+        if search:
+            tell(f"{name}: largest frames and micro-batch that fit" + ("" if fits else ", and what makes it fit"))
         plans.append(
             StagePlan(
                 name=name,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from sfa_dist.recipe_blocks.base import Block, Fraction, NonNegative, Positive, complain
+from sfa_dist.shown.secret import shown_source
 
 MAX_FPS = 1000
 
@@ -120,7 +121,7 @@ class DataBlock(Block):
         for split in ("train", "val", "test"):
             for pattern in getattr(self, split):
                 if why := self.remote.refusal(pattern):
-                    raise complain(split, f"{pattern.partition('?')[0]!r}: {why}")
+                    raise complain(split, f"{shown_source(pattern)!r}: {why}")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,8 @@ class ModelBlock(Block):
 
     `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
     `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
+    `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
+    is tanh and 1.0e-06, the official code's, which the temporal encoder always has.
     """
 
     size: Literal["tiny", "B", "L", "H", "g"]
@@ -29,6 +31,8 @@ class ModelBlock(Block):
     tubelet: Positive = 2
     pooling: Literal["cls", "gap"] = "cls"
     drop_path: Fraction = 0.0
+    gelu: Literal["tanh", "erf", "quick"] | None = None
+    norm_eps: Annotated[float, Field(gt=0.0, le=0.01)] | None = None
     width: Positive | None = None
     depth: Positive | None = None
     heads: Positive | None = None

@@ -11,7 +11,21 @@ from typing import NoReturn
 
 from sfa_dist import __version__, train
 from sfa_dist.leaving import leave, leave_when_asked
-from sfa_dist.tools import cache, chaos, evaluate, index, init, pack, plan, predict, recipes, report, show, submit
+from sfa_dist.tools import (
+    cache,
+    chaos,
+    check_learning,
+    evaluate,
+    index,
+    init,
+    pack,
+    plan,
+    predict,
+    recipes,
+    report,
+    show,
+    submit,
+)
 
 _STDOUT = 1
 
@@ -32,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_arguments(training)
     training.set_defaults(run=train.run)
-    for module in (pack, init, index, show, plan, cache, evaluate, predict, report, recipes, submit, chaos):
+    modules = (pack, init, index, show, plan, check_learning, cache, evaluate, predict, report, recipes, submit, chaos)
+    for module in modules:
         module.add_parser(commands)
     for command in commands.choices.values():
         command.set_defaults(run=_while_read(command.get_default("run")))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfa_dist.shown.plain import for_figure
+
 CELL_INCHES = 1.5
 TITLE_INCHES = 0.75
 
@@ -34,7 +36,7 @@ def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> 
     chosen = shown_frames(len(columns[0].frames), rows)
     width, height = CELL_INCHES * len(columns), CELL_INCHES * len(chosen) + TITLE_INCHES
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(for_figure(title), fontsize=9)
     axes = figure.subplots(len(chosen), len(columns), squeeze=False)
     for cells, frame in zip(axes, chosen, strict=True):
         for cell, column in zip(cells, columns, strict=True):
@@ -42,7 +44,7 @@ def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> 
             cell.set_xticks([])
             cell.set_yticks([])
             if frame == 0:
-                cell.set_title(column.title, fontsize=8)
+                cell.set_title(for_figure(column.title), fontsize=8)
             if column.notes:
                 cell.set_xlabel(column.notes[frame], fontsize=7)
         cells[0].set_ylabel(f"frame {frame}", fontsize=8)

@@ -13,6 +13,7 @@ from typing import Any
 from sfa_dist.errors import SfaError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import LoadedRecipe, load_recipe
+from sfa_dist.shown.secret import without_secrets_in
 from sfa_dist.subject import Subject, recipe_of_run, subject_of_run, subject_of_weights
 
 _EPILOG = """\
@@ -77,8 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     asked = {
         "stage": subject.stage,
         "weights": str(subject.weights),
-        "set": arguments.set,
-        "shards": arguments.shards or None,
+        "set": without_secrets_in(arguments.set),
+        "shards": without_secrets_in(arguments.shards) or None,
     }
     out = arguments.out
     if out is None and subject.run_dir is not None:

@@ -10,6 +10,8 @@ from sfa_dist.data.shard_index import build_indexes, verify_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, UsageError
 from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import without_secrets
 
 _EPILOG = """\
 examples:
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         problems = verify_index(shards, arguments.workers, remote)
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print(for_terminal(without_secrets(problem), lines=False), file=sys.stderr)
         if problems:
             raise DataError(f"{len(problems)} problems in {len(shards)} shards, the first: {problems[0]}")
         print(f"{len(shards)} shards are what their index says")
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     bad = [sample for entry in entries.values() for sample in entry.samples if sample.error]
     print(f"indexed {samples} samples in {len(shards)} shards, {len(bad)} of them cannot be used")
     for sample in bad[:5]:
-        print(f"  {sample.key!r}: {sample.error}")
+        print(for_terminal(f"  {sample.key!r}: {sample.error}", lines=False))
     for place in written:
         print(f"index: {place}")
     return 0

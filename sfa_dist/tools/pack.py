@@ -16,6 +16,7 @@ from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import load_recipe
+from sfa_dist.shown.plain import for_terminal
 from sfa_dist.tools.init import recipe_lines
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
     def say(line: str) -> None:
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
     recipe = load_recipe(arguments.recipe, [], environment()).recipe if arguments.recipe else None
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
@@ -146,7 +147,7 @@ def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed:
     lines += [f"  {line}" for line in report.get("recipe", ())]
     if file and packed and "recipe" not in report:
         lines.append(f"write a recipe that fits: sfa init mine.yaml --shards {shlex.quote(str(out_dir))}")
-    return "\n".join(lines)
+    return "\n".join(for_terminal(line, lines=False) for line in lines)
 
 
 def _fact_lines(clips: Mapping[str, Any]) -> list[str]:

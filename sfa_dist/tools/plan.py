@@ -12,6 +12,7 @@ from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.plan.cards import DEFAULT_CARD, Card, card_of_size, find_card, with_memory
 from sfa_dist.recipe import STAGE_NAMES, load_recipe
+from sfa_dist.tools.working import working
 
 _EPILOG = """\
 examples:
@@ -54,9 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _ranks(arguments)
     if arguments.table4:
         _require_alone(arguments)
-        from sfa_dist.plan.table4 import print_table4, table4  # Brings torch, for which no --help need wait.
+        with working("memory of the models of Table 4", arguments.json):
+            from sfa_dist.plan.table4 import print_table4, table4  # Brings torch, for which no --help need wait.
 
-        rows = table4(ranks or 64)
+            rows = table4(ranks or 64)
         print(json.dumps([row.as_json() for row in rows], indent=1)) if arguments.json else print_table4(rows)
         return 0
     if arguments.recipe is None:
@@ -65,19 +67,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stage and getattr(recipe, arguments.stage) is None:
         raise RecipeError(f"--stage {arguments.stage}: the recipe has no such stage")
     card = _card(arguments)
-    from sfa_dist.plan.recipe_plan import plan_recipe
-    from sfa_dist.tools.plan_print import print_plan
-    from sfa_dist.tools.plan_probe import probe_recipe
+    with working("loading torch", arguments.json) as tell:
+        from sfa_dist.plan.recipe_plan import plan_recipe
+        from sfa_dist.tools.plan_print import print_plan
+        from sfa_dist.tools.plan_probe import probe_recipe
 
-    measured = probe_recipe(recipe, arguments.stage) if arguments.probe else {}
-    plan = plan_recipe(
-        recipe,
-        card,
-        ranks or 1,
-        clips=arguments.clips,
-        only=arguments.stage,
-        micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
-    )
+        if arguments.probe:
+            tell("measuring steps on the GPU")
+        measured = probe_recipe(recipe, arguments.stage) if arguments.probe else {}
+        plan = plan_recipe(
+            recipe,
+            card,
+            ranks or 1,
+            clips=arguments.clips,
+            only=arguments.stage,
+            micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
+            tell=tell,
+        )
     if not plan.stages:
         raise RecipeError("the recipe trains nothing: stage1.weights are given and there is no other stage")
     if arguments.json:

@@ -15,14 +15,16 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
     """The plan as a table and lines."""
     console = Console()
     card = plan.card
-    console.print(f"{plan.recipe.name} on {plan.world_size} x {card.name} ({card.gib:g} GiB)", highlight=False)
+    console.print(
+        f"{plan.recipe.name} on {plan.world_size} x {card.name} ({card.gib:g} GiB)", markup=False, highlight=False
+    )
     table = Table(box=None, header_style="", pad_edge=False)
     table.add_column("")
     for stage in plan.stages:
         table.add_column(stage.name, justify="right")
     for label, cells in _rows(plan.stages):
         table.add_row(label, *cells)
-    console.print(table, highlight=False)
+    console.print(table, markup=False, highlight=False)
     whole = plan.as_json()
     lines = [f"checkpoints  {whole['checkpoint_gib']:.1f} GiB of disk at most"]
     if whole["cache_gib"] is not None:
@@ -37,7 +39,7 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
     lines += [f"advice       {line}" for line in whole["advice"]]
     lines.append("it fits" if plan.fits else "it does NOT fit")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ratio_words(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -19,6 +20,8 @@ from sfa_dist.errors import DataError, RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.prediction import FilePredictor, Model
 from sfa_dist.recipe import Recipe, StageBlock, load_recipe
+from sfa_dist.shown.plain import for_terminal
+from sfa_dist.shown.secret import is_url, shown_source, without_secrets
 from sfa_dist.subject import Subject, recipe_of_run, subject_of_run, subject_of_weights
 from sfa_dist.timeline import Scored, Windows, slide, snapped_hop
 from sfa_dist.timeline_output import Curve, TimelineFile, clock, draw_timeline
@@ -41,11 +44,13 @@ def _check(arguments: argparse.Namespace) -> None:
     for video in arguments.videos:
         if is_live(video):
             if not arguments.timeline:
-                raise UsageError(f"{video} has no end: only --timeline takes it")
+                raise UsageError(f"{shown_source(video)} has no end: only --timeline takes it")
             if "://" in video and video.partition("://")[0].lower() not in SCHEMES:
-                raise UsageError(f"{video} is not read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+                raise UsageError(
+                    f"{shown_source(video)} is not read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+                )
         elif Path(video).is_dir():
-            raise UsageError(f"{video} is a folder: name the videos in it, {Path(video) / '*.mp4'}")
+            raise UsageError(f"{shown_source(video)} is a folder: name the videos in it, {Path(video) / '*.mp4'}")
         elif not Path(video).is_file():
             raise UsageError(f"{video}: no such file")
     if arguments.timeline and len({_stem(video) for video in arguments.videos}) < len(arguments.videos):
@@ -91,23 +96,24 @@ def _each(arguments: argparse.Namespace, work: Any) -> int:
             work(video)
         except BadSample as error:
             bad += 1
-            print(f"error: {video}: {error.reason}", file=sys.stderr)
+            _say(f"error: {video}: {error.reason}")
             if arguments.json:
-                print(json.dumps({"file": video, "error": error.reason}), flush=True)
+                said = {"file": shown_source(video), "error": without_secrets(error.reason)}
+                print(json.dumps(said), flush=True)
     return DataError.exit_code if bad else 0
 
 
 def _top(video: str, arguments: argparse.Namespace, predictor: FilePredictor, model: Model) -> None:
     lists = model.classes.top(predictor(Path(video)), arguments.top)
     if arguments.json:
-        print(json.dumps({"file": video, **lists}), flush=True)
+        print(json.dumps({"file": shown_source(video), **lists}), flush=True)
         return
-    print(video)
+    print(for_terminal(shown_source(video), lines=False))
     for key, entries in lists.items():
         if len(lists) > 1:
             print(f"  {title_of(key)}")
         for entry in entries:
-            print(f"  {entry['score']:.3f}  {entry['name']}", flush=True)
+            print(f"  {entry['score']:.3f}  {for_terminal(entry['name'], lines=False)}", flush=True)
 
 
 def _timeline(video: str, arguments: argparse.Namespace, model: Model) -> None:
@@ -120,7 +126,7 @@ def _timeline(video: str, arguments: argparse.Namespace, model: Model) -> None:
         source = stack.enter_context(open_source(video, stage.data.fps, stage.data.limits))
         windows = _windows(source, arguments, stage)
         head = _head(video, source.fps, windows)
-        _say(f"{video}: {_words(head)}")
+        _say(f"{shown_source(video)}: {_words(head)}")
         file = stack.enter_context(TimelineFile(Path(f"{stem}.timeline.json"), head))
         stack.callback(_finish, stem, curve, model, source, video)
         try:
@@ -140,7 +146,7 @@ def _windows(source: FrameSource, arguments: argparse.Namespace, stage: StageBlo
 
 def _head(video: str, fps: float, windows: Windows) -> dict[str, Any]:
     return {
-        "video": video,
+        "video": shown_source(video),
         "fps": fps,
         "window_frames": windows.frames,
         "window_seconds": windows.span / fps,
@@ -185,25 +191,29 @@ def _tell(
         print(json.dumps(window), flush=True)
     else:
         likeliest = "  ".join(f"{entry['score']:.2f} {entry['name']}" for entry in lists["top5"][:3])
-        print(f"{clock(start, 2):>11} - {clock(end, 2):<11} {likeliest}", flush=True)
+        print(f"{clock(start, 2):>11} - {clock(end, 2):<11} {for_terminal(likeliest, lines=False)}", flush=True)
 
 
 def _finish(stem: Path, curve: Curve, model: Model, source: FrameSource, video: str) -> None:
     """The picture, of as much as there is."""
     if source.skipped[0]:
-        _say(f"{video}: {source.skipped[0]} packets were lost")
+        _say(f"{shown_source(video)}: {source.skipped[0]} packets were lost")
     if curve.empty:
-        _say(f"{video}: no window")
+        _say(f"{shown_source(video)}: no window")
         return
     picture = Path(f"{stem}.timeline.png")
-    draw_timeline(curve, model.classes, Path(video).name, picture)
-    _say(f"{video}: {stem}.timeline.json, {picture}")
+    draw_timeline(curve, model.classes, Path(shown_source(video)).name, picture)
+    _say(f"{shown_source(video)}: {stem}.timeline.json, {picture}")
 
 
 def _stem(video: str) -> str:
-    return "pipe" if video == PIPE else Path(video.partition("?")[0].rstrip("/")).stem or "stream"
+    """What a timeline's files are called after: of a URL its path's last part."""
+    if video == PIPE:
+        return "pipe"
+    path = urlsplit(video).path if is_url(video) else video
+    return Path(path.rstrip("/")).stem or "stream"
 
 
 def _say(text: str) -> None:
     """Beside the results, which alone are on stdout."""
-    print(text, file=sys.stderr, flush=True)
+    print(for_terminal(without_secrets(text)), file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.recipe_files import SLURM, find_recipe, is_repository, shipped
+from sfa_dist.shown.secret import without_secrets
 from sfa_dist.tools.slurm_script import SITE, Batch, Link, Variant, batch_script, submission
 
 _EPILOG = """\
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
     batch = _batch(arguments, recipe)
     links = _links(arguments, recipe, batch)
-    comment = f"Written by: sfa submit {_command(arguments)}"
+    comment = without_secrets(f"Written by: sfa submit {_command(arguments)}")
     if not arguments.submit:
         text = submission(batch, links, comment) if arguments.chain else batch_script(_with_site(batch), comment)
         print(text, end="")

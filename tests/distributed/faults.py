@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import shutil
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import faulty_decoder
 
+from sfa_dist.chaos import injectors
+
 VARIABLE = "TEST_FAULTS"  # Separated by semicolons.
+DISK_BYTES = 4 << 20
 
 
 def install(fault: str) -> None:
-    """`decoder ACTION@CRC32` (faulty_decoder.py), or `nan_loss N`: the first N losses are not finite."""
+    """`decoder ACTION@CRC32` (faulty_decoder.py); `nan_loss N`: the first N losses are not finite; `full_disk FOLDER`
+    or `full_disk FOLDER after MODULE.FUNCTION`: the folder is a small disk of this process's own, with what lies in
+    FOLDER.state, and full at once or once the function has returned."""
     kind, _, rest = fault.partition(" ")
     if kind == "decoder":
         faulty_decoder.install(rest)
+    elif kind == "full_disk":
+        _fill_disk(*rest.split(" after "))
     else:
         assert kind == "nan_loss", fault
         _spoil_losses(int(rest))
+
+
+def _fill_disk(folder: str, function: str = "") -> None:
+    injectors.small_disk(Path(folder), DISK_BYTES, Path(folder).with_suffix(".kept"))()
+    if (state := Path(folder).with_suffix(".state")).is_dir():
+        shutil.copytree(state, folder, dirs_exist_ok=True)
+    if not function:
+        fill(Path(folder))
+        return
+    module, _, name = function.rpartition(".")
+    place = importlib.import_module(f"sfa_dist.{module}")
+    whole = getattr(place, name)
+
+    def and_fill(*arguments: Any, **words: Any) -> Any:
+        value = whole(*arguments, **words)
+        fill(Path(folder))
+        return value
+
+    setattr(place, name, and_fill)
+
+
+def fill(folder: Path) -> None:
+    """Takes all the room that a disk has."""
+    with contextlib.suppress(OSError), (folder / "somebody else's").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def _spoil_losses(number: int) -> None:

@@ -26,7 +26,7 @@ def guessing(place: Path) -> Finished:
 
 
 def test_each_stage_and_the_test_say_it_once(guessing: Finished) -> None:
-    for name, when in (("stage1", " after 1 epochs"), ("stage2", " after 1 epochs"), ("test", "")):
+    for name, when in (("stage1", " after 1 epoch"), ("stage2", " after 1 epoch"), ("test", "")):
         assert guessing.out.count(f"{name}: one class predicted, the same for all {VAL_CLIPS} clips") == 1
         words = f"{name}: no better than chance{when}: top-1 33.33% on {VAL_CLIPS} clips, guessing 33.33%"
         assert guessing.out.count(words) == 1
@@ -42,7 +42,16 @@ def test_log_result_and_report_hold_it(guessing: Finished, place: Path) -> None:
         assert line["acc5"] == 1.0  # The key stays.
     report = (place / "run" / "report.md").read_text()
     assert "- No better than chance: top-1 33.33%" in report
-    assert "- stage1: model.classes is 4, and the labels of the training clips end at 2: set model.classes=3." in report
+    assert "- stage1: model.classes is 4, and the labels of the training clips end at 2: set model.classes=3" in report
+
+
+def test_videos_shorter_than_a_clip_are_counted_while_they_are_read(place: Path) -> None:
+    """Shards that others made tell no lengths."""
+    finished = train(place, *START, "loops", "--stage", "stage1", *sets("data.stride=4", "data.workers=1"))
+    assert finished.code == 0, finished.err
+    told = "24 of the 24 clips of the first epoch come from a video shorter than the 13 frames of it that a clip spans"
+    assert finished.out.count(f"stage1: {told}, and are looped") == 1
+    assert [event["text"] for event in events(place / "loops", "notice")] == [f"{told}, and are looped"]
 
 
 def test_classes_that_no_clip_has_are_told_at_the_start(guessing: Finished, place: Path) -> None:

@@ -16,6 +16,7 @@ from memory_peak import peak_mib, reset_peak
 from row_shards import CLIPS, DATA, evaluate, tar_of
 
 from sfa_dist.data.shard_index import build_index, load_index
+from sfa_dist.data.shard_walk import walk_shard
 from sfa_dist.errors import DataError
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -128,3 +129,16 @@ def test_row_43_a_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert peak_mib() - before < 60
     assert batch["weights"].tolist() == [0, 1]
     assert "3221225472 bytes (data.limits.mib is 100)" in batch["bad"][0][1]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_that_only_tell_of_the_next_are_refused_however_many(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "chain.tar"
+    told = {tarfile.XHDTYPE: b"11 path=ab\n", tarfile.XGLTYPE: b"11 path=ab\n"}.get(kind, b"name\0").ljust(512, b"\0")
+    header = raw_header("././@LongLink", 11 if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE) else 5, kind)
+    path.write_bytes((header + told) * 5000 + raw_header("a.cls", 0) + bytes(1024))
+    with pytest.raises(DataError, match=r"chain\.tar"):
+        walk_shard(path)
+    path.write_bytes(raw_header("././@LongLink", 2 << 20, kind) + bytes(2 << 20) + raw_header("a.cls", 0) + bytes(1024))
+    with pytest.raises(DataError, match="2097152 bytes"):
+        walk_shard(path)

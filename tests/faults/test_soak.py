@@ -23,14 +23,13 @@ from sfa_dist.recipe import load_recipe
 
 CYCLES = int(os.environ.get("SFA_SOAK_CYCLES", "12"))
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP)
-LONGEST_S = 4.0  # From a start to the signal: before the first step, in each stage, or after the last.
 STEPS = 12
 MOST_STARTS = 60  # Of one run: then it does not come forward.
 
 
-def stop_at_random(bench: Bench, job: Job, number: signal.Signals) -> int:
-    """The exit code of a job that is sent a signal at a random moment."""
-    until = time.monotonic() + bench.chance.uniform(0.0, LONGEST_S)
+def stop_at_random(bench: Bench, job: Job, number: signal.Signals, longest: float) -> int:
+    """The exit code of a job that is sent a signal at a random moment of the first `longest` seconds."""
+    until = time.monotonic() + bench.chance.uniform(0.0, longest)
     while time.monotonic() < until and not job.over:
         time.sleep(0.01)
     job.send_to_groups(number) if bench.chance.random() < 0.5 else job.send(number)
@@ -49,14 +48,17 @@ def stop_at_random(bench: Bench, job: Job, number: signal.Signals) -> int:
 def test_stopped_and_started_again_to_the_same_bits(tmp_path: Path) -> None:
     recipe = load_recipe(write_builtin(tmp_path / "builtin"))
     references = References(make_workplace(tmp_path / "place", recipe, "the built-in recipe", STEPS, False))
+    references.undisturbed(1)
     codes: Counter[str] = Counter()
     cycles, runs, began = 0, 0, time.monotonic()
     with Bench(references, tmp_path / "bench", 1, random.Random(CYCLES)).closing() as bench:
+        bench.complete("measured")
+        longest = 0.7 * (time.monotonic() - began)  # From before the first step to near the last.
         while cycles < CYCLES:
             run, sets = f"run-{runs}", ("data.workers=1",) if runs % 2 else ()
             for _ in range(MOST_STARTS):
                 number = bench.chance.choice(ENDS)
-                code = stop_at_random(bench, bench.start(run, sets=sets, prepare=leave_when_asked), number)
+                code = stop_at_random(bench, bench.start(run, sets=sets, prepare=leave_when_asked), number, longest)
                 if code == 0:
                     break
                 cycles += 1

@@ -20,7 +20,8 @@ class FileServer(ThreadingHTTPServer):
 
     ranges: whether it honours Range.   faults: what happens to the next requests for a shard: an HTTP status, "cut"
     (the connection breaks in the middle of the answer), "reset" (before it), or a number of seconds (float) to wait.
-    gets: how often each file was asked for; bytes_sent: of all answers together.
+    gets: how often each file was asked for; bytes_sent: of all answers together.   by_query: what comes in place of a
+    file for a path with its query.
     """
 
     daemon_threads = True
@@ -30,6 +31,7 @@ class FileServer(ThreadingHTTPServer):
         self.folder, self.ranges = folder, ranges
         self.faults: list[int | float | str] = []
         self.gets: Counter[str] = Counter()
+        self.by_query: dict[str, bytes] = {}
         self.bytes_sent = 0
         self.lock = threading.Lock()
         self._connections: list[socket.socket] = []
@@ -71,6 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
+        for key, data in server.by_query.items():
+            place, _, query = key.partition("?")
+            if name == place and query in self.path.partition("?")[2].split("&"):
+                self._send(data, cut=False)
+                return
         file = server.folder / name
         if isinstance(fault, int) or not file.is_file():
             self.send_response(fault if isinstance(fault, int) else 404)

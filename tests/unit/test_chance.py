@@ -158,7 +158,7 @@ def said_by(epochs: int, warmup: float, lines: list[dict[str, Any]], progress: P
 BETTER = line_of(HALVES, HALVES, 2)
 ONE_CLASS, NO_BETTER = (
     "stage1: one class predicted, the same for all 80 clips",
-    "stage1: no better than chance after {} epochs: top-1 50.00% on 80 clips, guessing 50.00%",
+    "stage1: no better than chance after {} epoch{}: top-1 50.00% on 80 clips, guessing 50.00%",
 )
 
 
@@ -169,7 +169,11 @@ def test_it_is_said_once_when_a_quarter_is_over_and_the_warm_up_or_at_the_end(
     epochs: int, warmup: float, when: int
 ) -> None:
     told = said_by(epochs, warmup, [ALL_OF_ONE] * epochs)
-    assert told == [f"{when}: {ONE_CLASS}", f"{when}: {NO_BETTER.format(when)}", f"{when}: stage1: {WHAT_TO_DO}"]
+    assert told == [
+        f"{when}: {ONE_CLASS}",
+        f"{when}: {NO_BETTER.format(when, 's' * (when > 1))}",
+        f"{when}: stage1: {WHAT_TO_DO}",
+    ]
 
 
 def test_a_model_that_learns_late_is_not_told_of_and_one_that_collapses_is() -> None:

@@ -88,6 +88,13 @@ def test_kinetics_lists_that_cannot_be_packed(kinetics):
     (kinetics / "test.csv").write_text("youtube_id,time_start,time_end,split\nabcdefghijk,1,2,test\n")
     with pytest.raises(DataError, match="no column label"):
         read_rows(kinetics / "test.csv", videos=kinetics)
+    (kinetics / "odd.csv").write_text(KINETICS.replace("air drumming,A", ",A"))
+    with pytest.raises(DataError, match=r"odd\.csv line 5: a clip without a label \(1 in all\)"):
+        read_rows(kinetics / "odd.csv", videos=kinetics)
+    for seconds in ("1e999", "nan", "9" * 500):
+        (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", f",{seconds},"))
+        with pytest.raises(DataError, match=r"odd\.csv line 5: .* is no number of seconds"):
+            read_rows(kinetics / "odd.csv", videos=kinetics)
     (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", ",soon,"))
     with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is no number"):
         read_rows(kinetics / "odd.csv", videos=kinetics)

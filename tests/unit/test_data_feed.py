@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -21,6 +23,7 @@ from sfa_dist.data.quarantine import read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.stream import eval_loader
 from sfa_dist.errors import CheckpointError, LostRankError
+from sfa_dist.parallel.process_state import state_of
 from sfa_dist.recipe_blocks import BatchBlock, DataBlock
 
 CLIPS = 8
@@ -121,6 +124,25 @@ def test_a_decoder_that_hangs_is_named(index: SampleIndex, tmp_path: Path, worke
     with pytest.raises(LostRankError, match=r"loader worker 0 has been at clip a.tar/clip0000 for 1 s"):
         list(feed(loader(index, "hang", workers), place(tmp_path, patience=1.0)))
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_stands_still_is_told_before_the_run_ends(
+    index: SampleIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped by a signal between two clips or at one, it is told, waited for, and goes on."""
+    where = dataclasses.replace(place(tmp_path), tell_after=1.0, state_of=state_of)
+    batches = feed(loader(index, "slow 0.1", 1), where)
+    taken = [next(batches)]
+    [worker] = multiprocessing.active_children()
+    assert worker.pid
+    os.kill(worker.pid, signal.SIGSTOP)
+    threading.Timer(2.5, os.kill, (worker.pid, signal.SIGCONT)).start()
+    taken += batches
+    assert sum(float(batch["weights"].sum()) for batch in taken) == CLIPS
+    line, *_ = capfd.readouterr().err.splitlines()  # On a busy machine it may stand still again.
+    assert line.startswith("warning: rank 3 on node7: loader worker 0 has been ")
+    assert f"(process {worker.pid}, stopped by a signal, kill -CONT lets it go on)" in line
+    assert "the run ends after 60 s of it" in line
 
 
 def test_a_quarantine_that_cannot_be_read_is_named(tmp_path: Path) -> None:

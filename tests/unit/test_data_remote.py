@@ -232,14 +232,50 @@ def test_only_what_the_recipe_allows_is_opened(
 
 
 def test_names_folders_and_what_is_shown() -> None:
-    url = "https://me:secret@host:8/a/b/x.tar?sig=hidden&y=1/2"
+    url = "https://me:secret@host:8/a/b/x.tar?sig=hidden&se=1/2"
     assert (shard_name(url), shard_folder(url)) == ("x.tar", "https://me:secret@host:8/a/b/")
-    assert shown(url) == "https://host:8/a/b/x.tar"
+    assert shown(url) == "https://***@host:8/a/b/x.tar?sig=***&se=***"
+    pipes = [f"pipe:curl -u me:{secret} https://host/x.tar" for secret in ("abc", "xyz")]
+    assert [shard_name(pipe).partition(" #")[0] for pipe in pipes] == ["pipe:curl -u *** https://host/x.tar"] * 2
+    assert len({shard_name(pipe) for pipe in pipes}) == 2
     assert (shard_name("pipe:cat a/b"), shard_folder("pipe:cat a/b")) == ("pipe:cat a/b", "pipe:")
     assert (shard_name(Path("/a/b.tar")), shard_folder(Path("/a/b.tar"))) == ("b.tar", Path("/a"))
     with pytest.raises(DataError, match=r"http cannot list files.*braces"):
         expand_shards(["http://host/a-*.tar"], HTTP)
     assert expand_shards(["http://host/a-{1..0}.tar?x=1"], HTTP) == [f"http://host/a-{n}.tar?x=1" for n in (0, 1)]
+
+
+def test_shards_that_differ_only_in_the_query_are_different_shards(tmp_path: Path) -> None:
+    """By the index that is kept here, by one beside them, and by the cache."""
+    whole = {part: write_shard(tmp_path / f"{part}.tar", [(f"k{part}", os.urandom(500), 0)]) for part in "12"}
+    assert whole["1"].stat().st_size == whole["2"].stat().st_size  # so that no size tells them apart
+    server_folder = tmp_path / "server"
+    server_folder.mkdir()
+    with file_server(server_folder) as server:
+        server.by_query = {f"x.tar?part={part}": path.read_bytes() for part, path in whole.items()}
+        urls = {part: f"{server.url}/x.tar?part={part}" for part in "12"}
+        for remote in (HTTP, cached(tmp_path / "cache")):
+            both = load_index([urls["1"], urls["2"]], remote)
+            assert list(both.keys) == ["k1", "k2"]
+            assert clips(both) == [*local_clip(whole["1"]), *local_clip(whole["2"])]
+            for part in "21":
+                one = load_index([f"{urls[part]}&X-Amz-Signature=today"], remote)  # who may read does not matter
+                assert (list(one.keys), clips(one)) == ([f"k{part}"], local_clip(whole[part]))
+        gets = server.gets["x.tar"]
+        build_index([whole["1"]])
+        beside = (tmp_path / "index.json").read_text().replace("1.tar", "x.tar")
+        (server_folder / "index.json").write_text(beside)
+        one = load_index([f"{server.url}/x.tar?download=1&part=1"], HTTP)
+        assert (list(one.keys), clips(one)) == (["k1"], local_clip(whole["1"]))  # what lies beside it is used
+        assert server.gets["x.tar"] == gets + 2  # its size, and the clip
+        assert list(load_index([urls["1"], urls["2"]], HTTP).keys) == ["k1", "k2"]  # but not where it is of either
+        assert sfa(["index", urls["1"], urls["2"], "--verify"]) == 0
+        with pytest.raises(DataError, match=r"2 of the shards of .* are called x\.tar: they differ in who may read"):
+            load_index([f"{server.url}/x.tar?sig={sig}" for sig in "ab"], HTTP)
+
+
+def local_clip(path: Path) -> list[bytes]:
+    return clips(load_index([path]))
 
 
 def test_secrets_of_a_url_are_not_in_messages(server: FileServer) -> None:

@@ -33,7 +33,7 @@ def run(command: list[str], unread: bool) -> tuple[int, str]:
         os.close(read)
     with os.fdopen(write, "wb") as stdout:
         done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=180
+            [sys.executable, *command], cwd=Path.cwd(), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=180
         )
     if not unread:
         os.close(read)

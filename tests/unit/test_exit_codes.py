@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from sfa_dist import errors
+from sfa_dist.tools import cli
 from sfa_dist.train import Parser, exit_code_of
 
 CODES = {
@@ -104,6 +107,22 @@ def test_debug_shows_tracebacks(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interrupt_before_there_is_a_state_is_70(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(KeyboardInterrupt()) == 70
     assert capsys.readouterr().err.startswith("stopped: interrupted")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "a" * 256, "a/" * 2100, "\u00e4" * 128])
+def test_a_path_that_no_file_system_has_is_64(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--recipe", path], ["train", "--recipe", "r", "--run-dir", path], ["report", path]):
+        assert cli.main(words) == 64
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_stderr_on_a_full_disk_changes_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run(errors.DataError("bad")) == 65
+        assert run(ValueError("bad")) == 70
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_a_wrong_option_is_64(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from data_samples import audio_bytes, encode, video_bytes
 from odd_samples import QUIET_X265, encode_as, rotated
 from test_data_resample import VARIABLE, variable
 
-from sfa_dist.data import frame_source
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.frame_source import is_live, open_source
@@ -62,7 +61,7 @@ def test_the_same_frames_as_by_number(tmp_path, kind, rate):
 
 def test_the_own_rate_of_a_file(tmp_path):
     (tmp_path / "clip").write_bytes(variable())
-    assert frame_source.own_rate(tmp_path / "clip") == pytest.approx(1000 * (len(VARIABLE) - 1) / VARIABLE[-1])
+    assert frames_of(str(tmp_path / "clip"))[0] == pytest.approx(1000 * (len(VARIABLE) - 1) / VARIABLE[-1])
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
+from sfa_dist.data.clip_encoding import ClipEncoding, encoding_of_bytes
 from sfa_dist.loader_share import loader_line
 from sfa_dist.recipe import Stage1, Stage2, StageBlock
 
@@ -55,3 +59,41 @@ def test_advice_fits_the_stage(stage: StageBlock, said: list[str], unsaid: list[
     assert line is not None
     assert all(words in line for words in said), line
     assert not any(words in line for words in unsaid), line
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "clips", "more_cores", "line"),
+    [
+        (0, 1, ClipEncoding(1, 256), False, None),  # One core, each frame a key frame: nothing helps.
+        (0, 1, ClipEncoding(12, 200), False, None),
+        (8, 8, ClipEncoding(1, 256), False, None),
+        (0, 1, ClipEncoding(1, 256), True, "give each rank more than 1 core (cpus"),
+        (0, 1, ClipEncoding(250, 256), False, "re-encode"),
+        (0, 1, ClipEncoding(1, 1080), False, "re-encode"),
+        (0, 2, ClipEncoding(1, 256), False, "raise data.workers"),
+    ],
+)
+def test_advice_that_cannot_help_is_not_given(
+    workers: int, cores: int, clips: ClipEncoding, more_cores: bool, line: str | None
+) -> None:
+    told = loader_line(0.5, stage1(workers), cores, clips, more_cores)
+    assert told is None if line is None else line in (told or "")
+    assert "re-encode" in (told or "") or line != "re-encode"
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "gop"),
+    [("mpeg4", {"g": "12"}, 12), ("mpeg4", {"g": "1"}, 1), ("mjpeg", {}, 1), ("mpeg4", {"g": "300"}, 30)],
+)
+def test_how_a_clip_is_encoded_is_read_from_its_packets(codec: str, options: dict[str, str], gop: int) -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as out:
+        stream = out.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for _ in range(30):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode())
+    assert encoding_of_bytes(buffer.getvalue()) == (gop, 48)
+    for damaged in (b"", b"nothing", buffer.getvalue()[:300]):
+        assert encoding_of_bytes(damaged) is None

@@ -75,7 +75,7 @@ def test_unknown_keys_come_with_a_suggestion(write_recipe: WriteRecipe, line: st
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train: ['https://h/a?sig=1']", "data.train: 'https://h/a': https is off: set data.remote.allow: [https]"),
+        ("train: ['https://h/a?sig=1']", "data.train: 'https://h/a?sig=***': https is off: set data.remote.allow: [ht"),
         ("val: [a.tar, http://h/a.tar]", "data.val: 'http://h/a.tar': http is off: set data.remote.allow: [http] if"),
         ("test: ['pipe:cat a']", "data.test: 'pipe:cat a': pipe is off: set data.remote.allow: [pipe] and data.remote"),
         ("train: [hf://a/b.tar]", "data.train: 'hf://a/b.tar': hf:// is not read, only local paths, s3://, https://, "),

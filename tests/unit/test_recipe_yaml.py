@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from recipe_files import MINIMAL, WriteRecipe, errors_of, read
 
-from sfa_dist.recipe_yaml import resolve_scalar
+from sfa_dist.recipe_yaml import format_value, resolve_scalar
 
 
 @pytest.mark.fault(59)
@@ -39,6 +39,12 @@ from sfa_dist.recipe_yaml import resolve_scalar
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     got = resolve_scalar(text)
     assert (got, type(got)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", [".inf", "-.inf", ".nan", "1e999", "1e-05", "1e300"])
+def test_numbers_are_written_as_they_are_read(text: str) -> None:
+    value = resolve_scalar(text)
+    assert repr(resolve_scalar(format_value(value))) == repr(value)
 
 
 def test_quoted_scalars_stay_text() -> None:

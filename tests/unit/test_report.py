@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,47 @@ def test_the_ledger_of_bad_clips_names_shard_key_and_reason(tmp_path: Path) -> N
     assert "<h2>Bad clips (602)</h2>" in page
     assert "<td>b.tar</td><td>x/y</td><td>cut | &lt;here&gt;</td><td>stage1, stage2</td>" in page
     assert "and 102 more: log.jsonl names each" in page
-    assert "| a.tar | z | crc32 mismatch | stage1 |\n| b.tar | x/y | cut \\| <here> | stage1, stage2 |\n" in text
+    assert "| a.tar | z | crc32 mismatch | stage1 |\n" in text
+    assert "| b.tar | x/y | cut \\| \\<here\\> | stage1, stage2 |\n" in text
     assert "and 102 more" in text
+
+
+NAMES = (
+    *("<script>alert(1)</script>", "\x1b[2J\x1b[31mred", "a|b", "a\nb\r\n| c |", "`x` *y* _z_", "[l](javascript:x)"),
+    *("$x^2$", "$\\frac{", "a\\", "![i](http://h/x.png)", "<!--", "&lt;", "\u202eabc", "é" * 60, "", "# h", "\x9b31m"),
+)
+
+
+def test_names_of_classes_are_shown_as_they_are(finished: Path) -> None:
+    """And are no commands to a terminal, a browser, Markdown or a picture."""
+    numbers = range(len(NAMES))
+    head = {
+        "names": {str(number): name for number, name in enumerate(NAMES)},
+        "classes": [[number, 1, 2] for number in numbers],
+        "confusion": [[number, other, 1] for number in numbers for other in (number, (number + 1) % len(NAMES))],
+    }
+    (finished / "test").mkdir()
+    (finished / "test" / "classes.json").write_text(json.dumps({"heads": {"label": head}}))
+    page = write_report(finished).read_text()
+    text = (finished / "report.md").read_text()
+    for shown in (page, text):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
+        assert "\\x1b[2J" in shown.replace("\\\\", "\\").replace("\\[", "[")
+    assert "<script" not in page
+    assert "<!--" not in page
+    plain = re.sub(r"\\.", "", text)
+    assert not re.search(r"[<`]|\]\((?!figures/)", plain)
+    rows = [line for line in plain.splitlines() if line.startswith("|")]
+    widths = {row.count("|") for row in rows}
+    assert widths <= {4, 9, 10}, "no name has made a cell or a line of its own"
+    assert (finished / "figures" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_an_old_run_tells_no_password(finished: Path) -> None:
+    (finished / "recipe.yaml").write_text("data: {train: ['https://me:S3cr3tMark@h/x.tar?sig=S3cr3tMark']}\n")
+    page = write_report(finished).read_text()
+    assert "S3cr3tMark" not in page
+    assert "h/x.tar" in page
 
 
 # ---------------------------------------------------------------------------------------------- better than chance

@@ -19,7 +19,7 @@ from sfa_dist.errors import PreemptedError
 from sfa_dist.parallel.stop_flag import DEFAULT_SIGNALS, INTERRUPTED, StopFlag
 
 LONG_IN_C = 5_000_000  # Rounds that take seconds, in which no handler of Python runs.
-ALL_SIGNALS = (signal.SIGINT, *DEFAULT_SIGNALS)
+ALL_SIGNALS = (signal.SIGINT, signal.SIGHUP, *DEFAULT_SIGNALS)
 
 
 @pytest.fixture
@@ -42,6 +42,20 @@ def test_each_signal_is_a_request(stop: StopFlag, number: signal.Signals) -> Non
     signal.raise_signal(number)
     assert stop
     assert stop.reason == number.name
+
+
+def test_a_process_that_is_to_outlive_its_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in ALL_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup.
+    flag = StopFlag()
+    try:
+        flag.install()
+        signal.raise_signal(signal.SIGHUP)
+        assert not flag
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_scheduler_may_ask_again_and_again(stop: StopFlag) -> None:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.image_vit import load_image_vit
 from sfa_dist.models.vivit import Trunk, ViViT, build, normalise
-from sfa_dist.models.weights import load_image_vit, read_state, resize_grid_positions
+from sfa_dist.models.weights import read_state, resize_grid_positions
 from sfa_dist.recipe_blocks import ModelBlock
 
 DIMS = {"width": 48, "depth": 2, "heads": 3, "mlp": 96, "patch": 8}
@@ -105,8 +106,18 @@ def test_our_own_stage_is_an_image_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("blocks.1.mlp.fc2.bias"), "missing encoder.blocks.1.mlp.fc2.bias"),
-        (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(48)}), "unexpected encoder.blocks.0.ls1.gamma"),
+        (lambda s: s.pop("blocks.1.mlp.fc2.bias"), "1 missing: encoder.blocks.1.mlp.fc2.bias"),
+        (
+            lambda s: s.update({"blocks.0.attn.q_norm.weight": torch.ones(16)}),
+            "1 unexpected: .*attn.q_norm",
+        ),
+        (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(47)}), r"blocks.0.ls1.gamma is \(47,\)"),
+        (lambda s: s.update({"pos_embed": torch.ones(17, 48)}), r"pos_embed is \(17, 48\), wanted 3 axes"),
+        (lambda s: s.update({"patch_embed.proj.weight": torch.ones(48, 192)}), r"proj.weight is \(48, 192\)"),
+        (lambda s: s.update({"pos_embed": torch.ones(1, 0, 48)}), "position table of 0 entries"),
+        (lambda s: s.pop("pos_embed"), "1 missing: encoder.pos_embed"),
+        (lambda s: s.update({"norm.bias": torch.ones(48, dtype=torch.int8)}), "encoder.norm.bias is torch.int8"),
+        (lambda s: s.update({f"decoder.{i}": torch.ones(1) for i in range(99)}), "99 unexpected: .* and 94 more"),
         (lambda s: s.update({"norm.weight": torch.ones(47)}), r"encoder.norm.weight is \(47,\), wanted \(48,\)"),
         (lambda s: s.pop("cls_token"), "set model.pooling: gap"),
     ],
@@ -133,6 +144,26 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not loaded"):
         read_state(tmp_path / "bad.pth")
     assert not Boom.ran
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.ones(2)],
+        {1: torch.ones(2)},
+        {"model": {"a": 1.0}},
+        {},
+        torch.ones(2),
+        {"pos_embed": torch.tensor([float("nan")])},
+        {"pos_embed": torch.ones(2, 2).to_sparse()},
+        {"pos_embed": torch.ones(2, device="meta")},
+    ],
+    ids=["a list", "numbered", "no tensors", "empty", "one tensor", "nan", "sparse", "meta"],
+)
+def test_a_pth_file_of_another_kind_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        load_image_vit(trunk_for(), str(tmp_path / "odd.pth"))
 
 
 @pytest.mark.parametrize("name", ["bad.pth", "bad.bin", "bad"])

@@ -46,7 +46,10 @@ def read_rows(
         raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
     if not videos.is_dir():
         raise DataError(f"--videos {videos}: no such folder")
-    return chosen, OFFICIAL[chosen].read(source, VideoFiles(videos), say)
+    rows = OFFICIAL[chosen].read(source, VideoFiles(videos), say)
+    if unnamed := [row.where for row in rows if not all(row.labels.values())]:
+        raise DataError(f"{unnamed[0]}: a clip without a label ({len(unnamed)} in all): correct the list")
+    return chosen, rows
 
 
 def _sniff(source: Path) -> str:

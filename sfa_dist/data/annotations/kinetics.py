@@ -34,5 +34,5 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
 def _seconds(text: str, where: str) -> int:
     try:
         return int(float(text))
-    except ValueError:
-        raise DataError(f"{where}: {text!r} is no number of seconds") from None
+    except (ValueError, OverflowError):
+        raise DataError(f"{where}: {text[:40]!r} is no number of seconds") from None

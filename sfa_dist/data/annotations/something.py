@@ -7,12 +7,12 @@ label list of its own.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, VideoFiles
 from sfa_dist.data.annotations.tables import text_of
+from sfa_dist.disk import parse_json
 from sfa_dist.errors import DataError
 
 
@@ -40,8 +40,8 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
 
 def _entries(source: Path) -> list[Any]:
     try:
-        entries = json.loads(text_of(source))
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text_of(source).encode())
+    except ValueError as error:
         raise DataError(f"{source} cannot be read as JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{source}: not a list of clips, [{{id, template, ...}}, ...]")

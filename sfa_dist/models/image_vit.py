@@ -1,0 +1,250 @@
+"""Weights of an image ViT into a trunk: exactly the function that they were trained as, or refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.image_function import (
+    ImageFunction,
+    Pixels,
+    function_of_own,
+    function_of_timm,
+    refuse_pooled_norm,
+    timm_config_beside,
+)
+from sfa_dist.models.vivit import Trunk
+from sfa_dist.models.weights import (
+    State,
+    central_frame_kernel,
+    fitting,
+    grid_side,
+    load_exactly,
+    read_state,
+    resize_grid_positions,
+)
+from sfa_dist.models.weights_file import checked_sha256
+
+TIMM_PREFIX = "timm:"
+REACH_S = 5.0  # For the hub to answer at all; its own client goes on for over a minute without a network.
+SHOWN_CHARS = 700
+# What an image ViT has for classifying images, and a trunk has no use for.
+IMAGE_HEAD_KEYS = ("head.", "head_dist.", "pre_logits.")
+LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(?:ls([12])\.gamma|gamma_([12]))")
+SCALED = {"1": "attn.proj", "2": "mlp.fc2"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was done to load weights, in words; `doubt` is what the source does not tell and was assumed."""
+
+    text: str
+    doubt: str = ""
+
+
+def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> Loaded:
+    """Initialises a trunk from an image ViT, and tells what was loaded.
+
+    `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
+    local file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own
+    stages. `pixels` are the recipe's data.mean and data.std. Raises CheckpointError when the weights cannot be read,
+    RecipeError when they are of another architecture, or would compute another function in this trunk.
+    """
+    function: ImageFunction | None
+    if source.startswith(TIMM_PREFIX):
+        state, function = _from_timm(source.removeprefix(TIMM_PREFIX))
+    else:
+        state, function = _from_file(Path(source))
+    if any(key.startswith("trunk.") for key in state):
+        own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
+    else:
+        with fitting(source):
+            own = trunk_state_from_timm(state, trunk, source)
+    if function is not None:
+        function.refuse_other(trunk.encoder, pixels, source)
+    load_exactly(trunk, own, source)
+    notes = [f"{len(own)} tensors", *_notes(state, trunk)]
+    return Loaded(f"{source}: loaded {', '.join(notes)}", _doubt(function, trunk, pixels))
+
+
+def _doubt(function: ImageFunction | None, trunk: Trunk, pixels: Pixels | None) -> str:
+    """What the weights themselves do not tell, where the recipe does not say it either."""
+    if function is not None or trunk.function_is_stated:
+        return ""
+    encoder = trunk.encoder
+    mean, std = pixels or ((), ())
+    about = f"model.gelu {encoder.gelu}, model.norm_eps {encoder.norm.eps:g}, {encoder.heads} heads"
+    if pixels:
+        about += f", data.mean {_numbers(mean)}, data.std {_numbers(std)}"
+    return (
+        f"warning: the file does not tell what its tensors were trained with, and this is assumed: {about}; if that is "
+        "wrong, the features are. Put model.gelu and model.norm_eps into the recipe, or name the architecture: "
+        "timm:NAME@FILE (docs/weights.md)"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+def _from_file(path: Path) -> tuple[State, ImageFunction | None]:
+    state = read_state(path)
+    if any(key.startswith("trunk.") for key in state):
+        return state, function_of_own(path)
+    folder = timm_config_beside(path)
+    if folder is None:
+        return state, None
+    import timm
+
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(f"local-dir:{folder}")
+    except Exception as error:
+        raise CheckpointError(f"{folder}/config.json is not one of timm's models: {_one_line(error)}") from error
+    return state, function_of_timm(model, str(path))
+
+
+def _from_timm(spec: str) -> tuple[State, ImageFunction]:
+    import timm
+
+    name, _, file = spec.partition("@")
+    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
+        raise RecipeError(f"image checkpoint: timm knows no model {name!r}; `timm.list_models('vit_*')` lists them")
+    if file and not Path(file).is_file():
+        raise CheckpointError(f"image checkpoint: no file {file}")
+    if file:
+        checked_sha256(Path(file))
+    with torch.device("meta"):
+        shapes = timm.create_model(name)
+    function = function_of_timm(shapes, f"timm:{name}")  # Before a gigabyte is fetched.
+    try:
+        with _quick_without_network(bool(file)) as reached:
+            model: nn.Module = timm.create_model(name, pretrained=not file, checkpoint_path=file)
+    except Exception as error:
+        if file:
+            why = f"timm could not load {name} from {file}: {_one_line(error)}"
+            raise CheckpointError(f"image checkpoint: {why}") from error
+        why = _one_line(error) if reached() else "it does not answer"
+        raise CheckpointError(_how_without_network(name, why)) from error
+    return model.state_dict(), function
+
+
+def _how_without_network(name: str, why: str) -> str:
+    return (
+        f"image checkpoint: timm could not load {name} from its hub ({why}); on a machine without network download it "
+        f"elsewhere and give `timm:{name}@FILE` (docs/weights.md has the command)"
+    )
+
+
+@contextmanager
+def _quick_without_network(local: bool) -> Iterator[Callable[[], bool]]:
+    """Inside, the hub's client takes what lies in its cache at once where the hub does not answer. Gives a function
+    that says whether it did."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    answers = local or before or _hub_answers(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or not answers
+    try:
+        yield lambda: answers
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_answers(endpoint: str) -> bool:
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(endpoint, timeout=REACH_S)
+    except Exception:  # noqa: BLE001 (of whichever HTTP library the client has; what it means is the same)
+        return False
+    return True
+
+
+def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
+    """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid,
+    LayerScale multiplied into the linear layers in front of it.
+
+    The official code leaves the cls token at zero ("not in target"); here it is loaded, which its position entry
+    expects. Raises RecipeError for what a trunk does not compute.
+    """
+    if any(key.startswith("fc_norm.") for key in state):
+        raise refuse_pooled_norm(source)
+    with_cls = trunk.encoder.pooling == "cls"
+    if with_cls and "cls_token" not in state:
+        raise RecipeError(f"{source} has no cls token; set model.pooling: gap")
+    if not with_cls and "cls_token" in state:
+        raise RecipeError(f"{source} has a cls token, to which all its tokens attend; set model.pooling: cls")
+    _require_shapes(state, source)
+    out: dict[str, Tensor] = {}
+    for key, value in without_layer_scale(state, source).items():
+        if key.startswith(IMAGE_HEAD_KEYS):
+            continue
+        if key == "patch_embed.proj.weight":
+            out["embed.weight"] = central_frame_kernel(value, trunk.tubelet)
+        elif key == "patch_embed.proj.bias":
+            out["embed.bias"] = value
+        elif key == "pos_embed":
+            if with_cls and grid_side(value.shape[1]):  # timm's no_embed_class: the cls token has no position.
+                value = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
+            out["encoder.pos_embed"] = resize_grid_positions(value, trunk.tokens, with_cls)
+        else:
+            out[f"encoder.{key}"] = value
+    return out
+
+
+def _require_shapes(state: State, source: str) -> None:
+    """Of the tensors that are looked into before all shapes are compared."""
+    for key, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        if key in state and state[key].dim() != dimensions:
+            shape = tuple(state[key].shape)
+            raise RecipeError(f"weights from {source} are of no image ViT: {key} is {shape}, wanted {dimensions} axes")
+
+
+def without_layer_scale(state: State, source: str) -> dict[str, Tensor]:
+    """The same function without LayerScale: gamma * (W x + b) = (gamma W) x + gamma b."""
+    out = {key: value for key, value in state.items() if not LAYER_SCALE.fullmatch(key)}
+    for key, gamma in state.items():
+        found = LAYER_SCALE.fullmatch(key)
+        if found is None:
+            continue
+        layer = found[1] + SCALED[found[2] or found[3]]
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name not in out:
+                continue  # load_exactly names it.
+            value = out[name]
+            if gamma.dim() != 1 or value.dim() == 0 or gamma.shape[0] != value.shape[0]:
+                raise RecipeError(f"weights from {source}: {key} is {tuple(gamma.shape)}, {name} {tuple(value.shape)}")
+            out[name] = (value.float() * gamma.float().view(-1, *[1] * (value.dim() - 1))).to(value.dtype)
+    return out
+
+
+def _notes(state: State, trunk: Trunk) -> list[str]:
+    """What was not taken as it stands."""
+    notes = []
+    wanted = grid_side(trunk.tokens - (trunk.encoder.pooling == "cls"))
+    count = state["pos_embed"].shape[1] if "pos_embed" in state else trunk.tokens  # Ours has the same grid.
+    side = grid_side(count) or grid_side(count - 1)
+    if side != wanted:
+        notes.append(f"resized positions {side}x{side} -> {wanted}x{wanted}")
+    folded = sum(LAYER_SCALE.fullmatch(key) is not None for key in state)
+    if folded:
+        notes.append(f"multiplied {folded} LayerScale tensors into the layers before them")
+    left = sorted(key for key in state if key.startswith((*IMAGE_HEAD_KEYS, "tail.")))
+    if left:
+        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        notes.append(f"left out {', '.join(left[:6])}{more}")
+    return notes
+
+
+def _one_line(error: BaseException) -> str:
+    """All that an error says, on one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 4]} ..."

@@ -1,0 +1,34 @@
+"""The surroundings of `sfa check-learning`: a process group of one, the splits, and a run that writes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.recipe import Recipe
+from sfa_dist.run import Run
+from sfa_dist.stage_data import check_classes, open_split
+from sfa_dist.tools.learning_checks import Checks
+from sfa_dist.tools.learning_table import Check
+from sfa_dist.tracking import Tracker
+
+
+def checks_of(recipe: Recipe, name: str, seconds: float) -> Iterator[Check]:
+    """The checks of a stage, each as soon as it is done. Raises SfaError."""
+    runtime = parallel_runtime.start(environment())
+    try:
+        with tempfile.TemporaryDirectory(prefix="sfa-check-") as folder:
+            # As in a dry run: weights of an image stage that is not trained yet are random ones.
+            run = Run(recipe, Path(folder), runtime, Tracker(None, recipe.log, {}, {}), StopFlag(), dry_run=True)
+            data = getattr(recipe, name).data
+            train = open_split(run, data.train, f"{name}.data.train", data.remote)
+            key = "test" if data.test else "val"
+            test = open_split(run, data.test or data.val, f"{name}.data.{key}", data.remote)
+            check_classes(train.classes, test)
+            yield from Checks(run, name, train, test, seconds).each()
+    finally:
+        parallel_runtime.stop()

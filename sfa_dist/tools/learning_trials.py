@@ -1,0 +1,149 @@
+"""Short trainings of a recipe's own stage on a few of its clips: the stage's streams, model, loss and engine as in a
+run, without checkpoints, for so many seconds. The learning rate warms up for WARMUP_STEPS and stays."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+from sfa_dist.assemble import classes_id
+from sfa_dist.data.decode import Decoder
+from sfa_dist.data.feed import BatchFeed, Streams
+from sfa_dist.data.loader import Batch
+from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.stream import eval_loader, train_loader
+from sfa_dist.metrics import ClassificationSums
+from sfa_dist.not_finite import DivergedError
+from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, ModelBlock, ScheduleBlock
+from sfa_dist.run import Run
+from sfa_dist.stage_data import StageData
+from sfa_dist.stage_setup import set_up
+from sfa_dist.trainer import Trainer
+
+WARMUP_STEPS = 10
+OVERFITTED = 8  # Clips.
+FEWEST_STEPS = 100  # In which a few clips have to be learned by heart, before it counts as a failure.
+NO_AUGMENTATION = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
+_LAST = 5  # Losses that are averaged: one step's may be an outlier.
+_ENDLESS = 100_000  # Epochs: over a few hundred steps the cosine stays at its start.
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training: its steps, the mean loss of the last few, whether it diverged, and its scores."""
+
+    steps: int
+    seconds: float
+    loss: float
+    diverged: bool
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What all trials of a stage share: the run that they are made in, and the decoder."""
+
+    run: Run
+    name: str
+    stage: StageBlock
+    decoder: Decoder
+
+    def overfit(self, index: SampleIndex, seconds: float) -> Trial:
+        """Learns the clips of `index` by heart: one batch of the recipe's stream, without augmentation, drop path and
+        label smoothing, again and again."""
+        micro = min(self.stage.batch.micro, len(index))
+        stage = self.stage.model_copy(
+            update={
+                "augment": NO_AUGMENTATION,
+                "batch": BatchBlock(size=len(index), micro=micro, eval_micro=micro),
+                "model": self.stage.model.model_copy(update={"drop_path": 0.0}),
+                "optimizer": self.stage.optimizer.model_copy(update={"label_smoothing": 0.0}),
+            }
+        )
+        batches = list(self._epoch(index, stage, 0))
+        enough = guessing_loss(stage.model) / 100
+        return self._train(stage, len(index), lambda epoch: batches, batches, seconds, enough)
+
+    def learn(self, index: SampleIndex, test: Iterable[Batch], seconds: float, order: str = "time") -> Trial:
+        """Trains on `index` as the recipe does, with the frames of each clip in `order`, and scores `test`."""
+        data = self.stage.data.model_copy(update={"frame_order": order})
+        stage = self.stage.model_copy(update={"data": data})
+        return self._train(stage, len(index), lambda epoch: self._epoch(index, stage, epoch), test, seconds)
+
+    def test_batches(self, index: SampleIndex, order: str = "time") -> Iterable[Batch]:
+        """The clips of `index` as an evaluation reads them: one view each."""
+        data = self.stage.data.model_copy(update={"workers": 0, "frame_order": order})
+        own: dict[str, Any] = {"frames": self.stage.frames, "crop": self.stage.model.image_size}
+        return eval_loader(index, data, self.stage.batch, seed=self.run.recipe.seed, decoder=self.decoder, **own)
+
+    def _epoch(self, index: SampleIndex, stage: StageBlock, epoch: int) -> Iterable[Batch]:
+        data = stage.data.model_copy(update={"workers": 0})
+        own: dict[str, Any] = {"frames": stage.frames, "crop": stage.model.image_size, "epoch": epoch}
+        seed = self.run.recipe.seed
+        return train_loader(index, data, stage.augment, stage.batch, seed=seed, decoder=self.decoder, **own)
+
+    def _train(
+        self,
+        stage: StageBlock,
+        clips: int,
+        epoch_of: Callable[[int], Iterable[Batch]],
+        test: Iterable[Batch],
+        seconds: float,
+        enough: float = 0.0,
+    ) -> Trial:
+        """Steps until `seconds` are over, or the loss is below `enough`; then scores `test`."""
+        end = time.monotonic() + seconds
+        per_epoch = -(-clips // stage.batch.size)
+        warmup = ScheduleBlock(epochs=_ENDLESS, warmup_epochs=WARMUP_STEPS / per_epoch)
+        stage = stage.model_copy(update={"schedule": warmup})
+
+        def feed(epoch: int, first: int) -> BatchFeed:
+            yield from islice(epoch_of(epoch), first * stage.batch.accumulation(1), None)
+
+        streams = Streams(per_epoch, stage.batch.accumulation(1), feed, None)
+        data = StageData(streams, None, classes_id(None, stage.model), (clips, 0), "")
+        trainer = set_up(self.run, self.name, stage, data, {}, self.run.directory, None).trainer
+        started = time.monotonic()
+        losses, diverged = _steps(trainer, end, enough)
+        took = time.monotonic() - started
+        last = losses[-_LAST:]
+        return Trial(len(losses), took, sum(last) / max(len(last), 1), diverged, _score(trainer, test))
+
+
+def guessing_loss(model: ModelBlock) -> float:
+    """The cross-entropy of who knows nothing, the mean over the heads."""
+    sizes = model.head_sizes or (model.classes,)
+    return math.fsum(map(math.log, sizes)) / len(sizes)
+
+
+def _steps(trainer: Trainer, end: float, enough: float) -> tuple[list[float], bool]:
+    """(loss of each step, whether they left the finite numbers)."""
+    losses: list[float] = []
+    for epoch in count():
+        with closing(trainer.streams.train(epoch, 0)) as batches:
+            for _ in range(trainer.streams.steps_per_epoch):
+                try:
+                    record = trainer.train_step(list(islice(batches, trainer.streams.accumulation)), epoch)
+                except DivergedError:
+                    return losses, True
+                if record is None:
+                    return losses, False
+                losses.append(float(record["losses"].sum()) / max(record["clips"], 1.0))
+                recent = losses[-_LAST:]
+                if time.monotonic() >= end or (len(recent) == _LAST and max(recent) < enough):
+                    return losses, trainer.progress.non_finite_steps > 0
+    raise AssertionError("there is no last epoch")
+
+
+def _score(trainer: Trainer, test: Iterable[Batch]) -> dict[str, Any]:
+    sums = ClassificationSums(trainer.stage.model.class_heads or {})
+    for batch in test:
+        logits = trainer.engine.evaluate(batch["clips"].to(trainer.runtime.device))
+        sums.update(logits.double().cpu(), batch["labels"], batch["weights"])
+    return sums.result()

@@ -1,0 +1,159 @@
+"""Malformed answers of servers and messages to the watch: errors, within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+
+import pytest
+from fuzzing import amounts, fuzz
+from test_data_answers import HTTP, quick, serving
+from test_watch_hub import Running, report
+
+from sfa_dist.data.remote import look, read_range, read_whole
+from sfa_dist.parallel.watch_lines import Lines
+from sfa_dist.parallel.watch_process import Child
+from sfa_dist.parallel.watch_verdict import GONE, RUNS
+
+__all__ = ["quick"]
+HEAD = b'HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 10-19/1000\r\nETag: "a"\r\n'
+ANSWERS = [
+    HEAD + b"Content-Length: 10\r\n\r\n0123456789",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n",
+    HEAD + b"Connection: close\r\n\r\n0123456789",
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"shards":{}}'[:-1],
+    b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n",
+]
+
+
+@amounts
+@pytest.mark.filterwarnings("ignore")
+def test_http(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten bytes that were asked for, or an OSError."""
+    monkeypatch.setattr("sfa_dist.data.remote.READ_SECONDS", 1.0)
+    monkeypatch.setattr("sfa_dist.data.remote.CONNECT_SECONDS", 1.0)
+    answer = b""
+    with serving(lambda _, send: send(answer)) as url:
+
+        def parse(data: bytes) -> None:
+            nonlocal answer
+            answer = data
+            kind = len(data) % 3
+            if kind == 0:
+                assert len(read_range(url, 10, 10, HTTP)) == 10
+            elif kind == 1:
+                assert len(read_whole(url.replace("x.tar", "index.json"), HTTP)) <= len(data)
+            else:
+                assert (look(url, HTTP).size or 0) >= 0
+
+        found = fuzz_http(parse, inputs)
+    assert found > 0
+
+
+def fuzz_http(parse, inputs: int) -> int:
+    seeds = ANSWERS[:3]
+
+    def lenient(data: bytes) -> None:
+        if data in seeds:
+            data = data + b"x" * (-len(data) % 3)  # Whichever is asked: a valid seed is tried as a range.
+            with contextlib.suppress(OSError):
+                parse(data)
+            return
+        parse(data)
+
+    return fuzz("HTTP answers", [*seeds], lenient, (OSError,), inputs=inputs).inputs + (
+        fuzz("other HTTP answers", ANSWERS, lambda data: _tried(parse, data), (), inputs=inputs // 4).inputs
+    )
+
+
+def _tried(parse, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        parse(data)
+
+
+MESSAGES = [
+    json.dumps(report(0)).encode() + b"\n",
+    json.dumps(report(1, step=5, why="x")).encode() + b"\n" + json.dumps(report(1)).encode() + b"\n",
+    b'{"token": "another", "rank": 0, "host": "h", "state": "runs", "code": 0, "phase": "x", "step": 1}\n',
+]
+
+
+@amounts
+def test_the_hub(inputs: int) -> None:
+    """It lives, and who lacks the token is no rank."""
+    running = Running()
+    ranks = [running.rank(number) for number in range(2)]
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.5):
+            for rank in ranks:
+                rank.says(RUNS)
+                with contextlib.suppress(TimeoutError):
+                    rank.lines.stream.settimeout(0.01)
+                    list(rank.lines.receive())
+
+    threading.Thread(target=beat, daemon=True).start()
+
+    def parse(data: bytes) -> None:
+        if b'"gone"' in data or b'"ended"' in data or b'"waits"' in data:
+            return
+        with running.connect() as stranger:
+            try:
+                stranger.sendall(data)
+                stranger.shutdown(socket.SHUT_WR)
+                answered = b""
+                while chunk := stranger.recv(65536):
+                    answered += chunk
+            except TimeoutError:
+                raise
+            except OSError:
+                answered = b""
+        assert running.lives, repr(running.fault)
+        assert not answered or report(0)["token"].encode() in data, "a stranger is a rank"
+
+    fuzz("hub", MESSAGES, parse, (), inputs=inputs)
+    over.set()
+    ranks[0].lines.stream.settimeout(5)
+    ranks[1].says(GONE)
+    assert ranks[0].hears()["rank"] == 1
+
+
+BEATS = [
+    b'{"kind": "welcome"}\n{"kind": "beat", "phase": "forward", "step": 12, "stop": false}\n',
+    b'{"kind": "beat", "phase": "forward", "step": 12, "stop": true}\n',
+    b'{"kind": "lost", "rank": 1, "text": "rank 1 was lost", "exit_code": 70, "speaker": 0}\n',
+    b'{"kind": "end"}\n',
+]
+
+
+@amounts
+def test_the_child_of_a_rank(inputs: int) -> None:
+    """What another program than the hub says is an error or nothing, never a verdict without its fields."""
+    told: list[dict[str, object]] = []
+    child = Child.__new__(Child)
+    child._over = child._stop_heard = False
+    child._tell_parent = told.append  # type: ignore[method-assign]
+    child._see_off = lambda verdict: None  # type: ignore[method-assign]
+
+    def parse(data: bytes) -> None:
+        told.clear()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.settimeout(5)
+            theirs.sendall(data[:100_000])
+            theirs.shutdown(socket.SHUT_WR)
+            lines = Lines(ours)
+            try:
+                while True:
+                    child._take(lines.receive())
+            except (ConnectionResetError, ValueError):
+                pass
+        for message in told:
+            if message["kind"] == "lost":
+                assert [type(message[key]) for key in ("rank", "text", "exit_code", "speaker")] == [int, str, int, int]
+
+    fuzz("child of a rank", BEATS, parse, (), inputs=inputs)
