@@ -9,8 +9,11 @@ from torch import Tensor
 
 from sfa_dist.assemble import load_for_test
 from sfa_dist.class_scores import classes_of
+from sfa_dist.data.bad_sample import BadSample
+from sfa_dist.data.container import is_known
 from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.decode_limits import check_bytes
+from sfa_dist.data.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.data.stream import ClipSettings, TestViews, cut_clips
 from sfa_dist.metrics import average_views
 from sfa_dist.models.frozen import FrozenTrunk
@@ -87,7 +90,10 @@ class FilePredictor:
     def __call__(self, path: Path) -> Tensor:
         """fp64 (classes,): averaged over the views as `test.average` says. Raises BadSample."""
         check_bytes(path.stat().st_size, self._limits)
-        clips = cut_clips(path.read_bytes(), self._decoder, self._views)
+        data = path.read_bytes()
+        if not is_known(data[:HEAD_BYTES]):
+            raise BadSample(unreadable(data[:HEAD_BYTES], str(path)))
+        clips = cut_clips(data, self._decoder, self._views)
         # One view at a time: a long clip in twelve views would not fit.
         logits = torch.cat([self._model.logits(clip) for clip in clips.split(1)])
         return average_views(logits, len(logits), self._test.average, self._model.classes.sizes)[0]

@@ -86,6 +86,7 @@ def _read_journal(path: Path) -> dict[str, Probe]:
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             entry = parse_json(line.encode())
+            entry["probe"]["suffix"]  # without it, it is of a program that went by the names of files
             probe = Probe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
         except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
             continue

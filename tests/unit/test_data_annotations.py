@@ -301,6 +301,14 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
         pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_clip(epic, tmp_path):
+    (epic / "EPIC_100_train.csv").write_text(EPIC.replace("P02_07,00", f"{'x' * 3000},00"))
+    _, rows = read_rows(epic / "EPIC_100_train.csv", videos=epic / "videos")
+    assert [row.cut is not None for row in rows] == [True, True, True]
+    (tmp_path / "list.csv").write_text(f"{'y' * 3000}/{'x' * 3000}.mp4,{'y' * 3000},3,1\n")
+    assert read_rows(tmp_path / "list.csv", videos=tmp_path)[0] == "moments"
+
+
 def test_seconds_of():
     assert seconds_of("01:02:03.50", "x") == 3723.5
 

@@ -127,6 +127,13 @@ def test_all_that_is_left_out_of_a_folder_is_told(tmp_path):
     ]
 
 
+def test_a_folder_without_classes_is_refused_in_words(tmp_path):
+    put(tmp_path / "a.mp4")
+    with pytest.raises(DataError, match="no sub-folder with clips, and 1 files of frames beside them") as caught:
+        read_rows(tmp_path)
+    assert "('" not in str(caught.value)  # no list of Python's
+
+
 def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
     for split in ("train", "val"):
         for label in ("run", "walk"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import ClipRow, Say, VideoFiles
@@ -65,7 +66,7 @@ def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str
         raise DataError(f"{where}: the action ends at {record['stop_timestamp']}, before it starts")
     name, video = record["narration_id"], record["video_id"]
     path = videos.find([video])
-    folder = None if path.is_file() else videos.folder(video)
+    folder = None if os.path.isfile(path) else videos.folder(video)
     if folder is None:
         return ClipRow(path, name, labels, where, extra, cut=cut)
     frames = (_frame(record, "start_frame", where), _frame(record, "stop_frame", where))

@@ -40,10 +40,10 @@ def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
             if seen.setdefault(path.resolve(), path) is not path:
                 repeated.append(path.relative_to(source))
         linked += _links(folder)
-    if not rows:
-        kinds = ", ".join(("mp4", "mov", "avi", "mkv", "webm", "png", "jpg"))
-        raise DataError(f"{source} has no sub-folder with clips ({kinds}): give a csv, or one sub-folder a class")
     loose = [path.name for path in entries if path.is_file() and not path.name.startswith(".") and _has_frames(path)]
+    if not rows:
+        beside = f", and {len(loose)} files of frames beside them" if loose else ""
+        raise DataError(f"{source} has no sub-folder with clips{beside}: give a csv, or one sub-folder a class")
     for path in entries:
         if path.name not in loose and path not in folders:
             left[_kind(path)] += 1

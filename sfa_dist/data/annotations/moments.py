@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sfa_dist.data.annotations.rows import SINGLE, ClipRow, Say, VideoFiles, plain
@@ -32,6 +33,6 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
         if not all(vote.isdigit() for vote in votes):
             raise DataError(f"{where}: several labels for one clip; only version 1 with one label each can be packed")
         places = [videos.root / folder / path for folder in _SUB_FOLDERS]
-        found = next((place for place in places if place.is_file()), places[0])
+        found = next((place for place in places if os.path.isfile(place)), places[0])
         rows.append(ClipRow(found, path, {SINGLE: label}, where))
     return rows
