@@ -42,18 +42,19 @@ REASONS = {
 }
 
 
-def explain(error: Exception, path: Path, needed: int = 0) -> str:
-    """The disk's reason in words; `needed` are the bytes that were to be written in all."""
-    number = error.errno if isinstance(error, OSError) else None
+def explain(error: Exception, path: Path | None = None, needed: int = 0) -> str:
+    """The disk's reason in words, and the place, which is `path` where the error names none; `needed` are the bytes
+    that were to be written in all."""
+    number, place = error.errno if isinstance(error, OSError) else None, _place(error, path)
     # safetensors hides the number of a full disk in its text.
     if number == errno.ENOSPC or "No space left" in str(error):
-        return no_space(_place(error, path), needed)
+        return "no space left on the disk (ENOSPC)" if place is None else no_space(place, needed)
     if number in REASONS:
-        return f"{REASONS[number]} ({errno.errorcode[number]}) at {_place(error, path)}"
+        return f"{REASONS[number]} ({errno.errorcode[number]})" + (f" at {place}" if place else "")
     return str(error)
 
 
-def _place(error: Exception, path: Path) -> Path:
+def _place(error: Exception, path: Path | None) -> Path | None:
     """Where it happened: the file that the system names, else `path`."""
     name = error.filename if isinstance(error, OSError) else None
     return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
@@ -121,7 +122,8 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(path)  # A write that fails names no file.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

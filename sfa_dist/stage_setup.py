@@ -22,7 +22,7 @@ from sfa_dist.probe import check_probe, place_of
 from sfa_dist.progress import Progress
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
-from sfa_dist.run_record import refuse_other_inputs, setup_table
+from sfa_dist.run_record import DONE, refuse_other_inputs, setup_table
 from sfa_dist.seeds import RANDOM_VERSION, mix_seed
 from sfa_dist.stage_data import StageData, open_data
 from sfa_dist.tracking import LOG_NAME
@@ -231,6 +231,8 @@ def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: s
     newest = int(found.stem.removeprefix("step-")) if found else 0
     words, forbids = missing(told_by_log(run.directory / LOG_NAME, name, member), root, newest)
     who = f"{name} ({member})" if member else name
+    if forbids and (root.parent / DONE).exists():
+        return  # It ended early (schedule.max_steps): whoever asks for more steps is told there.
     if forbids:
         raise CheckpointError(
             f"{who} {words}: bring them back (is the disk mounted, the link right?), or remove {root.parent} to start "

@@ -138,7 +138,7 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-        reason = explain(error, Path()) if disk else error
+        reason = explain(error) if disk else error
         said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
         tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
         code = 74 if disk else 70

@@ -219,7 +219,7 @@ class _Source:
                     file.write(written)
                 told = f"its stacks are in {stacks}; "
         except OSError as error:
-            told = f"its stacks are lost ({explain(error, self._place.stacks or Path())}); "
+            told = f"its stacks are lost ({explain(error, self._place.stacks)}); "
         if quarantine is None or sample == NO_SAMPLE:
             return told
         try:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +28,6 @@ E = TypeVar("E", bound=SfaError)
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 ODD_RANKS_SHOWN = 4
 POLL_S, LONGEST_POLL_S = 0.005, 1.0
-_HERE = Path()
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Runtime:
             except SfaError as error:
                 fault = error
             except OSError as error:
-                fault = CheckpointError(f"rank 0 on {self.host}: {explain(error, _HERE)}")
+                fault = CheckpointError(f"rank 0 on {self.host}: {explain(error)}")
         self._await_main()
         value, fault = self.broadcast((value, fault))
         if fault is not None:
@@ -114,7 +112,7 @@ class Runtime:
         except SfaError as error:
             fault = error
         except OSError as error:
-            fault = CheckpointError(f"rank {self.rank} on {self.host}: {explain(error, _HERE)}")
+            fault = CheckpointError(f"rank {self.rank} on {self.host}: {explain(error)}")
         told = self.gather((value, fault))
         first = next((fault for _, fault in told if fault is not None), None)
         if first is not None:

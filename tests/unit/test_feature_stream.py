@@ -38,6 +38,7 @@ from sfa_dist.data.feature_stream import (
 from sfa_dist.data.loader import Batch
 from sfa_dist.data.shard_index import SampleIndex, load_index, verify_index
 from sfa_dist.data.stream import eval_loader, train_loader
+from sfa_dist.errors import CheckpointError
 from sfa_dist.recipe_blocks import BatchBlock, CacheBlock
 
 EXACT = 2 * STRIDE  # all phases
@@ -295,3 +296,30 @@ def test_mixup_pairs_the_global_batch_whatever_the_ranks(index, split):
         parts = [cached(index, split, cache=cache, micro=micro, rank=rank, world_size=world) for rank in range(world)]
         found = rows_by_id([batch for part in parts for batch in part])
         assert all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+# ------------------------------------------------------------------------------------------------ damage of records
+
+
+@pytest.mark.parametrize("damage", ["frames.npy", "a value of the manifest", "a shard of another view", "unsealed"])
+def test_a_view_that_is_not_what_was_written_is_refused(index, tmp_path, damage):
+    folder, other = tmp_path / "view-00", tmp_path / "view-01"
+    for place, view in ((folder, 0), (other, 1)):
+        extract(place, index, steps_of(1), view, make_trunk())
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if damage == "frames.npy":
+        data = bytearray((folder / "frames.npy").read_bytes())
+        data[-8] ^= 1
+        (folder / "frames.npy").write_bytes(data)
+    elif damage == "a value of the manifest":
+        path.write_text(json.dumps({**manifest, "trunk_sha256": "0"}))
+    elif damage == "a shard of another view":
+        for name in (*manifest["shards"], "index.json"):
+            (folder / name).write_bytes((other / name).read_bytes())
+    else:  # A cache of before.
+        path.write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("sha256", "manifest sha256")}))
+        assert len(open_view(folder).index) == len(index)
+        return
+    with pytest.raises(CheckpointError, match=r"manifest\.json|frames\.npy|part-000000-000\.tar"):
+        open_view(folder)
