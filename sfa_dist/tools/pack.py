@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import PreemptedError, UsageError
 
 if TYPE_CHECKING:
+    from sfa_dist.data.pack_probe import Reading
     from sfa_dist.data.reencode import Encoding
 
 _EPILOG = """\
@@ -34,7 +35,7 @@ official lists, told by their form (or by --format):
 
 _OPTIONS = (
     *("format", "videos", "classes", "split_column", "split", "prefix", "shard_size", "shard_bytes", "min_frames"),
-    *("max_bad_fraction", "seed", "workers", "decoder", "decode_all", "overwrite", "check"),
+    *("max_bad_fraction", "seed", "workers", "decode_all", "overwrite", "check"),
 )
 
 
@@ -65,7 +66,8 @@ def add_parser(commands: Any) -> None:
     add("--max-bad-fraction", type=_fraction, default=0.05, help="more bad clips end with exit code 65 (default: 0.05)")
     add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
     add("--workers", type=_count, default=0, help="processes that check the files (default: this one alone)")
-    add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
+    add("--recipe", type=Path, help="look at clips as this recipe's runs will read them: its decoder, fps and limits")
+    add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
     add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
     add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
     add("--gop", type=_positive, help="encode videos anew, with a key frame every so many (default then: 12)")
@@ -82,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
 
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
+    options["readings"] = _readings(arguments.recipe, arguments.decoder)
     try:
         with _progress() as progress:
             report = pack(arguments.source, arguments.out_dir, progress=progress, **options)
@@ -93,6 +96,20 @@ def run(arguments: argparse.Namespace) -> int:
     file = None if arguments.check else arguments.out_dir / report_name(report["prefix"])
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0
+
+
+def _readings(recipe: Path | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
+    """How the stages of a recipe read clips; as the schema's defaults do without one. Raises RecipeError."""
+    from sfa_dist.data.pack_probe import Reading
+    from sfa_dist.parallel.environment import environment
+    from sfa_dist.recipe import STAGE_NAMES, load_recipe
+    from sfa_dist.recipe_blocks import DataBlock
+
+    blocks = [DataBlock()]
+    if recipe is not None:
+        loaded = load_recipe(recipe, environ=environment()).recipe
+        blocks = [stage.data for name in STAGE_NAMES if (stage := getattr(loaded, name)) is not None]
+    return tuple(dict.fromkeys(Reading(decoder or data.decoder, data.fps, data.limits) for data in blocks))
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding | None:
