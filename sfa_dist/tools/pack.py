@@ -80,7 +80,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--recipe",
         type=Path,
-        help="look at clips as this recipe's runs will read them (its decoder, fps and limits), and say how many are too "
+        help="look at clips as this recipe's runs will read them (decoder, fps, limits), and say how many are too "
         "short for its stages, and whether its classes fit",
     )
     add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
