@@ -16,7 +16,8 @@ from torchcodec.decoders import VideoDecoder
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_card import CPU, beside_training
 from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
-from sfa_dist.data.decode_pyav import PyAVVideo
+from sfa_dist.data.decode_pyav import PyAVVideo, first_orientation
+from sfa_dist.data.orientation import Orientation
 from sfa_dist.data.video import FrameNumbers, FrameTimes
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import LimitsBlock
@@ -44,7 +45,7 @@ class TorchcodecVideo:
     """A `Video` on torchcodec. `exact` scans all packets first: with variable frame rate, or where the header lies
     about the number of frames, the approximate mode returns the wrong frames. One thread: the loader's workers are
     the parallelism. Frames are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the
-    card makes RGB of it."""
+    card makes RGB of it. PyAV reads the videos in its place that it would show turned otherwise than players do."""
 
     def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
         self._data, self._limits, self._device = data, limits, device
@@ -56,15 +57,24 @@ class TorchcodecVideo:
             self.fps = float(metadata.average_fps or 0.0)
             self.height = int(metadata.height or 0)
             self.width = int(metadata.width or 0)
+            own_turns = round((getattr(metadata, "rotation", None) or 0) / 90)
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, device)
             raise BadSample(f"cannot be opened as a video: {_one_line(error)}") from error
         if self.num_frames < 1:
             raise BadSample("no frame can be decoded")
         check_frame_size(self.height, self.width, limits)
+        # It turns by the container's angle alone: mirrors, and what the stream itself says, it does not see.
+        self._instead: PyAVVideo | None = None
+        if first_orientation(data, limits) != Orientation(own_turns % 4):
+            self._instead = PyAVVideo(data, limits)
+            self.num_frames, self.fps = self._instead.num_frames, self._instead.fps
+            self.height, self.width = self._instead.height, self._instead.width
 
     def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
         """See `Video.frames_at`."""
+        if self._instead is not None:
+            return self._instead.frames_at(indices).to(self._device)
         check_clip_bytes(len(indices), self.height, self.width, self._limits)
         wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         try:
