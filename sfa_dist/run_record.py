@@ -73,6 +73,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":  # The same.
         del flat["data.decode_device"]
+    if flat.get("augment.resize") == "official":  # The same.
+        del flat["augment.resize"]
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     return {
         **flat,

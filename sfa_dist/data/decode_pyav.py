@@ -24,9 +24,10 @@ from av.sidedata.sidedata import Type as SideDataType
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
-from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_count, check_frame_size, check_time
+from sfa_dist.data.decode_limits import check_frame_count, check_frame_size, check_time
+from sfa_dist.data.gather import Gathered
 from sfa_dist.data.orientation import UPRIGHT, Orientation, exif_orientation, orientation_of
-from sfa_dist.data.video import FrameNumbers, FrameTimes
+from sfa_dist.data.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.recipe_blocks import LimitsBlock
 
 _DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
@@ -101,23 +102,17 @@ class PyAVVideo:
         """Upright width in pixels."""
         return self._size[0] if self._orientation.swaps_sides else self._size[1]
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        check_clip_bytes(len(indices), *self._size, self._limits)
-        rows: dict[int, list[int]] = {}
-        for row, index in enumerate(indices):
-            rows.setdefault(self._times[index], []).append(row)
-        clip: Pixels | None = None
-        for seek_to, span in self._spans(sorted(rows)):
+        gathered = Gathered(indices, self._limits, shrink)
+        numbers: dict[int, list[int]] = {}  # that are shown at a time: one, but in odd files
+        for number in gathered.wanted:
+            numbers.setdefault(self._times[number], []).append(number)
+        for seek_to, span in self._spans(list(numbers)):
             for time, pixels in self._decode_span(seek_to, span):
-                if clip is None:
-                    clip = np.empty((len(indices), *pixels.shape), np.uint8)
-                if pixels.shape != clip.shape[1:]:
-                    raise BadSample("the size of the frames changes inside the video")
-                clip[rows.pop(time)] = pixels
-        if rows or clip is None:
-            raise BadSample(f"frame {self._times.index(min(rows))} of {self.num_frames} cannot be decoded")
-        return torch.from_numpy(clip)
+                for number in numbers[time]:
+                    gathered.add([number], torch.from_numpy(pixels).unsqueeze(0))
+        return gathered.clip(self.num_frames)
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""

@@ -8,17 +8,17 @@ from functools import cache
 from importlib.metadata import version as package_version
 
 import av
-import numpy as np
 import torch
 import torchcodec
 from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_card import CPU, beside_training
-from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.data.decode_limits import check_frame_size, check_time
 from sfa_dist.data.decode_pyav import PyAVVideo, first_orientation
+from sfa_dist.data.gather import Gathered, slice_frames
 from sfa_dist.data.orientation import Orientation
-from sfa_dist.data.video import FrameNumbers, FrameTimes
+from sfa_dist.data.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -32,7 +32,6 @@ if _FFMPEG is None:
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
 _CARD_FAULTS = ("CUDA error", "out of memory")  # RuntimeErrors too
 _NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the words of VideoDecoder.cpu_fallback
-_SLICE = 8  # frames decoded between two looks at the clock
 
 
 def version(device: torch.device = CPU) -> str:
@@ -71,24 +70,21 @@ class TorchcodecVideo:
             self.num_frames, self.fps = self._instead.num_frames, self._instead.fps
             self.height, self.width = self._instead.height, self._instead.width
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
         if self._instead is not None:
-            return self._instead.frames_at(indices).to(self._device)
-        check_clip_bytes(len(indices), self.height, self.width, self._limits)
-        wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+            return self._instead.frames_at(indices, shrink).to(self._device)
+        gathered, step = Gathered(indices, self._limits, shrink, self._device), slice_frames(self.height, self.width)
         try:
             with beside_training(self._device):
-                clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8, device=self._device)
-                for start in range(0, len(wanted), _SLICE):
+                for start in range(0, len(gathered.wanted), step):
                     check_time()
-                    frames = self._decoder.get_frames_at(wanted[start : start + _SLICE].tolist()).data
-                    rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
-                    clip[rows] = frames[order[rows] - start]
+                    numbers = gathered.wanted[start : start + step]
+                    gathered.add(numbers, self._decoder.get_frames_at(numbers).data)
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, self._device)
             raise BadSample(f"frames cannot be decoded: {_one_line(error)}") from error
-        return clip
+        return gathered.clip(self.num_frames)
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`. torchcodec tells only those of frames that it has decoded, PyAV those of packets."""

@@ -8,8 +8,8 @@ Twelve operations, none of them geometric, each as likely; an operation has no p
 Magnitudes above 10, which the official settings have (15 and 20), go beyond what the operations were made for: the
 blends extrapolate, posterize keeps 6 of 8 bits or all, and the hole of cutout has 120 or 160 pixels a side. TensorFlow
 makes uint8 of arguments that do not fit, by wrapping: solarize's threshold of 384 (magnitude 15) becomes 128, and those
-of 256 and 512 become 0, which inverts everything. Contrast blends with white, not with the mean grey: the library takes the number of pixels / 256 for the
-mean, which is over 255 for any clip; the accuracies of the paper were made with it.
+of 256 and 512 become 0, which inverts everything. Contrast blends with white, not with the mean grey: the library takes
+the number of pixels / 256 for the mean, which is over 255 for any clip. The accuracies of the paper were made with it.
 
 Sources: scenic dataset_lib/video_ops.py (`distort_image_with_randaugment`, `cutout`), and RandAugment (Cubuk et al.
 2020) in TensorFlow's model garden (image_classification/augment.py).
@@ -105,8 +105,7 @@ def _brightness(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) ->
 
 
 def _sharpness(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
-    """The smoothed pixels are cut to whole numbers; by the order in which a library sums them up, that takes a level
-    off some flat areas, in TensorFlow as here."""
+    """The smoothed pixels are cut to whole numbers, which takes a level off some flat areas: in TensorFlow too."""
     kernel = torch.tensor(_SMOOTH, device=clip.device).div_(13).expand(3, 1, 3, 3)
     stacked = clip.flatten(1, 2)  # one tall image
     smooth = stacked.clone()  # the outermost pixels stay
