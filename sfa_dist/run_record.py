@@ -35,6 +35,7 @@ EXECUTION_KEYS = (
     "data.remote",
     "data.decoder",
     "data.max_bad_fraction",
+    "data.limits.decoded_mib",
     "data.limits.seconds",
     "schedule.max_steps",
     "chunk_frames",
@@ -87,7 +88,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
 
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
-    different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
+    keys = sorted((recorded.keys() | wanted.keys()) - set(EXECUTION_KEYS))  # of which older runs recorded more
+    different = [key for key in keys if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
         raise RecipeError(
