@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from common import Cell, add_options, interleave, median_ratio, report, script, tree_clock
 
-from sfa_dist.data.augment import train_transform
+from sfa_dist.data.augment import TrainView
 from sfa_dist.data.clip_sampling import frame_indices
 from sfa_dist.data.decode import Decoder, choose_decoder
 from sfa_dist.data.reencode import Encoding, reencode
+from sfa_dist.data.video import Shrink
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import AugmentBlock
 
@@ -68,14 +69,15 @@ def usable_decoders() -> list[Decoder]:
 def readers(data: bytes, frames: int, stride: int) -> dict[str, Callable[[float], object]]:
     """By name: what reads one clip that starts at a share (0 to 1) of the video."""
 
-    def clip(decoder: Decoder, share: float) -> torch.Tensor:
+    def clip(decoder: Decoder, share: float, shrink: Shrink | None = None) -> torch.Tensor:
         video = decoder.open(data)
         last = max(1, video.num_frames - (frames - 1) * stride)
-        return video.frames_at(frame_indices(video.num_frames, frames, stride, int(share * last)))
+        return video.frames_at(frame_indices(video.num_frames, frames, stride, int(share * last)), shrink)
 
     def augmented(decoder: Decoder, share: float) -> torch.Tensor:
         rng = np.random.Generator(np.random.Philox(1))
-        return train_transform(clip(decoder, share), 256, 224, AugmentBlock(), rng)
+        view = TrainView(256, 224, AugmentBlock(), rng)
+        return view.finish(clip(decoder, share, view.shrink))
 
     found: dict[str, Callable[[float], object]] = {}
     for decoder in usable_decoders():

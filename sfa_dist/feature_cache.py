@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sfa_dist.data import rand_augment
+from sfa_dist.data import augment, rand_augment
 from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_grid import StepGrid
 from sfa_dist.data.feature_shards import read_manifest
@@ -115,6 +115,8 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         "data.fps": data.fps or "its own",
         "data.mean": data.mean,
         "data.std": data.std,
+        "augment.resize": stage.augment.resize,
+        "augment.revision": augment.REVISION,
         "decoder": decoder_of(data).version,
         "dtype": _arithmetic(stage),
         "compile": stage.compile,

@@ -236,6 +236,7 @@ def _batches(run: Run, stage: StageBlock, index: SampleIndex, grid: Grid, order:
         world_size=run.runtime.world_size,
         temporal_views=grid[0],
         spatial_views=grid[1],
+        resize=stage.augment.resize,
         pin_memory=run.runtime.device.type == "cuda",
     )
 

@@ -84,7 +84,7 @@ class FilePredictor:
         stage, self._test = model.stage, recipe.test
         clip = ClipSettings(stage.data, stage.frames, stage.model.image_size, recipe.seed)
         self._model, self._limits = model, stage.data.limits
-        self._views = TestViews(clip, self._test.temporal_views, self._test.spatial_views)
+        self._views = TestViews(clip, self._test.temporal_views, self._test.spatial_views, stage.augment.resize)
         self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:

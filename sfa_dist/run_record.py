@@ -37,6 +37,7 @@ EXECUTION_KEYS = (
     "data.remote",
     "data.decoder",
     "data.max_bad_fraction",
+    "data.limits.decoded_mib",
     "data.limits.seconds",
     "schedule.max_steps",
     "chunk_frames",
@@ -85,6 +86,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
     for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # The same; null is the official one.
         if flat.get(key) in (None, official):
             flat.pop(key, None)
+    if flat.get("augment.resize") == "official":  # The same.
+        del flat["augment.resize"]
     own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
     inputs = {
         **flat,
@@ -100,7 +103,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
     recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
-    different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
+    keys = sorted((recorded.keys() | wanted.keys()) - set(EXECUTION_KEYS))  # of which older runs recorded more
+    different = [key for key in keys if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
         raise RecipeError(

@@ -128,7 +128,9 @@ def make_streams(
             make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
     else:
         make_train = partial(_clip_epoch, train_index, stage, common)
-        make_eval = None if val_index is None else partial(eval_loader, val_index, **common)
+        make_eval = (
+            None if val_index is None else partial(eval_loader, val_index, resize=stage.augment.resize, **common)
+        )
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=stage.batch.accumulation(world),

@@ -20,7 +20,7 @@ from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_card import CPU, own_card
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
 from sfa_dist.data.resample import at_rate
-from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, StoredVideo, Video
+from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, Shrink, StoredVideo, Video
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import DataBlock, LimitsBlock, Rate
 
@@ -46,9 +46,9 @@ class LimitedVideo(Derived):
         self._stored, self._limits = video, limits
         check_frame_count(self.num_frames, limits)
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        return within(self._limits.seconds, lambda: self._stored.frames_at(indices))
+        return within(self._limits.seconds, lambda: self._stored.frames_at(indices, shrink))
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""

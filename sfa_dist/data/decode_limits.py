@@ -65,7 +65,7 @@ def check_frame_count(frames: int, limits: LimitsBlock) -> None:
 
 
 def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) -> None:
-    """Raises OverLimit for a clip whose decoded frames, before they are resized, take more than
+    """Raises OverLimit for a clip whose frames, in the size in which they are kept, take more than
     `limits.decoded_mib`."""
     size = frames * height * width * 3
     if size > limits.decoded_mib * MIB:

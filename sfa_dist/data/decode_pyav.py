@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import bisect
 import io
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version as package_version
 from itertools import chain
@@ -20,12 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from av.filter import Graph
+from av.sidedata.sidedata import Type as SideDataType
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_size
-from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.data.decode_limits import check_frame_size, check_time
 from sfa_dist.data.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamper
-from sfa_dist.data.video import FrameNumbers, FrameTimes
+from sfa_dist.data.gather import Gathered
+from sfa_dist.data.orientation import UPRIGHT, Orientation, exif_orientation, orientation_of
+from sfa_dist.data.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.recipe_blocks import LimitsBlock
 
 _DECODE_ERRORS = (av.FFmpegError, ValueError, IndexError)
@@ -92,43 +96,30 @@ class PyAVVideo:
     @property
     def height(self) -> int:
         """Upright height in pixels."""
-        return self._size[1] if self._quarter_turns % 2 else self._size[0]
+        return self._size[1] if self.orientation.swaps_sides else self._size[0]
 
     @property
     def width(self) -> int:
         """Upright width in pixels."""
-        return self._size[0] if self._quarter_turns % 2 else self._size[1]
+        return self._size[0] if self.orientation.swaps_sides else self._size[1]
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        check_clip_bytes(len(indices), *self._size, self._limits)
-        labels = self._order.stamps or range(self.num_frames)
-        rows: dict[int, list[int]] = {}
-        for row, index in enumerate(indices):
-            rows.setdefault(labels[index], []).append(row)
-        clip: Pixels | None = None
-        for key_frame, span in self._spans(sorted(rows)):
+        gathered, stamps = Gathered(indices, self._limits, shrink), self._order.stamps
+        numbers = {stamps[number] if stamps else number: number for number in gathered.wanted}
+        for key_frame, span in self._spans(list(numbers)):
             for label, pixels in self._decode_span(key_frame, span):
-                if clip is None:
-                    clip = np.empty((len(indices), *pixels.shape), np.uint8)
-                if pixels.shape != clip.shape[1:]:
-                    raise BadSample("the size of the frames changes inside the video")
-                clip[rows.pop(label)] = pixels
-        if rows or clip is None:
-            raise BadSample(f"frame {labels.index(min(rows))} of {self.num_frames} cannot be decoded")
-        return torch.from_numpy(clip)
+                gathered.add([numbers[label]], torch.from_numpy(pixels).unsqueeze(0))
+        return gathered.clip(self.num_frames)
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""
         return self._order.times
 
     @cached_property
-    def _quarter_turns(self) -> int:
-        """Counter-clockwise quarter turns that make a frame upright. Only a decoded frame tells."""
-        with opened(self._data) as (container, stream):
-            for frame in shown_frames(container.demux(stream)):
-                return _quarter_turns(frame)
-        raise BadSample("no frame can be decoded")
+    def orientation(self) -> Orientation:
+        """How its frames are turned and mirrored before they are shown."""
+        return first_orientation(self._data, self._limits)
 
     def _spans(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Groups wanted frames by the key frame from which they are decoded; 0 means from the start of the file.
@@ -157,7 +148,7 @@ class PyAVVideo:
                     yield from self._decode_span(0, wanted)
                     return
                 packets = chain([first], packets)
-            to_rgb = RgbConverter(stream, self._limits)
+            to_rgb = RgbConverter(stream, self._limits, self.orientation)
             for number, frame in enumerate(shown_frames(packets)):
                 check_time()
                 label = number if counted else shown_at(frame)
@@ -170,10 +161,11 @@ class PyAVVideo:
 
 class RgbConverter:
     """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
-    video in another way than FFmpeg and torchcodec do."""
+    video in another way than FFmpeg and torchcodec do. All frames have to be turned alike, as `orientation` where it is
+    known before."""
 
-    def __init__(self, stream: av.VideoStream, limits: LimitsBlock) -> None:
-        self._stream, self._limits = stream, limits
+    def __init__(self, stream: av.VideoStream, limits: LimitsBlock, orientation: Orientation | None = None) -> None:
+        self._stream, self._limits, self._orientation = stream, limits, orientation
         self._graph: Graph | None = None
         self._layout: tuple[int, int, str] = (0, 0, "")
 
@@ -182,9 +174,14 @@ class RgbConverter:
         layout = (frame.width, frame.height, frame.format.name)
         if self._graph is None or layout != self._layout:
             self._graph, self._layout = self._build(frame), layout
+        orientation = _matrix_orientation(frame) or self._orientation or _turned(frame)
+        if self._orientation is None:
+            self._orientation = orientation
+        if orientation != self._orientation:
+            raise BadSample("the orientation of the picture changes inside the video: encode it anew")
         self._graph.push(frame)
-        pixels = self._graph.pull().to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))
+        pixels: Any = self._graph.pull().to_ndarray()
+        return orientation.applied(pixels)
 
     def _build(self, frame: av.VideoFrame) -> Graph:
         graph = Graph()
@@ -199,8 +196,33 @@ class RgbConverter:
         return graph
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
+def first_orientation(data: bytes, limits: LimitsBlock) -> Orientation:
+    """The orientation of the first frame that decodes; upright where none does. Only a decoded frame tells all of it.
+    Raises BadSample as `orientation_of`, and where the file cannot be opened."""
+    with opened(data) as (container, stream):
+        check_frame_size(stream.codec_context.height, stream.codec_context.width, limits)
+        for packet in container.demux(stream):
+            check_time()
+            with suppress(av.error.InvalidDataError):  # the decoder that is asked for frames says what it thinks of it
+                for frame in packet.decode():
+                    return _matrix_orientation(frame) or exif_orientation(bytes(packet)) or _turned(frame)
+    return UPRIGHT
+
+
+def _matrix_orientation(frame: av.VideoFrame) -> Orientation | None:
+    """How a decoded frame is turned and mirrored before it is shown; None where PyAV does not tell: it lists no side
+    data of a frame that has some of a kind unknown to it, as EXIF is. Raises BadSample as `orientation_of`."""
+    try:
+        side_data: Any = frame.side_data
+        matrix = side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:
+        return None
+    return orientation_of(None if matrix is None else struct.unpack("=9i", bytes(matrix)))
+
+
+def _turned(frame: av.VideoFrame) -> Orientation:
+    """What PyAV tells of any frame: the angle."""
+    return Orientation(round(frame.rotation / 90) % 4)
 
 
 @contextmanager

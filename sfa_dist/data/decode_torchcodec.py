@@ -11,12 +11,14 @@ import av
 import numpy as np
 import torch
 import torchcodec
-from torchcodec.decoders import VideoDecoder, VideoStreamMetadata
+from torchcodec.decoders import VideoDecoder
 
 from sfa_dist.data.decode_card import CPU, beside_training
-from sfa_dist.data.decode_limits import check_clip_bytes, check_frame_size, check_time
+from sfa_dist.data.decode_limits import check_time
 from sfa_dist.data.decode_pyav import PyAVVideo
-from sfa_dist.data.video import FrameNumbers, FrameTimes
+from sfa_dist.data.gather import Gathered, slice_frames
+from sfa_dist.data.orientation import Orientation
+from sfa_dist.data.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import LimitsBlock
 
@@ -30,7 +32,6 @@ if _FFMPEG is None:
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
 _CARD_FAULTS = ("CUDA error", "out of memory")  # RuntimeErrors too
 _NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the words of VideoDecoder.cpu_fallback
-_SLICE = 8  # frames decoded between two looks at the clock
 
 
 def version(device: torch.device = CPU) -> str:
@@ -43,8 +44,10 @@ class TorchcodecVideo:
     """A `Video` on torchcodec, for the files of which it gives the frames that are shown; PyAV reads the others.
 
     Those are told by their packets (frame_order.py): groups of pictures that are not closed, and what has to be
-    counted. Beyond that each frame's own time is compared. One thread: the loader's workers are the parallelism. Frames
-    are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the card makes RGB of it.
+    counted; and by how they are turned: torchcodec does it by the container's angle alone, and sees neither mirrors nor
+    what the stream itself says. Beyond that each frame's own time is compared. One thread: the loader's workers are the
+    parallelism. Frames are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the card
+    makes RGB of it.
     """
 
     def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
@@ -52,55 +55,52 @@ class TorchcodecVideo:
         self._stored = PyAVVideo(data, limits)
         self.num_frames, self.fps, self._times = self._stored.num_frames, self._stored.fps, self._stored.times()
         self._decoder = self._usable(data) if self._stored.closed else None
-        size: VideoStreamMetadata | PyAVVideo = self._decoder.metadata if self._decoder else self._stored
-        self.height, self.width = int(size.height or 0), int(size.width or 0)
-        check_frame_size(self.height, self.width, limits)
+        self.height, self.width = self._stored.height, self._stored.width
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        check_clip_bytes(len(indices), self.height, self.width, self._limits)
         if self._decoder is not None:
-            clip = self._read(self._decoder, indices)
+            clip = self._read(self._decoder, indices, shrink)
             if clip is not None:
                 return clip
             self._decoder = None
-        return self._stored.frames_at(indices).to(self._device)
+        return self._stored.frames_at(indices, shrink).to(self._device)
 
     def times(self) -> FrameTimes:
         """See `StoredVideo.times`."""
         return self._times
 
     def _usable(self, data: bytes) -> VideoDecoder | None:
-        """A decoder that counts as many frames as there are."""
+        """A decoder that counts as many frames as there are, and turns them as they are shown."""
         try:
             with beside_training(self._device):
                 decoder = _opened(data, self._device)
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, self._device)
             return None  # PyAV says what is wrong
-        return decoder if decoder.metadata.num_frames == self.num_frames else None
+        turns = round((getattr(decoder.metadata, "rotation", None) or 0) / 90) % 4
+        as_shown = Orientation(turns) == self._stored.orientation
+        return decoder if as_shown and decoder.metadata.num_frames == self.num_frames else None
 
-    def _read(self, decoder: VideoDecoder, indices: FrameNumbers) -> torch.Tensor | None:
+    def _read(self, decoder: VideoDecoder, indices: FrameNumbers, shrink: Shrink | None) -> torch.Tensor | None:
         """The frames; None where they do not decode, or are others than asked for."""
-        wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        gathered, step = Gathered(indices, self._limits, shrink, self._device), slice_frames(self.height, self.width)
         start_time = decoder.metadata.begin_stream_seconds or 0.0
         tolerance = np.diff(self._times).min(initial=1.0) / 2
         try:
             with beside_training(self._device):
-                clip = torch.empty((len(indices), self.height, self.width, 3), dtype=torch.uint8, device=self._device)
-                for start in range(0, len(wanted), _SLICE):
+                for start in range(0, len(gathered.wanted), step):
                     check_time()
-                    numbers = wanted[start : start + _SLICE]
-                    found = decoder.get_frames_at(numbers.tolist())
+                    numbers = gathered.wanted[start : start + step]
+                    found = decoder.get_frames_at(numbers)
                     times = found.pts_seconds.cpu().numpy() - start_time
                     if (np.abs(times - self._times[numbers]) > tolerance).any():
                         return None
-                    rows = np.flatnonzero((order >= start) & (order < start + _SLICE))
-                    clip[rows] = found.data[order[rows] - start]
+                    gathered.add(numbers, found.data)
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, self._device)
             return None
-        return clip
+        return gathered.clip(self.num_frames)
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sfa_dist.data.augment import eval_transform, train_transform
+from sfa_dist.data.augment import SpatialViews, TrainView
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices, view_offsets
 from sfa_dist.data.decode import Decoder
@@ -56,12 +56,14 @@ class CachedSteps:
         [offset] = view_offsets(num_video_frames, self.centre_frames, self.grid.stride, 1)
         return clip_starts(num_video_frames, self.centre_frames, self.grid.tubelet, self.grid.stride, offset)
 
-    def pixels(self, frames: torch.Tensor, view: int, sample: int) -> torch.Tensor:
-        """uint8 (T, H, W, 3) -> (3, T, crop, crop); any part of a video gets what the whole would get."""
+    def pixels(self, video: Video, numbers: Indices, view: int, sample: int) -> torch.Tensor:
+        """uint8 (3, T, crop, crop) of some frames; any part of a video gets what the whole would get."""
         if self.centre_frames is not None:
-            return eval_transform(frames, self.data.resize, self.crop)
+            centre = SpatialViews(self.data.resize, self.crop, self.augment.resize)
+            return centre.cut(video.frames_at(numbers, centre.shrink)).contiguous()
         rng = sample_rng(self.seed, view, sample, "augment")
-        return train_transform(frames, self.data.resize, self.crop, self.augment, rng)
+        drawn = TrainView(self.data.resize, self.crop, self.augment, rng)
+        return drawn.finish(video.frames_at(numbers, drawn.shrink))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class VideoSlices(IterableDataset[Slice]):
             # Phases share frames: each is decoded and augmented once.
             unique, place = np.unique(numbers, return_inverse=True)
             with beside_training(self.decoder.device):
-                pixels = self.steps.pixels(video.frames_at(unique), view, sample).cpu()
+                pixels = self.steps.pixels(video, unique, view, sample).cpu()
             places = torch.from_numpy(place.reshape(numbers.shape))
             for rows in places.split(self.slice_steps):
                 yield pixels[:, rows.flatten()].unsqueeze(0)

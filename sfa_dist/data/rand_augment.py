@@ -6,9 +6,10 @@ over the seam of two frames by a pixel. Cutout alone is their own: a black squar
 Twelve operations, none of them geometric, each as likely; an operation has no probability of its own.
 
 Magnitudes above 10, which the official settings have (15 and 20), go beyond what the operations were made for: the
-blends extrapolate, solarize does nothing, posterize keeps 6 of 8 bits or all, and the hole of cutout has 120 or 160
-pixels a side. Contrast blends with white, not with the mean grey: the library takes the number of pixels / 256 for the
-mean, which is over 255 for any clip; the accuracies of the paper were made with it.
+blends extrapolate, posterize keeps 6 of 8 bits or all, and the hole of cutout has 120 or 160 pixels a side. TensorFlow
+makes uint8 of arguments that do not fit, by wrapping: solarize's threshold of 384 (magnitude 15) becomes 128, and those
+of 256 and 512 become 0, which inverts everything. Contrast blends with white, not with the mean grey: the library takes
+the number of pixels / 256 for the mean, which is over 255 for any clip. The accuracies of the paper were made with it.
 
 Sources: scenic dataset_lib/video_ops.py (`distort_image_with_randaugment`, `cutout`), and RandAugment (Cubuk et al.
 2020) in TensorFlow's model garden (image_classification/augment.py).
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 
 from sfa_dist.data.randomness import below
 
-REVISION = 2  # Rises when the same settings give other pixels: features that are stored of before are refused.
+REVISION = 3  # Rises when the same settings give other pixels: features that are stored of before are refused.
 MAX_LEVEL = 10
 CUTOUT_PIXELS = 40  # half a side of the hole at magnitude 10
 GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # ITU-R 601, as tf.image.rgb_to_grayscale
@@ -73,14 +74,15 @@ def _invert(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> tor
 
 
 def _posterize(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
-    """Keeps the upper magnitude / 10 * 4 bits."""
-    shift = 8 - min(8, int(magnitude / MAX_LEVEL * 4))
+    """Keeps the upper magnitude / 10 * 4 bits; one where that is none, or (by a shift that wraps) more than 8."""
+    bits = int(magnitude / MAX_LEVEL * 4)
+    shift = min(7, (8 - bits) % 256)
     return clip >> shift << shift
 
 
 def _solarize(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
-    """Inverts what is at or above a threshold of magnitude / 10 * 256."""
-    return torch.where(clip.int() < int(magnitude / MAX_LEVEL * 256), clip, 255 - clip)
+    """Inverts what is at or above a threshold of magnitude / 10 * 256, taken as uint8: from 10 on it wraps."""
+    return torch.where(clip < int(magnitude / MAX_LEVEL * 256) % 256, clip, 255 - clip)
 
 
 def _solarize_add(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
@@ -103,6 +105,7 @@ def _brightness(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) ->
 
 
 def _sharpness(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
+    """The smoothed pixels are cut to whole numbers, which takes a level off some flat areas: in TensorFlow too."""
     kernel = torch.tensor(_SMOOTH, device=clip.device).div_(13).expand(3, 1, 3, 3)
     stacked = clip.flatten(1, 2)  # one tall image
     smooth = stacked.clone()  # the outermost pixels stay
@@ -125,14 +128,17 @@ def _identity(clip: torch.Tensor, magnitude: int, rng: np.random.Generator) -> t
 
 
 def _gray(clip: torch.Tensor) -> torch.Tensor:
+    """tf.image.rgb_to_grayscale of uint8: weighted in 0..1, and back by 255.5 and a cut."""
     weights = torch.tensor(GRAY_WEIGHTS, device=clip.device).view(3, 1, 1, 1)
-    return (clip.float() * weights).sum(dim=0, keepdim=True).round_().clamp_(0, 255).to(torch.uint8)
+    weighted = (clip.float() * (1 / 255) * weights).sum(dim=0, keepdim=True)
+    return weighted.mul_(255.5).clamp_(0, 255).to(torch.uint8)
 
 
 def _blend(first: torch.Tensor, second: torch.Tensor, magnitude: int) -> torch.Tensor:
     """first + factor * (second - first), with factor = magnitude / 10 * 1.8 + 0.1; beyond 1 it extrapolates."""
     factor = magnitude / MAX_LEVEL * 1.8 + 0.1
-    return torch.lerp(first.float(), second.float(), factor).clamp_(0, 255).to(torch.uint8)
+    base = first.float()
+    return second.float().sub_(base).mul_(factor).add_(base).clamp_(0, 255).to(torch.uint8)
 
 
 OPERATIONS: dict[str, Operation] = {

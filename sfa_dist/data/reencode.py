@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_limits import check_frame_size
@@ -249,6 +249,6 @@ def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             check_frame_size(image.height, image.width, _LIMITS)  # known from the header, before anything is decoded
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise BadSample(f"{path} cannot be read ({error})") from error

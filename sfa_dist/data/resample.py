@@ -19,7 +19,7 @@ from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.clip_sampling import Indices
 from sfa_dist.data.container import has_constant_rate
 from sfa_dist.data.decode_limits import check_frame_count
-from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, StoredVideo, Video
+from sfa_dist.data.video import Derived, FrameNumbers, FrameTimes, Shrink, StoredVideo, Video
 from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
 # In frames of the new rate. Times are binary fractions, so what is half-way may come out a little less.
@@ -34,9 +34,9 @@ class Resampled(Derived):
         super().__init__(video, len(numbers), fps)
         self._numbers = numbers
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        return super().frames_at(self._numbers[np.asarray(indices, dtype=np.int64)])
+        return super().frames_at(self._numbers[np.asarray(indices, dtype=np.int64)], shrink)
 
     @property
     def stored(self) -> Video:

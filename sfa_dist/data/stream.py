@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sfa_dist.data.augment import eval_transform, train_transform
+from sfa_dist.data.augment import SpatialViews, TrainView
 from sfa_dist.data.bad_sample import BadSample, OverLimit
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.decode import Decoder, decoder_of
@@ -42,7 +42,7 @@ from sfa_dist.data.shard_index import NO_LABEL, SampleIndex
 from sfa_dist.data.shards import shown
 from sfa_dist.data.video import Video
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock
+from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock, Resize
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class TrainViews:
         seed, stride = settings.seed, settings.data.stride
         offset = random_offset(sample_rng(seed, epoch, sample, "clip"), video.num_frames, settings.frames, stride)
         numbers = frame_indices(video.num_frames, settings.frames, stride, offset)
-        frames = video.frames_at(_ordered(numbers, settings, epoch, sample))
         rng = sample_rng(seed, epoch, sample, "augment")
-        return train_transform(frames, settings.data.resize, settings.crop, self.augment, rng).unsqueeze(0)
+        view = TrainView(settings.data.resize, settings.crop, self.augment, rng)
+        return view.finish(video.frames_at(_ordered(numbers, settings, epoch, sample), view.shrink)).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class TestViews:
     clip: ClipSettings
     temporal: int
     spatial: int
+    resize: Resize = "official"
 
     @property
     def views(self) -> int:
@@ -99,11 +100,15 @@ class TestViews:
         offsets = view_offsets(video.num_frames, frames, stride, self.temporal)
         numbers = [frame_indices(video.num_frames, frames, stride, offset) for offset in offsets]
         ordered = [_ordered(each, settings, epoch, sample) for each in numbers]
-        clips = video.frames_at(np.concatenate(ordered)).split(frames)  # windows overlap: one call decodes each once
-        resize, crop = settings.data.resize, settings.crop
-        return torch.stack(
-            [eval_transform(c, resize, crop, view, self.spatial) for c in clips for view in range(self.spatial)]
+        crops = SpatialViews(settings.data.resize, settings.crop, self.resize, self.spatial)
+        # Windows overlap: one call decodes each frame once.
+        clips = video.frames_at(np.concatenate(ordered), crops.shrink).split(frames)
+        views = torch.empty(
+            (self.views, 3, frames, settings.crop, settings.crop), dtype=torch.uint8, device=clips[0].device
         )
+        for number, view in enumerate(views):
+            view.copy_(crops.cut(clips[number // self.spatial], number % self.spatial))
+        return views
 
 
 class MicroBatches(Batches):
@@ -268,6 +273,7 @@ def eval_loader(
     seed: int = 0,
     temporal_views: int = 1,
     spatial_views: int = 1,
+    resize: Resize = "official",
     rank: int = 0,
     world_size: int = 1,
     decoder: Decoder | None = None,
@@ -275,10 +281,11 @@ def eval_loader(
     prefetch_factor: int = 2,
 ) -> Loader:
     """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
-    V = temporal_views * spatial_views. `seed` matters only for data.frame_order: shuffled."""
+    V = temporal_views * spatial_views. `resize` is `augment.resize`; `seed` matters only for data.frame_order:
+    shuffled."""
     micro = batch.eval_micro or batch.micro
     plan = eval_plan(index, micro, world_size)
-    views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views)
+    views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views, resize)
     chosen = decoder or decoder_of(data)
     batches = MicroBatches(
         index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers

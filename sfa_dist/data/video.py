@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 
 FrameNumbers = Sequence[int] | npt.NDArray[np.int64]
 FrameTimes = npt.NDArray[np.float64]
+# Makes of any few frames of one video, uint8 (n, H, W, 3), what is kept of them: uint8 (n, h, w, 3).
+Shrink = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Video(Protocol):
@@ -28,8 +30,9 @@ class Video(Protocol):
     @property
     def width(self) -> int: ...
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
-        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. Raises BadSample."""
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
+        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. With `shrink`, what it makes of them:
+        each frame goes through it once, some at a time and in any order. Raises BadSample."""
         ...
 
 
@@ -57,6 +60,6 @@ class Derived:
         """Upright width in pixels."""
         return self._video.width
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        return self._video.frames_at(indices)
+        return self._video.frames_at(indices, shrink)

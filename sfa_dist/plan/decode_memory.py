@@ -1,9 +1,10 @@
 """What decoding takes of a card (`data.decode_device: cuda`): it goes on beside the step, one batch ahead, on a stream
 of its own, so it comes on top of the step's peak.
 
-One video is decoded at a time. Its frames lie on the card at the size that they are stored in, then resized, then
-cropped and coloured; those steps are traced on fake tensors, by the code that does them. The decoder's own pictures
-are not torch's: `SURFACES` of them, in 4:2:0, are an assumption.
+One video is decoded at a time, a few frames at the size that they are stored in. They are resized (and cropped, in
+training) before the next few come; the clip that is put together of them is coloured, or cut into test views. Those
+steps are traced on fake tensors, by the code that does them. The decoder's own pictures are not torch's: `SURFACES` of
+them, in 4:2:0, are an assumption.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfa_dist.data.augment import train_transform
+from sfa_dist.data.augment import SpatialViews, TrainView
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.container import promised_video
+from sfa_dist.data.gather import slice_frames
 from sfa_dist.data.rand_augment import OPERATIONS
 from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import INDEX_NAME, load_index
 from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.video import Shrink
 from sfa_dist.errors import DataError
 from sfa_dist.plan.memory_trace import MemoryTrace
 from sfa_dist.recipe import Stage2, StageBlock
@@ -29,7 +32,6 @@ from sfa_dist.recipe_blocks import AugmentBlock
 
 SURFACES = 20  # 16 pictures that H.264 may refer to, and some on their way out.
 SURFACE_BYTES = 1.5  # A pixel, in NV12.
-SLICE = 8  # Frames that come out of the decoder at a time, and are put in order by a copy.
 ASSUMED_ASPECT = 16 / 9
 TRACED = 64  # Frames; what more of them take grows in a straight line.
 # Its histogram needs pixels, which fake tensors have none of; it takes no more than the others.
@@ -67,8 +69,7 @@ def plan_decode(stage: StageBlock, frames: int | None = None) -> DecodePlan | No
     if stage.data.decode_device != "cuda" or (frames is None and reads_features):
         return None
     size = frame_size_of(stage)
-    stored = 3 * size.height * size.width
-    most = max(1, (stage.data.limits.decoded_mib << 20) // stored)  # More is a bad sample.
+    most = max(1, (stage.data.limits.decoded_mib << 20) // (3 * stage.model.image_size**2))  # More is a bad sample.
     count = min(frames or stage.frames, most)
     augment = stage.augment.model_copy(update={"mixup": None}).model_dump_json()
     settings = (size.height, size.width, stage.data.resize, stage.model.image_size, augment)
@@ -114,15 +115,32 @@ def _peak(frames: int, height: int, width: int, resize: int, crop: int, augment:
     draws = [0.0]
     if own.rand_augment is not None:
         draws = [(place + 0.5) / len(names) for place, name in enumerate(names) if name != UNTRACED]
-    return max(_traced(frames, height, width, resize, crop, costly, draw) for draw in draws)
+    settings = (frames, height, width, resize, crop, costly)
+    return max(_traced(*settings, draw) for draw in draws)
 
 
 def _traced(frames: int, height: int, width: int, resize: int, crop: int, augment: AugmentBlock, draw: float) -> int:
+    """The larger of a training view's bytes and of a test view's."""
+    train = TrainView(resize, crop, augment, _Always(draw))  # type: ignore[arg-type]
+    test = SpatialViews(resize, crop, augment.resize)
+    cases: list[tuple[Shrink, Shrink]] = [(train.shrink, train.finish), (test.shrink, test.cut)]
+    return max(_gathered(frames, height, width, *case) for case in cases)
+
+
+def _gathered(frames: int, height: int, width: int, shrink: Shrink, finish: Shrink) -> int:
+    step = min(frames, slice_frames(height, width))
     with FakeTensorMode(allow_fallback_kernels=False), MemoryTrace() as trace:
-        clip = torch.empty((frames, height, width, 3), dtype=torch.uint8, device="cuda")
-        for _ in range(2):
-            torch.empty((2 * min(frames, SLICE), height, width, 3), dtype=torch.uint8, device="cuda")
-        train_transform(clip, resize, crop, augment, _Always(draw))  # type: ignore[arg-type]
+        kept: torch.Tensor | None = None
+        for start in range(0, frames, step):
+            # Each comes out of the decoder by itself, and all of them are put together.
+            stored = torch.empty((2 * step, height, width, 3), dtype=torch.uint8, device="cuda")
+            small = shrink(stored[:step])
+            if kept is None:
+                kept = torch.empty((frames, *small.shape[1:]), dtype=torch.uint8, device="cuda")
+            kept[start : start + step] = small[: frames - start]
+            del stored, small
+        assert kept is not None
+        finish(kept).contiguous()
     return trace.peak
 
 

@@ -8,7 +8,7 @@
 No torch here.
 """
 
-from sfa_dist.recipe_blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock
+from sfa_dist.recipe_blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock, Resize
 from sfa_dist.recipe_blocks.base import Block, FolderName, NonNegative, PathText, Positive, complain
 from sfa_dist.recipe_blocks.data import DataBlock, LimitsBlock, Rate, RemoteBlock, shard_kind
 from sfa_dist.recipe_blocks.model import LABEL_HEADS, AdapterBlock, ModelBlock
@@ -39,6 +39,7 @@ __all__ = [
     "RandAugmentBlock",
     "Rate",
     "RemoteBlock",
+    "Resize",
     "ScheduleBlock",
     "StopBlock",
     "TestBlock",

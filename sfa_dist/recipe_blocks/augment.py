@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sfa_dist.recipe_blocks.base import Block, Fraction, Positive, complain
 
+Resize = Literal["official", "antialias"]
+
 
 class RandAugmentBlock(Block):
     """`layers` operations of RandAugment for each clip; the official magnitudes are 15 and 20."""
@@ -31,10 +33,13 @@ class AugmentBlock(Block):
     """Training augmentation of the official ViViT recipes. Each parameter is drawn once for all frames of a clip.
 
     `rand_augment` takes the place of `color` and `gray`, which are probabilities. `mixup` blends what comes out.
+    `resize` is how frames are resized, for tests too: `official` as the official code does (bilinear without antialias,
+    cut to whole levels), `antialias` as torch does, once.
     """
 
     scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
     flip: Fraction = 0.5
+    resize: Resize = "official"
     color: Fraction = 0.8
     gray: Fraction = 0.1
     rand_augment: RandAugmentBlock | None = None

@@ -36,13 +36,14 @@ class LimitsBlock(Block):
     """What one video may take at most; one that takes more is a bad sample. Sizes are judged from the file's header.
 
     `mib` is the size of the file and `frames` its length. `megapixels` is the size of one frame, and `decoded_mib`
-    that of a whole clip (all its views) before it is resized. `seconds` is for opening a video or decoding one clip.
+    that of a whole clip (all its views) once it is resized, or as it is stored where nothing resizes it: frames are
+    made smaller a few at a time, while they are decoded. `seconds` is for opening a video or decoding one clip.
     """
 
     mib: Positive = 1024
     frames: Positive = 200_000
     megapixels: Annotated[float, Field(gt=0.0)] = 17.0
-    decoded_mib: Positive = 4096
+    decoded_mib: Positive = 1024
     seconds: Annotated[float, Field(gt=0.0)] = 120.0
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 
 from sfa_dist.class_scores import title_of
-from sfa_dist.data.augment import eval_transform
+from sfa_dist.data.augment import SpatialViews
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
 from sfa_dist.errors import DataError, RecipeError, UsageError
@@ -164,10 +164,8 @@ def _words(head: dict[str, Any]) -> str:
 
 def _scored(source: FrameSource, windows: Windows, model: Model, live: bool) -> Any:
     stage = model.stage
-    crops = (
-        eval_transform(torch.from_numpy(frame).unsqueeze(0), stage.data.resize, stage.model.image_size)[:, 0]
-        for frame in source.frames
-    )
+    centre = SpatialViews(stage.data.resize, stage.model.image_size, stage.augment.resize)
+    crops = (centre.cut(centre.shrink(torch.from_numpy(frame).unsqueeze(0)))[:, 0] for frame in source.frames)
     # A camera's step goes through as soon as it is there.
     rows = 1 if live else max(1, model.trunk.chunk_frames // windows.tubelet)
     return slide(crops, windows, model.steps, model.windows, rows)

@@ -15,7 +15,7 @@ import torch
 
 from sfa_dist.data.augment import train_transform
 from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
-from sfa_dist.data.decode import FrameNumbers, Video, decoder_of
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.pack import pack
 from sfa_dist.data.rand_augment import OPERATIONS
 from sfa_dist.data.randomness import sample_rng
@@ -23,6 +23,7 @@ from sfa_dist.data.reader import read_clip_bytes
 from sfa_dist.data.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.data.stream import ClipSettings, TestViews, TrainViews, train_loader
+from sfa_dist.data.video import FrameNumbers, Shrink, Video
 from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import STAGE_NAMES, StageBlock, load_recipe
@@ -165,7 +166,7 @@ class Show:
         return [Column(f"epoch {epoch}", _shown(views(video, epoch, 0)[0])) for epoch in range(self.draws)]
 
     def _views(self) -> list[Column]:
-        clips = TestViews(self._settings(), 1, 3)(self._video(0), 0, 0)
+        clips = TestViews(self._settings(), 1, 3, self.stage.augment.resize)(self._video(0), 0, 0)
         return [Column(f"view {number}", _shown(clip)) for number, clip in enumerate(clips)]
 
 
@@ -188,8 +189,8 @@ class _Short:
     def width(self) -> int:
         return self.whole.width
 
-    def frames_at(self, indices: FrameNumbers) -> torch.Tensor:
-        return self.whole.frames_at(indices)
+    def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
+        return self.whole.frames_at(indices, shrink)
 
 
 def _without_mixup(stage: StageBlock) -> AugmentBlock:

@@ -24,7 +24,8 @@ from row_clips import batch_of, decoder, each_decoder
 
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import Decoder, choose_decoder, open_limited
-from sfa_dist.recipe_blocks import LimitsBlock
+from sfa_dist.data.stream import ClipSettings, TestViews, TrainViews, cut_clips
+from sfa_dist.recipe_blocks import AugmentBlock, DataBlock, LimitsBlock
 
 # ------------------------------------------------------------------------------------------------ 55: huge
 
@@ -72,6 +73,25 @@ def test_row_55_each_limit_holds_for_each_container(name: str, container: str) -
             decoder(name, **limits).open(clip).frames_at(list(range(12)) * 6)  # 6 views: 1.3 MiB
         assert word in caught.value.reason
     assert len(decoder(name, megapixels=0.0062, frames=12, decoded_mib=2).open(clip).frames_at(range(12))) == 12
+
+
+@pytest.mark.fault(55)
+@each_decoder
+@pytest.mark.parametrize("kind", ["training", "test"])
+def test_row_55_a_clip_takes_what_is_counted_and_a_few_large_frames(name: str, kind: str) -> None:
+    """48 frames of 1280x720 pixels are 127 MiB; resized to 64, a clip of them is 2 MiB, and twelve views are 21."""
+    clip = encode_as("libx264", frames=[np.full((720, 1280, 3), 80, np.uint8)] * 48, options={"preset": "ultrafast"})
+    data = DataBlock(stride=1, resize=64, fps="stored", limits=LimitsBlock(decoded_mib=64))
+
+    def cut(frames: int) -> torch.Tensor:
+        settings = ClipSettings(data, frames, 56, 0)
+        views = TrainViews(settings, AugmentBlock()) if kind == "training" else TestViews(settings, 4, 3)
+        return cut_clips(clip, decoder(name, decoded_mib=64), views)
+
+    cut(8)  # What is taken once and for all.
+    before = reset_peak()
+    assert cut(48).shape[2] == 48
+    assert peak_mib() - before < 90
 
 
 @pytest.mark.fault(55)

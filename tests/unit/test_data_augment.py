@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sfa_dist.data.augment import Color, adjust_color, eval_transform, resized, train_transform
+from sfa_dist.data.augment import Color, SpatialViews, TrainView, adjust_color, eval_transform, train_transform
+from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.randomness import below, permutation, sample_rng
+from sfa_dist.data.resizing import resized
 from sfa_dist.recipe_blocks import AugmentBlock
 
 NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
@@ -38,7 +40,7 @@ def test_nothing_to_do_changes_no_pixel():
     expected = clip.permute(3, 0, 1, 2)
     assert torch.equal(train_transform(clip, 24, 24, NOTHING, sample_rng(0, 0, 0, "augment")), expected)
     assert torch.equal(eval_transform(clip, 24, 24), expected)
-    assert resized(clip, 24, 24).data_ptr() == clip.data_ptr()
+    assert resized(clip, 24, 24, "official").data_ptr() == clip.data_ptr()
 
 
 def test_views_are_left_centre_right_or_top_centre_bottom():
@@ -47,6 +49,40 @@ def test_views_are_left_centre_right_or_top_centre_bottom():
     assert int(eval_transform(wide, 20, 20)[0, 0, 0, 0]) == 10
     tall = wide.transpose(1, 2)
     assert [int(eval_transform(tall, 20, 20, view, 3)[0, 0, 0, 0]) for view in range(3)] == [0, 10, 20]
+
+
+def test_crops_are_where_the_official_code_has_them():
+    """16:9 at 256 is 455 wide, rounded down; the middle one of three crops is at the half rounded up (scenic's
+    `deterministic_crop`), a single one at the half rounded down (tf.image.resize_with_crop_or_pad)."""
+    assert SpatialViews(256, 224).shrink(noise(1, 288, 512, 3)).shape == (1, 256, 455, 3)
+    assert SpatialViews(100, 64).shrink(noise(1, 299, 200, 3)).shape == (1, 149, 100, 3)
+    places = torch.arange(455).view(1, 1, 455, 1) % 256
+    wide = places.to(torch.uint8).expand(1, 256, 455, 3)
+    tall = wide.transpose(1, 2)
+    for clip in (wide, tall):
+        assert int(eval_transform(clip, 256, 224)[0, 0, 0, 0]) == 115
+        assert [int(eval_transform(clip, 256, 224, view, 3)[0, 0, 0, 0]) for view in range(3)] == [0, 116, 231]
+    uneven = torch.arange(257, dtype=torch.int64).view(1, 257, 1, 1).expand(1, 257, 257, 3).to(torch.uint8)
+    assert [int(eval_transform(uneven, 257, 224, view, 3)[0, 0, 0, 0]) for view in range(3)] == [17, 17, 17]
+
+
+@pytest.mark.parametrize("how", ["official", "antialias"])
+def test_frames_may_come_a_few_at_a_time(how):
+    clip, augment = noise(9, 30, 40, 3), EVERYTHING.model_copy(update={"resize": how})
+    whole = train_transform(clip, 24, 20, augment, sample_rng(0, 0, 3, "augment"))
+    view = TrainView(24, 20, augment, sample_rng(0, 0, 3, "augment"))
+    parts = [view.shrink(clip[start : start + 2]) for start in range(0, 9, 2)]
+    assert torch.equal(view.finish(torch.cat(parts)), whole)
+    with pytest.raises(BadSample, match="the size of the frames changes inside the video"):
+        view.shrink(noise(1, 31, 40, 3))
+
+
+def test_the_official_resizes_are_two():
+    clip, augment = noise(2, 60, 80, 3), NOTHING.model_copy(update={"scale_jitter": [1.1, 1.1]})
+    expected = resized(resized(clip, 40, 53, "official"), 44, 58, "official")
+    out = train_transform(clip, 40, 40, augment, sample_rng(0, 0, 0, "augment")).permute(1, 2, 3, 0)
+    places = [(top, left) for top in range(5) for left in range(19)]
+    assert any(torch.equal(expected[:, top : top + 40, left : left + 40], out) for top, left in places)
 
 
 def ramps(size: int, slope: int) -> torch.Tensor:
@@ -131,6 +167,20 @@ def test_each_colour_operation_on_known_pixels():
     ):
         expected = [channel * 255 for channel in colorsys.hsv_to_rgb(*hsv)]
         np.testing.assert_allclose(adjusted(**change)[0], expected, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),  # by TensorFlow 2.15, of brightness, saturation, contrast and hue without a cut in between
+    [
+        ((0.12, 1.4, 1.4, 0.2), [[121, 253, 0], [0, 255, 44], [0, 0, 27], [201, 153, 202]]),
+        ((-0.12, 1.4, 0.6, -0.15), [[150, 10, 71], [180, 10, 10], [48, 9, 17], [107, 68, 76]]),
+        ((0.1, 0.6, 1.3, 0.05), [[241, 199, 134], [255, 255, 137], [1, 19, 24], [149, 147, 165]]),
+    ],
+)
+def test_colour_is_cut_at_the_end_alone(draw, expected):
+    values = [[200, 100, 40], [250, 240, 10], [5, 30, 9], [128, 128, 128]]
+    pixels = torch.tensor(values, dtype=torch.uint8).T.reshape(1, 3, 2, 2)
+    assert adjust_color(pixels, Color(*draw), False)[0].flatten(1).T.tolist() == expected
 
 
 def test_parameters_are_the_same_for_all_frames():

@@ -17,7 +17,7 @@ import torch
 from data_samples import encode, video_bytes, write_shard
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfa_dist.data.augment import eval_transform, resized, resized_in_float, train_transform
+from sfa_dist.data.augment import eval_transform, train_transform
 from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode import NO_OTHER_LIMITS, choose_decoder, decoder_of
 from sfa_dist.data.feed import FeedPlace, feed
@@ -109,15 +109,6 @@ def test_more_loader_processes_are_not_advised() -> None:
     line = loader_line(0.5, stage, cores=4) or ""
     assert "decode in loader processes (data.decode_device: cpu, data.workers: 4)" in line
     assert "raise data.workers" not in line
-
-
-@pytest.mark.parametrize("size", [(24, 31), (40, 60), (17, 90), (80, 120)])
-def test_resizing_in_float_is_that_of_bytes(size: tuple[int, int]) -> None:
-    frames = torch.randint(0, 256, (19, 40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    ours = resized_in_float(frames.permute(0, 3, 1, 2), *size)
-    gap = (ours.int() - resized(frames, *size).int()).abs()
-    assert ours.dtype == torch.uint8
-    assert int(gap.max()) <= 1
 
 
 def test_all_augmentation_stays_where_the_frames_are() -> None:

@@ -38,7 +38,13 @@ def apply(name: str, pixels: torch.Tensor, magnitude: int = 10) -> torch.Tensor:
         ("posterize", 15, (0, 31, 255), (0, 28, 252)),  # 6 bits
         ("posterize", 20, (0, 31, 255), (0, 31, 255)),  # 8 bits: nothing
         ("solarize", 5, (0, 127, 128, 255), (0, 127, 127, 0)),
-        ("solarize", 15, (0, 127, 128, 255), (0, 127, 128, 255)),  # a threshold of 384: nothing
+        # Thresholds from 256 on wrap, by TensorFlow 2.15: 384 is 128; 256 and 512 are 0, which inverts; 307 is 51.
+        ("solarize", 10, (0, 127, 128, 255), (255, 128, 127, 0)),
+        ("solarize", 12, (0, 50, 51, 255), (0, 50, 204, 0)),
+        ("solarize", 15, (0, 127, 128, 255), (0, 127, 127, 0)),
+        ("solarize", 20, (0, 127, 128, 255), (255, 128, 127, 0)),
+        ("posterize", 2, (0, 127, 128, 255), (0, 0, 128, 128)),  # no bit: a shift by 8 is one by 7
+        ("posterize", 23, (0, 127, 128, 255), (0, 0, 128, 128)),  # 9 bits: a shift by -1, which wraps
         ("solarize_add", 10, (0, 127, 128), (110, 237, 128)),
         ("solarize_add", 20, (0, 127, 128), (220, 255, 128)),
         ("brightness", 5, (10, 100, 255), (10, 100, 255)),  # a factor of 1
@@ -56,6 +62,21 @@ def test_color_moves_away_from_grey():
     gray = round(0.2989 * 200 + 0.5870 * 50 + 0.1140 * 50)
     expected = [min(255, gray + 2.8 * (200 - gray)), max(0, gray + 2.8 * (50 - gray))]
     assert apply("color", red, 15).flatten().tolist()[:2] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "expected"), [(15, [[255, 56, 0], [0, 40, 115]]), (3, [[172, 108, 77], [16, 31, 48]])]
+)
+def test_color_is_tensorflows(magnitude, expected):
+    pixels = torch.tensor([[200, 100, 51], [10, 33, 60]], dtype=torch.uint8).T.reshape(3, 1, 2)
+    assert apply("color", pixels, magnitude)[:, 0].T.tolist() == expected
+
+
+def test_smoothing_takes_a_level_off_the_same_flat_areas_as_tensorflows():
+    lost = [
+        n for n in range(60) if int(apply("sharpness", torch.full((3, 5, 5), n, dtype=torch.uint8), 0)[0, 2, 2]) < n
+    ]
+    assert lost == [3, 6, 12, 15, 23, 24, 30, 31, 46, 47, 48, 49]
 
 
 def test_contrast_blends_with_white_as_in_the_official_library():
