@@ -28,7 +28,7 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.loader_share import loader_line
 from sfa_dist.recipe import load_recipe
 from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, RandAugmentBlock
-from sfa_dist.run_record import stage_inputs
+from sfa_dist.run_record import refuse_other_inputs, stage_inputs
 
 torchcodec = pytest.importorskip("sfa_dist.data.decode_torchcodec", exc_type=ImportError)
 
@@ -101,6 +101,8 @@ def test_runs_and_caches_tell_the_card_from_the_cpu() -> None:
     cpu, card = (stage_inputs(recipe, recipe.stage1, "", "") for recipe in recipes if recipe.stage1)
     assert "data.decode_device" not in cpu  # As in run directories of before there was a choice.
     assert card == {**cpu, "data.decode_device": "cuda"}
+    assert "augment.resize" not in cpu  # The same.
+    refuse_other_inputs("stage1", {**cpu, "data.limits.decoded_mib": 4096}, cpu)  # Recorded by older runs.
 
 
 def test_more_loader_processes_are_not_advised() -> None:
