@@ -168,8 +168,8 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
         raise run.runtime.for_all(CheckpointError(text))
     run.watch.phase("cache load")
     data = stage.data
-    train = open_split(run, data.train, "stage2.data.train", data.remote)
-    val = open_split(run, data.val, "stage2.data.val", data.remote) if data.val else None
+    train = open_split(run, data.train, "stage2.data.train", data)
+    val = open_split(run, data.val, "stage2.data.val", data) if data.val else None
     plans = [plan for plan in plan_features(run, stage, train, val) if plan is not None]
     missing = run.runtime.on_main(lambda: sum(len(missing_views(plan)) for plan in plans))
     if not missing:

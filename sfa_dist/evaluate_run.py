@@ -70,7 +70,7 @@ def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> d
     run.watch.phase("evaluate")
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     key = "test" if stage.data.test else "val"
-    index = open_split(run, stage.data.test or stage.data.val, f"{subject.stage}.data.{key}", stage.data.remote)
+    index = open_split(run, stage.data.test or stage.data.val, f"{subject.stage}.data.{key}", stage.data)
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     run.runtime.on_main(lambda: check_classes(trained_classes(subject.weights), index))
     trained = metadata_value(subject.weights, "frames")

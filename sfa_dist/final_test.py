@@ -48,7 +48,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
         return
     run.watch.phase("test")
-    index = open_split(run, patterns, f"{name}.data.test", stage.data.remote)
+    index = open_split(run, patterns, f"{name}.data.test", stage.data)
     run.runtime.on_main(lambda: check_labels(index, stage.model))
     if run.dry_run:
         return

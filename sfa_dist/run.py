@@ -32,6 +32,7 @@ class Run:
     resume_from: tuple[str, Path] | None = None  # A stage, and the checkpoint that it has to go on from.
     watch: Watch = field(default_factory=Watch)
     failpoints: Failpoints = NO_FAILPOINTS
+    told: set[str] = field(default_factory=set)  # Decoders of packs that the user knows are not this run's.
 
     def weights(self, stage: str) -> Path:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""

@@ -199,6 +199,15 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
     }
 
 
+def recorded_decoder(run_dir: Path) -> str | None:
+    """What decoded the clips of a run until now, by its env.json; None where that does not tell."""
+    try:
+        record = read_object(run_dir / "env.json")
+    except (OSError, ValueError):  # It is written anew at each start, and nothing depends on it.
+        return None
+    return record.get("decoder")
+
+
 @functools.cache
 def code_sha256() -> str:
     """sha256 over the names and bytes of the package's Python files, as they are when it is first asked for."""

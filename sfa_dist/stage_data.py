@@ -9,13 +9,14 @@ from typing import Any
 
 from sfa_dist.assemble import classes_id
 from sfa_dist.data.clip_encoding import encoding_of
+from sfa_dist.data.decode import decoder_of
 from sfa_dist.data.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.feed import FeedPlace, Streams, feed
 from sfa_dist.data.loader import Loader
 from sfa_dist.data.notices import class_notices, loop_notices
 from sfa_dist.data.quarantine import FILE_NAME, read_quarantine, without_quarantined
 from sfa_dist.data.shard_index import ClassNames, SampleIndex, load_index
-from sfa_dist.data.shards import LOCAL_ONLY, expand_shards, shard_folder, shown
+from sfa_dist.data.shards import expand_shards, shard_folder, shown
 from sfa_dist.data.stream import check_labels, eval_loader, train_loader
 from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.feature_cache import (
@@ -28,7 +29,7 @@ from sfa_dist.feature_cache import (
 )
 from sfa_dist.parallel.process_state import state_of
 from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
+from sfa_dist.recipe_blocks import DataBlock, shard_kind
 from sfa_dist.run import LOGS, Run
 from sfa_dist.run_record import index_size
 
@@ -50,7 +51,7 @@ class StageData:
 def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
     """Opens and checks all that the stage reads. Collective."""
     blocks = stage.data
-    val = open_split(run, blocks.val, f"{name}.data.val", blocks.remote) if blocks.val else None
+    val = open_split(run, blocks.val, f"{name}.data.val", blocks) if blocks.val else None
 
     def check() -> None:
         check_labels(index, stage.model)
@@ -185,12 +186,14 @@ def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
     return -(-len(train_index) // stage.batch.size)
 
 
-def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
-    """The index of a split's shards. Rank 0 builds what is missing before the others look.
+def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> SampleIndex:
+    """The index of a split's shards, which are read as `data` says. Rank 0 builds what is missing before the others
+    look.
 
     Of shards that are not local files it alone asks the servers, and tells the others what it found. Clips that crashed
     a decoder before are bad ones in it.
     """
+    remote = data.remote
     if not patterns:
         raise run.runtime.for_all(RecipeError(f"{where} names no shards"))
 
@@ -214,4 +217,16 @@ def open_split(run: Run, patterns: list[str], where: str, remote: RemoteBlock = 
         runtime.on_main(lambda: bool(build()))
         index = load()
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
+    _tell_other_decoder(run, index, decoder_of(data).version)
     return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))
+
+
+def _tell_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
+    """Says once that clips were looked at with another decoder when they were packed."""
+    others = [packed for packed in index.decoders if decoder not in packed]
+    for packed in others:
+        if packed not in run.told:
+            run.told.add(packed)
+            run.tracker.event("other_decoder", packed_with=packed, decoder=decoder)
+            hint = "frame numbers are the same, colours may differ slightly, and what one refuses the other may read"
+            run.tracker.say(f"clips were packed with {packed} and are decoded with {decoder}: {hint}")

@@ -40,6 +40,7 @@ from sfa_dist.run_record import (
     environment_record,
     keep_recipe,
     read_done,
+    recorded_decoder,
     refuse_other_inputs,
     stage_inputs,
     try_to_keep,
@@ -152,6 +153,9 @@ def _record_run(run: Run) -> None:
         f"{record['ranks'][0]['device']}, decoder {chosen}{why}, run directory {run.directory}"
         + ("" if run.dry_run else " (console.log there has every line)")
     )
+    if run.runtime.is_main and (before := recorded_decoder(run.directory)) not in (None, chosen):
+        run.tracker.say(f"clips were decoded with {before} until now, and are with {chosen} from here on")
+        run.tracker.event("decoder_changed", before=before, decoder=chosen)
     if not run.dry_run:
         path = run.directory / "env.json"
         run.runtime.on_main(lambda: try_to_keep(path, lambda: write_json(path, record)))
@@ -213,7 +217,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
         return
     run.watch.phase(f"{name} load")
     run.runtime.reset_peak_memory()  # The peak that `done.json` tells is this stage's own.
-    index = open_split(run, stage.data.train, f"{name}.data.train", stage.data.remote)
+    index = open_split(run, stage.data.train, f"{name}.data.train", stage.data)
     inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
     if name == SWEPT and run.recipe.sweep:
         inputs["sweep"] = run.recipe.sweep

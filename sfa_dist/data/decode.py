@@ -11,10 +11,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from sfa_dist.data.bad_sample import BadSample
 from sfa_dist.data.decode_card import CPU, own_card
 from sfa_dist.data.decode_limits import check_frame_count, check_promise, within
 from sfa_dist.data.resample import at_rate
@@ -23,6 +25,8 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.recipe_blocks import DataBlock, LimitsBlock, Rate
 
 NO_OTHER_LIMITS = LimitsBlock()  # the schema's own
+_COMPARED = 16  # frames at a time
+_ALIKE = 4.0  # levels of 255 on average that versions of FFmpeg may differ in
 
 
 class Decoder(NamedTuple):
@@ -107,6 +111,20 @@ def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
     """How many frames come before the first damaged one, or all. Decodes everything, strictly, by PyAV: FFmpeg
     otherwise covers up most damage inside a frame, and torchcodec cannot tell it not to."""
     return int(_pyav_module().sound_frames(data, limits))
+
+
+def check_shown(video: Video, data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> None:
+    """Raises BadSample where the frames of a video, as stored, are others than come out where it is played."""
+    count, shown = 0, _pyav_module().played(data, limits)
+    while pictures := list(islice(shown, _COMPARED)):
+        numbers = range(count, min(count + len(pictures), video.num_frames))
+        count += len(pictures)
+        found = video.frames_at(numbers).cpu() if numbers else ()
+        for number, frame, pixels in zip(numbers, found, pictures, strict=False):
+            if frame.shape != pixels.shape or (frame.float() - torch.from_numpy(pixels)).abs().mean() > _ALIKE:
+                raise BadSample(f"the decoder gives another frame {number} than the video shows: encode it anew")
+    if count != video.num_frames:
+        raise BadSample(f"the decoder counts {video.num_frames} frames, the video shows {count}: encode it anew")
 
 
 def _torchcodec(limits: LimitsBlock, rate: Rate, device: torch.device) -> Decoder:

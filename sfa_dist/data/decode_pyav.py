@@ -57,6 +57,13 @@ def sound_frames(data: bytes, limits: LimitsBlock) -> int:
     return count
 
 
+def played(data: bytes, limits: LimitsBlock) -> Iterator[Pixels]:
+    """All frames as they come out where the file is played from its start, upright (H, W, 3). Raises BadSample."""
+    with opened(data) as (container, stream):
+        to_rgb = RgbConverter(stream, limits)
+        yield from map(to_rgb, shown_frames(container.demux(stream)))
+
+
 def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrder, tuple[int, int]]:
     """(the order of a file's frames, their stored height and width). Raises BadSample; OverLimit where `limits` are
     given."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from sfa_dist.data.annotations.classes import Heads, class_lists, class_numbers
 from sfa_dist.data.annotations.rows import SINGLE, Say
 from sfa_dist.data.decode import choose_decoder
 from sfa_dist.data.index_file import write_json_atomically
-from sfa_dist.data.pack_probe import Prober
+from sfa_dist.data.pack_probe import Prober, Reading
 from sfa_dist.data.pack_shared import note_shared_files, shared_with
 from sfa_dist.data.pack_survey import PROBLEMS, Clip, Progress, probe_all, sort_out
 from sfa_dist.data.pack_write import shards_of, write_shards
@@ -51,7 +51,7 @@ def pack(
     max_bad_fraction: float = 0.05,
     seed: int = 0,
     workers: int = 0,
-    decoder: Literal["auto", "torchcodec", "pyav"] = "auto",
+    readings: Sequence[Reading] = (Reading(),),
     decode_all: bool = False,
     encoding: Encoding | None = None,
     overwrite: bool = False,
@@ -96,7 +96,7 @@ def pack(
         _manifest_to_extend(out_dir, heads, prefix, overwrite)  # what it refuses is refused before the work
 
     work = out_dir / f".{prefix}-work"
-    prober = Prober(decoder, min_frames, decode_all, work, encoding, dry=check)
+    prober = Prober(tuple(readings), min_frames, decode_all, work, encoding, dry=check)
     probes = probe_all(rows, prober, None if check else work / "journal.jsonl", workers, progress)
     clips, report = sort_out(rows, numbers, probes, heads)
     report = {"source": str(source), "prefix": prefix, "format": chosen, **report, "notes": notes}
@@ -116,7 +116,8 @@ def pack(
         "source": source.name,
         "format": chosen,
         "program": f"sfa_dist {__version__}",
-        "decoder": choose_decoder(decoder).version,
+        "decoder": ", ".join(dict.fromkeys(choose_decoder(reading.decoder).version for reading in readings)),
+        "fps": [reading.rate for reading in readings],
         "options": {"seed": seed, "shard_size": shard_size, "shard_bytes": shard_bytes, "min_frames": min_frames},
         "encoding": asdict(encoding) if encoding else None,
         "clips": report["clips"],

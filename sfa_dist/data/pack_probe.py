@@ -15,14 +15,16 @@ import torch
 
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import NO_OTHER_LIMITS, choose_decoder, sound_frames
+from sfa_dist.data.decode import NO_OTHER_LIMITS, check_shown, choose_decoder, sound_frames
 from sfa_dist.data.decode_limits import check_bytes, check_whole
 from sfa_dist.data.file_kinds import HEAD_BYTES, stored_suffix, unreadable
 from sfa_dist.data.pixel_statistics import pixel_moments
 from sfa_dist.data.reencode import SUFFIX, Encoding, encode_frames, look_at_cut, look_at_frames, reencode
+from sfa_dist.data.resample import Resampled
 from sfa_dist.data.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video import Video
 from sfa_dist.errors import CheckpointError
+from sfa_dist.recipe_blocks import LimitsBlock, Rate
 
 Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
@@ -51,15 +53,25 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Prober:
-    """Probes rows; can be sent to another process.
+class Reading:
+    """How a run reads clips: `data.decoder`, `data.fps` and `data.limits`."""
 
-    `decode_all` also decodes each frame, strictly; without it, the first, middle and last. Clips are encoded into
+    decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
+    rate: Rate = None
+    limits: LimitsBlock = NO_OTHER_LIMITS
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Probes rows; can be sent to another process. What a run that reads as one of `readings` would refuse is refused.
+
+    `decode_all` also decodes each frame, strictly, and compares it with what the run would see; without it, the first,
+    middle and last are decoded. Clips are encoded into
     `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is, and
     of a part one picture is decoded.
     """
 
-    decoder: Literal["auto", "torchcodec", "pyav"]
+    readings: tuple[Reading, ...]
     min_frames: int
     decode_all: bool
     folder: Path
@@ -82,13 +94,14 @@ class Prober:
         """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
         state = row.path.stat()
         own = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, row.fps)
-        parts = (*own, self.min_frames, self.decode_all)
+        parts = (*own, self.min_frames, self.decode_all, *self.readings)
         return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
 
     def _whole(self, row: ClipRow) -> Probe:
         if not row.path.is_file():
             return Probe(problem="corrupt", reason="not a file", passing=True)
-        check_bytes(row.path.stat().st_size, NO_OTHER_LIMITS)  # before it is read
+        for reading in self.readings:
+            check_bytes(row.path.stat().st_size, reading.limits)  # before it is read
         data = row.path.read_bytes()
         suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
         if not suffix:
@@ -97,8 +110,8 @@ class Prober:
         video, moments = self._open(data)
         if video.num_frames < self.min_frames:
             return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-        if self.decode_all and (sound := sound_frames(data)) < video.num_frames:
-            raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
+        if self.decode_all:
+            self._check_all(data, video)
         sha256 = hashlib.sha256(data).hexdigest()
         if self.encoding is None or self.dry or suffix not in VIDEO_SUFFIXES:
             return Probe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
@@ -125,10 +138,24 @@ class Prober:
         return Probe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
-        """An opened video of which some frames were decoded, and the moments of their pixels."""
-        video = choose_decoder(self.decoder).open(data)
-        frames = video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
-        return video, pixel_moments(frames)
+        """The video as it is stored, opened by each of the readings, which decoded some frames; and the moments of
+        their pixels, by the first reading."""
+        stored: list[Video] = []
+        moments: tuple[float, ...] = ()
+        for reading in self.readings:
+            video = choose_decoder(reading.decoder, reading.limits, reading.rate).open(data)
+            frames = video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
+            moments = moments or pixel_moments(frames)
+            stored.append(video.stored if isinstance(video, Resampled) else video)
+        return stored[0], moments
+
+    def _check_all(self, data: bytes, video: Video) -> None:
+        """Raises BadSample for a damaged frame, and where a decoder gives others than those that are shown."""
+        if (sound := sound_frames(data)) < video.num_frames:
+            raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
+        for reading in self.readings:
+            decoder = choose_decoder(reading.decoder, reading.limits)
+            check_shown(decoder.open(data), data, reading.limits)
 
     def _encoded(self, row: ClipRow, encode: Callable[[Encoding], bytes]) -> Path:
         """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""

@@ -55,7 +55,8 @@ def probe_all(
 
     What `journal` (a file, None for none) knows of files that have not changed since is not looked at again.
     """
-    choose_decoder(prober.decoder)  # a decoder that cannot be used is said here, once
+    for reading in prober.readings:
+        choose_decoder(reading.decoder)  # one that cannot be used is said here, once
     known = _read_journal(journal) if journal else {}
     keys = [prober.identity(row) if is_there(row) else "" for row in rows]
     found: dict[int, Probe] = {number: known[key] for number, key in enumerate(keys) if key in known}

@@ -38,6 +38,11 @@ class Resampled(Derived):
         """See `Video.frames_at`."""
         return super().frames_at(self._numbers[np.asarray(indices, dtype=np.int64)])
 
+    @property
+    def stored(self) -> Video:
+        """The video as it is stored."""
+        return self._video
+
     def frames_before(self, stored: int) -> int:
         """How many frames come before frame `stored` of the video as it is stored."""
         return int(np.searchsorted(self._numbers, stored))

@@ -50,6 +50,7 @@ class SampleIndex:
     suffix: of the clip ("" without).   classes: names, if known; by head where there are several.
     errors: sample number -> why it cannot be used.
     shard_bytes: size of each shard.   remote: how shards are read that are not local files.
+    decoders: that the clips were looked at with when they were packed, as their versions say, where that is known.
     """
 
     shards: tuple[Shard, ...]
@@ -65,6 +66,7 @@ class SampleIndex:
     errors: dict[int, str] = field(default_factory=dict)
     shard_bytes: Sequence[int] | Int64 = ()
     remote: RemoteBlock = LOCAL_ONLY
+    decoders: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -251,6 +253,7 @@ def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> Sa
     if not len(columns.keys):
         raise DataError(f"{len(shards)} shards hold no sample (first: {shown(shards[0])}): pack them again")
     counts = np.diff(columns.ends, prepend=0)
+    classes, decoders = _described(shards, remote)
     return SampleIndex(
         shards=tuple(shards),
         shard_sha256=tuple(columns.sha256),
@@ -261,21 +264,26 @@ def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> Sa
         label=columns.label,
         keys=columns.keys,
         suffix=Suffixes(columns.suffix),
-        classes=_classes(shards, remote),
+        classes=classes,
         errors=columns.errors,
         shard_bytes=columns.shard_bytes,
         remote=remote,
+        decoders=decoders,
     )
 
 
-def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
-    """Class names from manifest.json beside the shards; folders that have none do not count, others must agree."""
+def _described(shards: Sequence[Shard], remote: RemoteBlock) -> tuple[ClassNames | None, tuple[str, ...]]:
+    """(class names, decoders of the packs) from manifest.json beside the shards; folders that have none do not count,
+    others must agree on the classes."""
     found: dict[str, ClassNames] = {}
-    for folder in _by_folder(shards):
+    decoders: dict[str, None] = {}
+    for folder, members in _by_folder(shards).items():
         where = shown(folder / MANIFEST_NAME if isinstance(folder, Path) else folder + MANIFEST_NAME)
         try:
             data = _read_beside(folder, remote)
-            classes = None if data is None else _class_names(parse_json(data))
+            manifest = {} if data is None else parse_json(data)
+            classes = _class_names(manifest)
+            decoders |= dict.fromkeys(_decoders(manifest, {shard_name(shard) for shard in members}))
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise DataError(f"{where} is not a readable manifest ({error}): pack the shards again") from error
         if classes is not None:
@@ -283,7 +291,13 @@ def _classes(shards: Sequence[Shard], remote: RemoteBlock) -> ClassNames | None:
     names = list(found.values())
     if any(other != names[0] for other in names[1:]):
         raise DataError(f"the class lists of {', '.join(found)} differ: pack them with the same --classes")
-    return names[0] if names else None
+    return names[0] if names else None, tuple(decoders)
+
+
+def _decoders(manifest: dict[str, Any], names: set[str]) -> list[str]:
+    """Of the packs that made shards of these names."""
+    packs = manifest.get("packs", {}).values()
+    return [str(pack["decoder"]) for pack in packs if pack.get("decoder") and names & set(pack.get("shards", ()))]
 
 
 def _class_names(manifest: dict[str, Any]) -> ClassNames | None:

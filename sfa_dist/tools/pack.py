@@ -7,19 +7,20 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.shown.plain import for_terminal
 from sfa_dist.tools.init import recipe_lines
 
 if TYPE_CHECKING:
+    from sfa_dist.data.pack_probe import Reading
     from sfa_dist.data.reencode import Encoding
 
 _EPILOG = """\
@@ -43,7 +44,7 @@ official lists, told by their form (or by --format):
 
 _OPTIONS = (
     *("format", "videos", "classes", "split_column", "split", "prefix", "shard_size", "shard_bytes", "min_frames"),
-    *("max_bad_fraction", "seed", "workers", "decoder", "decode_all", "overwrite", "check"),
+    *("max_bad_fraction", "seed", "workers", "decode_all", "overwrite", "check"),
 )
 
 
@@ -75,14 +76,18 @@ def add_parser(commands: Any) -> None:
     add("--max-bad-fraction", type=_fraction, default=0.05, help="more bad clips end with exit code 65 (default: 0.05)")
     add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
     add("--workers", type=_count, default=0, help="processes that check the files (default: this one alone)")
-    add("--decoder", choices=("auto", "torchcodec", "pyav"), default="auto", help="(default: %(default)s)")
+    add(
+        "--recipe",
+        type=Path,
+        help="look at clips as this recipe's runs will read them, and say how they fit its classes and spans",
+    )
+    add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
     add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
     add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
     add("--gop", type=_positive, help="encode videos anew, with a key frame every so many (default then: 12)")
     add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of what is encoded anew (default: 23)")
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
     add("--check", action="store_true", help="report what is there, class by class, and write nothing")
-    add("--recipe", type=Path, help="say how many clips are too short for its stages, and whether its classes fit")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
@@ -95,8 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
-    recipe = load_recipe(arguments.recipe, [], environment()).recipe if arguments.recipe else None
+    recipe = load_recipe(arguments.recipe, environ=environment()).recipe if arguments.recipe else None
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
+    options["readings"] = _readings(recipe, arguments.decoder)
     try:
         with _progress() as progress:
             report = pack(arguments.source, arguments.out_dir, progress=progress, say=say, **options)
@@ -115,6 +121,17 @@ def run(arguments: argparse.Namespace) -> int:
         report["recipe"] = recipe_lines(recipe, report["clips"], report["class_counts"].get("label"))
     print(json.dumps(report, indent=1) if arguments.json else summary(report, arguments.out_dir, file))
     return 0
+
+
+def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
+    """How the stages of a recipe read clips; as the schema's defaults do without one."""
+    from sfa_dist.data.pack_probe import Reading
+    from sfa_dist.recipe_blocks import DataBlock
+
+    blocks = [DataBlock()]
+    if recipe is not None:
+        blocks = [stage.data for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None]
+    return tuple(dict.fromkeys(Reading(decoder or data.decoder, data.fps, data.limits) for data in blocks))
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -205,3 +206,20 @@ def test_help_ends_with_0_and_gives_the_exit_codes(place: Path) -> None:
     assert finished.code == 0
     assert "78 bad recipe" in finished.out
     assert CLASSES == 3
+
+
+def test_another_decoder_than_before_is_said_once(tmp_path: Path) -> None:
+    """That of the pack, for all splits and stages in one line, and that of the run until now."""
+    place = make_workplace(tmp_path)
+    names = ["part-000000.tar", "part-000001.tar"]
+    for split in ("train", "val"):
+        manifest = {"classes": None, "packs": {"part": {"shards": names, "decoder": "PyAV 0.1"}}}
+        (place / split / "manifest.json").write_text(json.dumps(manifest))
+    run = place / "run"
+    run.mkdir()
+    (run / "env.json").write_text(json.dumps({"decoder": "PyAV 0.2"}))
+    finished = train(place, *START, str(run), "--dry-run")
+    assert finished.code == 0, finished.err
+    said = " ".join(finished.out.split())
+    assert said.count("clips were packed with PyAV 0.1 and are decoded with PyAV") == 1
+    assert said.count("clips were decoded with PyAV 0.2 until now, and are with PyAV") == 1

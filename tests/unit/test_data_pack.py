@@ -12,7 +12,7 @@ from data_samples import audio_bytes, video_bytes
 
 from sfa_dist.data.annotations.rows import ClipRow
 from sfa_dist.data.pack import pack
-from sfa_dist.data.pack_probe import Probe, Prober
+from sfa_dist.data.pack_probe import Probe, Prober, Reading
 from sfa_dist.data.reencode import Encoding
 from sfa_dist.data.shard_index import load_index, verify_index
 from sfa_dist.data.shards import expand_shards
@@ -180,7 +180,7 @@ def test_trouble_with_the_disk_is_not_the_clips_fault(videos, tmp_path):
     journal = (tmp_path / "out" / ".shard-work" / "journal.jsonl").read_text()
     assert journal.count('"key"') == GOOD
     (tmp_path / "file").touch()
-    prober = Prober("pyav", 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
+    prober = Prober((Reading("pyav"),), 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
     with pytest.raises(CheckpointError, match="make room there") as caught:
         prober(ClipRow(videos / "v0.MP4", "v0", {"label": "a"}, "line 2"))
     assert caught.value.exit_code == 74
