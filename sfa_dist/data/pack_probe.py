@@ -100,7 +100,8 @@ class Prober:
     def _whole(self, row: ClipRow) -> Probe:
         if not row.path.is_file():
             return Probe(problem="corrupt", reason="not a file", passing=True)
-        check_bytes(row.path.stat().st_size, NO_OTHER_LIMITS)  # before it is read
+        for reading in self.readings:
+            check_bytes(row.path.stat().st_size, reading.limits)  # before it is read
         data = row.path.read_bytes()
         suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
         if not suffix:
@@ -137,8 +138,8 @@ class Prober:
         return Probe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
-        """The video as it is stored, opened by each of the readings, which decoded some frames, and the moments of the
-        pixels that the first one gave."""
+        """The video as it is stored, opened by each of the readings, which decoded some frames; and the moments of
+        their pixels, by the first reading."""
         stored: list[Video] = []
         moments: tuple[float, ...] = ()
         for reading in self.readings:

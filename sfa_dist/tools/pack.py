@@ -16,7 +16,6 @@ from sfa_dist.data.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
-from sfa_dist.recipe_blocks import DataBlock
 from sfa_dist.shown.plain import for_terminal
 from sfa_dist.tools.init import recipe_lines
 
@@ -80,8 +79,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--recipe",
         type=Path,
-        help="look at clips as this recipe's runs will read them (decoder, fps, limits), and say how many are too "
-        "short for its stages, and whether its classes fit",
+        help="look at clips as this recipe's runs will read them, and say how they fit its classes and spans",
     )
     add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
     add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
@@ -102,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
-    recipe = load_recipe(arguments.recipe, [], environment()).recipe if arguments.recipe else None
+    recipe = load_recipe(arguments.recipe, environ=environment()).recipe if arguments.recipe else None
     options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
     options["readings"] = _readings(recipe, arguments.decoder)
     try:
@@ -128,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
     """How the stages of a recipe read clips; as the schema's defaults do without one."""
     from sfa_dist.data.pack_probe import Reading
+    from sfa_dist.recipe_blocks import DataBlock
 
     blocks = [DataBlock()]
     if recipe is not None:

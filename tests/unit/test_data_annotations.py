@@ -15,6 +15,7 @@ from sfa_dist.data.annotations import read_rows
 from sfa_dist.data.annotations.classes import class_lists, read_class_list
 from sfa_dist.data.annotations.epic import seconds_of
 from sfa_dist.data.pack import pack
+from sfa_dist.data.pack_probe import Reading
 from sfa_dist.data.shard_index import load_index
 from sfa_dist.data.shards import expand_shards
 from sfa_dist.errors import DataError, UsageError
@@ -217,7 +218,7 @@ def epic(tmp_path: Path) -> Path:
 
 def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
     out = tmp_path / "out"
-    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2, decoder="pyav")
+    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2, readings=(Reading("pyav"),))
     assert (report["format"], report["packed"]) == ("epic", 3)
     facts = packed(out)
     assert {name: each["frames"] for name, each in facts.items()} == {"P01_01_0": 6, "P01_01_1": 7, "P02_07_5": 4}
@@ -457,7 +458,7 @@ def test_activitynet(tmp_path):
     write_video(tmp_path / "videos" / "v_AbC-1_x.mp4", 19)
     write_video(tmp_path / "videos" / "v_other.mkv", 18)
     out = tmp_path / "out"
-    report = pack(source, out, videos=tmp_path / "videos", split="training", decoder="pyav")
+    report = pack(source, out, videos=tmp_path / "videos", split="training", readings=(Reading("pyav"),))
     assert (report["format"], report["packed"]) == ("activitynet", 2)
     assert report["notes"] == [
         "1 videos have no label (the test set) and are left out: secret",
