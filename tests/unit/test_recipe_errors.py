@@ -20,7 +20,7 @@ from sfa_dist.recipe import load_recipe
         ("batch:", "a.yaml:5: batch: expected a block of keys, got null"),
         ("augment: {flip: 1.5}", "a.yaml:5: augment.flip: expected a number of at most 1.0, got 1.5"),
         ("augment: {color: .nan}", "a.yaml:5: augment.color: expected "),
-        ("data: {mean: [0, 0, .inf]}", "a.yaml:5: data.mean[2]: expected a finite number, got inf"),
+        ("data: {mean: [0, 0, .inf]}", "a.yaml:5: data.mean[2]: expected a finite number, got .inf"),
         ("data: {mean: [0, 0]}", "a.yaml:5: data.mean: expected a list of 3, got a list of 2"),
         ("data: {train: x.tar}", "a.yaml:5: data.train: expected a list, got 'x.tar'"),
         ("data: {remote: {cache_dir: ''}}", "a.yaml:5: data.remote.cache_dir: expected text that is not empty, got ''"),
