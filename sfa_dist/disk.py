@@ -151,7 +151,7 @@ def read_plain(path: Path, limit: int = MAX_JSON, follow: bool = True) -> bytes:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no plain file")
-        data = file.read(limit + 1)
+        data = file.read(min(limit, max(found.st_size, MIB)) + 1)  # as much memory is taken as is asked for
     if len(data) > limit:
         raise ValueError(f"it is larger than {limit / MIB:,.0f} MiB")
     return data

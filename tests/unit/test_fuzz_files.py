@@ -16,7 +16,7 @@ from sfa_dist.attempts import Attempts
 from sfa_dist.data.annotations import read_rows
 from sfa_dist.data.annotations.classes import class_lists, class_numbers, read_class_list
 from sfa_dist.data.quarantine import read_quarantine
-from sfa_dist.data.shard_index import _classes
+from sfa_dist.data.shard_index import _described
 from sfa_dist.errors import CheckpointError, DataError, LostRankError, RecipeError, UsageError
 from sfa_dist.models.weights import read_state
 from sfa_dist.recipe import Recipe, dump_recipe, load_recipe
@@ -77,8 +77,11 @@ def in_file(path: Path, read: Callable[[], object]) -> Callable[[bytes], object]
 
 @amounts
 def test_manifests_of_shards(tmp_path: Path, inputs: int) -> None:
-    seeds = [b'{"classes": ["a", "b"], "packs": []}', b'{"heads": {"noun": ["a"], "verb": ["b"]}}']
-    read = in_file(tmp_path / "manifest.json", lambda: _classes([tmp_path / "x.tar"], None))  # type: ignore[arg-type]
+    seeds = [
+        b'{"classes": ["a", "b"], "packs": {"train": {"decoder": "d", "shards": ["x.tar"]}}}',
+        b'{"heads": {"noun": ["a"], "verb": ["b"]}}',
+    ]
+    read = in_file(tmp_path / "manifest.json", lambda: _described([tmp_path / "x.tar"], None))  # type: ignore[arg-type]
     fuzz("manifest.json of shards", seeds, read, (DataError,), inputs=inputs)
 
 
