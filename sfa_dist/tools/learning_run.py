@@ -10,6 +10,7 @@ from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.recipe import Recipe
+from sfa_dist.recipe_blocks import DataBlock
 from sfa_dist.run import Run
 from sfa_dist.stage_data import check_classes, open_split
 from sfa_dist.tools.learning_checks import Checks
@@ -24,10 +25,10 @@ def checks_of(recipe: Recipe, name: str, seconds: float) -> Iterator[Check]:
         with tempfile.TemporaryDirectory(prefix="sfa-check-") as folder:
             # As in a dry run: weights of an image stage that is not trained yet are random ones.
             run = Run(recipe, Path(folder), runtime, Tracker(None, recipe.log, {}, {}), StopFlag(), dry_run=True)
-            data = getattr(recipe, name).data
-            train = open_split(run, data.train, f"{name}.data.train", data.remote)
+            data: DataBlock = getattr(recipe, name).data
+            train = open_split(run, data.train, f"{name}.data.train", data)
             key = "test" if data.test else "val"
-            test = open_split(run, data.test or data.val, f"{name}.data.{key}", data.remote)
+            test = open_split(run, data.test or data.val, f"{name}.data.{key}", data)
             check_classes(train.classes, test)
             yield from Checks(run, name, train, test, seconds).each()
     finally:
