@@ -20,12 +20,14 @@ DISK_BYTES = 4 << 20
 def install(fault: str) -> None:
     """`decoder ACTION@CRC32` (faulty_decoder.py); `nan_loss N`: the first N losses are not finite; `full_disk FOLDER`
     or `full_disk FOLDER after MODULE.FUNCTION`: the folder is a small disk of this process's own, with what lies in
-    FOLDER.state, and full at once or once the function has returned."""
+    FOLDER.state, and full at once or once the function has returned; `bug MODULE.FUNCTION`: the function has one."""
     kind, _, rest = fault.partition(" ")
     if kind == "decoder":
         faulty_decoder.install(rest)
     elif kind == "full_disk":
         _fill_disk(*rest.split(" after "))
+    elif kind == "bug":
+        _break(rest)
     else:
         assert kind == "nan_loss", fault
         _spoil_losses(int(rest))
@@ -48,6 +50,14 @@ def _fill_disk(folder: str, function: str = "") -> None:
         return value
 
     setattr(place, name, and_fill)
+
+
+def _break(function: str) -> None:
+    def broken(*arguments: Any, **words: Any) -> Any:
+        raise AttributeError("a bug of the program")
+
+    module, _, name = function.rpartition(".")
+    setattr(importlib.import_module(f"sfa_dist.{module}"), name, broken)
 
 
 def fill(folder: Path) -> None:

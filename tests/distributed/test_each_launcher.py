@@ -132,7 +132,7 @@ class TestEachLauncher:
                 assert line["samples"] == VAL_CLIPS
             else:
                 assert line["kind"] == "event"
-                assert line["event"] in ("start", "checkpoint", "done")
+                assert line["event"] in ("start", "weights", "checkpoint", "done")
 
     def test_logs_each_step_once(self, launched: Launched) -> None:
         steps = [(line["stage"], line["step"]) for line in log_lines(launched.run) if line["kind"] == "train"]
