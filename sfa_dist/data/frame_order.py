@@ -27,6 +27,12 @@ _TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "avi"}
 # Codecs of which a packet is one frame, besides those that store every frame by itself.
 _ONE_EACH = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp9", "libdav1d", "png"}
 _NOT_CODED = 8  # bytes at most of an MPEG-4 picture that says only that there is none (6 or 7, and stuffing)
+# Where a picture begins, and the bits after it that tell a B-frame (ISO/IEC 13818-2, 6.2.3; 14496-2, 6.2.5).
+_PICTURES = {
+    "mpeg1video": (b"\0\0\1\0", 1, 0x38, 0x18),
+    "mpeg2video": (b"\0\0\1\0", 1, 0x38, 0x18),
+    "mpeg4": (b"\0\0\1\xb6", 0, 0xC0, 0x80),
+}
 _GUESSED_RATE = 25.0  # frames a second where a file says nothing, as FFmpeg takes it
 _FAR = 1 << 62
 
@@ -57,11 +63,15 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
     h264, mpeg4, shown_at = codec.name == "h264", codec.name == "mpeg4", stamper(stream)
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
-    closed, latest = True, -_FAR
+    closed, latest, references = True, -_FAR, 0
     for packet in _packets(container, stream):
         time = shown_at(packet)
         if time is None or (mpeg4 and packet.size <= _NOT_CODED):
             return None
+        if references < 2:  # a B-frame needs two, so one that comes earlier may not decode, whatever its time
+            if _is_b_frame(packet, codec.name):
+                return None
+            references += 1
         if packet.is_keyframe:
             if h264 and not _is_idr(packet, stream):
                 return None
@@ -85,9 +95,14 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
 
 def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
     """By decoding a file that was just opened. Raises BadSample where nothing can be decoded."""
-    frames = _counted(shown_frames(container.demux(stream), through_damage=True), limits)
+    stored: list[int] = []
+    frames = _counted(shown_frames(_dated(container.demux(stream), stored), through_damage=True), limits)
     stamps: list[int | None] = []
     times = np.fromiter((time for time, _ in timed(_noted(frames, stream, stamps), stream)), dtype=np.float64)
+    if len(stored) > 1 and stored[-1] > stored[0] and not any(stamp is not None for stamp in stamps):
+        # Not the header's rate: an AVI may count fields, with an empty chunk between the frames.
+        step = (stored[-1] - stored[0]) / (len(stored) - 1) * float(stream.time_base or 0)
+        times = np.arange(len(times)) * step if step else times
     given = [stamp for stamp in stamps if stamp is not None]
     if len(given) == len(set(given)) == len(stamps):
         times = np.sort(np.asarray(given, dtype=np.float64)) * float(stream.time_base or 0)
@@ -161,6 +176,14 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
+def _dated(packets: Iterable[Any], stored: list[int]) -> Iterator[Any]:
+    """The packets; the times at which those that hold something are stored (dts) go to `stored`."""
+    for packet in packets:
+        if packet.size and packet.dts is not None:
+            stored.append(packet.dts)
+        yield packet
+
+
 def _counted(frames: Iterable[av.VideoFrame], limits: LimitsBlock | None) -> Iterator[av.VideoFrame]:
     for number, frame in enumerate(frames, start=1):
         check_time()
@@ -182,6 +205,17 @@ def _check_count(count: int, limits: LimitsBlock | None) -> None:
 
 def _rate(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0) or _GUESSED_RATE
+
+
+def _is_b_frame(packet: Any, codec: str) -> bool:
+    """Whether an MPEG-1, MPEG-2 or MPEG-4 packet holds a picture that is decoded from one before and one behind it."""
+    if codec not in _PICTURES:
+        return False
+    start, skipped, mask, kind = _PICTURES[codec]
+    data = bytes(packet)
+    place = data.find(start)
+    at = place + len(start) + skipped
+    return place >= 0 and at < len(data) and data[at] & mask == kind
 
 
 def _is_idr(packet: Any, stream: Any) -> bool:

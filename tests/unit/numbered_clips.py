@@ -146,7 +146,14 @@ def _variable(folder: Path, path: Path) -> None:
     write(path, *times, *H264)
 
 
+def _undecodable_start(source: str, *options: str) -> Callable[[Path, Path], object]:
+    """A trim whose first B-frames lack what they need, in a container that gives them times behind the key frame's."""
+    return lambda folder, path: ffmpeg("-ss", "0.7", "-i", make(source, folder), "-c", "copy", *options, path)
+
+
 ODD: dict[str, Callable[[Path, Path], object]] = {
+    "mpeg2_no_edit_list.mp4": _undecodable_start("mpeg2.mkv", "-use_editlist", "0"),
+    "mpeg4_fragments.mp4": _undecodable_start("mpeg4_b.mkv", "-movflags", "frag_keyframe+empty_moov"),
     "single.mp4": lambda folder, path: write(path, *H264, frames=[7]),
     "single.avi": lambda folder, path: write(path, *MPEG4, "-bf", "2", frames=[7]),
     "without_start.mkv": _without_start,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_clips import FFMPEG, FRAMES, NAMES, make, number_of, shown
+from numbered_clips import FFMPEG, FRAMES, NAMES, RATE, ffmpeg, make, number_of, shown
 from test_data_decode import DECODERS, both, each_decoder
 from test_data_pack import run_tool
 
@@ -60,6 +60,16 @@ def test_frames_are_those_that_are_shown(decoder: Decoder, name: str, folder: Pa
         assert numbers(video, wanted) == [true[index] for index in wanted]
     if name not in VARIABLE:
         assert numbers(choose_decoder(decoder.name, LIMITS, None).open(path.read_bytes()), [*range(len(true))]) == true
+
+
+@each_decoder
+def test_the_clock_of_an_avi_runs_over_chunks_without_a_frame(decoder: Decoder, folder: Path):
+    """An AVI whose rate is that of fields: between its 25 frames a second stand as many empty chunks."""
+    path = folder / "fields.avi"
+    ffmpeg("-i", make("mpeg2.mkv", folder), "-c", "copy", path)
+    video = decoder.open(path.read_bytes())
+    assert video.fps == pytest.approx(RATE, rel=0.05)
+    assert numbers(video, [*range(video.num_frames)]) == shown(path)
 
 
 @pytest.mark.parametrize("rate", [None, 10.0])
