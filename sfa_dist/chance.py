@@ -18,7 +18,7 @@ from typing import Any
 SURE = 0.05
 TOP5_FROM = 6  # Of five classes or fewer the right one is always among the best five.
 KEYS = ("classes", "chance_acc1", "majority_acc1", "predicted_classes", "better_than_chance")
-WHAT_TO_DO = "docs/learning.md says what to do; `sfa check-learning --recipe R` looks for the cause in two minutes"
+WHAT_TO_DO = "what to do: docs/learning.md; `sfa check-learning --recipe R` looks for the cause in two minutes"
 _NEGLIGIBLE = 1e-18
 
 Line = Mapping[str, Any]

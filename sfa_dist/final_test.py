@@ -28,6 +28,7 @@ from sfa_dist.predictions import PredictionFile
 from sfa_dist.recipe import Stage2, StageBlock
 from sfa_dist.run import Run
 from sfa_dist.run_record import collect_results, read_done, stage_inputs
+from sfa_dist.shown.counted import counted
 from sfa_dist.stage_data import check_classes, feed_place, open_split
 from sfa_dist.sweep import STAGE as SWEPT
 from sfa_dist.sweep import member_directory, trained_members
@@ -282,7 +283,7 @@ def _say(run: Run, line: dict[str, Any]) -> None:
     scores = f"acc1 {line['acc1']:.4f}{_acc5(line)}, mean class acc1 {line['mean_class_acc1']:.4f}"
     several = [head for head in heads_of(line) if head not in ("", f"{ACTION}_")]
     heads = "".join(f"; {head[:-1]} {line[f'{head}acc1']:.4f}{_acc5(line, head, '')}" for head in several)
-    views = f"{line['views']} view(s), {line['temporal_views']} x {line['spatial_views']}"
+    views = f"{counted(line['views'], 'view')}, {line['temporal_views']} x {line['spatial_views']}"
     run.tracker.say(f"{TEST}: {scores}{heads} on {line['samples']} clips, {views}")
     for words in chance_words(line):
         run.tracker.say(f"{TEST}: {words}")

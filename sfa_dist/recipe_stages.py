@@ -26,6 +26,7 @@ from sfa_dist.recipe_blocks import (
     ScheduleBlock,
     complain,
 )
+from sfa_dist.shown.counted import counted
 
 STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
@@ -68,8 +69,8 @@ class StageBlock(Block):
             raise RecipeError(why)
         if mixup is not None and mixup.over == "device" and batch.micro == 1:
             raise RecipeError(
-                f"augment.mixup.over: device mixes within a micro-batch, and {world_size} rank(s) with batch.size "
-                f"{batch.size} and batch.micro {self.batch.micro} hold one clip at a time: use over: global"
+                f"augment.mixup.over: device mixes within a micro-batch, and {counted(world_size, 'rank')} with "
+                f"batch.size {batch.size} and batch.micro {self.batch.micro} hold one clip at a time: use over: global"
             )
         return self.model_copy(update={"batch": batch})
 

@@ -12,6 +12,7 @@ from sfa_dist.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.disk import parse_object, read_object, read_plain, write_whole
 from sfa_dist.errors import CheckpointError
 from sfa_dist.report_classes import Table, class_reports, draw_confusions, read_class_tables
+from sfa_dist.shown.counted import counted
 from sfa_dist.shown.plain import for_figure, for_html, for_markdown
 from sfa_dist.shown.secret import without_secrets
 
@@ -21,11 +22,12 @@ h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 #d0d7de; }
 table { border-collapse: collapse; margin: .5rem 0; } td, th { padding: .25rem .8rem .25rem 0; text-align: left;
 vertical-align: top; }
+table { display: block; overflow-x: auto; }
 th { font-weight: 600; border-bottom: 1px solid #d0d7de; } td.number, th.number { text-align: right;
 font-variant-numeric: tabular-nums; }
 .headline { font-size: 1.1rem; } img { max-width: 100%; } pre { background: #f6f8fa; padding: .8rem; overflow-x:
 auto; font-size: 13px; }
-.muted { color: #59636e; }
+.muted { color: #59636e; } .facts td + td { overflow-wrap: anywhere; }
 """
 STAGE_COLUMNS = (
     ("steps", "steps", "{:,}"),
@@ -146,7 +148,7 @@ def _headline(result: dict[str, Any]) -> str:
     if not result:
         return "No test result yet."
     scores = f"top-1 {result['acc1']:.2%}" + (f", top-5 {result['acc5']:.2%}" if shows_top5(result) else "")
-    text = f"{scores} on {result['samples']:,} clips ({result['views']} view(s))"
+    text = f"{scores} on {result['samples']:,} clips ({counted(result['views'], 'view')})"
     if "acc1_shuffled_frames" in result:
         text += f"; top-1 {result['acc1_shuffled_frames']:.2%} when the frames of each clip are in random order"
     return text + f". Training took {result['total_seconds']:,.0f} s."
@@ -245,7 +247,7 @@ def _facts(records: list[dict[str, Any]], env: dict[str, Any]) -> list[tuple[str
     }
     return [
         ("commit", str(env.get("commit") or f"version {env.get('sfa_dist')}")),
-        ("ranks", f"{len(ranks)} on {len({rank['host'] for rank in ranks})} host(s), {', '.join(devices)}"),
+        ("ranks", f"{len(ranks)} on {counted(len({rank['host'] for rank in ranks}), 'host')}, {', '.join(devices)}"),
         ("launcher, decoder", f"{env.get('launcher')}, {env.get('decoder')}"),
         ("versions", versions),
         ("events", ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"),
@@ -309,7 +311,7 @@ def _html(
         data = base64.b64encode(figure.read_bytes()).decode()
         parts.append(f'<p><img alt="{for_html(figure.stem)}" src="data:image/png;base64,{data}"></p>')
     facts = "".join(f"<tr><td>{key}</td><td>{for_html(value)}</td></tr>" for key, value in _facts(records, env))
-    parts.append(f"<h2>Where and with what</h2><table>{facts}</table>")
+    parts.append(f'<h2>Where and with what</h2><table class="facts">{facts}</table>')
     if bad := bad_clips(records):
         heads = "".join(f"<th>{title}</th>" for title in BAD_COLUMNS)
         rows = "".join(
@@ -321,8 +323,9 @@ def _html(
             f"<h2>Recipe</h2><details><summary>resolved recipe</summary><pre>{for_html(recipe)}</pre></details>"
         )
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{for_html(name)}</title><style>{STYLE}</style>'
-        + ("".join(parts) + "</html>\n")
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{for_html(name)}</title><style>{STYLE}</style>" + ("".join(parts) + "</html>\n")
     )
 
 

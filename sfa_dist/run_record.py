@@ -21,6 +21,7 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe import STAGE_NAMES, Recipe, StageBlock, record_recipe
 from sfa_dist.recipe_blocks import EngineBlock
+from sfa_dist.shown.counted import counted
 from sfa_dist.shown.secret import without_secrets_in
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
@@ -247,7 +248,7 @@ def setup_table(
     """The start-up table. `clips` are (train, val), `steps` (per epoch, accumulation)."""
     trainable, frozen = parameters
     table = Table(title=f"stage {name}", show_header=False)
-    accumulated = steps[1] * world_size * stage.batch.micro
+    accumulated, ranks = steps[1] * world_size * stage.batch.micro, counted(world_size, "rank")
     padded = (
         "" if accumulated == stage.batch.size else f", {accumulated - stage.batch.size} slots of each step stay empty"
     )
@@ -262,7 +263,7 @@ def setup_table(
         ("steps", f"{steps[0]:,} per epoch x {stage.schedule.epochs} epochs"),
         (
             "global batch",
-            f"{stage.batch.size} = {world_size} ranks x {stage.batch.micro} x {steps[1]} accumulated{padded}",
+            f"{stage.batch.size} = {ranks} x {stage.batch.micro} x {steps[1]} accumulated{padded}",
         ),
     ]
     for row in rows:

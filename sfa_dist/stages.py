@@ -47,6 +47,7 @@ from sfa_dist.run_record import (
     write_done,
 )
 from sfa_dist.schedule import planned_steps
+from sfa_dist.shown.counted import counted
 from sfa_dist.shown.secret import without_secrets_in
 from sfa_dist.stage_data import open_split, steps_per_epoch
 from sfa_dist.stage_setup import Setup, given_checkpoint, prepare
@@ -149,7 +150,7 @@ def _record_run(run: Run) -> None:
     lacking = {why_not_torchcodec(stage.data) for stage in _stages(run.recipe).values()} - {None}
     why = "".join(f" (torchcodec cannot be used: {reason})" for reason in lacking)
     run.tracker.say(
-        f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {run.runtime.world_size} rank(s), "
+        f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {counted(run.runtime.world_size, 'rank')}, "
         f"{record['ranks'][0]['device']}, decoder {chosen}{why}, run directory {run.directory}"
         + ("" if run.dry_run else " (console.log there has every line)")
     )

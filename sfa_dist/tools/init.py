@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {line}")
     if test is None:
         print("  no pack to test on: without clips that training has not seen there is no score")
+    else:
+        print(f"see whether it can learn, in two minutes: sfa check-learning --recipe {name}")
     print(f"train it: sfa train --recipe {name}")
     return 0
 
@@ -173,11 +175,12 @@ def recipe_text(
     held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
     batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
     name = shlex.quote(str(arguments.recipe))
+    before = f"# Before:   sfa check-learning --recipe {name}    whether it can learn these clips\n" if test else ""
     return f"""\
 # A recipe for the clips in {visible(str(arguments.shards))}: {count} to train on, at {facts["fps"]:g} frames a second,
-# of {frames["min"]} to {frames["max"]} frames (median {frames["median"]}).
+# of {_lengths(frames)}.
 #
-# Command:  sfa train --recipe {name}
+{before}# Command:  sfa train --recipe {name}
 #           sfa predict clip.mp4 --run runs/{arguments.recipe.stem}      what is in a video, afterwards
 # Change:   augment.flip to 0.5 where a mirrored clip means the same. What else there is stands in the recipe below it.
 #           Thousands of videos, or scenes as people film them: take recipes/b_32f.yaml, which starts from an image
@@ -208,6 +211,12 @@ stage2:
   data:
     stride: {spans[1].stride} # {two}
 """
+
+
+def _lengths(frames: Mapping[str, int]) -> str:
+    if frames["min"] == frames["max"]:
+        return f"{frames['max']} frames"
+    return f"{frames['min']} to {frames['max']} frames (median {frames['median']})"
 
 
 def _pattern(folder: Path, pack: str | None, packs: list[str]) -> list[str]:

@@ -149,7 +149,7 @@ def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed:
     """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
     is where it lies, None where clips were only checked; not `packed` where too many are bad."""
     done = f"packed into {out_dir}" if file and packed else "can be packed"
-    lines = [f"{report['packed']} of {report['listed']} clips {done} (list of the format {report['format']})"]
+    lines = [f"{report['packed']} of {report['listed']} clips {done} (read as: {report['format']})"]
     for problem in ("missing", "corrupt", "short", "contradictory", "duplicate"):
         entries = report[problem]
         if entries:
@@ -184,11 +184,10 @@ def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
     worst = [f"{name} ({c.get('packed', 0)} of {c['listed']})" for name, c in lacking if c["listed"]][:5]
     lines = []
     if worst:
-        lines.append(f"  {head} classes that lack the most: {', '.join(worst)}")
+        lines.append(f"  {head}: classes that lack the most: {', '.join(worst)}")
     if empty:
-        lines.append(
-            f"  {len(empty)} {head} classes without any clip: {', '.join(empty[:5])}{' ...' if empty[5:] else ''}"
-        )
+        few = f"{', '.join(empty[:5])}{' ...' if empty[5:] else ''}"
+        lines.append(f"  {head}: classes without any clip: {len(empty)} ({few})")
     return lines
 
 

@@ -31,7 +31,7 @@ def test_each_stage_and_the_test_say_it_once(guessing: Finished) -> None:
         assert guessing.out.count(f"{name}: one class predicted, the same for all {VAL_CLIPS} clips") == 1
         words = f"{name}: no better than chance{when}: top-1 33.33% on {VAL_CLIPS} clips, guessing 33.33%"
         assert guessing.out.count(words) == 1
-        assert guessing.out.count(f"{name}: docs/learning.md says what to do") == 1
+        assert guessing.out.count(f"{name}: what to do: docs/learning.md") == 1
     assert "acc5" not in guessing.out  # Of four classes the right one is always among five.
 
 

@@ -200,6 +200,17 @@ def test_rows_of_other_splits_are_counted(tmp_path):
     assert said == ["rows of other splits, left out: 2 of 3 (1 of 'Train', 1 of '')"]
 
 
+def test_a_split_of_a_list_without_splits(tmp_path):
+    for header, advice in (
+        ("path,label,part", "give --split-column, one of part"),
+        ("path,label", "leave --split out"),
+    ):
+        (tmp_path / "list.csv").write_text(f"{header}\na.mp4,x{',train' * header.count('part')}\n")
+        _, rows = read_rows(tmp_path / "list.csv")
+        with pytest.raises(DataError, match=f"^--split train: no row has a column split: {advice}$"):
+            select_split(rows, None, "train")
+
+
 def test_lists_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     for source in ("pipe.csv", "gone.csv"):

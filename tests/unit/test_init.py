@@ -42,6 +42,8 @@ def test_a_recipe_that_fits_what_was_packed(clips, capsys):
     assert "write a recipe that fits: sfa init mine.yaml --shards own" in printed
     assert main(["init", "sub/mine.yaml", "--shards", "own"]) == 0
     printed = capsys.readouterr().out
+    assert "sfa check-learning --recipe sub/mine.yaml" in printed
+    assert "sfa check-learning --recipe sub/mine.yaml" in Path("sub/mine.yaml").read_text()
     assert "2 classes, 8 training clips" in printed
     assert "stage1: 8 frames span 15; 1 of 8 clips are shorter and loop" in printed
     assert "stage2: 14 frames span 14; 1 of 8 clips are shorter and loop" in printed

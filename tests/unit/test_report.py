@@ -90,10 +90,11 @@ def finished(tmp_path: Path) -> Path:
 
 def test_the_page_holds_result_stages_curves_and_recipe(finished: Path) -> None:
     page = write_report(finished).read_text()
-    assert "top-1 81.25%, top-5 100.00% on 1,600 clips (3 view(s))" in page
+    assert "top-1 81.25%, top-5 100.00% on 1,600 clips (3 views)" in page
     assert "1,234,567" in page
+    assert '<meta name="viewport"' in page
     assert page.count("data:image/png;base64,") == 2
-    assert "2 on 2 host(s), H100" in page
+    assert "2 on 2 hosts, H100" in page
     assert "torch 2.11" in page
     assert "torchcodec" not in page
     assert "1 resume, 1 fallback" in page

@@ -64,9 +64,12 @@ def select_split(
 ) -> list[ClipRow]:
     """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none, or
     where there is no such column."""
-    if column is not None and not any(column in row.extra for row in rows):
-        columns = sorted({name for row in rows for name in row.extra})
+    columns = sorted({name for row in rows for name in row.extra})
+    if column is not None and column not in columns:
         raise DataError(f"--split-column {column}: no row has such a column (they have: {some(columns)})")
+    if split is not None and (column or "split") not in columns:
+        advice = f"give --split-column, one of {some(columns, 10)}" if columns else "leave --split out"
+        raise DataError(f"--split {split}: no row has a column split: {advice}")
     if split is None:
         by_split = Counter(row.extra["split"] for row in rows if "split" in row.extra)
         if len(by_split) > 1:
@@ -77,8 +80,7 @@ def select_split(
     chosen = [row for row in rows if row.extra.get(column) == split]
     if not chosen:
         values = sorted({row.extra[column] for row in rows if column in row.extra})
-        columns = sorted({name for row in rows for name in row.extra})
-        advice = f"correct --split, or --split-column, one of {some(columns, 10)}" if columns else "leave --split out"
+        advice = f"correct --split, or --split-column, one of {some(columns, 10)}"
         raise DataError(f"no row has {column} = {split!r} (its values are: {some(values, 10)}): {advice}")
     if others := Counter(row.extra.get(column, "") for row in rows if row.extra.get(column) != split):
         counts = ", ".join(f"{count} of {name!r}" for name, count in others.most_common(5))
