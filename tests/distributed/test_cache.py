@@ -49,12 +49,14 @@ def built(place: Path) -> Path:
 
 
 def contents(cache: Path) -> dict[str, str]:
-    """sha256 of every file of a cache; a manifest counts without the seconds that it took."""
+    """sha256 of every file of a cache; a manifest counts without the seconds that it took, and
+    without its sum, which has them too."""
     found = {}
     for path in sorted(cache.rglob("*")):
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text())
             assert manifest.pop("rank_seconds") > 0
+            assert len(manifest.pop("manifest sha256")) == 64
             found[str(path.relative_to(cache))] = json.dumps(manifest)
         elif path.is_file() and path.name != "done.json":
             found[str(path.relative_to(cache))] = file_sha256(path)

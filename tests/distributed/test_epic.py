@@ -304,9 +304,9 @@ def test_evaluate_says_what_is_wrong_in_one_line(
 
 def test_evaluate_broken_weights(place: Path, run: Path, tmp_path: Path) -> None:
     """Scores of NaN are no accuracy: class 0 would be right."""
-    weights = tmp_path / "nan.safetensors"
+    weights = tmp_path / "huge.safetensors"
     with safe_open(run / "stage1" / "weights.safetensors", framework="pt") as file:
-        state = {name: file.get_tensor(name) * torch.nan for name in file.keys()}  # noqa: SIM118 -- no dictionary
+        state = {name: file.get_tensor(name) * 1e30 for name in file.keys()}  # noqa: SIM118 -- no dictionary
         save_file(state, weights, file.metadata())
     finished = sfa(
         place, "evaluate", "--recipe", "t.yaml", "--weights", str(weights), "--out", str(tmp_path / "x.json")
