@@ -98,7 +98,9 @@ def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> Fr
     stored: list[int] = []
     frames = _counted(shown_frames(_dated(container.demux(stream), stored), through_damage=True), limits)
     stamps: list[int | None] = []
-    times = np.fromiter((time for time, _ in timed(_noted(frames, stream, stamps), stream)), dtype=np.float64)
+    times: FrameTimes = np.fromiter(
+        (time for time, _ in timed(_noted(frames, stream, stamps), stream)), dtype=np.float64
+    )
     if len(stored) > 1 and stored[-1] > stored[0] and not any(stamp is not None for stamp in stamps):
         # Not the header's rate: an AVI may count fields, with an empty chunk between the frames.
         step = (stored[-1] - stored[0]) / (len(stored) - 1) * float(stream.time_base or 0)
