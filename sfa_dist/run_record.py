@@ -260,7 +260,7 @@ def setup_table(
         ),
         ("precision", stage.engine.precision),
         ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),
-        ("steps", f"{steps[0]:,} per epoch x {stage.schedule.epochs} epochs"),
+        ("steps", f"{steps[0]:,} per epoch x {counted(stage.schedule.epochs, 'epoch')}"),
         (
             "global batch",
             f"{stage.batch.size} = {ranks} x {stage.batch.micro} x {steps[1]} accumulated{padded}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from sfa_dist.chaos.trials import Result, Trial
 from sfa_dist.chaos.workplace import Workplace
@@ -13,7 +13,9 @@ from sfa_dist.chaos.workplace import Workplace
 
 def list_table(trials: Sequence[Trial]) -> Table:
     """What `--list` shows."""
-    table = Table("trial", "guarantee", "fault", "rows", "ranks", title="trials")
+    name = Column("trial", no_wrap=True)  # Which --only takes: whole in a narrow terminal too.
+    words = (Column(title, overflow="fold") for title in ("guarantee", "fault", "rows", "ranks"))
+    table = Table(name, *words, title="trials")
     for each in trials:
         table.add_row(each.name, each.guarantee, each.fault, _rows(each.rows), each.on)
     return table

@@ -89,7 +89,7 @@ def unreadable(head: bytes, name: str = "FILE") -> str:
         return reason
     if any(word in kind for word in _PICTURES):
         return f"{reason} but {kind}: save it as png or jpg"
-    return f"{reason} but {kind}: {to_mp4(name)}"
+    return f"{reason} but {kind}; this makes an mp4 to put in its place: {to_mp4(name)}"
 
 
 def to_mp4(name: str) -> str:

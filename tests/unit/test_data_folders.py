@@ -77,7 +77,9 @@ def test_other_kinds_are_named_with_a_command_that_mends_them(tmp_path, containe
     name.write_bytes(foreign(container))
     assert not stored_suffix(name.read_bytes(), suffix)
     (tmp_path / "list.csv").write_text(f'path,label\n"{name.name}",x\n')
-    with pytest.raises(DataError, match=r"1 corrupt of 1 clips.*but an? .*: ffmpeg -i ") as caught:
+    with pytest.raises(
+        DataError, match=r"1 corrupt of 1 clips.*but an? .*; this makes an mp4 to put in its place: ffmpeg -i "
+    ) as caught:
         pack(tmp_path / "list.csv", tmp_path / "out")
     assert caught.value.report is not None
     [entry] = caught.value.report["corrupt"]
