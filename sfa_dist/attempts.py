@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.disk import parse_json, read_plain, tell_unwritten, write_json
+from sfa_dist.disk import explain, parse_json, read_plain, tell_unwritten, write_json
 from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.shown.secret import without_secrets
 
@@ -84,7 +84,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove it") from error
+        raise CheckpointError(f"{path} cannot be read ({explain(error, path)}); remove it") from error
 
 
 def _is_entry(entry: Any) -> bool:

@@ -104,7 +104,7 @@ def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> Fr
     if len(stored) > 1 and stored[-1] > stored[0] and not any(stamp is not None for stamp in stamps):
         # Not the header's rate: an AVI may count fields, with an empty chunk between the frames.
         step = (stored[-1] - stored[0]) / (len(stored) - 1) * float(stream.time_base or 0)
-        times = np.arange(len(times), dtype=np.float64) * step if step else times
+        times = np.arange(len(times), dtype=np.float64) * step
     given = [stamp for stamp in stamps if stamp is not None]
     if len(given) == len(set(given)) == len(stamps):
         times = np.sort(np.asarray(given, dtype=np.float64)) * float(stream.time_base or 0)

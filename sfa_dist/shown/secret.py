@@ -21,7 +21,7 @@ _WORDS = (
     r"passw(?:or)?d|passphrase|pwd|secret|token(?!s|iz)|signature|credential|bearer"
     r"|(?:api|access|account|private|shared|subscription)[_-]?key(?:[_-]?id)?"
 )
-_SHORT_WORDS = r"auth|authorization|cookie|sig|sas"
+_SHORT_WORDS = r"auth|authorization|cookie|sig|sas|(?:ssh)?pass|j?session(?:_?id)?"
 _NAME = rf"(?:[\w.-]*(?:{_WORDS})[\w.-]*|(?:[\w.-]*[_.-])?(?:{_SHORT_WORDS})(?:[_.-][\w.-]*)?)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}|(?:.*_)?(?:KEY|PW|PASS|PIN)(?:_.*)?", re.IGNORECASE)
@@ -35,6 +35,9 @@ _IN_TEXT = (
     re.compile(rf"""((?<![\w.-]){_NAME}["']?\s*[:=]\s*){_VALUE}""", re.IGNORECASE),
     re.compile(rf"((?<!\S)--?{_NAME}\s+){_VALUE}", re.IGNORECASE),
     re.compile(r"((?<!\S)(?:-[uU]|--(?:proxy-)?user)[\s=]*['\"]?)[^\s:'\"]+:[^\s'\"]+"),
+    re.compile(r"""((?<!\S)(?:-[uU]|--(?:proxy-)?user)[\s=]*)(?:'[^':%]*[:%][^']*'|"[^":%]*[:%][^"]*")"""),
+    re.compile(r"""((?<!\S)-b[\s=]*['"]?)[^\s'"=]+=[^'"]+"""),
+    re.compile(r"""(//|:/)[^\s/:@'"]+:[^\s/@'"]+(?=@)"""),  # of what is nearly a URL
     re.compile(r"(\bbearer\s+)[\w.~+/=-]{6,}", re.IGNORECASE),
     re.compile(r"(\bsshpass\s+-p\s*)\S+"),
     # Tokens of AWS, GitHub, Hugging Face, GitLab, Slack, OpenAI, and any JSON Web Token.

@@ -67,3 +67,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "attempts.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"attempts\.json"):
         Attempts(tmp_path, "a", 3).begin()
+
+
+def test_a_folder_in_its_place_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "attempts.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"EISDIR|a folder") as caught:
+        Attempts(tmp_path, "id", 3).begin()
+    assert "Errno" not in str(caught.value)

@@ -35,6 +35,8 @@ LEAKS = (
         "pipe:azcopy cp 'https://h/x?sv=1&sig={}' -",
         "pipe:x --token {}",
     ),
+    *("pipe:curl -b 'a={}' https://h/x", "pipe:SSHPASS={} sshpass -e ssh h", "pipe:curl --user 'a b:{}' https://h/x"),
+    *("pipe:x --pass {}", "https://h/p.tar;jsessionid={}", "//me:{}@h/x.tar", "https:/me:{}@h/x.tar"),
     *("pipe:curl -b 'cookie: session={}' https://h/x", "pipe:PGPASSWORD='{} b' x", "pipe:x --secret-access-key {} y"),
     *("ClientError: 400 for url 'https://host/x.tar?sig={}'", "cannot read https://a:{}@host/x.tar: gone"),
     *('{{"storage_options": {{"secret": "{}"}}}}', "--set deepspeed={{api_key: {}}}", "password={}, user=me"),

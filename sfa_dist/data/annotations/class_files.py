@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ _NUMBER_WORDS = frozenset({"id", "index", "number", "no", "class_id", "classid",
 _NAME_WORDS = frozenset(
     {"name", "names", "class", "classes", "label", "labels", "class_name", "label_name", "category"}
 )
+# Numbers in forms that are not read, and lines of other files: taken for names, they would shift the classes.
+_OTHER_NUMBERED = re.compile(r"[-+]?\d+(\.\d*)?\s{0,9}[:;|.,)=\t]\s{0,9}\D.*|\D.*[:;|,=]\s*[-+]?\d+(\.\d*)?")
+_NAME_THEN_NUMBER = re.compile(r"\D.*\s(\d{1,17})")
+_OTHER_FILE = re.compile(r"#\s.*|\[.*\]|[\w-]+:|---")
 Named = tuple[list[str], int]  # names in label order, and the number of the first
 
 
@@ -83,9 +88,20 @@ def _names_of_lines(text: str, say: Say) -> Named:
     if lines and lines[0].lower() in _NAME_WORDS | _NUMBER_WORDS and len(lines) > 1:
         say(f"{lines[0]!r} above the class list is taken for a heading, not for a class")
         lines = lines[1:]
+    _check_plain(lines)
     if lines and (columns := _fields(lines[0], "\t")) and len(columns) > 1:
         raise _WrongListError(f"line 1 has {len(columns)} columns")
     return lines, 0
+
+
+def _check_plain(lines: Sequence[str]) -> None:
+    """Raises _WrongListError where lines are no plain names, one each."""
+    behind = [match[1] for match in map(_NAME_THEN_NUMBER.fullmatch, lines) if match]
+    counted = len(behind) == len(lines) > 1 and sorted(map(int, behind)) in _counts(len(lines))
+    if lines and (counted or all(map(_OTHER_NUMBERED.fullmatch, lines))):
+        raise _WrongListError(f"line 1 {lines[0]!r:.60} has a number in a form that is not read: separate by a comma")
+    if lines and (_OTHER_FILE.fullmatch(lines[0]) or all(line.startswith("- ") for line in lines)):
+        raise _WrongListError(f"line 1 {lines[0]!r:.60} is of another kind of file, and no name of a class")
 
 
 def _numbered(lines: Sequence[str], separator: str, say: Say) -> list[tuple[int, str]] | None:
