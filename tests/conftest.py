@@ -33,6 +33,15 @@ def as_in_a_clean_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 @pytest.fixture(autouse=True)
+def started_by_no_launcher() -> Iterator[None]:
+    """A run in the process of a test sets LOCAL_RANK, for which DeepSpeed looks; to the next one it would be half a
+    launcher."""
+    os.environ.pop("LOCAL_RANK", None)
+    yield
+    os.environ.pop("LOCAL_RANK", None)
+
+
+@pytest.fixture(autouse=True)
 def as_polite_as_before() -> Iterator[None]:
     """Real-time processes stop the machine: SVT-AV1's encoder makes the process that calls it one, where it is root,
     and all that it starts afterwards."""
