@@ -32,13 +32,18 @@ def as_in_a_clean_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     os.environ.update(set_before)
 
 
-@pytest.fixture(autouse=True)
-def started_by_no_launcher() -> Iterator[None]:
+def _local_rank_as_before() -> Iterator[None]:
     """A run in the process of a test sets LOCAL_RANK, for which DeepSpeed looks; to the next one it would be half a
     launcher."""
-    os.environ.pop("LOCAL_RANK", None)
+    before = os.environ.get("LOCAL_RANK")
     yield
     os.environ.pop("LOCAL_RANK", None)
+    if before is not None:
+        os.environ["LOCAL_RANK"] = before
+
+
+started_by_no_launcher = pytest.fixture(autouse=True)(_local_rank_as_before)
+file_started_by_no_launcher = pytest.fixture(autouse=True, scope="module")(_local_rank_as_before)
 
 
 @pytest.fixture(autouse=True)
