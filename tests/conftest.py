@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OF_THE_USER = ("data", "runs")  # Folders of the repository that a clean clone does not have.
 PLACES = ("SFA_DATA", "SFA_DEMO_DATA", "SFA_OWN_DATA", "SFA_OWN_TEST")  # What recipes read from the environment.
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # Started in the background of a script.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Started in the background of a script, or by nohup: then signals are ignored that tests send.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -92,7 +92,7 @@ def test_these_change_no_number(variant: Callable[[str], Path], name: str) -> No
         assert other[key] == (pytest.approx(loss, rel=3e-4), pytest.approx(norm, rel=1e-3)), key
     for mine, theirs in zip(scores(variant("plain")), scores(variant(name)), strict=True):
         assert theirs[:4] == mine[:4]
-        assert theirs[4] == pytest.approx(mine[4], rel=1e-4)
+        assert theirs[4] == pytest.approx(mine[4], rel=3e-4)
 
 
 def test_bf16_stays_near_fp32(variant: Callable[[str], Path]) -> None:
