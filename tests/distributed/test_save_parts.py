@@ -125,7 +125,11 @@ def test_one_rank_that_fails_fails_all_and_is_named(heard: tuple[Path, list[list
     for place, begins, reason in (
         (1, "rank 2 on ", f"could not write {temporary}: no space left, needed 0.1 MiB, have "),
         (2, "rank 1 on ", f"could not stage {temporary}: input/output error"),
-        (3, "rank 0 on ", f"could not commit {root / 'step-00000002'}: the disk quota is used up (EDQUOT)"),
+        (
+            3,
+            "rank 0 on ",
+            f"could not commit {root / 'step-00000002'}: the disk quota is used up (of bytes or of files) (EDQUOT)",
+        ),
         (7, "rank 2 on ", f"could not write {root / 'step-00000004.tmp'}: no space left, needed 0.1 MiB, have "),
     ):
         said = {rank[place][0] for rank in ranks}
