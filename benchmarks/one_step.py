@@ -63,7 +63,7 @@ def main() -> None:
         assert recipe.stage2 is not None, "the recipe has no stage2"
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
         libraries = runtime.peak_memory_gib()
-        index = open_split(run, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data.remote)
+        index = open_split(run, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data)
         trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
         built = runtime.peak_memory_gib()
         seconds = []
