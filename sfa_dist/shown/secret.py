@@ -22,12 +22,13 @@ _WORDS = (
     r"|(?:api|access|account|private|shared|subscription)[_-]?key(?:[_-]?id)?"
 )
 _SHORT_WORDS = r"auth|authorization|cookie|sig|sas|(?:ssh)?pass|j?session(?:_?id)?"
-_NAME = rf"(?:[\w.-]*(?:{_WORDS})[\w.-]*|(?:[\w.-]*[_.-])?(?:{_SHORT_WORDS})(?:[_.-][\w.-]*)?)"
+_REST = r"[\w.-]{0,99}"  # Of a name; without an end, texts of one long word would take minutes.
+_NAME = rf"(?:{_REST}(?:{_WORDS}){_REST}|(?:{_REST}[_.-])?(?:{_SHORT_WORDS})(?:[_.-]{_REST})?)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}|(?:.*_)?(?:KEY|PW|PASS|PIN)(?:_.*)?", re.IGNORECASE)
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|\\]+")
-_URL_END = re.compile(r"[:;,.)\]}]*$")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>|\\]+")
+_URL_END = ":;,.)]}"
 _USER = re.compile(r"[^/?#]*@|[^/?#@]*:(?!\d*(?:[/?#]|$)).*@", re.DOTALL)
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"'&,;(){}\[\]]+)"""
 _IN_TEXT = (
@@ -43,7 +44,7 @@ _IN_TEXT = (
     # Tokens of AWS, GitHub, Hugging Face, GitLab, Slack, OpenAI, and any JSON Web Token.
     re.compile(
         r"()(?:\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bgh[pousr]_\w{16,}|\bhf_\w{16,}|\bglpat-[\w-]{16,}"
-        r"|\bxox[a-z]-[\w-]{10,}|\bsk-[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+        r"|\bxox[a-z]-[\w-]{10,}|\bsk-[\w-]{20,}|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
     ),
 )
 
@@ -113,9 +114,8 @@ def without_secrets_in(tree: Any, key: str = "") -> Any:
 
 
 def _shown_url(match: re.Match[str]) -> str:
-    end = _URL_END.search(match[0])
-    assert end is not None
-    return _parts(match[0][: end.start()])[0] + end[0]
+    url = match[0].rstrip(_URL_END)
+    return _parts(url)[0] + match[0][len(url) :]
 
 
 def _parts(url: str) -> tuple[str, list[str]]:
@@ -123,7 +123,7 @@ def _parts(url: str) -> tuple[str, list[str]]:
     scheme, _, rest = url.partition("://")
     secrets: list[str] = []
     shown = f"{scheme}://"
-    if user := _USER.match(rest):
+    if "@" in rest and (user := _USER.match(rest)):
         secrets += [user[0][:-1], *user[0][:-1].split(":", 1)]
         shown, rest = f"{shown}{MASK}@", rest[user.end() :]
     in_store = scheme.lower() == "s3"  # Where ? is of a glob and # of a name, as far as nothing is set by them.
