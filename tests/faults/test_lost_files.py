@@ -105,9 +105,9 @@ def test_a_process_that_only_imports_yet_says_that_it_was_stopped(place: Path, n
         while "sfa_dist.leaving" not in imported:  # From then on.
             imported = process.stderr.readline()
             assert time.monotonic() < until
-        time.sleep(0.2)
         process.send_signal(number)
         told = [line for line in process.stderr if not line.startswith("import time:")]
     assert process.returncode == 75
     assert len(told) == 1, told
-    assert told[0].startswith(f"stopped: by {number.name}, with nothing to save")
+    assert told[0].startswith("stopped: ")  # In one of two ways, by how far it is when the signal comes.
+    assert f"by {number.name}" in told[0]
