@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = {"recipes": "*.yaml", "slurm": "*.*"}  # As sfa_dist/recipe_files.py looks for them.
+FOLDERS = {"recipes": "*.yaml", "slurm": "*.*"}  # As sfa_dist/recipe/shipped.py looks for them.
 PRIVATE = "cluster.env"  # What the site of whoever builds needs.
 
 

@@ -24,9 +24,9 @@ from common import ROOT, Cell, add_options, interleave, median_ratio, report, sc
 from sfa_dist.models.footprint import StoragePeak
 from sfa_dist.models.vivit import ViViT, build
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.activation import Moved, treat_activations
+from sfa_dist.parallel.engines.activation import Moved, treat_activations
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import Stage1, load_recipe
+from sfa_dist.recipe.schema import Stage1, load_recipe
 
 WAYS = [
     ("keep", "torch"),

@@ -25,7 +25,7 @@ from trunk import SMALL
 from sfa_dist.models.image_vit import trunk_state_from_timm
 from sfa_dist.models.vivit import Dims, Trunk, dims_of
 from sfa_dist.models.weights import load_exactly
-from sfa_dist.recipe_blocks import ModelBlock
+from sfa_dist.recipe.blocks import ModelBlock
 
 Work = Callable[[], object]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

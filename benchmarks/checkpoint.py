@@ -27,15 +27,15 @@ from sfa_dist.checkpoint import Outcome, Saver
 from sfa_dist.checkpoint.files import file_system
 from sfa_dist.models.vivit import Tail, build
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.recipe import Stage2, load_recipe
-from sfa_dist.recipe_blocks import LogBlock
-from sfa_dist.run_record import engine_title
-from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import Batch, Streams, Trainer
+from sfa_dist.recipe.blocks import LogBlock
+from sfa_dist.recipe.schema import Stage2, load_recipe
+from sfa_dist.run.record import engine_title
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.training.trainer import Batch, Streams, Trainer
 
 KINDS = ("none", "background", "waited for")
 

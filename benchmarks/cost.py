@@ -22,7 +22,7 @@ import torch
 from common import ROOT, Cell, add_options, report, script
 
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 
 RECIPES = ("b_32f", "l_128f", "h_96f", "g_48f")
 

@@ -26,7 +26,13 @@ from sfa_dist import train
 from sfa_dist.tools import demo_data
 
 STAGE1_FRAMES = 4
-LOADED_FIRST = ("sfa_dist.stages", "sfa_dist.parallel.zero", "torchcodec", "deepspeed", "matplotlib.pyplot")
+LOADED_FIRST = (
+    "sfa_dist.stages.pipeline",
+    "sfa_dist.parallel.engines.zero",
+    "torchcodec",
+    "deepspeed",
+    "matplotlib.pyplot",
+)
 
 
 @dataclass(frozen=True)

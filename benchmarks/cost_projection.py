@@ -17,11 +17,11 @@ from common import interleave, medians
 from torch import Tensor, nn
 
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build, dims_of
-from sfa_dist.parallel.optimizers import make_optimizer
+from sfa_dist.parallel.engines.optimizers import make_optimizer
 from sfa_dist.plan.dataset import count_clips
 from sfa_dist.plan.feature_cache_plan import clips_in_a_view
-from sfa_dist.recipe import Recipe, Stage2, StageBlock
-from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
 
 ROWS = 2  # Tubelet steps that a measured trunk takes at a time.
 OPTIMIZED = 8 * 2**20  # Parameters that a measured optimizer steps.

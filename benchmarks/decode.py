@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from common import Cell, add_options, interleave, median_ratio, report, script, tree_clock
 
-from sfa_dist.data.augment import TrainView
-from sfa_dist.data.clip_sampling import frame_indices
-from sfa_dist.data.decode import Decoder, choose_decoder
-from sfa_dist.data.reencode import Encoding, reencode
-from sfa_dist.data.video import Shrink
+from sfa_dist.data.batches.augment import TrainView
+from sfa_dist.data.packing.reencode import Encoding, reencode
+from sfa_dist.data.sampling.clip_sampling import frame_indices
+from sfa_dist.data.video.decode import Decoder, choose_decoder
+from sfa_dist.data.video.video import Shrink
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import AugmentBlock
+from sfa_dist.recipe.blocks import AugmentBlock
 
 FFMPEG = "ffmpeg, whole file"
 

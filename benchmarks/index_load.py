@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sfa_dist.data.index_columns import SIDECAR_NAME
-from sfa_dist.data.index_file import INDEX_NAME, read_raw, to_raw, write_index
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.shard_walk import Member, SampleEntry, ShardEntry
+from sfa_dist.data.shards.index_columns import SIDECAR_NAME
+from sfa_dist.data.shards.index_file import INDEX_NAME, read_raw, to_raw, write_index
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.shards.shard_walk import Member, SampleEntry, ShardEntry
 
 PER_SHARD = 1000
 

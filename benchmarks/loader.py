@@ -43,20 +43,20 @@ from common import (
 from decode import make_video
 from step import CACHED, LIVE, make_step
 
-from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.feature_grid import StepGrid
-from sfa_dist.data.feature_shards import PartWriter, begin_view, close_view, plan_parts
-from sfa_dist.data.feature_stream import CachedSplit, feature_train_loader
-from sfa_dist.data.loader import Loader
-from sfa_dist.data.pack import pack
-from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import train_loader
+from sfa_dist.data.batches.loader import Loader
+from sfa_dist.data.batches.stream import train_loader
+from sfa_dist.data.features.feature_grid import StepGrid
+from sfa_dist.data.features.feature_shards import PartWriter, begin_view, close_view, plan_parts
+from sfa_dist.data.features.feature_stream import CachedSplit, feature_train_loader
+from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.shards.shard_index import SampleIndex, load_index
+from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import Stage2, load_recipe
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, CacheBlock, DataBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, CacheBlock, DataBlock
+from sfa_dist.recipe.schema import Stage2, load_recipe
 
 SHARD = 1000
 COLUMNS = ("way", "clips/s", "a worker", "MiB/s", "of webdataset", "cpu ms a clip", "of a step", "spread")

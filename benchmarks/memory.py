@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from common import Cell, add_options, interleave, median_ratio, report, script
 
-from sfa_dist.assemble import Parts, assemble_stage2
 from sfa_dist.models.footprint import StoragePeak
 from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.engines.offload import Link
 from sfa_dist.parallel.environment import environment
-from sfa_dist.parallel.offload import Link
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.memory import predict
-from sfa_dist.recipe import Stage2, load_recipe
-from sfa_dist.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.recipe.schema import Stage2, load_recipe
+from sfa_dist.stages.assemble import Parts, assemble_stage2
+from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
 
 PLACEMENTS = ("pooled", "tokens")
 

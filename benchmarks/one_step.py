@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from common import add_options, report, script, wall_clock
 
-from sfa_dist.data.pack import pack
+from sfa_dist.data.packing.pack import pack
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.plan.memory import predict
-from sfa_dist.recipe import load_recipe
-from sfa_dist.run import Run
-from sfa_dist.stage_data import open_split
-from sfa_dist.stage_setup import prepare
+from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.run.context import Run
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.stages.open_data import open_split
+from sfa_dist.stages.prepare import prepare
 from sfa_dist.tools.demo_data import write_video
-from sfa_dist.tracking import Tracker
 
 
 def make_shard(folder: Path) -> str:

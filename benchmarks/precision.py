@@ -29,8 +29,8 @@ import webdataset as wds
 from common import Cell, add_options, report, script
 from torch import Tensor
 
-from sfa_dist import trunk_fidelity, trunk_setup
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.stages import trunk_fidelity, trunk_setup
 
 PRECISIONS = ("auto", "bf16", "int8", "fp8")
 FAR = 0.99  # A cosine below it is counted: the mean hides a few features that are others.

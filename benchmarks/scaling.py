@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 from common import ROOT, Cell, add_options, interleave, medians, report, script
 
-from sfa_dist.assemble import assemble_stage2
-from sfa_dist.data.sample_plan import SamplePlan
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.data.sampling.sample_plan import SamplePlan
 from sfa_dist.models.footprint import StoragePeak
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Stage2, load_recipe
-from sfa_dist.trunk_setup import place_trunk
+from sfa_dist.recipe.schema import Stage2, load_recipe
+from sfa_dist.stages.assemble import assemble_stage2
+from sfa_dist.stages.trunk_setup import place_trunk
 
 COLUMNS = ("ranks", "frames", "clips a rank", "step ms", "ms a clip", "memory MiB", "optimizer MiB a rank")
 SMALL_MODEL = ("model.depth=2", "model.temporal_depth=1")

@@ -18,15 +18,15 @@ import torch
 from common import add_options, interleave, median_ratio, medians, report, script, spread
 from torch import Tensor
 
-from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
-from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.models.footprint import trunk_dtype
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Recipe, Stage2, load_recipe
+from sfa_dist.recipe.schema import Recipe, Stage2, load_recipe
+from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 
 END_TO_END, LIVE, CACHED = "end to end", "SFA live", "SFA cached"
 

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from common import add_options, interleave, median_ratio, medians, report, script, spread
 
-from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.errors import RecipeError
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.flops import clip_flops, forward_macs
-from sfa_dist.recipe import Stage1, Stage2
-from sfa_dist.trunk_setup import place_trunk, prepare_trainable, require_units
+from sfa_dist.recipe.schema import Stage1, Stage2
+from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable, require_units
 
 Work = Callable[[], object]
 WAYS = ("eager", "compiled", "int8", "fp8")

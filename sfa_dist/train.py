@@ -9,7 +9,7 @@ if __name__ == "__main__":
     # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
     # shadow others; put the repository root in its place.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from sfa_dist.leaving import leave_when_asked  # Before what takes long to import.
+    from sfa_dist.parallel.process_exit import leave_when_asked  # Before what takes long to import.
 
     leave_when_asked()
 
@@ -25,12 +25,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sfa_dist.disk import explain, path_argument, tell
+from sfa_dist.boundary.disk import explain, path_argument, tell
+from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
-from sfa_dist.leaving import leave
 from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.process_exit import leave
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
-from sfa_dist.shown.secret import without_secrets
 
 UNTOLD_S = 2.0
 LAUNCHER_S = 0.5
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the parsed command. Raises SfaError for what a user can act on."""
     # Torch is imported only after the recipe is read: a typo answers at once, also on a login node.
     from sfa_dist.parallel.launch import Parents, read_launch
-    from sfa_dist.recipe import load_recipe, print_recipe
+    from sfa_dist.recipe.schema import load_recipe, print_recipe
 
     environ = environment()
     try:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
     parents = Parents(read_launch(environ).launcher)
     stop.install([signal.Signals[name] for name in loaded.recipe.stop.signals], parents.lost)
     with stop.nothing_to_save():
-        from sfa_dist.stages import run_recipe
+        from sfa_dist.stages.pipeline import run_recipe
 
     run_recipe(
         loaded,

@@ -20,7 +20,7 @@ from typing import Any
 from sfa_dist.chaos.oracle import compare, compare_closely, events, log_lines
 from sfa_dist.chaos.processes import End, Job
 from sfa_dist.chaos.workplace import SAVE_EVERY, Workplace
-from sfa_dist.recipe import STAGE_NAMES
+from sfa_dist.recipe.schema import STAGE_NAMES
 
 LOST_WITHIN_S = 30.0  # The promise: so long after a rank is lost, all others are out.
 PATIENCE_S = 180.0

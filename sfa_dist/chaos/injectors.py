@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.data.index_file import INDEX_NAME, read_index
-from sfa_dist.data.shard_walk import Member
+from sfa_dist.data.shards.index_file import INDEX_NAME, read_index
+from sfa_dist.data.shards.shard_walk import Member
 
 MANIFEST = "MANIFEST.json"
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000

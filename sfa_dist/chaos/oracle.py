@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.recipe import STAGE_NAMES
+from sfa_dist.recipe.schema import STAGE_NAMES
 
 Step = tuple[str, int]
 # What makes two evaluations the same one, and what it has found.

@@ -26,8 +26,8 @@ from sfa_dist.parallel.environment import environment, replace_environment
 from sfa_dist.parallel.process_state import parent_of, state_of
 
 PRELOADED = (
-    "sfa_dist.stages",
-    "sfa_dist.data.decode_pyav",
+    "sfa_dist.stages.pipeline",
+    "sfa_dist.data.video.decode_pyav",
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "matplotlib.pyplot",

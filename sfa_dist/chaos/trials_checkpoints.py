@@ -13,7 +13,7 @@ from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, said
 from sfa_dist.chaos.oracle import events
 from sfa_dist.chaos.trials import CHECKPOINTS_HOLD, DISK_IS_LOUD, FINITE, NO_CODE, trial
 from sfa_dist.checkpoint import newest_valid
-from sfa_dist.failpoints import VARIABLE
+from sfa_dist.checkpoint.failpoints import VARIABLE
 
 DIVERGES = ("optimizer.lr=1.0e30", "optimizer.clip_norm=0.0", "schedule.warmup_epochs=0.0", "checkpoint.every_steps=1")
 

@@ -10,9 +10,9 @@ from sfa_dist.chaos import injectors
 from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, codes, said
 from sfa_dist.chaos.oracle import events, log_lines
 from sfa_dist.chaos.trials import DATA_IS_CHECKED, EXACTLY_ONCE, NO_CODE, trial
-from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import train_loader, train_plan
-from sfa_dist.recipe import StageBlock
+from sfa_dist.data.batches.stream import train_loader, train_plan
+from sfa_dist.data.shards.shard_index import SampleIndex, load_index
+from sfa_dist.recipe.schema import StageBlock
 
 AUDITED_RANKS = (1, 2, 3)
 BUDGET = "data.max_bad_fraction=0.02"  # Of the first hundred clips: two.

@@ -10,7 +10,7 @@ from sfa_dist.chaos.oracle import events, log_lines
 from sfa_dist.chaos.processes import End, Job
 from sfa_dist.chaos.trials import ALONE, LOSS_IS_LOUD, SAME_BITS, STOPS_SAVED, trial
 from sfa_dist.checkpoint import newest_valid
-from sfa_dist.failpoints import POINTS, VARIABLE
+from sfa_dist.checkpoint.failpoints import POINTS, VARIABLE
 
 KILLS_A_RUN = 6  # So many times one run is killed before it may end.
 WITH_WORKERS = ("data.workers=1",)

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.data.index_file import read_index
-from sfa_dist.data.shard_index import build_index
-from sfa_dist.data.shard_walk import CLIP_SUFFIXES, Label, ShardEntry, walk_shard
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards.index_file import read_index
+from sfa_dist.data.shards.shard_index import build_index
+from sfa_dist.data.shards.shard_names import expand_shards
+from sfa_dist.data.shards.shard_walk import CLIP_SUFFIXES, Label, ShardEntry, walk_shard
 from sfa_dist.errors import DataError, RecipeError
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.flops import clip_flops
-from sfa_dist.recipe import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
-from sfa_dist.recipe_blocks import LABEL_HEADS, ModelBlock
+from sfa_dist.recipe.blocks import LABEL_HEADS, ModelBlock
+from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, StageBlock, dump_recipe
 
 BATCH, MICRO, KEEP, SAVE_EVERY = 8, 2, 3, 2
 SHARDS, EVAL_CLIPS = 3, 7

@@ -15,11 +15,11 @@ finish; it is never read.
     loading   from any number of ranks to any other
 """
 
+from sfa_dist.boundary.disk import file_sha256, write_json
 from sfa_dist.checkpoint.files import write_tensors, write_weights
 from sfa_dist.checkpoint.folder import FORMAT, list_checkpoints, newest_valid, read_state, verify
 from sfa_dist.checkpoint.loading import load_engine, read_parameters
 from sfa_dist.checkpoint.saver import Outcome, Saver, save_checkpoint
-from sfa_dist.disk import file_sha256, write_json
 
 __all__ = [
     "FORMAT",

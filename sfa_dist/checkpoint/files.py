@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfa_dist.disk import explain, file_sha256, nearest_folder
+from sfa_dist.boundary.disk import explain, file_sha256, nearest_folder
 from sfa_dist.errors import CheckpointError
 
 T = TypeVar("T")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.boundary.disk import explain, file_sha256, parse_json, read_plain, write_json
+from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.checkpoint.files import FAILING, patiently, sync_directory
 from sfa_dist.checkpoint.layout import Layout, TensorReader
 from sfa_dist.checkpoint.writing import MODEL, STATE, Described, Written, check_model
-from sfa_dist.disk import explain, file_sha256, parse_json, read_plain, write_json
 from sfa_dist.errors import CheckpointError
-from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.parallel.runtime import Runtime
 
 FORMAT = 2

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfa_dist.disk import parse_json
+from sfa_dist.boundary.disk import parse_json
 
 ITEM = 4  # Bytes of an fp32 element.
 MAX_HEADER = 100 * 2**20  # safetensors' own limit.

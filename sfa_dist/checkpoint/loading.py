@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from sfa_dist.boundary.disk import explain
+from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.checkpoint.files import patiently
 from sfa_dist.checkpoint.folder import read_manifest
 from sfa_dist.checkpoint.layout import TensorReader
 from sfa_dist.checkpoint.writing import MODEL
-from sfa_dist.disk import explain
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
-from sfa_dist.parallel.engine import Engine, Fragment
+from sfa_dist.parallel.engines.engine import Engine, Fragment
 
 T = TypeVar("T")
 Pieces = dict[tuple[str, str], list[tuple[int, int, TensorReader, str]]]  # (start, numel, file, name in it)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfa_dist.disk import parse_json
+from sfa_dist.boundary.disk import parse_json
 
 MAX_LINE = 2**20  # Bytes; no line that counts is as long.
 

@@ -23,15 +23,15 @@ from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 
+from sfa_dist.boundary.disk import explain, free_bytes, no_space
+from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.checkpoint.files import LOOSE_FILE_SYSTEMS, file_system
 from sfa_dist.checkpoint.folder import FORMAT, Shelf, clear_remains
 from sfa_dist.checkpoint.layout import Layout, plan_layout
 from sfa_dist.checkpoint.staging import HostMemory, Piece
 from sfa_dist.checkpoint.writing import MODEL, CalledOffError, NotFiniteError, Part, Written, begin_model, write_part
-from sfa_dist.disk import explain, free_bytes, no_space
 from sfa_dist.errors import CheckpointError, LostRankError
-from sfa_dist.failpoints import NO_FAILPOINTS, Failpoints
-from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist.checkpoint.layout import ITEM
-from sfa_dist.parallel.engine import Fragment
+from sfa_dist.parallel.engines.engine import Fragment
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from sfa_dist.boundary.disk import write_json
+from sfa_dist.checkpoint.failpoints import Failpoints
 from sfa_dist.checkpoint.layout import CHUNK, ITEM, Layout, bytes_of, plan_layout
 from sfa_dist.checkpoint.staging import Piece
-from sfa_dist.disk import write_json
-from sfa_dist.failpoints import Failpoints
 
 MODEL = "model.safetensors"
 STATE = "state.json"

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.eight_bits import EightBits
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 OFFLOAD_FROM_BYTES = 256 * 2**20
 # Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the

@@ -19,7 +19,7 @@ from torch import nn
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, Gelu, apply_gelu
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe_blocks import ModelBlock
+from sfa_dist.recipe.blocks import ModelBlock
 
 Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation by channel, of pixels from 0 to 1.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sfa_dist.models.adapter import Adapter
 from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, init_encoder, init_lecun_normal
-from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from sfa_dist.disk import explain, file_sha256, read_object, read_plain
+from sfa_dist.boundary.disk import explain, file_sha256, read_object, read_plain
 from sfa_dist.errors import CheckpointError
 
 RECORD = "done.json"

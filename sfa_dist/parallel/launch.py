@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfa_dist.disk import parse_json
+from sfa_dist.boundary.disk import parse_json
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.process_state import command_of, parent_of
 

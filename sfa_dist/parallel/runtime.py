@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sfa_dist.disk import explain
+from sfa_dist.boundary.disk import explain
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.joining import join

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sfa_dist.errors import PreemptedError
-from sfa_dist.leaving import leave_as_ever
+from sfa_dist.parallel.process_exit import leave_as_ever
 
 DEFAULT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ANOTHER_RANK = "another rank, which was asked to stop"  # The reason of a rank that heard it from the others.

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.footprint import offloads, overlaps, trunk_dtype, trunk_eight_bits
-from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.duration import step_seconds
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.memory import MemoryPlan, predict
-from sfa_dist.recipe import Stage2, StageBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
 
 MOST_TRACES = 10
 

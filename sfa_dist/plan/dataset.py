@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfa_dist.data.shard_index import INDEX_NAME, load_index
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards.shard_index import INDEX_NAME, load_index
+from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,19 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfa_dist.data.augment import SpatialViews, TrainView
-from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.container import promised_video
-from sfa_dist.data.gather import slice_frames
-from sfa_dist.data.rand_augment import OPERATIONS
-from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import INDEX_NAME, load_index
-from sfa_dist.data.shards import expand_shards
-from sfa_dist.data.video import Shrink
+from sfa_dist.data.batches.augment import SpatialViews, TrainView
+from sfa_dist.data.batches.rand_augment import OPERATIONS
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import INDEX_NAME, load_index
+from sfa_dist.data.shards.shard_names import expand_shards
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.container import promised_video
+from sfa_dist.data.video.gather import slice_frames
+from sfa_dist.data.video.video import Shrink
 from sfa_dist.errors import DataError
 from sfa_dist.plan.memory_trace import MemoryTrace
-from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.recipe_blocks import AugmentBlock
+from sfa_dist.recipe.blocks import AugmentBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
 
 SURFACES = 20  # 16 pictures that H.264 may refer to, and some on their way out.
 SURFACE_BYTES = 1.5  # A pixel, in NV12.

@@ -16,7 +16,7 @@ from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.modules import gathers, keeps_clips_on_host
-from sfa_dist.recipe import Recipe, Stage2, StageBlock, sweep_members
+from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock, sweep_members
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
 HOST_BYTES_PER_SECOND = 20e9  # A rank's share of the host's memory while it steps an optimizer there. Assumed.

@@ -9,7 +9,7 @@ them on top of activations when they are:
     Gathered      engine.zero: 3, and engine.name: fsdp: parameters are sharded and gathered where they are needed
 
 Read in DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, bf16_optimizer.py, stage3.py) and torch 2.14 (FSDP2). All but
-the last are right to 2 % on a CPU (tests/unit/test_plan_real.py). The last is arithmetic (gathered_memory.py).
+the last are right to 2 % on a CPU (tests/unit/plan/test_plan_real.py). The last is arithmetic (gathered_memory.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sfa_dist.parallel.optimizers import make_optimizer, moments_of, reset_state
+from sfa_dist.parallel.engines.optimizers import make_optimizer, moments_of, reset_state
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.gathered_memory import Gathered
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace, materialise

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfa_dist.parallel.optimizers import moments_of
-from sfa_dist.parallel.zero_config import limit_buckets
-from sfa_dist.recipe import StageBlock
+from sfa_dist.parallel.engines.optimizers import moments_of
+from sfa_dist.parallel.engines.zero_config import limit_buckets
+from sfa_dist.recipe.schema import StageBlock
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfa_dist.data.feature_grid import StepGrid
-from sfa_dist.data.feature_slices import block_steps, slice_steps
+from sfa_dist.data.features.feature_grid import StepGrid
+from sfa_dist.data.features.feature_slices import block_steps, slice_steps
 from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.decode_memory import frame_size_of, plan_decode
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
 from sfa_dist.plan.modules import keeps_clips_on_host, link_to_host, quick_chunks, shapes_of
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 
 def predict_extraction(stage: Stage2, video_frames: int | None) -> MemoryPlan:

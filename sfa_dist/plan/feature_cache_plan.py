@@ -10,7 +10,7 @@ from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.dataset import Clips
 from sfa_dist.plan.flops import forward_macs
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 
 def mean_live_share(stage: Stage2) -> float:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.recipe_blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
 
 
 @dataclass(frozen=True)

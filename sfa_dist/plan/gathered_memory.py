@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace, materialise
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.models.footprint import overlaps, trunk_dtype
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.decode_memory import DecodePlan, plan_decode
 from sfa_dist.plan.engine_memory import replay
 from sfa_dist.plan.engine_setting import Setting, optimizer_bytes_per_rank
@@ -33,7 +33,7 @@ from sfa_dist.plan.modules import (
     shapes_of,
     treat_activations,
 )
-from sfa_dist.recipe import STAGE_NAMES, Recipe, Stage2, StageBlock
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, Stage2, StageBlock
 
 MOST_FRAMES = 8192  # Traced chunk by chunk, which takes a minute for tokens; a clip of more is a mistake.
 RESTING = ("parameters", "optimizer", HOST)

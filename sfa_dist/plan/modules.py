@@ -22,10 +22,10 @@ from sfa_dist.models import frozen as frozen_module
 from sfa_dist.models.footprint import offloads, trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
-from sfa_dist.parallel.offload import HostFeatures, HostPool, Link
+from sfa_dist.parallel.engines.offload import HostFeatures, HostPool, Link
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
-from sfa_dist.recipe import Stage2, StageBlock
-from sfa_dist.recipe_blocks import EngineBlock
+from sfa_dist.recipe.blocks import EngineBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
 
 AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sfa_dist.models.footprint import takes_tokens
-from sfa_dist.parallel.optimizers import moments_of
+from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.dataset import Clips, count_clips
@@ -19,7 +19,7 @@ from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict_together, stages_of
 from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.plan.wire import wire_bytes
-from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock, sweep_members
+from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock, sweep_members
 
 CACHE = "cache"  # What filling the feature cache is called among the stages.
 

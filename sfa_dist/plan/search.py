@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sfa_dist.plan.memory import predict_together
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 FRAMES_LIMIT = 4096  # More is not asked for: 4,096 frames at stride 1 are over two minutes of video.
 TRACES = 8

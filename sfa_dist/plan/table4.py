@@ -20,7 +20,7 @@ from rich.table import Table
 from sfa_dist.plan.cards import Card, card_of_size, find_card, largest_peak
 from sfa_dist.plan.memory import predict
 from sfa_dist.plan.search import largest_frames, with_frames
-from sfa_dist.recipe import Stage1, Stage2, StageBlock
+from sfa_dist.recipe.schema import Stage1, Stage2, StageBlock
 
 PAPER_FRAMES = (4, 8, 16, 32, 48, 64, 96, 128)
 FRAMES = (*PAPER_FRAMES, 256, 512, 1024)

@@ -13,7 +13,7 @@ from torch import nn
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.gathered_memory import ZERO3_REUSE, unit_sizes
 from sfa_dist.plan.modules import shapes_of
-from sfa_dist.recipe import StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 FP32 = 4
 

@@ -105,7 +105,7 @@ def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any
     from sfa_dist.chaos.trials import Options, play_all
     from sfa_dist.chaos.workplace import make_workplace
     from sfa_dist.parallel.environment import environment
-    from sfa_dist.recipe import load_recipe
+    from sfa_dist.recipe.schema import load_recipe
 
     started = time.monotonic()
     recipe = arguments.recipe or write_builtin(folder / "builtin")

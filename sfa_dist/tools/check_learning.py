@@ -12,7 +12,7 @@ from typing import Any
 
 from sfa_dist.errors import CHECKS_FAILED, RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
 
 LEAST_SECONDS = 10.0
 _EPILOG = """\

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sfa_dist import __version__, train
-from sfa_dist.leaving import leave, leave_when_asked
+from sfa_dist.parallel.process_exit import leave, leave_when_asked
 from sfa_dist.tools import (
     cache,
     chaos,

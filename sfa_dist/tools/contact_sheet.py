@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfa_dist.shown.plain import for_figure
+from sfa_dist.boundary.plain import for_figure
 
 CELL_INCHES = 1.5
 TITLE_INCHES = 0.75

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from sfa_dist.data.pack import pack
+from sfa_dist.data.packing.pack import pack
 
 FRAME, DIGIT, FRAMES, FPS = 32, 16, 16, 10
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}

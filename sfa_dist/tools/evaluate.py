@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.errors import SfaError, UsageError
+from sfa_dist.inference.finished_stage import Subject, recipe_of_run, subject_of_run, subject_of_weights
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import LoadedRecipe, load_recipe
-from sfa_dist.shown.secret import without_secrets_in
-from sfa_dist.subject import Subject, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.recipe.schema import LoadedRecipe, load_recipe
 
 _EPILOG = """\
 examples:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
             [signal.Signals[name] for name in loaded.recipe.stop.signals], Parents(read_launch(environ).launcher).lost
         )
         with stop.nothing_to_save():
-            from sfa_dist.evaluate_run import default_out, evaluate_subject
+            from sfa_dist.inference.evaluate import default_out, evaluate_subject
         subject = _subject(arguments, loaded)
         wanted = _overrides(arguments, subject.stage, views)
         recipe = load_recipe(subject.recipe_file, [*arguments.set, *wanted], environ).recipe

@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import Any
 
-from sfa_dist.data.shard_index import build_indexes, verify_index
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.boundary.plain import for_terminal
+from sfa_dist.boundary.secret import without_secrets
+from sfa_dist.data.shards.shard_index import build_indexes, verify_index
+from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import DataError, UsageError
-from sfa_dist.recipe_blocks import RemoteBlock, shard_kind
-from sfa_dist.shown.plain import for_terminal
-from sfa_dist.shown.secret import without_secrets
+from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 
 _EPILOG = """\
 examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfa_dist.errors import DataError, UsageError
-from sfa_dist.recipe import Recipe
+from sfa_dist.recipe.schema import Recipe
 
 BASE = "recipes/own_videos.yaml"
 _EPILOG = """\
@@ -161,7 +161,7 @@ def recipe_text(
     spans: tuple[Span, Span],
 ) -> str:
     """The YAML."""
-    from sfa_dist.data.annotations.rows import some, visible
+    from sfa_dist.data.packing.annotations.rows import some, visible
 
     train, val, test = packs
     classes, facts = manifest["classes"], manifest["packs"][train]["clips"]

@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.chance import SURE, guessing, tail
-from sfa_dist.data.decode import Decoder, decoder_of
-from sfa_dist.data.index_columns import Int64
-from sfa_dist.data.loader import Batch
-from sfa_dist.data.notices import class_notices
-from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import check_labels
-from sfa_dist.data.subset import balanced, relabelled, same_clips, subset
-from sfa_dist.data.video import Video
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.stream import check_labels
+from sfa_dist.data.shards.index_columns import Int64
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.data.shards.subset import balanced, relabelled, same_clips, subset
+from sfa_dist.data.video.decode import Decoder, decoder_of
+from sfa_dist.data.video.video import Video
 from sfa_dist.errors import DataError
-from sfa_dist.recipe import StageBlock
-from sfa_dist.recipe_blocks import DataBlock
-from sfa_dist.run import Run
+from sfa_dist.recipe.blocks import DataBlock
+from sfa_dist.recipe.schema import StageBlock
+from sfa_dist.run.chance import SURE, guessing, tail
+from sfa_dist.run.context import Run
+from sfa_dist.stages.notices import class_notices
 from sfa_dist.tools.learning_table import Check
 from sfa_dist.tools.learning_trials import FEWEST_STEPS, OVERFITTED, Trial, Trials, guessing_loss
 from sfa_dist.tools.simple_classifiers import FEATURES, Features, in_random_order, linear, nearest, thumbnails

@@ -9,13 +9,13 @@ from pathlib import Path
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.recipe import Recipe
-from sfa_dist.recipe_blocks import DataBlock
-from sfa_dist.run import Run
-from sfa_dist.stage_data import check_classes, open_split
+from sfa_dist.recipe.blocks import DataBlock
+from sfa_dist.recipe.schema import Recipe
+from sfa_dist.run.context import Run
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.stages.open_data import check_classes, open_split
 from sfa_dist.tools.learning_checks import Checks
 from sfa_dist.tools.learning_table import Check
-from sfa_dist.tracking import Tracker
 
 
 def checks_of(recipe: Recipe, name: str, seconds: float) -> Iterator[Check]:

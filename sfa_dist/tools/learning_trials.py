@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
-from sfa_dist.assemble import classes_id
-from sfa_dist.data.decode import Decoder
-from sfa_dist.data.feed import BatchFeed, Streams
-from sfa_dist.data.loader import Batch
-from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import eval_loader, train_loader
-from sfa_dist.metrics import ClassificationSums
-from sfa_dist.not_finite import DivergedError
-from sfa_dist.recipe import StageBlock
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, ModelBlock, ScheduleBlock
-from sfa_dist.run import Run
-from sfa_dist.stage_data import StageData
-from sfa_dist.stage_setup import set_up
-from sfa_dist.trainer import Trainer
+from sfa_dist.data.batches.feed import BatchFeed, Streams
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.stream import eval_loader, train_loader
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.data.video.decode import Decoder
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, ModelBlock, ScheduleBlock
+from sfa_dist.recipe.schema import StageBlock
+from sfa_dist.run.context import Run
+from sfa_dist.stages.assemble import classes_id
+from sfa_dist.stages.open_data import StageData
+from sfa_dist.stages.prepare import set_up
+from sfa_dist.training.metrics import ClassificationSums
+from sfa_dist.training.non_finite import DivergedError
+from sfa_dist.training.trainer import Trainer
 
 WARMUP_STEPS = 10
 OVERFITTED = 8  # Clips.

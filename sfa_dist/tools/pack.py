@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sfa_dist.data.annotations import FORMATS
+from sfa_dist.boundary.plain import for_terminal
+from sfa_dist.data.packing.annotations import FORMATS
 from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
-from sfa_dist.shown.plain import for_terminal
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.tools.init import recipe_lines
 
 if TYPE_CHECKING:
-    from sfa_dist.data.pack_probe import Reading
-    from sfa_dist.data.reencode import Encoding
+    from sfa_dist.data.packing.pack_probe import Reading
+    from sfa_dist.data.packing.reencode import Encoding
 
 _EPILOG = """\
 examples:
@@ -95,7 +95,10 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
     Ctrl-C."""
-    from sfa_dist.data.pack import pack, report_name  # Brings torch: the other commands' --help need not wait for it.
+    from sfa_dist.data.packing.pack import (  # Brings torch: the other commands' --help need not wait for it.
+        pack,
+        report_name,
+    )
 
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
@@ -125,8 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
     """How the stages of a recipe read clips; as the schema's defaults do without one."""
-    from sfa_dist.data.pack_probe import Reading
-    from sfa_dist.recipe_blocks import DataBlock
+    from sfa_dist.data.packing.pack_probe import Reading
+    from sfa_dist.recipe.blocks import DataBlock
 
     blocks = [DataBlock()]
     if recipe is not None:
@@ -136,7 +139,7 @@ def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pya
 
 def _encoding(arguments: argparse.Namespace) -> Encoding | None:
     """How videos are encoded anew, None where none of the options asks for it. Raises UsageError for a lone --crf."""
-    from sfa_dist.data.reencode import Encoding
+    from sfa_dist.data.packing.reencode import Encoding
 
     given = {name: getattr(arguments, name) for name in ("short_side", "gop", "crf")}
     given = {name: value for name, value in given.items() if value is not None}

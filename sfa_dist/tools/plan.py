@@ -11,7 +11,7 @@ from typing import Any
 from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.plan.cards import DEFAULT_CARD, Card, card_of_size, find_card, with_memory
-from sfa_dist.recipe import STAGE_NAMES, load_recipe
+from sfa_dist.recipe.schema import STAGE_NAMES, load_recipe
 from sfa_dist.tools.working import working
 
 _EPILOG = """\

@@ -8,7 +8,7 @@ from rich.table import Table
 from sfa_dist.plan.cards import BF16_SHARE, FP32_SHARE, GIB
 from sfa_dist.plan.recipe_plan import CACHE, RecipePlan, StagePlan, categories_gib
 from sfa_dist.plan.search import FRAMES_LIMIT
-from sfa_dist.recipe import Recipe, Stage2
+from sfa_dist.recipe.schema import Recipe, Stage2
 
 
 def print_plan(plan: RecipePlan, measured: bool) -> None:

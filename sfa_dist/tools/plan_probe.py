@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from sfa_dist.assemble import assemble_end_to_end, assemble_stage2
-from sfa_dist.data.loader import Batch
+from sfa_dist.data.batches.loader import Batch
 from sfa_dist.errors import UsageError
-from sfa_dist.metrics import weighted_loss_sum
 from sfa_dist.models.footprint import overlaps, trunk_dtype
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.feature_cache_plan import mean_live_share
 from sfa_dist.plan.memory import predict, stages_of
-from sfa_dist.recipe import Recipe, Stage1, Stage2, StageBlock
-from sfa_dist.trunk_ahead import TrunkAhead
-from sfa_dist.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
+from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.training.trunk_ahead import TrunkAhead
 
 PROBE_STEPS = 20
 WARM_UP_STEPS = 3

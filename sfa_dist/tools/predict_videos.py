@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 
 import torch
 
-from sfa_dist.class_scores import title_of
-from sfa_dist.data.augment import SpatialViews
-from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
+from sfa_dist.boundary.plain import for_terminal
+from sfa_dist.boundary.secret import is_url, shown_source, without_secrets
+from sfa_dist.data.batches.augment import SpatialViews
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
 from sfa_dist.errors import DataError, RecipeError, UsageError
+from sfa_dist.inference.class_scores import title_of
+from sfa_dist.inference.finished_stage import Subject, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.predictor import FilePredictor, Model
+from sfa_dist.inference.timeline import Scored, Windows, slide, snapped_hop
+from sfa_dist.inference.timeline_output import Curve, TimelineFile, clock, draw_timeline
 from sfa_dist.parallel.environment import environment
-from sfa_dist.prediction import FilePredictor, Model
-from sfa_dist.recipe import Recipe, StageBlock, load_recipe
-from sfa_dist.shown.plain import for_terminal
-from sfa_dist.shown.secret import is_url, shown_source, without_secrets
-from sfa_dist.subject import Subject, recipe_of_run, subject_of_run, subject_of_weights
-from sfa_dist.timeline import Scored, Windows, slide, snapped_hop
-from sfa_dist.timeline_output import Curve, TimelineFile, clock, draw_timeline
+from sfa_dist.recipe.schema import Recipe, StageBlock, load_recipe
 
 
 def predict_videos(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from sfa_dist.recipe_files import RECIPES, shipped, shipped_recipes
+from sfa_dist.recipe.shipped import RECIPES, shipped, shipped_recipes
 
 _EPILOG = """\
 examples:

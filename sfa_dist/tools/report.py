@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.errors import UsageError
-from sfa_dist.report import write_report
+from sfa_dist.run.report import write_report
 
 
 def add_parser(commands: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.recipe import STAGE_NAMES
+from sfa_dist.recipe.schema import STAGE_NAMES
 
 _EPILOG = """\
 examples:

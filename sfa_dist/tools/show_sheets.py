@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfa_dist.data.augment import train_transform
-from sfa_dist.data.clip_sampling import frame_indices, random_offset, view_offsets
-from sfa_dist.data.decode import decoder_of
-from sfa_dist.data.pack import pack
-from sfa_dist.data.rand_augment import OPERATIONS
-from sfa_dist.data.randomness import sample_rng
-from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.shards import expand_shards
-from sfa_dist.data.stream import ClipSettings, TestViews, TrainViews, train_loader
-from sfa_dist.data.video import FrameNumbers, Shrink, Video
+from sfa_dist.data.batches.augment import train_transform
+from sfa_dist.data.batches.rand_augment import OPERATIONS
+from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, train_loader
+from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.sampling.randomness import sample_rng
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import SampleIndex, load_index
+from sfa_dist.data.shards.shard_names import expand_shards
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.data.video.video import FrameNumbers, Shrink, Video
 from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import STAGE_NAMES, StageBlock, load_recipe
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock
+from sfa_dist.recipe.schema import STAGE_NAMES, StageBlock, load_recipe
 from sfa_dist.tools.contact_sheet import Column, draw_sheet, shown_frames
 from sfa_dist.tools.demo_data import write_video
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfa_dist.data.index_columns import Int64
+from sfa_dist.data.shards.index_columns import Int64
 
 GRID = 8
 Features = npt.NDArray[np.float32]

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import sfa_dist
+from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.recipe import STAGE_NAMES, Recipe, load_recipe
-from sfa_dist.recipe_files import SLURM, find_recipe, is_repository, shipped
-from sfa_dist.shown.secret import without_secrets
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
+from sfa_dist.recipe.shipped import SLURM, find_recipe, is_repository, shipped
 from sfa_dist.tools.slurm_script import SITE, Batch, Link, Variant, batch_script, submission
 
 _EPILOG = """\

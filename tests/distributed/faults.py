@@ -68,7 +68,7 @@ def fill(folder: Path) -> None:
 
 
 def _spoil_losses(number: int) -> None:
-    from sfa_dist import trainer
+    from sfa_dist.training import trainer
 
     whole, calls = trainer.weighted_loss_sum, count()
     trainer.weighted_loss_sum = lambda *a: whole(*a) * (float("nan") if next(calls) < number else 1.0)

@@ -12,10 +12,10 @@ from ranks import run_ranks
 from tiny_runs import losses, make_workplace, sets
 from toy_training import accumulation, global_batches, make_stage, make_tail, train
 
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Stage2
-from sfa_dist.trunk_setup import prepare_trainable
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.stages.trunk_setup import prepare_trainable
 
 KEEP = ("keep", "torch")
 WAYS = [

@@ -11,7 +11,7 @@ import pytest
 from commands import assert_refused, train, train_ranks
 from tiny_runs import SHORT, START, events, log_lines, make_workplace, sets, write_clips
 
-from sfa_dist.data.shard_index import build_index
+from sfa_dist.data.shards.shard_index import build_index
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import torch
 from commands import ROOT, Train, run_command, train, train_ranks
 from tiny_runs import RECIPE, START, events, log_lines, losses, make_workplace, scores, sets
 
-from sfa_dist.assemble import assemble_stage2
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.stages.assemble import assemble_stage2
 
 EPOCHS, VIEWS = 3, 2
 OWN = (

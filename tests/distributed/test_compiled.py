@@ -1,7 +1,7 @@
 """Compiled blocks under every engine that takes them, beside eager ones: the same losses, norms and weights.
 
 By torch.compile's backend without a code generator: what has to fit together here is tracing, engines and activation
-checkpoints. The code that is generated is compared in tests/unit/test_compiled_blocks.py.
+checkpoints. The code that is generated is compared in tests/unit/models/test_compiled_blocks.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from ranks import run_ranks
 from toy_training import accumulation, make_stage, make_tail, train
 
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Stage2
-from sfa_dist.trunk_setup import prepare_trainable
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.stages.trunk_setup import prepare_trainable
 
 KEEP = ("keep", "torch")
 CASES = [

@@ -27,9 +27,9 @@ from tiny_runs import (
     sets,
 )
 
-from sfa_dist.assemble import assemble_stage2
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.stages.assemble import assemble_stage2
 
 LAUNCHERS = {
     "python": ([sys.executable], 1, 2),

@@ -25,10 +25,10 @@ from toy_training import (
     train,
 )
 
-from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.engines.engine import Engine
+from sfa_dist.parallel.engines.zero import ZeroEngine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.parallel.zero import ZeroEngine
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 Case = tuple[str, str, str]
 Results = dict[Case, dict[str, Any]]

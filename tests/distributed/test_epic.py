@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_runs import START, log_lines, read_json, sets
 
-from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.shards.shard_names import expand_shards
 
 HEADS = ("noun", "verb", "action")
 SCORES = {f"{head}_acc{k}" for head in HEADS for k in (1, 5)}

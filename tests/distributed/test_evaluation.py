@@ -14,16 +14,16 @@ from data_samples import video_bytes, write_shards
 from ranks import run_ranks
 from webdataset import TarWriter
 
-from sfa_dist import predictions
-from sfa_dist.data.feed import FeedPlace, feed
-from sfa_dist.data.loader import Batch
-from sfa_dist.data.shard_index import SampleIndex, load_index
-from sfa_dist.data.stream import eval_loader
-from sfa_dist.evaluation import Scoring, evaluate
+from sfa_dist.data.batches.feed import FeedPlace, feed
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.stream import eval_loader
+from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.predictions import PredictionFile
-from sfa_dist.recipe_blocks import BatchBlock, DataBlock
+from sfa_dist.recipe.blocks import BatchBlock, DataBlock
+from sfa_dist.training import prediction_file as predictions
+from sfa_dist.training.evaluation import Scoring, evaluate
+from sfa_dist.training.prediction_file import PredictionFile
 
 CLIPS = 13
 HEADS = {"noun": 5, "verb": 3}

@@ -11,10 +11,10 @@ from ranks import run_ranks
 from toy_training import ENGINES, OFFLOADED, make_stage
 
 from sfa_dist.models.vivit import Tail, build
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.make_engine import make_engine
+from sfa_dist.parallel.engines.zero_config import BUCKET_ELEMENTS, limit_buckets
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.parallel.zero_config import BUCKET_ELEMENTS, limit_buckets
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 NAMES = ("zero1", "zero2", "zero3", "fsdp", "zero2-offload")
 RANKS = (1, 2, 4)

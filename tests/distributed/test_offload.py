@@ -12,12 +12,12 @@ from ranks import run_ranks
 from tiny_runs import losses, make_workplace, scores, sets
 from toy_training import accumulation, make_stage
 
-from sfa_dist.assemble import Parts, assemble_stage2
-from sfa_dist.metrics import weighted_loss_sum
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.models.loss import weighted_loss_sum
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Stage2
-from sfa_dist.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.stages.assemble import Parts, assemble_stage2
+from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
 
 CASES = [
     *(("zero0", "fp32"), ("zero1", "fp32"), ("zero2", "bf16"), ("zero3", "fp32"), ("zero3", "bf16")),

@@ -22,14 +22,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_runs import CLASSES, RECIPE, VAL_CLIPS, make_workplace, sets
 
-from sfa_dist.data.augment import eval_transform
-from sfa_dist.data.clip_sampling import frame_indices
-from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.prediction import Model
-from sfa_dist.recipe import load_recipe
-from sfa_dist.subject import subject_of_run
+from sfa_dist.data.batches.augment import eval_transform
+from sfa_dist.data.sampling.clip_sampling import frame_indices
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.video.decode import choose_decoder
+from sfa_dist.inference.finished_stage import subject_of_run
+from sfa_dist.inference.predictor import Model
+from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import main
 
 NAMES = ["open a door", "close a door", "knock"]

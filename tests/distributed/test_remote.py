@@ -13,7 +13,7 @@ from commands import train, train_ranks
 from shard_servers import FileServer, file_server
 from tiny_runs import SHORT, START, events, log_lines, losses, make_workplace, scores, sets
 
-from sfa_dist.data.shard_index import build_index
+from sfa_dist.data.shards.shard_index import build_index
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from ranks import run_ranks
 from torch.multiprocessing import ProcessRaisedException
 from toy_training import STEPS, make_stage, make_tail, save, start, train
 
-from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 
 SAVED = 2

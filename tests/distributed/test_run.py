@@ -14,7 +14,7 @@ from commands import TRAIN, Finished, Train, run_command, train
 from tiny_runs import CLASSES, STAGES, START, events, log_lines, losses, make_workplace, read_json, scores, sets
 
 from sfa_dist.checkpoint import file_sha256
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 
 
 @pytest.fixture(scope="module")

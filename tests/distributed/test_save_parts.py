@@ -16,15 +16,15 @@ from toy_training import REPLICATED, make_stage, start, train
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import files
 from sfa_dist.checkpoint import saver as saver_module
-from sfa_dist.data.feed import Streams
+from sfa_dist.checkpoint.failpoints import parse_failpoints
+from sfa_dist.data.batches.feed import Streams
 from sfa_dist.errors import CheckpointError, LostRankError
-from sfa_dist.failpoints import parse_failpoints
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.progress import Progress
-from sfa_dist.recipe_blocks import LogBlock
-from sfa_dist.tracking import Tracker
-from sfa_dist.trainer import Trainer
+from sfa_dist.recipe.blocks import LogBlock
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.training.progress import Progress
+from sfa_dist.training.trainer import Trainer
 
 RANKS = 3
 ENGINES = ("zero0", "zero1", "zero2", "zero3", "fsdp")

@@ -10,7 +10,7 @@ from commands import sfa, train
 from shard_servers import file_server
 from tiny_runs import SHORT, START, events, make_workplace, sets
 
-from sfa_dist.data.shard_index import build_index
+from sfa_dist.data.shards.shard_index import build_index
 
 PASSWORD, SIGNATURE, ROTATED, TOKEN = "Pa55w0rdMark", "S1gnatureMark", "R0tatedMark", "T0kenMark"
 ONE_STAGE = SHORT.replace("stage2: {frames: 8, chunk_frames: 4}\n", "").replace('wandb: "off"', "wandb: auto")

@@ -13,7 +13,7 @@ from toy_training import ENGINES, HYBRID, accumulation, make_stage, make_tail, s
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.wire import sent_by_engine
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 CASES = [(name, precision) for name in (*ENGINES, *HYBRID) for precision in ("bf16", "fp32") if name != "tree"]
 SMALL = 64  # Bytes: norms, losses, stop requests.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.metrics import weighted_loss_sum
+from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import Tail, build
-from sfa_dist.parallel.engine import Engine
-from sfa_dist.parallel.engines import make_engine
+from sfa_dist.parallel.engines.engine import Engine
+from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe import Stage2
+from sfa_dist.recipe.schema import Stage2
 
 MODEL = {"size": "tiny", "classes": 5, "temporal_depth": 2, "width": 24, "heads": 3, "mlp": 33, "image_size": 16}
 ENGINES: dict[str, dict[str, Any]] = {

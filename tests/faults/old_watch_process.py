@@ -13,4 +13,4 @@ from sfa_dist.parallel import process_state  # noqa: E402 (the path first)
 if hasattr(os, "pidfd_open"):
     del os.pidfd_open
 process_state.PROC = "/nowhere"
-runpy.run_path(str(ROOT / "sfa_dist" / "parallel" / "watch_process.py"), run_name="__main__")
+runpy.run_path(str(ROOT / "sfa_dist" / "parallel" / "watch" / "watch_process.py"), run_name="__main__")

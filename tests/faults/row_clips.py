@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from data_samples import write_shard
 
-from sfa_dist.data.decode import Decoder, choose_decoder
-from sfa_dist.data.loader import Batch
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.stream import eval_loader
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.stream import eval_loader
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.video.decode import Decoder, choose_decoder
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe_blocks import BatchBlock, DataBlock, LimitsBlock
+from sfa_dist.recipe.blocks import BatchBlock, DataBlock, LimitsBlock
 
 DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")
 

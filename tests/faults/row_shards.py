@@ -9,10 +9,10 @@ from pathlib import Path
 from data_samples import encode
 from odd_samples import blocks
 
-from sfa_dist.data.loader import Batch
-from sfa_dist.data.shard_index import SampleIndex
-from sfa_dist.data.stream import eval_loader
-from sfa_dist.recipe_blocks import BatchBlock, DataBlock
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.stream import eval_loader
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.recipe.blocks import BatchBlock, DataBlock
 
 DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")
 CLIPS = [encode([blocks(10 * n + k, 32, 32) for k in range(4)]) for n in range(5)]

@@ -23,7 +23,7 @@ from sfa_dist.chaos.builtin import write_builtin
 from sfa_dist.chaos.oracle import log_lines
 from sfa_dist.chaos.trials import Options, Trial, play_all
 from sfa_dist.chaos.workplace import Workplace, make_workplace
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

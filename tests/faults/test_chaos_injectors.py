@@ -15,9 +15,9 @@ import webdataset as wds
 from sfa_dist.chaos import injectors
 from sfa_dist.chaos.builtin import noisy_samples
 from sfa_dist.chaos.workplace import write_shards
-from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.reader import read_clip_bytes
-from sfa_dist.data.shard_index import load_index, verify_index
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import load_index, verify_index
+from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.errors import DataError
 
 

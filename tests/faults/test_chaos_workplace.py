@@ -9,10 +9,10 @@ import pytest
 from sfa_dist.chaos import injectors
 from sfa_dist.chaos.builtin import write_builtin
 from sfa_dist.chaos.workplace import make_workplace
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

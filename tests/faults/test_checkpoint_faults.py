@@ -16,8 +16,8 @@ from commands import Finished, train, train_ranks
 from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, sets
 
 from sfa_dist.checkpoint import file_sha256, newest_valid
-from sfa_dist.data.sample_plan import PLAN_VERSION
-from sfa_dist.seeds import RANDOM_VERSION
+from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
+from sfa_dist.training.seeds import RANDOM_VERSION
 
 STEPS = 12
 ONE_STAGE = RECIPE[: RECIPE.index("image:\n")].replace("{name: sgd, lr: 0.3}", "{name: adamw, lr: 0.003}") + (

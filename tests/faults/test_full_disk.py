@@ -12,7 +12,7 @@ from commands import Finished, Train, train
 from tiny_runs import RECIPE, make_workplace, sets
 
 from sfa_dist.chaos import injectors
-from sfa_dist.data.shard_index import load_index
+from sfa_dist.data.shards.shard_index import load_index
 
 pytestmark = pytest.mark.skipif(not injectors.can_mount(), reason="no mounts of one's own here")
 

@@ -102,7 +102,7 @@ def test_a_process_that_only_imports_yet_says_that_it_was_stopped(place: Path, n
     with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         until, imported = time.monotonic() + 60, ""
-        while "sfa_dist.leaving" not in imported:
+        while "sfa_dist.parallel.process_exit" not in imported:
             imported = process.stderr.readline()
             assert time.monotonic() < until
         process.stderr.readline()  # The next import comes after `leave_when_asked`.

@@ -15,10 +15,10 @@ from data_samples import write_shard
 from memory_peak import peak_mib, reset_peak
 from row_shards import CLIPS, DATA, evaluate, tar_of
 
-from sfa_dist.data.shard_index import build_index, load_index
-from sfa_dist.data.shard_walk import walk_shard
+from sfa_dist.data.shards.shard_index import build_index, load_index
+from sfa_dist.data.shards.shard_walk import walk_shard
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import LimitsBlock
+from sfa_dist.recipe.blocks import LimitsBlock
 
 LINKS = {
     "symlink": (tarfile.SYMTYPE, "/etc/passwd"),

@@ -25,13 +25,13 @@ from ranks import free_port
 from tiny_runs import SHORT, START, losses, make_workplace, sets, write_clips
 from torch import nn
 
-from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.stream import train_loader, train_plan
+from sfa_dist.data.batches.stream import train_loader, train_plan
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Trunk, build
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock, DataBlock, LogBlock, ModelBlock
-from sfa_dist.tracking import Tracker
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock, LogBlock, ModelBlock
+from sfa_dist.run.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

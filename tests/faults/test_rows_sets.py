@@ -11,11 +11,11 @@ from data_samples import write_shard, write_shards
 from row_shards import CLIPS, DATA
 from tiny_runs import SHORT, START, events, log_lines, make_workplace, sets
 
-from sfa_dist.data.shard_index import build_index, load_index
-from sfa_dist.data.shards import expand_shards
-from sfa_dist.data.stream import train_loader
+from sfa_dist.data.batches.stream import train_loader
+from sfa_dist.data.shards.shard_index import build_index, load_index
+from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import DataError
-from sfa_dist.recipe_blocks import AugmentBlock, BatchBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock
 
 
 @pytest.mark.fault(44)
@@ -54,7 +54,7 @@ def test_row_45_a_shard_that_was_edited_is_named_before_the_start(tmp_path: Path
 def test_row_46_the_order_in_which_shards_are_found_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfa_dist.data import shards
+    from sfa_dist.data.shards import shard_names as shards
 
     names = [str(path) for path in write_shards(tmp_path, [1, 2, 3, 1])]
     expected = load_index(expand_shards([str(tmp_path / "*.tar")]))

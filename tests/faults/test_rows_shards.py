@@ -12,9 +12,9 @@ import torch
 from data_samples import write_shard
 from row_shards import CLIPS, evaluate, tar_of
 
-from sfa_dist.data.shard_index import load_index
-from sfa_dist.data.shard_walk import walk_shard
-from sfa_dist.data.shards import expand_shards
+from sfa_dist.data.shards.shard_index import load_index
+from sfa_dist.data.shards.shard_names import expand_shards
+from sfa_dist.data.shards.shard_walk import walk_shard
 from sfa_dist.errors import DataError
 from sfa_dist.tools import cli
 

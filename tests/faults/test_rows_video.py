@@ -15,10 +15,10 @@ from odd_samples import FAST_VPX, QUIET_X265, blocks, encode_as, flip_bytes, hea
 from own_process import apart
 from row_clips import NAMES, batch_of, decoder, each_decoder
 
-from sfa_dist.data.annotations.rows import ClipRow
-from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import sound_frames
-from sfa_dist.data.pack_probe import Prober, Reading
+from sfa_dist.data.packing.annotations.rows import ClipRow
+from sfa_dist.data.packing.pack_probe import Prober, Reading
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.decode import sound_frames
 
 # ------------------------------------------------------------------------------------------------ 49: none at all
 

@@ -22,10 +22,10 @@ from odd_samples import blocks, claims_frames, encode_as, png_bomb
 from PIL import Image
 from row_clips import batch_of, decoder, each_decoder
 
-from sfa_dist.data.bad_sample import BadSample
-from sfa_dist.data.decode import Decoder, LimitedVideo, choose_decoder, open_limited
-from sfa_dist.data.stream import ClipSettings, TestViews, TrainViews, cut_clips
-from sfa_dist.recipe_blocks import AugmentBlock, DataBlock, LimitsBlock
+from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, cut_clips
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.decode import Decoder, LimitedVideo, choose_decoder, open_limited
+from sfa_dist.recipe.blocks import AugmentBlock, DataBlock, LimitsBlock
 
 # ------------------------------------------------------------------------------------------------ 55: huge
 
@@ -113,7 +113,7 @@ def test_row_55_picture_bombs_are_refused_from_their_header(name: str) -> None:
 def test_row_55_a_file_over_the_limit_is_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = video_bytes() + bytes(2 << 20)
     read: list[int] = []
-    from sfa_dist.data import stream
+    from sfa_dist.data.batches import stream
 
     real = stream.read_clip_bytes
     monkeypatch.setattr(stream, "read_clip_bytes", lambda index, sample: read.append(sample) or real(index, sample))

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.run_lock import FILE_NAME, held
+from sfa_dist.run.lock import FILE_NAME, held
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from sfa_dist.run_lock import held
+from sfa_dist.run.lock import held
 with held(Path(sys.argv[1]), {"SLURM_JOB_ID": "77"}):
     if os.fork() == 0:  # As a loader process does.
         time.sleep(60)

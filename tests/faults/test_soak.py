@@ -18,8 +18,8 @@ from sfa_dist.chaos.bench import PATIENCE_S, Bench, References, said
 from sfa_dist.chaos.builtin import write_builtin
 from sfa_dist.chaos.processes import Job
 from sfa_dist.chaos.workplace import make_workplace
-from sfa_dist.leaving import leave_when_asked
-from sfa_dist.recipe import load_recipe
+from sfa_dist.parallel.process_exit import leave_when_asked
+from sfa_dist.recipe.schema import load_recipe
 
 CYCLES = int(os.environ.get("SFA_SOAK_CYCLES", "12"))
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from commands import Train, assert_refused, train, train_ranks, until
 from tiny_runs import RECIPE, events, log_lines, losses, make_workplace, scores, sets
 
-from sfa_dist.data.shard_index import load_index
+from sfa_dist.data.shards.shard_index import load_index
 
 RUN = (
     RECIPE[: RECIPE.index("image:\n")].replace("epochs: 2", "epochs: 3")

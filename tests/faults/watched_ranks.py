@@ -41,7 +41,7 @@ class Ranks:
         system: str = "whole",
         **environ: str,
     ) -> None:
-        _forks.set_forkserver_preload(["torch", "sfa_dist.parallel.watch"])
+        _forks.set_forkserver_preload(["torch", "sfa_dist.parallel.watch.guard"])
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self._stopped: list[int] = []
@@ -107,7 +107,7 @@ def _main(environ: dict[str, str], folder: str, work: str, system: str) -> None:
     import torch
 
     from sfa_dist.parallel import runtime as parallel_runtime
-    from sfa_dist.parallel.watch import watched
+    from sfa_dist.parallel.watch.guard import watched
 
     torch.set_num_threads(1)
     _SYSTEMS[system]()
@@ -215,7 +215,7 @@ def _no_port() -> None:
 
 def _old() -> None:
     """A kernel or a C library without memfd and pidfd, and a system without /proc, as macOS is."""
-    from sfa_dist.parallel import watch_process
+    from sfa_dist.parallel.watch import watch_process
 
     del os.memfd_create
     sys.platform = "darwin"

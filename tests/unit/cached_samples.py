@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfa_dist.data.decode import choose_decoder
-from sfa_dist.data.feature_grid import StepGrid
-from sfa_dist.data.feature_shards import PartWriter, begin_view, close_view, plan_parts
-from sfa_dist.data.feature_slices import CachedSteps, Slice, VideoSlices
-from sfa_dist.data.feature_stream import CachedSplit
-from sfa_dist.data.shard_index import SampleIndex
+from sfa_dist.data.features.feature_grid import StepGrid
+from sfa_dist.data.features.feature_shards import PartWriter, begin_view, close_view, plan_parts
+from sfa_dist.data.features.feature_slices import CachedSteps, Slice, VideoSlices
+from sfa_dist.data.features.feature_stream import CachedSplit
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Trunk, build
-from sfa_dist.recipe_blocks import AugmentBlock, DataBlock, ModelBlock
+from sfa_dist.recipe.blocks import AugmentBlock, DataBlock, ModelBlock
 
 WIDTH, CROP, FRAMES, STRIDE, CHUNK = 24, 16, 4, 2, 4
 MODEL = ModelBlock(

@@ -9,8 +9,8 @@ import time
 import zlib
 from dataclasses import dataclass
 
-from sfa_dist.data import stream
-from sfa_dist.data.decode import Decoder, Video, choose_decoder
+from sfa_dist.data.batches import stream
+from sfa_dist.data.video.decode import Decoder, Video, choose_decoder
 
 
 @dataclass(frozen=True)

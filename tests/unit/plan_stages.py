@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfa_dist.recipe import Recipe, Stage2, load_recipe
+from sfa_dist.recipe.schema import Recipe, Stage2, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB, MIB = 2**30, 2**20

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe import load_recipe
-from sfa_dist.recipe_yaml import parse, plain
+from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.recipe.strict_yaml import parse, plain
 
 MINIMAL = """\
 model: {size: tiny, classes: 10}

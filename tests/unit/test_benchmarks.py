@@ -15,7 +15,7 @@ import data_samples
 import pytest
 import torch
 
-from sfa_dist.data.shard_index import load_index
+from sfa_dist.data.shards.shard_index import load_index
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

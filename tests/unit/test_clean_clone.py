@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfa_dist.plan.dataset import count_clips
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 
 
 def test_what_a_demo_left_is_not_seen() -> None:

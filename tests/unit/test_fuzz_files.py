@@ -12,17 +12,17 @@ from fuzzing import amounts, fuzz
 from recipe_files import MINIMAL
 from safetensors.torch import save
 
-from sfa_dist.attempts import Attempts
-from sfa_dist.data.annotations import read_rows
-from sfa_dist.data.annotations.classes import class_lists, class_numbers, read_class_list
-from sfa_dist.data.quarantine import read_quarantine
-from sfa_dist.data.shard_index import _described
+from sfa_dist.data.packing.annotations import read_rows
+from sfa_dist.data.packing.annotations.classes import class_lists, class_numbers, read_class_list
+from sfa_dist.data.shards.quarantine import read_quarantine
+from sfa_dist.data.shards.shard_index import _described
 from sfa_dist.errors import CheckpointError, DataError, LostRankError, RecipeError, UsageError
 from sfa_dist.models.weights import read_state
-from sfa_dist.recipe import Recipe, dump_recipe, load_recipe
-from sfa_dist.recipe_yaml import format_tree, parse, plain
-from sfa_dist.report import read_log
-from sfa_dist.run_record import RESULT_NUMBERS, read_done
+from sfa_dist.recipe.schema import Recipe, dump_recipe, load_recipe
+from sfa_dist.recipe.strict_yaml import format_tree, parse, plain
+from sfa_dist.run.attempts import Attempts
+from sfa_dist.run.record import RESULT_NUMBERS, read_done
+from sfa_dist.run.report import read_log
 
 TABLES = [
     b"path,label,split\na.mp4,0,train\nb.mp4,1,val\n\"c, d.mp4\",2,train\n",

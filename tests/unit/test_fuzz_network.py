@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import pytest
 from fuzzing import amounts, fuzz
-from test_data_answers import HTTP, quick, serving
-from test_watch_hub import Running, report
+from test_answers import HTTP, quick, serving
+from test_hub import Running, report
 
-from sfa_dist.data.remote import read_range, read_whole
-from sfa_dist.parallel.watch_lines import Lines
-from sfa_dist.parallel.watch_process import Child
-from sfa_dist.parallel.watch_verdict import GONE, RUNS
+from sfa_dist.data.shards.remote import read_range, read_whole
+from sfa_dist.parallel.watch.lines import Lines
+from sfa_dist.parallel.watch.verdict import GONE, RUNS
+from sfa_dist.parallel.watch.watch_process import Child
 
 __all__ = ["quick"]
 HEAD = b'HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 10-19/1000\r\nETag: "a"\r\n'
@@ -58,8 +58,8 @@ def test_http_files(inputs: int, short: None) -> None:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that say nothing are given up after a second."""
-    monkeypatch.setattr("sfa_dist.data.remote.READ_SECONDS", 1.0)
-    monkeypatch.setattr("sfa_dist.data.remote.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("sfa_dist.data.shards.remote.READ_SECONDS", 1.0)
+    monkeypatch.setattr("sfa_dist.data.shards.remote.CONNECT_SECONDS", 1.0)
 
 
 MESSAGES = [

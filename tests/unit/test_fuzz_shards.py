@@ -19,10 +19,17 @@ import pytest
 from data_samples import video_bytes
 from fuzzing import amounts, fuzz
 
-from sfa_dist.data import container
-from sfa_dist.data.index_columns import SIDECAR_NAME, Columns, Strings, _check_columns, read_sidecar, write_sidecar
-from sfa_dist.data.index_file import format_index, parse_index, to_columns, to_entry, to_raw
-from sfa_dist.data.shard_walk import ShardEntry, split_name, walk_shard
+from sfa_dist.data.shards.index_columns import (
+    SIDECAR_NAME,
+    Columns,
+    Strings,
+    _check_columns,
+    read_sidecar,
+    write_sidecar,
+)
+from sfa_dist.data.shards.index_file import format_index, parse_index, to_columns, to_entry, to_raw
+from sfa_dist.data.shards.shard_walk import ShardEntry, split_name, walk_shard
+from sfa_dist.data.video import container
 from sfa_dist.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x20\0\0\0\x20\x08\x02\0\0\0" + bytes(30)

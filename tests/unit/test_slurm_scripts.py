@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sfa_dist.recipe import load_recipe
+from sfa_dist.recipe.schema import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("vivit_*.sh"))

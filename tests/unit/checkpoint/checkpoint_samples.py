@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfa_dist import checkpoint as ckpt
-from sfa_dist.parallel.engine import Fragment
+from sfa_dist.parallel.engines.engine import Fragment
 
 
 class OneRankEngine:

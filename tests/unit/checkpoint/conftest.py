@@ -11,9 +11,9 @@ from checkpoint_samples import OneRankEngine, Save
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import files
-from sfa_dist.failpoints import parse_failpoints
+from sfa_dist.checkpoint.failpoints import parse_failpoints
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engine import Engine
+from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 
 

@@ -16,8 +16,8 @@ from checkpoint_samples import OneRankEngine, Save, names, newest
 from safetensors.torch import save_file
 
 from sfa_dist import checkpoint as ckpt
+from sfa_dist.checkpoint.failpoints import parse_failpoints
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.failpoints import parse_failpoints
 from sfa_dist.parallel.runtime import Runtime
 
 

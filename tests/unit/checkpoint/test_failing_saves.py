@@ -11,8 +11,8 @@ from checkpoint_samples import OneRankEngine, Save, names, newest
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import saver as saver_module
+from sfa_dist.checkpoint.failpoints import POINTS
 from sfa_dist.errors import CheckpointError, LostRankError
-from sfa_dist.failpoints import POINTS
 from sfa_dist.parallel.runtime import Runtime
 
 WORDS = {

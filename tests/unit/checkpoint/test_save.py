@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import folder
+from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS
 from sfa_dist.checkpoint.layout import plan_layout
 from sfa_dist.checkpoint.writing import Written, begin_model, check_model
 from sfa_dist.errors import CheckpointError
-from sfa_dist.failpoints import NO_FAILPOINTS
-from sfa_dist.parallel.engine import Fragment
+from sfa_dist.parallel.engines.engine import Fragment
 
 
 def test_a_checkpoint_has_the_files_of_the_contract(save: Save, root: Path) -> None:

@@ -1,0 +1,208 @@
+"""Augmentation of whole clips: uint8 (T, H, W, 3) in, contiguous uint8 (3, T, S, S) out.
+
+The training order is that of the official ViViT recipes: resize the short side, scale height and width by two
+independent factors, crop, flip, then either RandAugment, or colour and grey. Parameters are drawn once a clip and are
+the same for all its frames. A clip that already has the wanted size is not resampled; `antialias` does the two resizes
+as one. Colour is rounded to 8 bits, where the official code goes on in float.
+
+Resizing, crop and flip are of each frame alone (`shrink`), so a decoder's frames can go through them a few at a time,
+and a clip is never held at the size that it is stored in. Colour sees the whole clip (`finish`).
+
+Sources: DMVR processors.py (`resize_smallest`, `scale_jitter_augm`, `crop_image`, `color_default_augm`), scenic
+dataset_lib/video_ops.py (`additional_augmentations`, `three_spatial_crops`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sfa_dist.data.batches.rand_augment import GRAY_WEIGHTS, rand_augment
+from sfa_dist.data.batches.resizing import Window, resized
+from sfa_dist.data.sampling.randomness import below, uniform
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.recipe.blocks import AugmentBlock, Resize
+
+REVISION = 2  # Rises when the same settings give other pixels: features that are stored of before are refused.
+MAX_BRIGHTNESS = 32 / 255
+SATURATION = CONTRAST = (0.6, 1.4)
+MAX_HUE = 0.2  # of a full turn
+_FRAMES_AT_ONCE = 8  # colour works in float32: a few frames at a time stay in the cache
+
+
+@dataclass(frozen=True)
+class Color:
+    """One draw of the colour augmentation: brightness is added (pixels in 0..1), hue is a part of a full turn."""
+
+    brightness: float
+    saturation: float
+    contrast: float
+    hue: float
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What was drawn for one view of frames of one size."""
+
+    frame: tuple[int, int]  # height and width of stored frames
+    short: tuple[int, int]  # after the first resize
+    scaled: tuple[int, int]  # after the second
+    window: Window
+    flip: bool
+    color: Color | None
+    gray: bool
+
+
+class TrainView:
+    """One random training view of a clip. The first frames that are seen tell their size, and so what there is to
+    draw."""
+
+    def __init__(self, resize: int, crop: int, augment: AugmentBlock, rng: np.random.Generator) -> None:
+        self._resize, self._crop, self._augment, self._rng = resize, crop, augment, rng
+        self._draw: _Draw | None = None
+
+    def shrink(self, frames: torch.Tensor) -> torch.Tensor:
+        """Any of the clip's frames, uint8 (T, H, W, 3) -> (T, crop, crop, 3)."""
+        if self._draw is None:
+            self._draw = self._drawn(frames.shape[1], frames.shape[2])
+        draw = self._draw
+        if draw.frame != tuple(frames.shape[1:3]):
+            raise BadSample("the size of the frames changes inside the video")
+        if self._augment.resize == "official":
+            frames = resized(frames, *draw.short, "official")
+        frames = resized(frames, *draw.scaled, self._augment.resize, draw.window)
+        return frames.flip(2) if draw.flip else frames
+
+    def finish(self, clip: torch.Tensor) -> torch.Tensor:
+        """All frames that `shrink` gave, in their order, uint8 (T, crop, crop, 3) -> contiguous (3, T, crop, crop)."""
+        assert self._draw is not None
+        frames = clip.permute(0, 3, 1, 2)
+        rand = self._augment.rand_augment
+        if rand is not None:
+            frames = rand_augment(frames, rand.layers, rand.magnitude, self._rng)
+        return adjust_color(frames, self._draw.color, self._draw.gray).transpose(0, 1).contiguous()
+
+    def _drawn(self, height: int, width: int) -> _Draw:
+        augment, crop, rng = self._augment, self._crop, self._rng
+        low, high = augment.scale_jitter or (1.0, 1.0)
+        short = _short_side(height, width, self._resize, crop)
+        scaled = (_scaled(short[0], uniform(rng, low, high), crop), _scaled(short[1], uniform(rng, low, high), crop))
+        top, left = below(rng, scaled[0] - crop + 1), below(rng, scaled[1] - crop + 1)
+        flip = rng.random() < augment.flip
+        color = Color(
+            brightness=uniform(rng, -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
+            saturation=uniform(rng, *SATURATION),
+            contrast=uniform(rng, *CONTRAST),
+            hue=uniform(rng, -MAX_HUE, MAX_HUE),
+        )
+        has_color, has_gray = rng.random() < augment.color, rng.random() < augment.gray
+        window = Window(top, left, crop, crop)
+        return _Draw((height, width), short, scaled, window, flip, color if has_color else None, has_gray)
+
+
+@dataclass(frozen=True)
+class SpatialViews:
+    """Spatial test views of a clip: one is the centre crop; three are left, centre, right of a landscape clip, top,
+    centre, bottom of a portrait."""
+
+    resize: int
+    crop: int
+    how: Resize = "official"
+    views: int = 1
+
+    def shrink(self, frames: torch.Tensor) -> torch.Tensor:
+        """Any of the clip's frames, uint8 (T, H, W, 3), with the short side at `resize`."""
+        return resized(frames, *_short_side(frames.shape[1], frames.shape[2], self.resize, self.crop), self.how)
+
+    def cut(self, clip: torch.Tensor, view: int = 0) -> torch.Tensor:
+        """One view of what `shrink` gave, uint8 (3, T, crop, crop)."""
+        spare = (clip.shape[1] - self.crop, clip.shape[2] - self.crop)
+        if self.views == 1:  # tf.image.resize_with_crop_or_pad rounds down, scenic's three crops up
+            top, left = spare[0] // 2, spare[1] // 2
+        else:
+            top, left = -(-spare[0] // 2), -(-spare[1] // 2)
+            if clip.shape[1] > clip.shape[2]:
+                top = (0, top, spare[0])[view]
+            else:
+                left = (0, left, spare[1])[view]
+        return Window(top, left, self.crop, self.crop).of(clip).permute(3, 0, 1, 2)
+
+
+def train_transform(
+    clip: torch.Tensor, resize: int, crop: int, augment: AugmentBlock, rng: np.random.Generator
+) -> torch.Tensor:
+    """One random training view. clip uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop); resize, crop in pixels."""
+    view = TrainView(resize, crop, augment, rng)
+    return view.finish(torch.cat([view.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]))
+
+
+def eval_transform(
+    clip: torch.Tensor, resize: int, crop: int, view: int = 0, views: int = 1, how: Resize = "official"
+) -> torch.Tensor:
+    """One spatial test view, of 1 or 3. clip uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop)."""
+    test = SpatialViews(resize, crop, how, views)
+    return test.cut(torch.cat([test.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]), view).contiguous()
+
+
+def adjust_color(frames: torch.Tensor, color: Color | None, gray: bool) -> torch.Tensor:
+    """uint8 (T, 3, H, W) -> the same shape. float32 inside, clipped and rounded back; None and False change nothing."""
+    if color is None and not gray:
+        return frames
+    parts = []
+    for part in frames.split(_FRAMES_AT_ONCE):
+        pixels = part.to(torch.float32, memory_format=torch.contiguous_format) / 255
+        if color is not None:
+            pixels = _adjusted(pixels, color)
+        if gray:
+            pixels = _gray(pixels)
+        parts.append(pixels.mul_(255).round_().to(torch.uint8))
+    return torch.cat(parts)
+
+
+def _adjusted(pixels: torch.Tensor, color: Color) -> torch.Tensor:
+    """float32 (T, 3, H, W) in 0..1 -> the same; brightness, saturation, contrast, hue as in tf.image."""
+    pixels = pixels + color.brightness
+    pixels = _saturated(pixels, color.saturation)
+    mean = pixels.mean(dim=(-2, -1), keepdim=True)  # of each frame and channel
+    pixels = (pixels - mean) * color.contrast + mean
+    return _hue_turned(pixels, color.hue).clamp_(0, 1)
+
+
+def _saturated(pixels: torch.Tensor, factor: float) -> torch.Tensor:
+    """HSV saturation times `factor`, at most 1. With hue and value fixed, a change of saturation moves each channel on
+    a line from the largest one, so no conversion to HSV is needed."""
+    value = pixels.amax(dim=-3, keepdim=True)
+    spread = value - pixels.amin(dim=-3, keepdim=True)
+    most = (value / spread.clamp_min(1e-12)).clamp_min(0)  # what takes saturation = spread / value to 1
+    return value - (value - pixels) * most.clamp_max(factor)
+
+
+def _hue_turned(pixels: torch.Tensor, turn: float) -> torch.Tensor:
+    """HSV hue plus a part of a full turn. The largest and the smallest channel keep their values, outside 0..1 too: the
+    official code cuts only what comes out."""
+    red, green, blue = pixels.unbind(dim=-3)
+    high, low = pixels.amax(dim=-3), pixels.amin(dim=-3)
+    spread = high - low
+    sixths = torch.where(high == green, 2 + (blue - red) / spread, 4 + (red - green) / spread)
+    sixths = torch.where(high == red, (green - blue) / spread, sixths)
+    sixths = sixths.nan_to_num_(0.0).add_(6 * turn).remainder_(6)  # grey has no hue
+    parts = ((sixths - 3).abs_() - 1, 2 - (sixths - 2).abs_(), 2 - (sixths - 4).abs_())
+    return torch.stack([part.clamp_(0, 1).mul_(spread).add_(low) for part in parts], dim=-3)
+
+
+def _gray(pixels: torch.Tensor) -> torch.Tensor:
+    weights = pixels.new_tensor(GRAY_WEIGHTS).view(3, 1, 1)
+    return (pixels * weights).sum(dim=-3, keepdim=True).expand_as(pixels).clamp(0, 1)
+
+
+def _short_side(height: int, width: int, resize: int, crop: int) -> tuple[int, int]:
+    """(height, width) with the short side at `resize`, or at `crop` if that is more, and the same aspect; rounded
+    down."""
+    short = max(resize, crop)
+    return max(short, height * short // width), max(short, width * short // height)
+
+
+def _scaled(size: int, factor: float, crop: int) -> int:
+    return max(crop, int(size * factor))

@@ -1,0 +1,76 @@
+"""Mixup: every training clip is blended with another one of its batch, and its loss with that of the other's label.
+
+As in the official code (scenic dataset_utils.mixup) a batch is paired with its reverse and has one share, drawn from
+Beta(alpha, alpha): a row becomes share x itself + (1 - share) x its mirror image. The official batch is the one of a
+device, which does nothing where a device holds one clip; here it is the global batch (`over: global`, the same pairs
+and shares for any number of ranks) or the micro-batch (`over: device`).
+
+Shares are keyed by (seed, epoch, step), so that a run that goes on mixes what the first one would have. Labels are not
+blended: a batch carries both of them, `labels` and `partners`, with `shares`, and the loss is
+share x loss(labels) + (1 - share) x loss(partners), which label smoothing goes together with. Padding and bad clips
+are never mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.sampling.randomness import sample_rng
+from sfa_dist.data.sampling.sample_plan import Ids
+
+_ELEMENTS_AT_ONCE = 1 << 20  # Blending works in float32: so much of a clip stays in the cache.
+
+
+def mirrored(places: Ids, batch_size: int) -> Ids:
+    """Places (int64, any shape) of the mirror images in the global batch: first and last are a pair; -1 stays."""
+    step, slot = np.divmod(places, batch_size)
+    return np.where(places >= 0, step * batch_size + batch_size - 1 - slot, -1)
+
+
+def draw_share(alpha: float, seed: int, epoch: int, step: int, micro_batch: int | None = None) -> float:
+    """How much of itself each clip of a step keeps; of a step's micro-batch (numbered over all ranks), where given."""
+    purpose = "mixup" if micro_batch is None else f"mixup of micro-batch {micro_batch}"
+    return beta_share(sample_rng(seed, epoch, step, purpose), alpha)
+
+
+def beta_share(rng: np.random.Generator, alpha: float) -> float:
+    """One draw of Beta(alpha, alpha) by uniform numbers alone (Joehnk 1964), alpha in (0, 1]."""
+    while True:
+        first, second = float(rng.random()) ** (1 / alpha), float(rng.random()) ** (1 / alpha)
+        if 0 < first + second <= 1:
+            return first / (first + second)
+
+
+def mix(batch: Batch, name: str, partners: Ids, share: float, read: Callable[[Ids], Batch]) -> None:
+    """Blends the rows of `batch[name]` (B, ...) with the samples `partners` int64 (B,), -1 for none, and adds
+    `partners` (their labels) and `shares` float32 (B,). `read` gives a batch of those that are not in this one."""
+    ids = batch["ids"].numpy()
+    partners = np.where((ids >= 0) & (partners >= 0), partners, ids)  # Padding is its own partner, and so is its pair.
+    absent = np.setdiff1d(partners, ids)
+    batches = [batch, read(absent)] if len(absent) else [batch]
+    place = {int(sample): row for row, sample in enumerate(np.concatenate([ids, absent]))}
+    rows = torch.tensor([place[int(sample)] for sample in partners])
+    labels, weights = (torch.cat([each[key] for each in batches])[rows] for key in ("labels", "weights"))
+    real = (weights > 0) & (batch["weights"] > 0) & (rows != torch.arange(len(rows)))
+    shares = torch.where(real, share, 1.0).to(torch.float32)
+    mixed = torch.empty_like(batch[name])
+    for row, at in enumerate(rows.tolist()):
+        other = batches[0][name][at] if at < len(ids) else batches[1][name][at - len(ids)]
+        mixed[row] = blend(batch[name][row], other, float(shares[row]))
+    batch |= {name: mixed, "partners": labels, "shares": shares}
+
+
+def blend(own: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
+    """share x own + (1 - share) x other, in float32, as the dtype of `own`; uint8 is rounded, by half a level at
+    most."""
+    if share == 1.0:
+        return own
+    parts = []
+    for a, b in zip(own.flatten().split(_ELEMENTS_AT_ONCE), other.flatten().split(_ELEMENTS_AT_ONCE), strict=True):
+        part = a.float() * share + b.float() * (1 - share)
+        parts.append((part if own.is_floating_point() else part.round_()).to(own.dtype))
+    return torch.cat(parts).view(own.shape)

@@ -1,0 +1,321 @@
+"""From the index to batches. The stages, in order:
+
+    1 index    every sample's place, checksum and label          shard_index.SampleIndex
+    2 plan     which samples this rank holds at this step        sample_plan.SamplePlan
+    3 read     by offset, checked by crc32                       reader.read_clip_bytes
+    4 decode   an opened video                                   decode.Decoder
+    5 sample   which frames make the clip                        clip_sampling
+    6 augment  resize, crop, colour                              augment
+    7 batch    dict of tensors, below                            this file
+
+Each stage is a pure function of (sample, epoch, seed), so any number of loader workers gives the same batches, and a
+run is resumed by starting at another item.
+
+A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
+neighbours; `labels` int64 (B,), or (B, 2) of LABEL_HEADS; `weights` float32 (B,); `ids` int64 (B,), -1 for padding;
+`views` int; `bad` list of (shard/key, reason); `looped` int, how many of the clips are longer than their videos; with
+mixup also `partners` and `shares` (mixup.py). Padding and bad
+samples have weight 0, label 0 and black pixels: a bad sample is never replaced by another one, which would then be
+seen twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sfa_dist.data.batches.augment import SpatialViews, TrainView
+from sfa_dist.data.batches.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
+from sfa_dist.data.batches.mixup import draw_share, mirrored, mix
+from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.sampling.randomness import permutation, sample_rng
+from sfa_dist.data.sampling.sample_plan import Ids, SamplePlan
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import NO_LABEL, SampleIndex
+from sfa_dist.data.shards.shard_names import shown
+from sfa_dist.data.video.bad_sample import BadSample, OverLimit
+from sfa_dist.data.video.decode import Decoder, decoder_of
+from sfa_dist.data.video.decode_card import beside_training
+from sfa_dist.data.video.decode_limits import check_bytes, check_whole
+from sfa_dist.data.video.salvage import valid_prefix
+from sfa_dist.data.video.video import Video
+from sfa_dist.errors import DataError
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock, Resize
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are cut: `frames` frames of `crop` x `crop` pixels; `seed` is the run's, for augmentation."""
+
+    data: DataBlock
+    frames: int
+    crop: int
+    seed: int
+
+    @property
+    def span(self) -> int:
+        """Frames of a video from the first to the last of a clip."""
+        return (self.frames - 1) * self.data.stride + 1
+
+
+@dataclass(frozen=True)
+class TrainViews:
+    """One random view of each sample."""
+
+    clip: ClipSettings
+    augment: AugmentBlock
+    views: int = 1
+
+    def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
+        """uint8 (1, 3, T, S, S)."""
+        settings = self.clip
+        seed, stride = settings.seed, settings.data.stride
+        offset = random_offset(sample_rng(seed, epoch, sample, "clip"), video.num_frames, settings.frames, stride)
+        numbers = frame_indices(video.num_frames, settings.frames, stride, offset)
+        rng = sample_rng(seed, epoch, sample, "augment")
+        view = TrainView(settings.data.resize, settings.crop, self.augment, rng)
+        return view.finish(video.frames_at(_ordered(numbers, settings, epoch, sample), view.shrink)).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class TestViews:
+    """temporal x spatial views of each sample, the spatial ones of one temporal view side by side."""
+
+    clip: ClipSettings
+    temporal: int
+    spatial: int
+    resize: Resize = "official"
+
+    @property
+    def views(self) -> int:
+        """Views of one sample."""
+        return self.temporal * self.spatial
+
+    def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
+        """uint8 (views, 3, T, S, S)."""
+        settings = self.clip
+        stride, frames = settings.data.stride, settings.frames
+        offsets = view_offsets(video.num_frames, frames, stride, self.temporal)
+        numbers = [frame_indices(video.num_frames, frames, stride, offset) for offset in offsets]
+        ordered = [_ordered(each, settings, epoch, sample) for each in numbers]
+        crops = SpatialViews(settings.data.resize, settings.crop, self.resize, self.spatial)
+        # Windows overlap: one call decodes each frame once.
+        clips = video.frames_at(np.concatenate(ordered), crops.shrink).split(frames)
+        views = torch.empty(
+            (self.views, 3, frames, settings.crop, settings.crop), dtype=torch.uint8, device=clips[0].device
+        )
+        for number, view in enumerate(views):
+            view.copy_(crops.cut(clips[number // self.spatial], number % self.spatial))
+        return views
+
+
+class MicroBatches(Batches):
+    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation."""
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        plan: SamplePlan,
+        views: TrainViews | TestViews,
+        decoder: Decoder,
+        *,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        micro: int,
+        mixup: MixupBlock | None = None,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(index, workers)
+        self.plan, self.views, self.mixup = plan, views, mixup
+        self._open, self.decoder, self._is_short = decoder.open, decoder._replace(open=self._opened), False
+        self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
+        self.accumulation = plan.accumulation(world_size, micro)
+        self.ahead = int(decoder.device.type != "cpu")
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.accumulation
+
+    def __getitem__(self, item: int) -> Batch:
+        places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
+        batch = self._batch(self.plan.ids_at(self.epoch, places))
+        if self.mixup is not None:
+            step, part = divmod(item, self.accumulation)
+            number = None if self.mixup.over == "global" else self.rank * self.accumulation + part
+            opposite = mirrored(places, self.plan.batch_size) if number is None else places[::-1]
+            share = draw_share(self.mixup.alpha, self.views.clip.seed, self.epoch, step, number)
+            mix(batch, "clips", self.plan.ids_at(self.epoch, opposite), share, self._batch)
+        return batch
+
+    def _batch(self, ids: Ids) -> Batch:
+        settings = self.views.clip
+        shape = (len(ids), self.views.views, 3, settings.frames, settings.crop, settings.crop)
+        clips = torch.zeros(shape, dtype=torch.uint8)
+        labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
+        bad: list[tuple[str, str]] = []
+        looped = 0
+        place = self.own_place()
+        for row, sample in enumerate(ids.tolist()):
+            if sample < 0:
+                continue
+            place[1] = sample
+            try:
+                clips[row] = self._clips(sample)
+            except BadSample as error:
+                bad.append((self.index.name(sample), error.reason))
+                continue
+            labels[row], weights[row] = self.index.label[sample], 1.0
+            looped += self._is_short
+        place[1] = NO_SAMPLE
+        return {
+            "clips": clips.flatten(0, 1),
+            "labels": torch.from_numpy(labels),
+            "weights": torch.from_numpy(weights),
+            "ids": torch.from_numpy(ids.copy()),
+            "views": self.views.views,
+            "bad": bad,
+            "looped": looped,
+        }
+
+    def _opened(self, data: bytes) -> Video:
+        """An opened video, of which is noted whether it is shorter than a clip spans."""
+        video = self._open(data)
+        self._is_short = video.num_frames < self.views.clip.span
+        return video
+
+    def _clips(self, sample: int) -> torch.Tensor:
+        """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
+        if sample in self.index.errors or not self.index.has_label(sample):
+            raise BadSample(self.index.errors.get(sample, NO_LABEL))
+        check_bytes(int(self.index.size[sample]), self.views.clip.data.limits)  # before it is read
+        return cut_clips(read_clip_bytes(self.index, sample), self.decoder, self.views, self.epoch, sample)
+
+
+def cut_clips(
+    data: bytes, decoder: Decoder, views: TrainViews | TestViews, epoch: int = 0, sample: int = 0
+) -> torch.Tensor:
+    """uint8 (views, 3, T, S, S) of a video file, on the host; raises BadSample."""
+    settings = views.clip
+    with beside_training(decoder.device):
+        try:
+            check_whole(data)
+            return views(decoder.open(data), epoch, sample).cpu()
+        except BadSample as damage:
+            if settings.data.damaged == "strict" or isinstance(damage, OverLimit):
+                raise
+            prefix = valid_prefix(decoder, data, settings.data.limits, settings.span, damage)
+            return views(prefix, epoch, sample).cpu()
+
+
+def train_plan(
+    index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int, mixup: MixupBlock | None = None
+) -> SamplePlan:
+    """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
+    paired = mixup is not None and mixup.over == "global"
+    return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards, paired=paired)
+
+
+def eval_plan(index: SampleIndex, micro: int, world_size: int) -> SamplePlan:
+    """Each sample once, in order. All ranks have equally many batches, some padded, so collectives stay in step."""
+    return SamplePlan(index.shard_sizes, 0, micro * world_size, 1, shuffle=False)
+
+
+def train_loader(
+    index: SampleIndex,
+    data: DataBlock,
+    augment: AugmentBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    crop: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    decoder: Decoder | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> Loader:
+    """Micro-batches of one rank and epoch, from the start of optimizer step `start_step` to the end of the epoch.
+
+    `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
+    Batches as in the head of this file, with B = batch.micro and V = 1.
+    """
+    plan = train_plan(index, data, batch, seed, augment.mixup)
+    views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
+    chosen = decoder or decoder_of(data)
+    batches = MicroBatches(
+        index,
+        plan,
+        views,
+        chosen,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        micro=batch.micro,
+        mixup=augment.mixup,
+        workers=data.workers,
+    )
+    items = range(start_step * batches.accumulation, len(batches))
+    return make_loader(batches, items, data.workers, pin_memory, prefetch_factor)
+
+
+def eval_loader(
+    index: SampleIndex,
+    data: DataBlock,
+    batch: BatchBlock,
+    *,
+    frames: int,
+    crop: int,
+    seed: int = 0,
+    temporal_views: int = 1,
+    spatial_views: int = 1,
+    resize: Resize = "official",
+    rank: int = 0,
+    world_size: int = 1,
+    decoder: Decoder | None = None,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> Loader:
+    """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
+    V = temporal_views * spatial_views. `resize` is `augment.resize`; `seed` matters only for data.frame_order:
+    shuffled."""
+    micro = batch.eval_micro or batch.micro
+    plan = eval_plan(index, micro, world_size)
+    views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views, resize)
+    chosen = decoder or decoder_of(data)
+    batches = MicroBatches(
+        index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
+    )
+    return make_loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
+
+
+def check_labels(index: SampleIndex, model: ModelBlock) -> None:
+    """Raises DataError if a label does not fit the model's classes: on a GPU that is a nameless crash."""
+    heads = {"": model.classes} if model.class_heads is None else model.class_heads
+    columns = index.label.reshape(len(index), -1)
+    if columns.shape[1] != len(heads):
+        where = shown(index.shards[0])
+        if not (columns >= 0).any():  # An index.json of before nouns and verbs were read.
+            raise DataError(f"{where}: its index knows no labels of clips; run `sfa index` on the shards")
+        one = "one label each: set model.classes alone in the recipe"
+        several = "a noun and a verb each: set model.class_heads: {noun: ..., verb: ...} in the recipe"
+        raise DataError(f"the clips of {where} have {one if len(heads) > 1 else several}")
+    for column, (head, classes) in zip(columns.T, heads.items(), strict=True):
+        largest = int(np.argmax(column))
+        if column[largest] >= classes:
+            key = f"model.class_heads.{head}" if head else "model.classes"
+            raise DataError(
+                f"{head or 'label'} {column[largest]} of {index.name(largest)} does not fit {key} = {classes}: labels "
+                f"are 0 to {classes - 1}. Correct {key} or pack the shards with the right class list"
+            )
+
+
+def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> Ids:
+    """The frame numbers of a clip in time, or in the sample's own random order for data.frame_order: shuffled."""
+    if settings.data.frame_order == "time":
+        return numbers
+    return numbers[permutation(sample_rng(settings.seed, epoch, sample, "order"), len(numbers))]

@@ -1,0 +1,7 @@
+"""The feature cache as data: shards of the trunk's outputs, and clips cut from them.
+
+    feature_shards  writing and reading     feature_grid    which stored steps make a clip
+    feature_slices  one clip's slices       feature_stream  the twin of `batches.stream`
+
+Start with `feature_stream`.
+"""

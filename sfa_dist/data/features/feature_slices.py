@@ -1,0 +1,162 @@
+"""The videos of a feature cache as the trunk takes them: a few tubelet steps at a time.
+
+What a process holds of a video does not grow with its length: frames are decoded in blocks of at most `BLOCK_BYTES`
+and handed on in slices of some tubelet steps. Augmentation is drawn once for a video and view, from the random numbers
+of the live stream's epoch of the same number, so view v has the pixels of live epoch v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sfa_dist.data.batches.augment import SpatialViews, TrainView
+from sfa_dist.data.batches.loader import start_worker
+from sfa_dist.data.batches.transport import hand_over
+from sfa_dist.data.features.feature_grid import StepGrid, clip_starts, step_frames
+from sfa_dist.data.sampling.clip_sampling import Indices, view_offsets
+from sfa_dist.data.sampling.randomness import sample_rng
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import NO_LABEL, SampleIndex
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.decode import Decoder
+from sfa_dist.data.video.decode_card import beside_training
+from sfa_dist.data.video.decode_limits import check_bytes, check_whole
+from sfa_dist.data.video.video import Video
+from sfa_dist.recipe.blocks import AugmentBlock, DataBlock
+
+BLOCK_BYTES = 256 << 20  # of decoded frames: a whole Kinetics video, so that it is decoded in one go
+SLICE_FRAMES = 64  # frames that travel from a loader process at a time, when chunks are not larger
+
+
+@dataclass(frozen=True)
+class CachedSteps:
+    """Which steps of a video are stored, and with which pixels.
+
+    Training: the whole video on `grid`, augmented by `augment` (`centre_frames` None).
+    Evaluation: the steps of the centre clip of `centre_frames` frames, centre crop.
+    """
+
+    data: DataBlock
+    augment: AugmentBlock
+    grid: StepGrid
+    crop: int
+    seed: int
+    centre_frames: int | None = None
+
+    def starts(self, num_video_frames: int) -> Indices:
+        """First frames of the stored steps, int64 (steps,)."""
+        if self.centre_frames is None:
+            return self.grid.starts(num_video_frames)
+        [offset] = view_offsets(num_video_frames, self.centre_frames, self.grid.stride, 1)
+        return clip_starts(num_video_frames, self.centre_frames, self.grid.tubelet, self.grid.stride, offset)
+
+    def pixels(self, video: Video, numbers: Indices, view: int, sample: int) -> torch.Tensor:
+        """uint8 (3, T, crop, crop) of some frames; any part of a video gets what the whole would get."""
+        if self.centre_frames is not None:
+            centre = SpatialViews(self.data.resize, self.crop, self.augment.resize)
+            return centre.cut(video.frames_at(numbers, centre.shrink)).contiguous()
+        rng = sample_rng(self.seed, view, sample, "augment")
+        drawn = TrainView(self.data.resize, self.crop, self.augment, rng)
+        return drawn.finish(video.frames_at(numbers, drawn.shrink))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard of the cache to be made: these samples (they are neighbours in one source shard) in this view."""
+
+    name: str
+    view: int
+    samples: range
+
+
+class Slice(NamedTuple):
+    """Some tubelet steps of one sample, in order; `clips` uint8 (1, 3, steps * tubelet, S, S).
+
+    `bad` says why the sample cannot be used: what came of it before does not count, and nothing follows.
+    """
+
+    part: Part
+    sample: int
+    num_video_frames: int
+    clips: torch.Tensor | None
+    last: bool
+    bad: str | None = None
+
+
+def slice_steps(chunk_steps: int, tubelet: int) -> int:
+    """Tubelet steps of a slice: a multiple of the trunk's chunk, so that the trunk sees the same chunks as if the video
+    came whole."""
+    return chunk_steps * max(1, SLICE_FRAMES // (chunk_steps * tubelet))
+
+
+def block_steps(height: int, width: int, tubelet: int, slice_steps: int) -> int:
+    """Tubelet steps, whole slices, that are decoded at a time: at most BLOCK_BYTES, or one slice."""
+    return max(1, BLOCK_BYTES // (3 * height * width * tubelet * slice_steps)) * slice_steps
+
+
+class VideoSlices(IterableDataset[Slice]):
+    """All slices of some parts. Worker w of W takes the parts w, w + W, ...: a part comes from one worker, in order."""
+
+    def __init__(
+        self, index: SampleIndex, decoder: Decoder, steps: CachedSteps, parts: Sequence[Part], chunk_steps: int
+    ) -> None:
+        self.index, self.decoder, self.steps, self.parts = index, decoder, steps, parts
+        self.slice_steps = slice_steps(chunk_steps, steps.grid.tubelet)
+
+    def __iter__(self) -> Iterator[Slice]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for part in self.parts[first::step]:
+            for sample in part.samples:
+                yield from self._sample(part, sample)
+
+    def _sample(self, part: Part, sample: int) -> Iterator[Slice]:
+        try:
+            if sample in self.index.errors or not self.index.has_label(sample):
+                raise BadSample(self.index.errors.get(sample, NO_LABEL))
+            check_bytes(int(self.index.size[sample]), self.steps.data.limits)  # before it is read
+            data = read_clip_bytes(self.index, sample)
+            check_whole(data)
+            video = self.decoder.open(data)
+            starts = self.steps.starts(video.num_frames)
+            blocks = self._blocks(video, starts, part.view, sample)
+            done = 0
+            for clips in blocks:
+                done += clips.shape[2] // self.steps.grid.tubelet
+                yield Slice(part, sample, video.num_frames, clips, last=done == len(starts))
+        except BadSample as error:
+            yield Slice(part, sample, 0, None, last=True, bad=error.reason)
+
+    def _blocks(self, video: Video, starts: Indices, view: int, sample: int) -> Iterator[torch.Tensor]:
+        """uint8 (1, 3, steps * tubelet, S, S), decoded a block and handed on a slice at a time."""
+        tubelet, stride = self.steps.grid.tubelet, self.steps.grid.stride
+        block = block_steps(video.height, video.width, tubelet, self.slice_steps)
+        for begin in range(0, len(starts), block):
+            numbers = step_frames(starts[begin : begin + block], tubelet, stride, video.num_frames)
+            # Phases share frames: each is decoded and augmented once.
+            unique, place = np.unique(numbers, return_inverse=True)
+            with beside_training(self.decoder.device):
+                pixels = self.steps.pixels(video, unique, view, sample).cpu()
+            places = torch.from_numpy(place.reshape(numbers.shape))
+            for rows in places.split(self.slice_steps):
+                yield pixels[:, rows.flatten()].unsqueeze(0)
+
+
+def slice_loader(slices: VideoSlices, workers: int, pin_memory: bool) -> DataLoader[Slice]:
+    """The slices, decoded in `workers` processes."""
+    return DataLoader(
+        slices,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=hand_over,
+        worker_init_fn=start_worker,
+        prefetch_factor=2 if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,118 @@
+"""Data of one's own in a folder with one sub-folder a class. Nothing in it is passed over without a word."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfa_dist.data.packing.annotations.rows import SINGLE, ClipRow, Say, levels_below, some, visible
+from sfa_dist.data.video.file_kinds import FRAME_SUFFIXES, HEAD_BYTES, foreign_kind, stored_suffix, suffix_of
+from sfa_dist.errors import DataError
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+
+
+def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
+    """One row for each file of frames in the sub-folders of `source`, whose names are the labels; of a kind that is
+    not read too, so that it is reported. Raises DataError where there is none, or where they are splits."""
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder of class folders: give one, or another --format")
+    entries = sorted(source.iterdir())
+    folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    _refuse_splits(source, folders)
+    left: Counter[str] = Counter()
+    rows: list[ClipRow] = []
+    empty: list[str] = []
+    deeper: list[Path] = []
+    linked: list[Path] = []
+    repeated: list[Path] = []
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        found = list(_clips(folder, left))
+        if not found:
+            empty.append(folder.name)
+        for path in found:
+            name = visible(str(path.relative_to(source)))
+            rows.append(ClipRow(path, name, {SINGLE: folder.name}, visible(str(path))))
+            if path.parent != folder:
+                deeper.append(path.relative_to(source))
+            if seen.setdefault(path.resolve(), path) is not path:
+                repeated.append(path.relative_to(source))
+        linked += _links(folder)
+    loose = [path.name for path in entries if path.is_file() and not path.name.startswith(".") and _has_frames(path)]
+    if not rows:
+        beside = f", and {len(loose)} files of frames beside them" if loose else ""
+        raise DataError(f"{source} has no sub-folder with clips{beside}: give a csv, or one sub-folder a class")
+    for path in entries:
+        if path.name not in loose and path not in folders:
+            left[_kind(path)] += 1
+    _tell(say, "files beside the class folders, left out since they have no label", loose)
+    _tell(say, "folders without a clip, which are no class", empty)
+    _tell(say, "clips deeper than their class folder, whose name is their label all the same", deeper)
+    _tell(say, "links to folders that were followed", [place.relative_to(source) for place in linked])
+    _tell(say, "clips that are reached by two paths", repeated)
+    if left := +left:
+        counts = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
+        say(f"other files that are left out: {left.total()} ({counts})")
+    return rows
+
+
+def _refuse_splits(source: Path, folders: list[Path]) -> None:
+    if len(folders) < 1 or not all(folder.name.lower() in _SPLITS for folder in folders):
+        return
+    if not any(path.is_dir() for folder in folders for path in folder.iterdir()):
+        return  # clips without classes below: the names may be meant
+    names = [folder.name for folder in folders]
+    commands = "; ".join(f"sfa pack {source / name} OUT --prefix {name}" for name in names)
+    raise DataError(f"{source} holds the splits {', '.join(names)}, not classes: pack each by itself, {commands}")
+
+
+def _clips(folder: Path, left: Counter[str]) -> Iterator[Path]:
+    """The files of frames below a class folder in order; all others are counted in `left` by their kind."""
+    for level in levels_below(folder):
+        left["folders that a link leads back to"] += len(level.again)
+        if any(part.startswith(".") for part in level.folder.relative_to(folder.parent).parts):
+            left["in hidden folders"] += len(level.files)
+            continue
+        for name in level.files:
+            path = level.folder / name
+            if not name.startswith(".") and _has_frames(path):
+                yield path
+            else:
+                left[_kind(path)] += 1
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether a file is, or calls itself, a video or a picture."""
+    if suffix_of(path) in FRAME_SUFFIXES:
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return bool(stored_suffix(head, "") or foreign_kind(head))
+
+
+def _kind(path: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink() and not path.exists():
+        return "links to nowhere"
+    return f".{suffix_of(path)}" if suffix_of(path) else "without suffix"
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Links to folders: the class folder itself, and those below it."""
+    if folder.is_symlink():
+        yield folder
+    for level in levels_below(folder):
+        yield from (level.folder / name for name in level.folders if (level.folder / name).is_symlink())
+
+
+def _tell(say: Say, what: str, names: list[str] | list[Path]) -> None:
+    if names:
+        say(f"{what}: {len(names)} ({visible(some(names, 3))})")

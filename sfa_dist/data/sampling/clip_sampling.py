@@ -1,0 +1,42 @@
+"""Which frames of a video make a clip. The rules are DMVR's (processors.py), which ViViT's public loader uses.
+
+Frame i of a clip is frame offset + stride * i of the video; a video that is too short is looped.
+Stride 0 repeats one frame: a static clip.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sfa_dist.data.sampling.randomness import below
+
+Indices = npt.NDArray[np.int64]
+
+
+def frame_indices(num_video_frames: int, frames: int, stride: int, offset: int) -> Indices:
+    """Frame numbers of one clip, int64 (frames,), each in [0, num_video_frames).
+
+    DMVR tiles the list 0..n-1 until it is long enough and takes offset, offset + stride, ... from it.
+    """
+    return (offset + stride * np.arange(frames, dtype=np.int64)) % num_video_frames
+
+
+def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, stride: int) -> int:
+    """A uniform start such that the clip fits; where it cannot, the first frame, from which the video is looped (DMVR
+    processors.py, `_get_random_sampling_offset`)."""
+    return below(rng, offset_choices(num_video_frames, frames, stride))
+
+
+def offset_choices(num_video_frames: int, frames: int, stride: int) -> int:
+    """How many starts there are to choose from, from frame 0 on."""
+    return max(1, num_video_frames - (frames - 1) * stride)
+
+
+def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) -> list[int]:
+    """Starts of `views` temporal views: one is the centre window, several are spread evenly from the first frame to the
+    last window. A static clip (stride 0) takes the window to be one frame, so one view is the middle frame."""
+    room = max(0, num_video_frames - max(1, frames * stride))
+    if views == 1:
+        return [room // 2]
+    return [int(start) for start in np.linspace(0, room, views)]

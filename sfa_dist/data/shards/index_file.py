@@ -1,0 +1,271 @@
+"""index.json: what stands beside shards and says where each sample lies in them.
+
+    {"version": 2, "shards": {"train-000000.tar": {
+        "size": BYTES, "sha256": HEX,
+        "keys": [...], "labels": [3, null, ...],
+        "members": {"mp4": [OFFSETS, SIZES, CRC32S], "cls": [...], ...},
+        "errors": {"1": "missing label"}}}}
+
+One list an attribute and not one object a sample: a third of the size, a tenth of the time to read. A label of a noun
+and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists. Version 1 had a
+list of objects and is still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfa_dist.boundary.disk import parse_json
+from sfa_dist.data.shards.index_columns import (
+    SIDECAR_FROM,
+    SUFFIXES,
+    Columns,
+    Int64,
+    Strings,
+    label_array,
+    read_sidecar,
+    write_sidecar,
+)
+from sfa_dist.data.shards.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry
+from sfa_dist.errors import DataError
+
+INDEX_NAME = "index.json"
+INDEX_VERSION = 2
+RawShard = dict[str, Any]  # one value of "shards"
+
+
+def read_index(folder: Path) -> dict[str, ShardEntry]:
+    """The entries of a folder's index.json by shard name; empty without the file. Raises DataError if it is garbled."""
+    with _readable(folder / INDEX_NAME):
+        return {name: to_entry(raw) for name, raw in read_raw(folder).items()}
+
+
+def read_raw(folder: Path) -> dict[str, RawShard]:
+    """As `read_index`, but the entries as they stand there, which is quick for millions of samples."""
+    _require_plain(folder / INDEX_NAME)
+    try:
+        data = (folder / INDEX_NAME).read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{folder / INDEX_NAME} cannot be read: {error}") from error
+    return parse_index(data, folder / INDEX_NAME)
+
+
+def _require_plain(path: Path) -> None:
+    """Raises DataError for a pipe or a device: opening one waits for its other end."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no plain file: remove it, and `sfa index` makes it anew")
+
+
+def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
+    """The entries in the text of an index.json, of any version. Raises DataError if it is garbled."""
+    with _readable(where):
+        content = parse_json(data)
+        if content["version"] not in (1, INDEX_VERSION):
+            raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION} and older")
+        shards: dict[str, RawShard] = dict(content["shards"].items())
+        if content["version"] == 1:
+            return {name: _from_version_1(shard) for name, shard in shards.items()}
+        return shards
+
+
+def format_index(shards: Mapping[str, RawShard]) -> bytes:
+    """The text of an index.json."""
+    content = {"version": INDEX_VERSION, "shards": dict(sorted(shards.items()))}
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def write_index(folder: Path, shards: Mapping[str, RawShard]) -> bool:
+    """Writes index.json. Where the folder cannot be written to, a warning says so and False comes back."""
+    try:
+        write_atomically(folder / INDEX_NAME, format_index(shards))
+    except OSError as error:
+        text = f"{folder / INDEX_NAME} cannot be written ({error}): the shards are indexed again at each start"
+        warnings.warn(text, stacklevel=2)
+        return False
+    return True
+
+
+def read_columns(folder: Path) -> Columns | None:
+    """All samples of a folder's index.json, None without the file; by way of index.npz where there are many.
+
+    Raises DataError if index.json is garbled.
+    """
+    path = folder / INDEX_NAME
+    _require_plain(path)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    columns = read_sidecar(folder, sha256)
+    if columns is None:
+        columns = to_columns(read_raw(folder), path)
+        if len(columns.keys) >= SIDECAR_FROM:
+            write_sidecar(folder, sha256, columns)
+    return columns
+
+
+def to_raw(entry: ShardEntry) -> RawShard:
+    """What index.json keeps of a shard."""
+    samples = entry.samples
+    nothing = Member(-1, 0, 0)
+    suffixes = dict.fromkeys(suffix for sample in samples for suffix in sample.members)
+    return {
+        "size": entry.size,
+        "sha256": entry.sha256,
+        "keys": [sample.key for sample in samples],
+        "labels": [sample.label for sample in samples],
+        "members": {
+            suffix: [list(column) for column in zip(*(s.members.get(suffix, nothing) for s in samples), strict=True)]
+            for suffix in suffixes
+        },
+        "errors": {str(row): sample.error for row, sample in enumerate(samples) if sample.error},
+    }
+
+
+def to_entry(raw: RawShard) -> ShardEntry:
+    """The inverse of `to_raw`. Raises LookupError, ValueError, AttributeError or TypeError for what is no entry."""
+    members: list[dict[str, Member]] = [{} for _ in raw["keys"]]
+    for suffix, columns in raw["members"].items():
+        for row, place in enumerate(zip(*columns, strict=True)):
+            if place[0] >= 0:
+                members[row][suffix] = Member(*place)
+    samples = [
+        SampleEntry(key, members[row], tuple(label) if isinstance(label, list) else label, raw["errors"].get(str(row)))
+        for row, (key, label) in enumerate(zip(raw["keys"], raw["labels"], strict=True))
+    ]
+    return ShardEntry(int(raw["size"]), raw["sha256"], tuple(samples))
+
+
+def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
+    """The samples of entries as arrays. Raises DataError, naming `where`, for what is no entry."""
+    with _readable(where):
+        places = [_clip_places(name, raw) for name, raw in shards.items()]
+        label = label_array([label for raw in shards.values() for label in raw["labels"]])
+        counts = [len(raw["keys"]) for raw in shards.values()]
+        first = np.cumsum([0, *counts])
+        errors = {
+            int(start) + row: text
+            for start, raw in zip(first, shards.values(), strict=False)
+            for row, text in _errors(raw)
+        }
+        suffix, offset, size, crc32 = (
+            np.concatenate([place[i] for place in places]) if places else np.empty(0) for i in range(4)
+        )
+        if len(label) != len(suffix):
+            raise ValueError(f"{len(label)} labels for {len(suffix)} keys")
+        return Columns(
+            names=Strings.of(shards),
+            sha256=Strings.of(_sha256(raw["sha256"]) for raw in shards.values()),
+            shard_bytes=_whole_numbers([raw["size"] for raw in shards.values()]),
+            ends=np.cumsum(counts, dtype=np.int64),
+            keys=Strings.of(key for raw in shards.values() for key in raw["keys"]),
+            suffix=suffix.astype(np.uint8),
+            offset=offset.astype(np.int64),
+            size=size.astype(np.int64),
+            crc32=crc32.astype(np.int64),
+            label=label,
+            error_rows=np.array(list(errors), dtype=np.int64),
+            error_texts=Strings.of(errors.values()),
+        )
+
+
+def write_json_atomically(path: Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON beside `path` and moves it there, so that a reader sees the old file or the new one, never a part."""
+    separators = (",", ":") if indent is None else None
+    write_atomically(path, json.dumps(content, indent=indent, separators=separators).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes bytes beside `path` and moves them there."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _readable(where: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        shards = str(where).removesuffix(INDEX_NAME) + "*.tar"
+        raise DataError(f"{where} is not a readable index ({error!r}): run `sfa index {shards}`") from error
+
+
+def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(suffix code, offset, size, crc32) of each sample's clip, the first of CLIP_SUFFIXES that it has."""
+    count, size = len(raw["keys"]), int(_whole_numbers(raw["size"]))
+    if size < 0 or not isinstance(raw["keys"], list):
+        raise ValueError(f"{name} is no entry")
+    code = np.zeros(count, dtype=np.uint8)
+    clip = np.tile(np.array([[-1], [0], [0]], dtype=np.int64), count)
+    for suffix in raw["members"]:
+        place = _whole_numbers(raw["members"][suffix])
+        if place.shape != (3, count):
+            raise ValueError(f"{suffix} of {name} is not 3 lists of {count}")
+        here = place[0] >= 0
+        if (place[0] < -1).any() or (place[1] < 0).any() or (here & (place[1] > size - place[0])).any():
+            raise ValueError(f"a sample of {name} lies outside its shard")
+        if suffix in CLIP_SUFFIXES:
+            number = SUFFIXES.index(suffix)
+            better = here & ((code == 0) | (number < code))
+            code[better] = number
+            clip[:, better] = place[:, better]
+    return code, clip[0], clip[1], clip[2]
+
+
+def _whole_numbers(values: Any) -> Int64:
+    """Raises ValueError for what numpy would make whole numbers of: fractions, texts, true."""
+    numbers = np.array(values)
+    if numbers.dtype.kind != "i" and numbers.size:
+        raise ValueError(f"{values!r:.40} are no whole numbers")
+    return numbers.astype(np.int64, copy=False)
+
+
+def _sha256(value: Any) -> str:
+    """Raises ValueError for what is no hash: it names files."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r:.80} is no sha256")
+    return value
+
+
+def _errors(raw: RawShard) -> list[tuple[int, str]]:
+    """(row, why) of the samples that cannot be used, by row. Raises ValueError."""
+    found = sorted((int(row), str(text)) for row, text in raw["errors"].items())
+    if found and not 0 <= found[0][0] <= found[-1][0] < len(raw["keys"]):
+        raise ValueError(f"there is no sample {found[0][0]} or {found[-1][0]}")
+    return found
+
+
+def _from_version_1(raw: dict[str, Any]) -> RawShard:
+    samples = [
+        SampleEntry(
+            sample["key"],
+            {suffix: Member(*map(int, place)) for suffix, place in sample["members"].items()},
+            sample["label"],  # Of one head: version 1 knew no other.
+            sample.get("error"),
+        )
+        for sample in raw["samples"]
+    ]
+    return to_raw(ShardEntry(int(raw["size"]), raw["sha256"], tuple(samples)))

@@ -1,0 +1,124 @@
+"""`sfa evaluate`: the test of weights that are there, of a run or not, beside a run and without changing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sfa_dist import checkpoint as ckpt
+from sfa_dist.data.batches.stream import check_labels
+from sfa_dist.inference.finished_stage import Subject
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.watch.guard import watched
+from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
+from sfa_dist.run import out_of_memory
+from sfa_dist.run.chance import heads_of, shows_top5
+from sfa_dist.run.context import Run
+from sfa_dist.run.record import code_sha256, collect_results
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.stages.assemble import Parts, metadata_value, trained_classes
+from sfa_dist.stages.open_data import check_classes, open_split
+from sfa_dist.stages.scoring import load_parts, score_all_views
+from sfa_dist.training.prediction_file import require_writer
+
+
+def evaluate_subject(
+    recipe: Recipe,
+    subject: Subject,
+    any_frames: bool,
+    out: Path | None,
+    asked: Mapping[str, Any],
+    as_json: bool,
+    stop: StopFlag,
+) -> None:
+    """Joins the other ranks, tests, prints the scores and writes them to `out` with what was `asked` for; predictions
+    and classes come into the folder beside it that has its name. With `any_frames` the recipe may have another number
+    of frames than the weights were trained on. Raises SfaError."""
+    with stop.nothing_to_save():
+        runtime = parallel_runtime.start(environment())
+    try:
+        on_stderr = Tracker.console_only(recipe.log, on_stderr=as_json)
+        tracker = on_stderr if runtime.is_main else Tracker(None, recipe.log, {}, {})
+        folder = subject.run_dir or (out or subject.weights).parent
+        address = environment().get("MASTER_ADDR", "127.0.0.1")
+        with watched(runtime, address, None, stop) as watch:
+            run = Run(recipe, folder, runtime, tracker, stop, dry_run=False, watch=watch)
+            runtime.require_equal("the resolved recipe (sha256)", _sha256(record_recipe(recipe)))
+            runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
+            with out_of_memory.told(runtime, watch):
+                summary = {**_scores(run, subject, any_frames, out), "evaluated": dict(asked)}
+            if runtime.is_main:  # First: a disk that refuses the file does not take the scores with it.
+                _print(tracker, summary, as_json)
+            if out is not None:
+                runtime.on_main(lambda: _write(out, summary))
+                if not as_json:
+                    tracker.say(f"result: {out}")
+    finally:
+        parallel_runtime.stop()
+
+
+def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> dict[str, Any]:
+    """The keys of result.json, of this test."""
+    stage: StageBlock = getattr(run.recipe, subject.stage)
+    run.watch.phase("evaluate")
+    run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
+    key = "test" if stage.data.test else "val"
+    index = open_split(run, stage.data.test or stage.data.val, f"{subject.stage}.data.{key}", stage.data)
+    run.runtime.on_main(lambda: check_labels(index, stage.model))
+    run.runtime.on_main(lambda: check_classes(trained_classes(subject.weights), index))
+    trained = metadata_value(subject.weights, "frames")
+    if any_frames and type(trained) is int and trained != stage.frames:
+        run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
+    parts = load_parts(run, stage, subject.weights, subject.trunk_weights, any_frames)
+    result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
+    return {**result, "frames": stage.frames, **_record(subject, parts)}
+
+
+def _record(subject: Subject, parts: Parts) -> dict[str, Any]:
+    trainable, frozen = parts.parameters()
+    unknown = dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", "cost_ratio"))
+    trained = collect_results(subject.run_dir) if subject.run_dir else {"stages": {}, **unknown}
+    return {**trained, "trainable_parameters": trainable, "frozen_parameters": frozen}
+
+
+def _write(out: Path, summary: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    ckpt.write_json(out, summary)
+
+
+def _print(tracker: Tracker, summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary), flush=True)
+        return
+    table = Table(title=f"{summary['samples']} clips, {summary['frames']} frames")
+    heads = heads_of(summary)
+    top5 = any(shows_top5(summary, head) for head in heads)
+    for title in ("views", *([""] if any(heads) else []), "top-1", *(["top-5"] if top5 else []), "mean over classes"):
+        table.add_column(title, justify="right")
+    for line in summary["by_views"]:
+        grid = f"{line['temporal_views']} x {line['spatial_views']}"
+        for head in heads:
+            name = [head.removesuffix("_")] if head else []
+            keys = ("acc1", *(["acc5"] if top5 else []), "mean_class_acc1")
+            table.add_row(grid, *name, *(f"{line[f'{head}{key}']:.2%}" for key in keys))
+    tracker.say(table)
+
+
+def default_out(run_dir: Path, stage: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:
+    """`<run>/evaluate/<stage>-<views>-<frames>f.json`; settings and shards of one's own add a hash."""
+    block = getattr(recipe, stage)
+    grids = "_".join(f"{temporal}x{spatial}" for temporal, spatial in recipe.test.view_grids)
+    own = {key: asked[key] for key in ("set", "shards") if asked.get(key)}
+    mark = f"-{_sha256(json.dumps(own, sort_keys=True))[:8]}" if own else ""
+    return run_dir / "evaluate" / f"{stage}-{grids}-{block.frames}f{mark}.json"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,96 @@
+"""Weights that are there, found by their run or by their file: what `sfa evaluate` and `sfa predict` work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfa_dist.boundary.disk import read_object
+from sfa_dist.boundary.file_names import RECIPE, WEIGHTS
+from sfa_dist.errors import CheckpointError, RecipeError, UsageError
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A stage's final weights, the file of the recipe that they belong to, and for stage 2 the weights of stage 1,
+    which hold the trunk. `run_dir` is their run, None for weights alone."""
+
+    recipe_file: Path
+    stage: str
+    weights: Path
+    trunk_weights: Path | None
+    run_dir: Path | None = None
+
+
+def recipe_of_run(run_dir: Path) -> Path:
+    """The file of a run's recipe. Raises UsageError where there is none."""
+    file = run_dir / RECIPE
+    if not file.is_file():
+        raise UsageError(f"{run_dir} is no run directory (it has no {RECIPE})")
+    return file
+
+
+def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Subject:
+    """A stage of a run (None: its last; of a sweep the member that its test chose). Never another one in its place.
+
+    Raises UsageError for a stage that the recipe has not, CheckpointError for one without final weights yet.
+    """
+    present = [name for name in STAGE_NAMES if getattr(recipe, name) is not None]
+    name = stage or present[-1]
+    if name not in present:
+        raise UsageError(f"--stage {name}: the run {run_dir} has no such stage (it has {', '.join(present)})")
+    given = recipe.stage1.weights if recipe.stage1 else None
+    stage1 = Path(given) if given else run_dir / "stage1" / WEIGHTS
+    file, folder = run_dir / RECIPE, run_dir / name
+    if recipe.sweep and name == "stage2":
+        folder = folder / "members" / _best_member(run_dir)
+        file = folder / RECIPE
+    weights = stage1 if name == "stage1" else folder / WEIGHTS
+    if not weights.is_file():
+        others = [f"--stage {other}" for other in present if other != name and (run_dir / other / WEIGHTS).is_file()]
+        advice = " or ".join(["train it to the end first", *others])
+        raise CheckpointError(f"{name} of {run_dir} has no weights yet ({weights}): {advice}")
+    return Subject(file, name, weights, _there(stage1) if name == "stage2" else None, run_dir)
+
+
+def _best_member(run_dir: Path) -> str:
+    try:
+        return str(read_object(run_dir / "result.json", best=str)["best"])
+    except (OSError, ValueError):
+        raise CheckpointError(
+            f"{run_dir} is a sweep that is not tested yet, so none of its members is the best: give one with "
+            "--recipe and --weights (stage2/members/m.../)"
+        ) from None
+
+
+def subject_of_weights(
+    recipe: Recipe, recipe_file: Path, weights: Path, trunk_weights: Path | None, stage: str | None
+) -> Subject:
+    """Weights by their file, which tells which stage's they are where `stage` does not. The trunk of stage 2 is that
+    of `trunk_weights`, else of the recipe's `stage1.weights`.
+
+    Raises CheckpointError for a file that is missing, UsageError where stage or trunk are not known, RecipeError where
+    the recipe has no such stage.
+    """
+    # Here, since it brings torch, and commands check their words first.
+    from sfa_dist.models.weights_file import read_metadata
+
+    _there(weights)
+    name = stage or read_metadata(weights).get("stage")
+    if name is None:
+        raise UsageError(f"{weights} does not tell its stage: give --stage image, stage1 or stage2")
+    if getattr(recipe, name, None) is None:
+        raise RecipeError(f"{weights} is of {name}, and the recipe has no such stage")
+    if name != "stage2":
+        return Subject(recipe_file, name, weights, None)
+    given = trunk_weights or (Path(recipe.stage1.weights) if recipe.stage1 and recipe.stage1.weights else None)
+    if given is None:
+        raise UsageError(f"{weights} is of stage2 and holds no trunk: give stage 1's weights with --trunk-weights")
+    return Subject(recipe_file, name, weights, _there(given))
+
+
+def _there(weights: Path) -> Path:
+    if not weights.is_file():
+        raise CheckpointError(f"no weights file {weights}")
+    return weights

@@ -1,0 +1,99 @@
+"""A finished stage's weights as a model that scores classes with names: for single videos and for timelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfa_dist.data.batches.stream import ClipSettings, TestViews, cut_clips
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.container import is_known
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.data.video.decode_limits import check_bytes
+from sfa_dist.data.video.file_kinds import HEAD_BYTES, unreadable
+from sfa_dist.inference.class_scores import classes_of
+from sfa_dist.inference.finished_stage import Subject
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import Tail, ViViT
+from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
+from sfa_dist.stages.assemble import load_for_test
+from sfa_dist.stages.trunk_setup import chunk_need, chunk_that_fits, free_bytes
+from sfa_dist.training.metrics import average_views
+from sfa_dist.training.non_finite import broken_scores
+
+
+class Model:
+    """Trunk and tail of a finished stage on a device, in the precision of its engine.
+
+    Clips go through at once (`logits`), or in two parts: tubelet steps, each by itself, to vectors (`steps`), and those
+    of a window to scores (`windows`). The second way computes a step once, however many windows it is in.
+
+    Scores that are not finite raise SfaError.
+    """
+
+    def __init__(self, recipe: Recipe, subject: Subject, device: torch.device) -> None:
+        stage: StageBlock = getattr(recipe, subject.stage)
+        parts = load_for_test(stage, subject.weights, subject.trunk_weights)
+        self.stage, self.classes = stage, classes_of(subject.weights, stage.model)
+        self._weights = subject.weights
+        if isinstance(parts.trainable, ViViT):
+            trunk, self.tail = parts.trainable.trunk, parts.trainable.tail
+            dtype = trunk.embed.bias.dtype
+            pooled, data = not self.tail.takes_tokens, stage.data
+            # Not folded: the same operations as in training.
+            self.trunk = FrozenTrunk(trunk, stage.frames, pooled, data.mean, data.std, dtype, fold=False)
+        else:
+            assert isinstance(parts.trainable, Tail)
+            assert parts.frozen is not None
+            self.trunk, self.tail = parts.frozen, parts.trainable
+        self.trunk.to(device)
+        self.tail.to(device)
+        if isinstance(stage, Stage2) and stage.chunk_frames == "auto":
+            self.trunk.chunk_frames = chunk_that_fits(
+                lambda rows: chunk_need(self.trunk, stage, rows), free_bytes(device), stage.model.tubelet
+            )
+
+    @torch.inference_mode()
+    def logits(self, clips: Tensor) -> Tensor:
+        """uint8 (B, 3, T, S, S) -> fp32 (B, classes) on the CPU."""
+        return self._checked(self.tail(self.trunk(clips)))
+
+    @torch.inference_mode()
+    def steps(self, rows: Tensor) -> Tensor:
+        """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included."""
+        features = self.trunk.run_rows(rows.to(self.trunk.device, non_blocking=True))
+        return self.tail.adapted(features.unsqueeze(0)).squeeze(0)
+
+    @torch.inference_mode()
+    def windows(self, steps: Tensor) -> Tensor:
+        """Adapted steps (B, F, D) -> fp32 logits (B, classes) on the CPU."""
+        return self._checked(self.tail.over_time(steps))
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        if not logits.isfinite().all():
+            raise broken_scores(str(self._weights))
+        return logits.cpu()
+
+
+class FilePredictor:
+    """Scores of video files over the recipe's test views, as the stage `test` has them."""
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        stage, self._test = model.stage, recipe.test
+        clip = ClipSettings(stage.data, stage.frames, stage.model.image_size, recipe.seed)
+        self._model, self._limits = model, stage.data.limits
+        self._views = TestViews(clip, self._test.temporal_views, self._test.spatial_views, stage.augment.resize)
+        self._decoder = decoder_of(stage.data)
+
+    def __call__(self, path: Path) -> Tensor:
+        """fp64 (classes,): averaged over the views as `test.average` says. Raises BadSample."""
+        check_bytes(path.stat().st_size, self._limits)
+        data = path.read_bytes()
+        if not is_known(data[:HEAD_BYTES]):
+            raise BadSample(unreadable(data[:HEAD_BYTES], str(path)))
+        clips = cut_clips(data, self._decoder, self._views)
+        # One view at a time: a long clip in twelve views would not fit.
+        logits = torch.cat([self._model.logits(clip) for clip in clips.split(1)])
+        return average_views(logits, len(logits), self._test.average, self._model.classes.sizes)[0]

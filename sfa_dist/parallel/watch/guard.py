@@ -1,0 +1,305 @@
+"""The watch for lost ranks: when one is killed, crashes, hangs or loses its node, all others end within 30 seconds.
+And when one is asked to stop, all others know within a second, wherever they wait.
+
+Without it they would wait in a collective for ten minutes or for ever. Each rank has a small child process
+(watch_process.py) that tells a hub at rank 0 once a second how its rank is. This side starts the child, writes down
+where the rank stands, says goodbye when it ends in order, and leaves when the child says that another rank is lost.
+
+The watch itself never ends a healthy run: a rank whose child dies says so and goes on unwatched, and when the hub dies,
+everyone does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sfa_dist.boundary.plain import for_terminal
+from sfa_dist.boundary.secret import without_secrets
+from sfa_dist.errors import SfaError
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
+from sfa_dist.parallel.watch import watch_process
+from sfa_dist.parallel.watch.lines import Lines, Message
+from sfa_dist.parallel.watch.verdict import ENDED, LOST, UNWATCHED, WAITS
+from sfa_dist.parallel.watch.watch_process import BOARD, STOP_AT
+
+WHY_CHARACTERS = 500  # Of an error, told to the other ranks.
+
+# Seconds.
+START_S = 30.0
+CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
+
+ANSWERED = 256  # Connections kept open for a while behind the answer that there is no hub.
+LOOPBACK = "127.0.0.1"
+
+_PLACE = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
+
+
+class Watch:
+    """Where this rank stands. Made without a board, it is nobody's business."""
+
+    def __init__(self, board: mmap.mmap | None = None) -> None:
+        self._board = board or bytearray(BOARD.size)
+
+    def phase(self, name: str, step: int = 0) -> None:
+        """Notes what the rank does from here on, and the steps that it has behind it. Costs a memory write."""
+        _PLACE.pack_into(self._board, 0, step, name.encode())
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The phase and the step that were noted last."""
+        step, name = _PLACE.unpack_from(self._board)
+        return name.rstrip(b"\0").decode(errors="replace"), step
+
+    def ask_to_stop(self) -> None:
+        """Tells the other ranks that this one was asked to stop."""
+        self._board[STOP_AT] = 1
+
+
+@contextmanager
+def watched(
+    runtime: Runtime, address: str, logs: Path | None, stop: StopFlag, on_loss: Callable[[int, str], None] | None = None
+) -> Iterator[Watch]:
+    """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
+
+    `address` is where other nodes reach rank 0; on one node it is not used, and nothing listens to other nodes. Into
+    the folder `logs`, where there is one, each rank writes its stacks before it leaves because another one was lost; it
+    calls `on_loss(exit code, verdict)` and leaves by os._exit, with the contract's exit code. An error that may only be
+    what another rank's loss looks like from here is held back until the cause is known.
+    """
+    guard = _start(runtime, address, logs, stop)
+    if guard is None:
+        yield Watch()
+        return
+    guard.on_loss = on_loss
+    try:
+        yield guard.watch
+        runtime.barrier()
+    except SfaError as error:
+        guard.say_goodbye(ENDED, error.exit_code, str(error))
+        raise
+    except Exception as error:
+        guard.held_back = error
+        guard.say_goodbye(WAITS, LOST, f"{type(error).__name__}: {error}")
+        guard.settled.wait(CAUSE_S)
+        raise
+    except BaseException:  # The user's second Ctrl-C, for one.
+        guard.say_goodbye(ENDED, LOST)
+        raise
+    guard.say_goodbye(ENDED, 0)
+
+
+def _start(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> _Guard | None:
+    """The guard of this rank; None where one of them is alone, or where a child cannot do its work."""
+    if runtime.world_size == 1:
+        return None
+    guard = _Guard(runtime, address, logs, stop)
+    faults = [fault for fault in runtime.gather(guard.start()) if fault is not None]
+    if not faults:
+        stop.on_request(guard.watch.ask_to_stop)
+        threading.Thread(target=guard.listen, name="watch", daemon=True).start()
+        return guard
+    guard.close()
+    if runtime.is_main:
+        _say(f"the watch for lost ranks is off: {faults[0]}")
+    return None
+
+
+class _Guard:
+    """The parent's end of a child process."""
+
+    def __init__(self, runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> None:
+        self._rank, self._host, self._logs, self._stop = runtime.rank, runtime.host, logs, stop
+        self._tells = runtime.launch.tells and not runtime.is_main  # On a node where the speaker may not be heard.
+        self._listener: socket.socket | None = None
+        port, self._fault = 0, ""
+        if runtime.is_main:
+            one_node = runtime.launch.local_world_size == runtime.world_size
+            address = LOOPBACK if one_node else address
+            try:
+                self._listener = socket.create_server((LOOPBACK if one_node else "", 0), backlog=socket.SOMAXCONN)
+                port = self._listener.getsockname()[1]
+            except OSError as error:
+                self._fault = f"rank 0 on {self._host} can open no port for it ({error})"
+        address, port, self._fault, token = runtime.broadcast((address, port, self._fault, secrets.token_hex(16)))
+        self._settings: dict[str, Any] = {
+            "rank": runtime.rank,
+            "host": runtime.host,
+            "world_size": runtime.world_size,
+            "hub": [address, port],
+            "token": token,
+            "listener": self._listener.fileno() if self._listener else None,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._post: Lines | None = None
+        self._goodbye: str | None = None
+        self.held_back: BaseException | None = None
+        self.on_loss: Callable[[int, str], None] | None = None
+        self.settled = threading.Event()  # The hub has nothing more to say to this rank.
+        self.watch = Watch()
+
+    def start(self) -> str | None:
+        """Starts the child; gives None when it has reached the hub, else why it has not."""
+        if self._fault:
+            return self._fault
+        ours, theirs = socket.socketpair()
+        self._post = Lines(ours)
+        try:
+            board = _shared_memory()
+        except OSError as error:
+            theirs.close()
+            return f"{self._host} has no room for {BOARD.size} bytes ({error})"
+        self.watch = Watch(mmap.mmap(board, BOARD.size))
+        self.watch.phase("start")
+        listener = self._settings["listener"]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", watch_process.__file__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[descriptor for descriptor in (theirs.fileno(), board, listener) if descriptor is not None],
+                start_new_session=True,  # Out of reach of the terminal's signals.
+            )
+            theirs.close()  # From here on only the child holds it, so that its end shows.
+            ours.settimeout(START_S)
+            self._post.send({**self._settings, "board": board})
+            answer, *_ = self._post.receive()
+            ours.settimeout(None)
+        except (OSError, ValueError) as error:
+            return f"{self._host} cannot start its child process ({type(error).__name__}: {error})"
+        finally:
+            theirs.close()
+            os.close(board)
+        return answer.get("reason")
+
+    def close(self) -> None:
+        """Ends a child that shall not work, as another rank has none."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._post is not None:
+            self._post.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def say_goodbye(self, state: str, code: int, why: str = "") -> None:
+        """Tells the child how this rank ends, and why, so that its end is no loss."""
+        self._goodbye = state
+        assert self._post is not None
+        with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
+            why = " ".join(without_secrets(why).split())[:WHY_CHARACTERS]
+            self._post.send({"state": state, "code": code, "why": why})
+
+    def listen(self) -> None:
+        """Hears what the child has to say, as long as it lives."""
+        assert self._post is not None
+        try:
+            while True:
+                for message in self._post.receive():
+                    if message["kind"] == "stop":
+                        self._stop.request(ANOTHER_RANK)
+                        continue
+                    if message["kind"] == "lost" and self._is_meant(message):
+                        self._leave(message)
+                    self.settled.set()
+        except OSError as error:
+            if not self.settled.is_set():
+                self._go_without(error)
+
+    def _is_meant(self, verdict: Message) -> bool:
+        """A rank that ends with an error of its own goes its own way."""
+        return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
+
+    def _leave(self, verdict: Message) -> None:
+        if verdict["speaker"] == self._rank or self._tells:
+            stacks = "" if self._logs is None else f"; the stacks of all ranks are in {self._logs}"
+            _say(f"error: {verdict['text']}{stacks}")
+        if self._logs is not None:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+                with (self._logs / f"rank-{self._rank:05d}.stacks").open("w") as file:
+                    if self.held_back is not None:  # Then the main thread has left the place that matters.
+                        file.write(without_secrets("".join(traceback.format_exception(self.held_back))))
+                        file.flush()
+                    faulthandler.dump_traceback(file)
+            except OSError as error:
+                _say(f"rank {self._rank} on {self._host} cannot write its stacks: {error}")
+        if self.on_loss is not None:
+            try:
+                self.on_loss(verdict["exit_code"], verdict["text"])
+            except SfaError as error:
+                _say(f"rank {self._rank} on {self._host}: {error}")
+        with contextlib.suppress(OSError, ValueError):  # Nobody reads them any more.
+            sys.stdout.flush()
+        # Not by an exception: the main thread waits in a collective that will never end.
+        os._exit(verdict["exit_code"])
+
+    def _go_without(self, error: OSError) -> None:
+        """The child has died. Others must not take that for the death of this rank."""
+        assert self._process is not None
+        code = self._process.wait()
+        who = f"rank {self._rank} on {self._host}"
+        self.settled.set()
+        if self._goodbye is not None:
+            return
+        if self._listener is not None:
+            _say(f"{who}: the hub of the watch ended with code {code}; the run goes on without the watch")
+            self._turn_away()
+        _say(f"{who}: its watch process ended with code {code} ({error}); the run goes on, this rank unwatched")
+        place = self._settings
+        report = {"state": UNWATCHED, "code": 0, "phase": "", "step": 0}
+        try:
+            with socket.create_connection(tuple(place["hub"]), timeout=START_S) as stream:
+                lines = Lines(stream)
+                lines.send({**{key: place[key] for key in ("token", "rank", "host")}, **report})
+                lines.receive()
+        except OSError as unreachable:
+            _say(f"{who} cannot tell the hub of the watch ({unreachable}); it may take this rank for lost")
+
+    def _turn_away(self) -> NoReturn:
+        """Answers, in place of the hub, that there is none any more, and waits for nobody's question."""
+        assert self._listener is not None
+        self._listener.setblocking(True)
+        answered: deque[socket.socket] = deque()
+        while True:
+            with contextlib.suppress(OSError):
+                stream, _ = self._listener.accept()
+                answered.append(stream)  # Closed at once, with its question unread, it would lose the answer.
+                stream.setblocking(False)
+                Lines(stream).send({"kind": "off"})
+            if len(answered) > ANSWERED:
+                answered.popleft().close()
+
+
+def _shared_memory() -> int:
+    """A descriptor of as many bytes as the board has: memory without a name, or a file without one on systems that
+    have no such memory. Raises OSError."""
+    try:
+        board = os.memfd_create("watch")
+        os.truncate(board, BOARD.size)
+        return board
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(bytes(BOARD.size))
+            return os.dup(file.fileno())
+
+
+def _say(line: str) -> None:
+    # Past Python's stderr: the main thread may hold its lock.
+    os.write(2, f"{for_terminal(without_secrets(line))}\n".encode())

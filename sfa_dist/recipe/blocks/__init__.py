@@ -1,0 +1,48 @@
+"""The blocks of a recipe, typed: each is one subject, and stands at the top level or inside a stage.
+
+    model     the encoder and its adapter           trunk     how it runs, frozen, and the feature cache
+    data      shards, and how clips are cut         augment   what becomes of clips
+    training  batches, optimizer, engine, ...       run       test, log, stop
+    base      the base class, plain values
+
+No torch here.
+"""
+
+from sfa_dist.recipe.blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock, Resize
+from sfa_dist.recipe.blocks.base import Block, FolderName, NonNegative, PathText, Positive, complain
+from sfa_dist.recipe.blocks.data import DataBlock, LimitsBlock, Rate, RemoteBlock, shard_kind
+from sfa_dist.recipe.blocks.model import LABEL_HEADS, AdapterBlock, ModelBlock
+from sfa_dist.recipe.blocks.run import LogBlock, StopBlock, TestBlock
+from sfa_dist.recipe.blocks.training import BatchBlock, CheckpointBlock, EngineBlock, OptimizerBlock, ScheduleBlock
+from sfa_dist.recipe.blocks.trunk import CacheBlock, FramesOrAuto
+
+__all__ = [
+    "LABEL_HEADS",
+    "AdapterBlock",
+    "AugmentBlock",
+    "BatchBlock",
+    "Block",
+    "CacheBlock",
+    "CheckpointBlock",
+    "DataBlock",
+    "EngineBlock",
+    "FolderName",
+    "FramesOrAuto",
+    "LimitsBlock",
+    "LogBlock",
+    "MixupBlock",
+    "ModelBlock",
+    "NonNegative",
+    "OptimizerBlock",
+    "PathText",
+    "Positive",
+    "RandAugmentBlock",
+    "Rate",
+    "RemoteBlock",
+    "Resize",
+    "ScheduleBlock",
+    "StopBlock",
+    "TestBlock",
+    "complain",
+    "shard_kind",
+]

@@ -1,0 +1,52 @@
+"""What becomes of clips before they are trained on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sfa_dist.recipe.blocks.base import Block, Fraction, Positive, complain
+
+Resize = Literal["official", "antialias"]
+
+
+class RandAugmentBlock(Block):
+    """`layers` operations of RandAugment for each clip; the official magnitudes are 15 and 20."""
+
+    layers: Positive = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 15
+
+
+class MixupBlock(Block):
+    """Each clip is blended with its mirror image in the global batch, or in its micro-batch (`over: device`), and so is
+    its loss; the share is drawn from Beta(alpha, alpha), once a batch.
+
+    `global` is the same for any number of ranks; where batch.micro is odd, it decodes clips twice.
+    """
+
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)]
+    over: Literal["global", "device"] = "global"
+
+
+class AugmentBlock(Block):
+    """Training augmentation of the official ViViT recipes. Each parameter is drawn once for all frames of a clip.
+
+    `rand_augment` takes the place of `color` and `gray`, which are probabilities. `mixup` blends what comes out.
+    `resize` is how frames are resized, for tests too: `official` as the official code does (bilinear without antialias,
+    cut to whole levels), `antialias` as torch does, once.
+    """
+
+    scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
+    flip: Fraction = 0.5
+    resize: Resize = "official"
+    color: Fraction = 0.8
+    gray: Fraction = 0.1
+    rand_augment: RandAugmentBlock | None = None
+    mixup: MixupBlock | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_color(self) -> AugmentBlock:
+        if self.rand_augment is not None and (self.color or self.gray):
+            raise complain("rand_augment", "takes the place of color and gray: set both to 0")
+        return self

@@ -1,0 +1,76 @@
+"""What is trained: the factorised encoder and its adapter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sfa_dist.recipe.blocks.base import Block, Fraction, NonNegative, Positive, complain
+
+Classes = Annotated[int, Field(ge=2, lt=2**31)]
+
+# The labels of an action, in the order of the official code: logits, label columns and action numbers follow it.
+LABEL_HEADS = ("noun", "verb")
+
+
+class ModelBlock(Block):
+    """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
+
+    `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
+    `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
+    `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
+    is tanh and 1.0e-06, the official code's, which the temporal encoder always has.
+    """
+
+    size: Literal["tiny", "B", "L", "H", "g"]
+    classes: Classes
+    class_heads: dict[str, Classes] | None = None
+    temporal_depth: NonNegative = 4
+    image_size: Positive = 224
+    tubelet: Positive = 2
+    pooling: Literal["cls", "gap"] = "cls"
+    drop_path: Fraction = 0.0
+    gelu: Literal["tanh", "erf", "quick"] | None = None
+    norm_eps: Annotated[float, Field(gt=0.0, le=0.01)] | None = None
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    mlp: Positive | None = None
+    patch: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_are_those_of_the_heads(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("heads"), dict):
+            raise complain("heads", "is the number of attention heads; for nouns and verbs write model.class_heads")
+        heads = values.get("class_heads")
+        if isinstance(heads, dict) and values.get("classes") is None and all(type(n) is int for n in heads.values()):
+            return {**values, "classes": sum(heads.values())}
+        return values
+
+    @model_validator(mode="after")
+    def _heads_are_noun_and_verb(self) -> ModelBlock:
+        if self.class_heads is None:
+            return self
+        if tuple(self.class_heads) != LABEL_HEADS:
+            raise complain("class_heads", f"has to be {' and '.join(LABEL_HEADS)}, in this order")
+        if self.classes != sum(self.class_heads.values()):
+            total = " + ".join(map(str, self.class_heads.values()))
+            raise complain("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
+        return self
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """How the logits are divided: (300, 97); () where each clip has one label."""
+        return tuple((self.class_heads or {}).values())
+
+
+class AdapterBlock(Block):
+    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
+
+    hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
+    residual: bool = True
+    placement: Literal["pooled", "tokens"] = "pooled"

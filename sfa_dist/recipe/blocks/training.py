@@ -1,0 +1,117 @@
+"""How a stage trains: batches, optimizer, schedule, engine and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sfa_dist.recipe.blocks.base import Block, Finite, Fraction, Positive, complain
+
+
+class BatchBlock(Block):
+    """`size` is the global batch in clips; `micro` is what one rank holds at a time, at most. Ranks give the rest:
+    how many micro-batches one accumulates, and how large they are."""
+
+    size: Positive = 64
+    micro: Positive = 1
+    eval_micro: Positive | None = None
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches that each rank takes for one global batch."""
+        return -(-self.size // (world_size * self.micro))
+
+    def on_ranks(self, world_size: int) -> BatchBlock:
+        """With the smallest `micro` that takes no more accumulation, so that no rank idles while others work."""
+        micro = -(-self.size // (world_size * self.accumulation(world_size)))
+        return self.model_copy(update={"micro": micro, "eval_micro": self.eval_micro or self.micro})
+
+
+class OptimizerBlock(Block):
+    """SGD with momentum (the paper's) or AdamW. `clip_norm` 0 clips nothing."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Finite
+    momentum: Fraction = 0.9
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Finite = 1e-8
+    weight_decay: Finite = 0.0
+    clip_norm: Finite = 1.0
+    label_smoothing: Fraction = 0.0
+
+
+class ScheduleBlock(Block):
+    """Linear warm-up, then cosine to zero. `max_steps` ends the stage early without changing the curve."""
+
+    epochs: Positive
+    warmup_epochs: Finite = 2.5
+    max_steps: Positive | None = None
+
+
+class EngineBlock(Block):
+    """What shards and steps the trainable module.
+
+    `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
+    `cpu_offload` keeps master weights and moments in the host's memory and steps there.
+    `shard_ranks` ranks, neighbours in order, share one copy of the state, and gradients are averaged over the copies
+    (FSDP2's hybrid sharding): with the number of GPUs of a node, gathers stay inside of it. null, or more than there
+    are: all ranks share one copy.
+    `reduction: tree` adds gradients in an order that does not depend on the number of ranks, so that 1, 2, 4, ...
+    ranks give the same bits. It replicates everything, so neither `name` nor `zero` matters: it is for audits.
+    """
+
+    name: Literal["deepspeed", "fsdp"] = "deepspeed"
+    zero: Annotated[int, Field(ge=0, le=3)] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    cpu_offload: bool = False
+    reduction: Literal["native", "tree"] = "native"
+    shard_ranks: Positive | None = None
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> EngineBlock:
+        if self.cpu_offload and self.reduction == "tree":
+            raise complain("cpu_offload", "goes with engine.reduction: native, not with tree")
+        if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
+            raise complain("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_copies_under_fsdp(self) -> EngineBlock:
+        if self.shard_ranks is None or (self.name == "fsdp" and self.reduction == "native"):
+            return self
+        if self.reduction == "tree":
+            raise complain("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
+        raise complain(
+            "shard_ranks",
+            "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
+        )
+
+    def refusal_of(self, world_size: int, micro_batches: int) -> str | None:
+        """Why the engine does not run on so many ranks, with `micro_batches` in a global batch; None where it does."""
+        if self.reduction == "tree":
+            if world_size & (world_size - 1) or micro_batches % world_size:
+                return (
+                    "engine.reduction: tree needs a number of ranks that is a power of two and divides "
+                    f"batch.size / batch.micro = {micro_batches}, not {world_size} ranks"
+                )
+        elif world_size % self.shards(world_size):
+            return f"engine.shard_ranks is {self.shard_ranks}, which does not divide the {world_size} ranks of this run"
+        return None
+
+    def shards(self, world_size: int) -> int:
+        """How many of `world_size` ranks share one copy of the state."""
+        if self.reduction == "tree" or (self.name == "deepspeed" and self.zero == 0):
+            return 1
+        return min(self.shard_ranks or world_size, world_size)
+
+
+class CheckpointBlock(Block):
+    """A checkpoint is written every `every_steps` steps and at the end of each epoch (null: only there).
+
+    The newest `keep` stay. `asynchronous` copies the state to host memory (4 bytes for each master value and moment
+    that the rank owns) and writes from there while the training goes on; false waits until it is on disk.
+    """
+
+    every_steps: Positive | None = None
+    asynchronous: bool = True
+    keep: Positive = 2

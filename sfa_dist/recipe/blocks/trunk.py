@@ -1,0 +1,52 @@
+"""How stage 2's frozen trunk runs, and what is stored of its output."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import PlainValidator, model_validator
+
+from sfa_dist.recipe.blocks.base import Block, Fraction, PathText, Positive, complain
+
+
+def _frames_or_auto(value: object) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
+        return value
+    raise ValueError(f"expected a number of frames greater than 0, or auto, got {value!r}")
+
+
+FramesOrAuto = Annotated[int | Literal["auto"], PlainValidator(_frames_or_auto)]
+
+
+class CacheBlock(Block):
+    """The feature cache: what the frozen trunk puts out for `views` augmented views of each video (docs/cache.md).
+
+    `phases` of the tubelet x stride temporal phases are stored, all of which make every temporal crop exact.
+    `dir` null is the run directory's own `cache/`. `live_fraction` of the clips of each epoch run through the trunk as
+    without a cache; `refresh` more of them do from the epoch on in which stored views are seen again. `mixup` is the
+    alpha of mixup on features, 0 for none.
+    """
+
+    views: Positive = 4
+    phases: Positive = 1
+    dir: PathText | None = None
+    live_fraction: Fraction = 0.0
+    refresh: Fraction = 0.0
+    mixup: Fraction = 0.0
+
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether some clips run through the trunk all the same."""
+        return self.live_fraction + self.refresh > 0
+
+    def live_share(self, epoch: int) -> float:
+        """Share of an epoch's clips that do."""
+        return self.live_fraction + (self.refresh if epoch >= self.views else 0.0)
+
+    @model_validator(mode="after")
+    def _live_shares(self) -> CacheBlock:
+        if self.live_fraction + self.refresh > 1:
+            raise complain("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+        if self.mixup and self.runs_trunk:
+            raise complain("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+        return self

@@ -1,0 +1,34 @@
+"""The recipes and Slurm scripts that come with the package: in a clone beside it, in an installed package inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RECIPES, SLURM = "recipes", "slurm"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped(folder: str) -> Path:
+    """Where RECIPES or SLURM are: of a wheel in the package itself, as setup.cfg puts them there."""
+    inside = _PACKAGE / folder
+    return inside if inside.is_dir() else _PACKAGE.parent / folder
+
+
+def is_repository(root: Path) -> bool:
+    """Whether `root` is the package's clone: jobs run its train.py, and find its scripts in its slurm/."""
+    return root == _PACKAGE.parent and (root / SLURM / "_common.sh").is_file()
+
+
+def find_recipe(path: Path) -> Path:
+    """A recipe by its path. One that is not there, but is called `recipes/...`, is the shipped one of this name."""
+    if path.is_absolute() or path.exists() or path.parts[:1] != (RECIPES,) or ".." in path.parts:
+        return path
+    found = shipped(RECIPES).joinpath(*path.parts[1:])
+    return found if found.is_file() else path
+
+
+def shipped_recipes() -> list[str]:
+    """The names by which the shipped recipes are found, `recipes/h_96f.yaml`; not the bases that they share."""
+    root = shipped(RECIPES)
+    files = (file.relative_to(root) for file in root.rglob("*.yaml"))
+    return sorted(str(Path(RECIPES) / file) for file in files if "_base_" not in file.parts)

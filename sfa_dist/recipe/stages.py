@@ -1,0 +1,194 @@
+"""The stages of a recipe, typed. No torch here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from sfa_dist.boundary.counted import counted
+from sfa_dist.errors import RecipeError
+from sfa_dist.recipe.blocks import (
+    AdapterBlock,
+    AugmentBlock,
+    BatchBlock,
+    Block,
+    CacheBlock,
+    CheckpointBlock,
+    DataBlock,
+    EngineBlock,
+    FramesOrAuto,
+    ModelBlock,
+    NonNegative,
+    OptimizerBlock,
+    PathText,
+    Positive,
+    ScheduleBlock,
+    complain,
+)
+
+STAGE_BLOCKS = (
+    *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
+    *("activation", "activation_backend", "compile"),
+)
+STAGE_NAMES = ("image", "stage1", "stage2")
+
+
+class StageBlock(Block):
+    """One training stage with all its blocks. `frames` is the clip's length in frames.
+
+    `activation` says what becomes of the activations of each trained transformer block between forward and backward:
+    `keep` them, `checkpoint` (keep the block's input and compute the rest again), `offload` (move them to the host's
+    memory), or `checkpoint_offload` (move the block's input and compute the rest again). `activation_backend` is
+    whose code does it. `compile` compiles each trained block (and each block of stage 2's trunk) with torch.compile.
+    """
+
+    frames: Positive
+    model: ModelBlock
+    data: DataBlock
+    augment: AugmentBlock = AugmentBlock()
+    batch: BatchBlock = BatchBlock()
+    optimizer: OptimizerBlock
+    schedule: ScheduleBlock
+    engine: EngineBlock = EngineBlock()
+    checkpoint: CheckpointBlock = CheckpointBlock()
+    deepspeed: dict[str, Any] = {}
+    activation: Literal["keep", "checkpoint", "offload", "checkpoint_offload"] = "keep"
+    activation_backend: Literal["torch", "fairscale", "deepspeed"] = "torch"
+    compile: bool = False
+
+    def on_ranks(self, world_size: int) -> Self:
+        """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
+
+        Raises RecipeError for a number of ranks that the engine refuses, and where they leave mixup over a device
+        without pairs, a silent no-op otherwise.
+        """
+        batch, mixup = self.batch.on_ranks(world_size), self.augment.mixup
+        if why := self.engine.refusal_of(world_size, batch.size // batch.micro):
+            raise RecipeError(why)
+        if mixup is not None and mixup.over == "device" and batch.micro == 1:
+            raise RecipeError(
+                f"augment.mixup.over: device mixes within a micro-batch, and {counted(world_size, 'rank')} with "
+                f"batch.size {batch.size} and batch.micro {self.batch.micro} hold one clip at a time: use over: global"
+            )
+        return self.model_copy(update={"batch": batch})
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("takes no .inf and no .nan") from None
+        return value
+
+    @model_validator(mode="after")
+    def _frames_fill_tubelets(self) -> StageBlock:
+        if self.frames % self.model.tubelet:
+            raise complain("frames", f"{self.frames} is not a multiple of model.tubelet ({self.model.tubelet})")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits_the_stage(self) -> StageBlock:
+        engine, batch = self.engine, self.batch
+        if self.deepspeed and (engine.name != "deepspeed" or engine.reduction == "tree"):
+            key = f"name is {engine.name}" if engine.name != "deepspeed" else "reduction is tree"
+            raise complain("deepspeed", f"has no effect: engine.{key}; remove the block")
+        if self.activation == "offload" and self.activation_backend != "torch":
+            raise complain("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
+        replicated_bf16 = engine.reduction == "tree" or (engine.name == "deepspeed" and engine.zero == 0)
+        if engine.precision == "bf16" and replicated_bf16 and self.activation_backend != "torch":
+            # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
+            other = "or engine.zero: 1, 2 or 3" if engine.reduction != "tree" else "or engine.precision: fp32"
+            raise complain(
+                "activation_backend",
+                f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
+            )
+        if self.compile and self.activation == "offload":
+            # Queries, keys and values are saved as parts of one tensor; on the host each would take the room of all.
+            raise complain(
+                "compile",
+                "compiled blocks want what they have saved back with its strides, which activation: offload does not "
+                "keep: use checkpoint_offload",
+            )
+        if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
+            raise complain("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
+        if engine.reduction == "tree" and batch.size % batch.micro:
+            raise complain(
+                "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
+            )
+        return self
+
+
+class ImageStage(StageBlock):
+    """Trains an image checkpoint on static clips, where no public one fits."""
+
+
+class Stage1(StageBlock):
+    """Few frames, everything trained.
+
+    `image_checkpoint` initialises the spatial encoder: `timm:<name>`, a file, or `stage:image`; null starts at random.
+    `weights` takes the weights of a finished stage 1 instead of training one.
+    """
+
+    frames: Positive = 8
+    image_checkpoint: PathText | None = None
+    weights: PathText | None = None
+
+
+class Stage2(StageBlock):
+    """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
+
+    `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
+    anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
+    the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
+    does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
+    `overlap` runs the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU.
+    `trunk_precision: auto` is the engine's; `int8` and `fp8` round the weights of the trunk's linear layers.
+    `cache: null` runs the trunk live. `seed` is of the tail's initial weights
+    and drop-path alone (null: the run's); the order of clips stays the run's.
+    """
+
+    adapter: AdapterBlock | None = AdapterBlock()
+    head: Literal["auto", "zero"] = "auto"
+    chunk_frames: FramesOrAuto = 8
+    offload: Literal["on", "off", "auto"] = "auto"
+    overlap: Literal["on", "off", "auto"] = "auto"
+    trunk_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
+    cache: CacheBlock | None = None
+    seed: NonNegative | None = None
+
+    @property
+    def runs_trunk(self) -> bool:
+        """Whether the stage runs the trunk itself, on some clips at least; else it reads features alone."""
+        return self.cache is None or self.cache.runs_trunk
+
+    @model_validator(mode="after")
+    def _cache_holds_what_is_trained_on(self) -> Stage2:
+        if self.cache is None:
+            return self
+        if self.adapter is not None and self.adapter.placement == "tokens":
+            raise complain(
+                "cache",
+                "holds pooled features, and adapter.placement is tokens: four views of all tokens of Kinetics-400 are "
+                "about 20 TB, pooled 0.1 TB; set adapter.placement: pooled, or cache: null",
+            )
+        pitch = self.model.tubelet * self.data.stride
+        if not pitch or self.data.frame_order != "time":
+            raise complain("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
+        if self.augment.mixup is not None:
+            raise complain("cache", "holds features: set stage2.augment.mixup: null and stage2.cache.mixup: ALPHA")
+        if self.data.damaged == "salvage":
+            raise complain("cache", "holds whole videos: set data.damaged: strict, or cache: null")
+        if self.cache.phases > pitch:
+            raise complain("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+        return self
+
+    @model_validator(mode="after")
+    def _chunk_fills_tubelets(self) -> Stage2:
+        if self.chunk_frames != "auto" and self.chunk_frames % self.model.tubelet:
+            raise complain(
+                "chunk_frames", f"{self.chunk_frames} is not a multiple of model.tubelet ({self.model.tubelet})"
+            )
+        return self

@@ -1,0 +1,9 @@
+"""What a run directory holds, and who writes it: `result.json`, `log.jsonl`, `report.html` and the rest.
+
+    context    what all stages of a run share      lock      one process per run directory
+    attempts   how earlier starts ended            record    `recipe.yaml`, `env.json`, `done.json`
+    tracking   log.jsonl, console, wandb           report    the page of a run; report_classes its classes
+    chance     is a score better than guessing     out_of_memory  what to change when memory runs out
+
+Start with `context`.
+"""

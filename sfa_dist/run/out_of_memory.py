@@ -1,0 +1,32 @@
+"""Running out of memory, told in words: who, where, what was taken, and which keys of the recipe take less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sfa_dist.errors import LostRankError
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.parallel.watch.guard import Watch
+
+ADVICE = (
+    "lower batch.micro (accumulation makes up for it, and the result stays the same) or stage2.chunk_frames, take more "
+    "ranks, a higher engine.zero or engine.cpu_offload; then run the command again to go on from the last checkpoint"
+)
+CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain RuntimeError.
+
+
+@contextmanager
+def told(runtime: Runtime, watch: Watch) -> Iterator[None]:
+    """Turns running out of memory into a LostRankError of one line; the other ranks are told by the watch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_TEXT not in str(error):
+            raise
+        phase, step = watch.place
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        who = f"rank {runtime.rank} on {runtime.host} is out of memory in phase {phase} at step {step}"
+        raise LostRankError(f"{who} ({first_line}; {runtime.memory_summary()}); {ADVICE}") from error

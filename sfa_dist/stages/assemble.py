@@ -1,0 +1,214 @@
+"""Which module each stage trains, which it freezes, and where their weights come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfa_dist.boundary.disk import parse_json
+from sfa_dist.checkpoint import write_weights
+from sfa_dist.data.shards.shard_index import ClassNames
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.image_function import function_of_own
+from sfa_dist.models.image_vit import Loaded, load_image_vit
+from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
+from sfa_dist.models.weights import (
+    fit_time_positions,
+    load_exactly,
+    load_stage1_into_tail,
+    load_trunk,
+    read_state,
+)
+from sfa_dist.models.weights_file import read_metadata
+from sfa_dist.recipe.blocks import ModelBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
+
+
+@dataclass
+class Parts:
+    """What the engine gets, and what runs frozen in front of it (None where everything is trained).
+
+    `cached` is the trunk that a feature cache stands for where it does not run: (sha256, parameters). `loaded` tells
+    what came from an image checkpoint.
+    """
+
+    trainable: nn.Module
+    frozen: FrozenTrunk | None
+    cached: tuple[str, int] | None = None
+    loaded: Loaded | None = None
+
+    def parameters(self) -> tuple[int, int]:
+        """(trainable, frozen) parameter counts."""
+        frozen = sum(p.numel() for p in self.frozen.parameters()) if self.frozen else 0
+        return sum(p.numel() for p in self.trainable.parameters()), self.cached[1] if self.cached else frozen
+
+    def trunk_sha256(self) -> str | None:
+        """Hash of the frozen trunk that the features come from, None where everything is trained."""
+        if self.cached:
+            return self.cached[0]
+        return self.frozen.sha256() if self.frozen else None
+
+
+def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
+    """The whole ViViT, trainable; the trunk from an image checkpoint where one is given."""
+    with _without_storage():
+        model = ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
+    build(model)
+    loaded = None
+    if image_checkpoint is not None:
+        loaded = load_image_vit(model.trunk, image_checkpoint, (stage.data.mean, stage.data.std))
+    return Parts(model, None, loaded=loaded)
+
+
+def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_trunk: str | None = None) -> Parts:
+    """Frozen trunk and trainable tail, both from stage 1's weights (None: random, for measurements).
+
+    `classes` identifies the class list of the data; the head is kept when it is that of stage 1. `cached_trunk` is the
+    sha256 of a trunk whose stored features are read: it takes no memory then.
+    """
+    with _without_storage():
+        trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
+    state = read_state(stage1) if stage1 else None
+    if cached_trunk is not None:
+        parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
+    else:
+        # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
+        parts = Parts(tail, _built_frozen(trunk, stage, state, stage1, pooled=not tail.takes_tokens))
+    build(tail)
+    if state is not None and stage1 is not None:
+        keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
+        load_stage1_into_tail(tail, state, keep_head, str(stage1))
+    return parts
+
+
+def trunk_parameters(stage: StageBlock) -> int:
+    """How many parameters the trunk has, without building it."""
+    with _without_storage():
+        return sum(p.numel() for p in Trunk(stage.model).parameters())
+
+
+def assemble_trunk(stage: Stage2, stage1: Path, pooled: bool = True) -> FrozenTrunk:
+    """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
+    with _without_storage():
+        trunk = Trunk(stage.model)
+    return _built_frozen(trunk, stage, read_state(stage1), stage1, pooled)
+
+
+def _built_frozen(
+    trunk: Trunk, stage: Stage2, state: Mapping[str, Tensor] | None, source: Path | None, pooled: bool
+) -> FrozenTrunk:
+    # Its random weights must not shift the tail's, which are the same whether the trunk is built or not.
+    with torch.random.fork_rng(devices=[]):
+        build(trunk)
+    if state is not None and source is not None:
+        function = function_of_own(source)
+        if function is not None:
+            function.refuse_other(trunk.encoder, (stage.data.mean, stage.data.std), str(source))
+        load_trunk(trunk, state, str(source))
+    return freeze(trunk, stage, pooled)
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """Modules made in it have shapes only. Sizes that do not go together are the recipe's fault."""
+    try:
+        with torch.device("meta"):
+            yield
+    except ValueError as error:
+        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
+
+
+def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
+    """The trunk as stage 2 runs it: in its precision, in chunks (of one tubelet step until
+    `trunk_setup.place_trunk` has looked how large they may be, for `chunk_frames: auto`)."""
+    frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
+    data, eight_bits = stage.data, trunk_eight_bits(stage)
+    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
+
+
+def save_final(
+    path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A stage's final weights in fp32; gives the file's `size` and `sha256`. Of a frozen trunk only the hash is kept
+    (metadata `trunk_sha256`)."""
+    trunk = parts.trunk_sha256()
+    prefix = "tail." if trunk else ""
+    extra = {"trunk_sha256": trunk} if trunk else {}
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in {**metadata, **extra}.items()}
+    return write_weights(path, {prefix + name: tensor for name, tensor in parameters.items()}, text)
+
+
+def metadata_value(path: Path, key: str) -> Any:
+    """What a weights file tells in JSON under a key of its metadata; None where it tells nothing, or nothing that can
+    be read, as a file that others made."""
+    try:
+        return parse_json(read_metadata(path).get(key, "null").encode())
+    except ValueError:
+        return None
+
+
+def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False) -> Parts:
+    """A finished stage's model for evaluation, in the engine's precision.
+
+    For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else
+    RecipeError). With `any_frames` the stage may take another number of frames than it was trained on: temporal
+    positions are interpolated.
+    """
+    if not isinstance(stage, Stage2):
+        parts = assemble_end_to_end(stage, None)
+        assert isinstance(parts.trainable, ViViT)
+        state = read_state(weights)
+        state = fit_time_positions(state, parts.trainable.tail, "tail.") if any_frames else state
+        load_exactly(parts.trainable, state, str(weights))
+    else:
+        parts = assemble_stage2(stage, trunk_weights, classes="")
+        _load_tail(parts.trainable, weights, any_frames)
+        expected = read_metadata(weights).get("trunk_sha256")
+        if parts.frozen is not None and parts.frozen.sha256() != expected:
+            raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
+    _make_ready(parts.trainable, stage)
+    return parts
+
+
+def trained_classes(path: Path) -> ClassNames | None:
+    """The class names in the metadata of a weights file, None where it knows none."""
+    names = metadata_value(path, "classes")
+    known = isinstance(names, list) or (isinstance(names, dict) and all(isinstance(n, list) for n in names.values()))
+    return names if known else None
+
+
+def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
+    """Stage 2 without its trunk, for features of the trunk with this hash (else RecipeError)."""
+    tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
+    _load_tail(tail, weights)
+    if read_metadata(weights).get("trunk_sha256") != trunk_sha256:
+        raise RecipeError(f"{weights} was trained on another trunk than that of stage 1")
+    _make_ready(tail, stage)
+    return tail
+
+
+def _load_tail(tail: nn.Module, weights: Path, any_frames: bool = False) -> None:
+    state: Mapping[str, Tensor] = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
+    if any_frames and isinstance(tail, Tail):
+        state = fit_time_positions(state, tail)
+    load_exactly(tail, state, str(weights))
+
+
+def _make_ready(module: nn.Module, stage: StageBlock) -> None:
+    dtype = torch.bfloat16 if stage.engine.precision == "bf16" else torch.float32
+    module.to(dtype).eval().requires_grad_(False)
+
+
+def classes_id(names: ClassNames | None, model: ModelBlock) -> str:
+    """What identifies the classes in weights metadata: the names in order, by head where there are several, or only
+    their numbers where there are no names."""
+    return json.dumps(names or model.class_heads or model.classes)

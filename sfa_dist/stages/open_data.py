@@ -1,0 +1,234 @@
+"""What a stage reads: its splits' clips or their stored features, as streams for this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sfa_dist.data.batches.feed import FeedPlace, Streams, feed
+from sfa_dist.data.batches.loader import Loader
+from sfa_dist.data.batches.stream import check_labels, eval_loader, train_loader
+from sfa_dist.data.features.feature_stream import feature_eval_loader, feature_train_loader
+from sfa_dist.data.shards.quarantine import FILE_NAME, read_quarantine, without_quarantined
+from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex, load_index
+from sfa_dist.data.shards.shard_names import expand_shards, shard_folder, shown
+from sfa_dist.data.video.clip_encoding import encoding_of
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.errors import DataError, RecipeError
+from sfa_dist.parallel.process_state import state_of
+from sfa_dist.recipe.blocks import DataBlock, shard_kind
+from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.run.context import LOGS, Run
+from sfa_dist.run.record import index_size
+from sfa_dist.stages.assemble import classes_id
+from sfa_dist.stages.feature_cache import (
+    FeatureCache,
+    SplitPlan,
+    missing_views,
+    open_cache,
+    plan_cache,
+    trunk_weights_sha256,
+)
+from sfa_dist.stages.notices import class_notices, loop_notices
+
+SAME_CLASSES = "pack both with the same --classes"
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on: its streams, the cache behind them (None: live), the class list, clips (train, val), and
+    the training clips' sha256."""
+
+    streams: Streams
+    cache: FeatureCache | None
+    classes: str
+    clips: tuple[int, int]
+    sha256: str
+
+
+def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
+    """Opens and checks all that the stage reads. Collective."""
+    blocks = stage.data
+    val = open_split(run, blocks.val, f"{name}.data.val", blocks) if blocks.val else None
+
+    def check() -> None:
+        check_labels(index, stage.model)
+        if val is not None:
+            check_labels(val, stage.model)
+            check_classes(index.classes, val)
+
+    run.runtime.on_main(check)
+    loops_told = _say_notices(run, name, stage, index)
+    cache = open_features(run, stage, index, val)
+    streams = replace(make_streams(run, stage, index, val, cache), loops_told=loops_told)
+    return StageData(
+        streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
+    )
+
+
+def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
+    """Tells what does not fit the training clips, and keeps it for the report; returns whether it tells of videos that
+    are too short. Collective."""
+    loops = run.runtime.on_main(lambda: loop_notices(index, stage.data, stage.frames, name))
+    for text in (*class_notices(index, stage.model), *loops):
+        run.tracker.event("notice", stage=name, text=text)
+        run.tracker.say(f"{name}: {text}")
+    return bool(loops)
+
+
+def plan_features(
+    run: Run, stage: Stage2, train: SampleIndex, val: SampleIndex | None
+) -> tuple[SplitPlan, SplitPlan | None]:
+    """What the feature cache of stage 2 has to be. Collective. Raises CheckpointError without stage 1's weights."""
+    weights = run.weights("stage1")
+    trunk = run.runtime.on_main(lambda: trunk_weights_sha256(weights))
+    return plan_cache(run.recipe, stage, run.cache_directory(stage), trunk, train, val)
+
+
+def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIndex | None) -> FeatureCache | None:
+    """The feature cache that the stage reads, None where it runs live, or where a dry run finds no complete one."""
+    if not isinstance(stage, Stage2) or stage.cache is None:
+        return None
+    if run.dry_run and not run.weights("stage1").is_file():
+        return None
+    plans = plan_features(run, stage, train, val)
+    if run.dry_run and run.runtime.on_main(lambda: any(missing_views(plan) for plan in plans if plan)):
+        return None
+    return run.runtime.on_main(lambda: open_cache(stage, *plans))
+
+
+def make_streams(
+    run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
+) -> Streams:
+    """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
+    world = run.runtime.world_size
+    place = feed_place(run)
+
+    def asked() -> bool:
+        return bool(run.stop)
+
+    common: dict[str, Any] = {
+        "data": stage.data,
+        "batch": stage.batch,
+        "frames": stage.frames,
+        "crop": stage.model.image_size,
+        "seed": run.recipe.seed,
+        "rank": run.runtime.rank,
+        "world_size": world,
+        "pin_memory": run.runtime.device.type == "cuda",
+    }
+    make_train: Callable[[int, int], Loader]
+    make_eval: Callable[[], Loader] | None = None
+    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
+        make_train = partial(_feature_epoch, train_index, cache, stage, common)
+        if val_index is not None and cache.val is not None:
+            shared = {key: value for key, value in common.items() if key not in ("crop", "seed")}
+            make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
+    else:
+        make_train = partial(_clip_epoch, train_index, stage, common)
+        make_eval = (
+            None if val_index is None else partial(eval_loader, val_index, resize=stage.augment.resize, **common)
+        )
+    return Streams(
+        steps_per_epoch=steps_per_epoch(stage, train_index),
+        accumulation=stage.batch.accumulation(world),
+        train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
+        evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
+        clip_name=train_index.name,
+        encoding=partial(encoding_of, train_index),
+    )
+
+
+def feed_place(run: Run) -> FeedPlace:
+    """Where this rank writes down what its loader's workers die of."""
+    who = f"rank {run.runtime.rank} on {run.runtime.host}"
+    stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
+    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device, state_of=state_of)
+
+
+def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
+    return train_loader(index, augment=stage.augment, epoch=epoch, start_step=first, **common)
+
+
+def _feature_epoch(
+    index: SampleIndex, cache: FeatureCache, stage: Stage2, common: dict[str, Any], epoch: int, first: int
+) -> Loader:
+    own: dict[str, Any] = {"cache": stage.cache, "augment": stage.augment, "epoch": epoch, "start_step": first}
+    return feature_train_loader(index, cache.train, cache.grid, **own, **common)
+
+
+def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
+    """Raises DataError where a split's class list is not the trained one: the same label would mean another class."""
+    found = index.classes
+    if trained is None or found is None or trained == found:
+        return
+    where = shown(shard_folder(index.shards[0]))
+    if isinstance(trained, list) and isinstance(found, list):
+        raise DataError(f"other classes in {where}: {_difference(trained, found)}; {SAME_CLASSES}")
+    if isinstance(trained, list) or isinstance(found, list):
+        kind = "one label" if isinstance(trained, list) else "a noun and a verb"
+        raise DataError(f"other classes in {where}: the model was trained on {kind} a clip")
+    for head, names in trained.items():
+        if names != found.get(head, []):
+            difference = _difference(names, found.get(head, []))
+            raise DataError(f"other {head} classes in {where}: {difference}; {SAME_CLASSES}")
+
+
+def _difference(trained: list[str], found: list[str]) -> str:
+    place = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
+    if place is None:
+        return f"{len(found)} classes, trained on {len(trained)}"
+    return f"class {place} is {found[place]!r}, trained as {trained[place]!r}"
+
+
+def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
+    """Optimizer steps in which each clip is seen once."""
+    return -(-len(train_index) // stage.batch.size)
+
+
+def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> SampleIndex:
+    """The index of a split's shards, which are read as `data` says. Rank 0 builds what is missing before the others
+    look.
+
+    Of shards that are not local files it alone asks the servers, and tells the others what it found. Clips that crashed
+    a decoder before are bad ones in it.
+    """
+    remote = data.remote
+    if not patterns:
+        raise run.runtime.for_all(RecipeError(f"{where} names no shards"))
+
+    def load() -> SampleIndex:
+        try:
+            index = load_index(expand_shards(patterns, remote), remote)
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        if len(index) == 0:
+            raise DataError(f"{where}: the shards hold no samples")
+        return index
+
+    def build() -> SampleIndex:
+        with run.stop.nothing_to_save():
+            return load()
+
+    runtime = run.runtime
+    if any(shard_kind(pattern) for pattern in patterns):
+        index = runtime.on_main(build)
+    else:
+        runtime.on_main(lambda: bool(build()))
+        index = load()
+    runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
+    _tell_other_decoder(run, index, decoder_of(data).version)
+    return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))
+
+
+def _tell_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
+    """Says once that clips were looked at with another decoder when they were packed."""
+    others = [packed for packed in index.decoders if decoder not in packed]
+    for packed in others:
+        if packed not in run.told:
+            run.told.add(packed)
+            run.tracker.event("other_decoder", packed_with=packed, decoder=decoder)
+            hint = "frame numbers are the same, colours may differ slightly, and what one refuses the other may read"
+            run.tracker.say(f"clips were packed with {packed} and are decoded with {decoder}: {hint}")

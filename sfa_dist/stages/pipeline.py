@@ -1,0 +1,308 @@
+"""The stages of a run: image -> stage1 -> cache -> stage2 -> test -> report.
+
+A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its
+newest intact
+checkpoint. A run directory that holds a stage of another recipe is refused, field by field.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sfa_dist.boundary.counted import counted
+from sfa_dist.boundary.disk import explain, tell, write_json
+from sfa_dist.boundary.file_names import WEIGHTS
+from sfa_dist.boundary.secret import without_secrets_in
+from sfa_dist.checkpoint.failpoints import VARIABLE, parse_failpoints
+from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
+from sfa_dist.errors import CheckpointError, RecipeError, SfaError
+from sfa_dist.parallel import runtime as parallel_runtime
+from sfa_dist.parallel.environment import environment
+from sfa_dist.parallel.stop_flag import StopFlag
+from sfa_dist.parallel.watch.guard import Watch, watched
+from sfa_dist.plan.recipe_plan import memory_line
+from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
+from sfa_dist.run import out_of_memory
+from sfa_dist.run.attempts import Attempts
+from sfa_dist.run.context import LOGS, Run, leave_if_asked
+from sfa_dist.run.lock import held
+from sfa_dist.run.record import (
+    CACHE_STAGE,
+    DONE,
+    code_sha256,
+    environment_record,
+    keep_recipe,
+    read_done,
+    recorded_decoder,
+    refuse_other_inputs,
+    stage_inputs,
+    try_to_keep,
+    write_done,
+)
+from sfa_dist.run.report import write_report
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.stages.assemble import save_final
+from sfa_dist.stages.cache_build import run_cache_stage
+from sfa_dist.stages.feature_cache import cache_block
+from sfa_dist.stages.open_data import open_split, steps_per_epoch
+from sfa_dist.stages.prepare import Setup, given_checkpoint, prepare
+from sfa_dist.stages.scoring import test
+from sfa_dist.stages.sweep import STAGE as SWEPT
+from sfa_dist.stages.sweep import train_sweep
+from sfa_dist.training.prediction_file import require_writer
+from sfa_dist.training.schedule import planned_steps
+
+
+def run_recipe(
+    loaded: LoadedRecipe, stop: StopFlag, run_dir: Path, resume: str, only: str | None, dry_run: bool
+) -> None:
+    """Joins the other ranks and runs the recipe's stages in `run_dir`, until `stop` asks for an end.
+
+    Raises SfaError: the exit codes of errors.py.
+    """
+    with stop.nothing_to_save():
+        runtime = parallel_runtime.start(environment())
+    tracker = Tracker(None, loaded.recipe.log, {}, {})
+    lock = ExitStack()
+    try:
+        resume_from = runtime.on_main(lambda: _resume_from(resume, run_dir, loaded.recipe))
+        if not dry_run:
+            runtime.on_main(lambda: lock.enter_context(held(run_dir, environment())))
+
+        def open_tracker() -> None:
+            nonlocal tracker
+            config = without_secrets_in(loaded.recipe.model_dump(mode="json"))
+            silent = Tracker.console_only(loaded.recipe.log)
+            told = (run_dir, loaded.recipe.log, config, environment())
+            tracker = silent if dry_run else Tracker(*told, stopping=lambda: bool(stop))
+
+        runtime.on_main(open_tracker)
+        main_address = environment().get("MASTER_ADDR", "127.0.0.1")
+        logs = None if dry_run else run_dir / LOGS
+        attempts = Attempts(run_dir, _identity(loaded.recipe), loaded.recipe.stop.same_failures)
+        if not dry_run:
+            runtime.on_main(attempts.begin)
+        watch = Watch()
+
+        def note_end(code: int, text: str) -> None:
+            phase, step = watch.place
+            attempts.end(code, text, phase.partition(" ")[0], step)
+
+        failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
+        try:
+            with watched(runtime, main_address, logs, stop, note_end) as watch:
+                run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch, failpoints)
+                _require_agreement(run)
+                _record_run(run)
+                with out_of_memory.told(runtime, watch):
+                    run_stages(run, only)
+        except Exception as error:
+            note_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
+            raise
+        note_end(0, "")
+    finally:
+        tracker.close()
+        lock.close()
+        parallel_runtime.stop()
+
+
+def _identity(recipe: Recipe) -> str:
+    """Of recipe and code: what a failure may be due to."""
+    return hashlib.sha256(f"{record_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
+
+
+def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
+    """What `--resume` asks for: (stage, checkpoint), or None for wherever the run directory stands."""
+    if resume == "never" and (run_dir / "recipe.yaml").exists():
+        raise RecipeError(f"--resume never, but {run_dir} holds a run; use another --run-dir or --resume auto")
+    if resume in ("auto", "never"):
+        return None
+    stage, path = given_checkpoint(Path(resume))
+    if stage not in _stages(recipe):
+        raise RecipeError(f"--resume {path} is of stage {stage}, which the recipe does not have")
+    if (run_dir / stage / "done.json").exists():
+        raise RecipeError(f"--resume {path}: {stage} is done in {run_dir}; remove its done.json to train it from there")
+    return stage, path
+
+
+def _require_agreement(run: Run) -> None:
+    """Raises RecipeError when the ranks would not compute the same: a node with other files shows in no library."""
+    recipe_sha256 = hashlib.sha256(record_recipe(run.recipe).encode()).hexdigest()
+    run.runtime.require_equal("the resolved recipe (sha256)", recipe_sha256[:16])
+    run.runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
+    decoders = run.runtime.each(lambda: _decoders(run.recipe))
+    run.runtime.require_equal("the video decoder (data.decoder)", decoders)
+
+
+def _decoders(recipe: Recipe) -> str:
+    versions = (decoder_of(stage.data).version for stage in _stages(recipe).values())
+    return ", ".join(dict.fromkeys(versions))
+
+
+def _record_run(run: Run) -> None:
+    """env.json of the run directory, and the first lines of the console."""
+    chosen = _decoders(run.recipe)
+    record = environment_record(run.runtime, chosen)
+    lacking = {why_not_torchcodec(stage.data) for stage in _stages(run.recipe).values()} - {None}
+    why = "".join(f" (torchcodec cannot be used: {reason})" for reason in lacking)
+    run.tracker.say(
+        f"sfa_dist {record['sfa_dist']}: {run.recipe.name} on {counted(run.runtime.world_size, 'rank')}, "
+        f"{record['ranks'][0]['device']}, decoder {chosen}{why}, run directory {run.directory}"
+        + ("" if run.dry_run else " (console.log there has every line)")
+    )
+    if run.runtime.is_main and (before := recorded_decoder(run.directory)) not in (None, chosen):
+        run.tracker.say(f"clips were decoded with {before} until now, and are with {chosen} from here on")
+        run.tracker.event("decoder_changed", before=before, decoder=chosen)
+    if not run.dry_run:
+        path = run.directory / "env.json"
+        run.runtime.on_main(lambda: try_to_keep(path, lambda: write_json(path, record)))
+
+
+def _stages(recipe: Recipe) -> dict[str, StageBlock]:
+    return {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
+
+
+def _on_ranks(run: Run) -> dict[str, StageBlock]:
+    """The stages as they run on the ranks that there are. Raises RecipeError, on all ranks."""
+    try:
+        return {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
+    except RecipeError as error:  # Each rank finds the same.
+        raise run.runtime.for_all(error) from None
+
+
+def run_stages(run: Run, only: str | None) -> None:
+    """All stages of the recipe in order, or one of them."""
+    stages = _on_ranks(run)
+    if only in STAGE_NAMES and only not in stages:
+        text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
+        raise run.runtime.for_all(RecipeError(text))
+    if only == CACHE_STAGE:
+        run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
+    run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
+    for name, stage in stages.items():
+        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
+            run_cache_stage(run, stage)
+            gc.collect()
+        if only in (None, name):
+            leave_if_asked(run, f"before {name}")
+            train(run, name, stage)
+            gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
+    if only in (None, "test"):
+        leave_if_asked(run, "before the test")
+        test(run, *list(stages.items())[-1], again=only == "test")
+    if only in (None, "report") and not run.dry_run:
+        run.runtime.on_main(lambda: _report(run, asked=only is not None))
+
+
+def _report(run: Run, asked: bool) -> None:
+    """The page. Where it was not asked for by itself, its failure is told and takes nothing from a run that went well:
+    `sfa report` makes it at any time."""
+    try:
+        run.tracker.say(f"report: {write_report(run.directory)}")
+    except (OSError, SfaError) as error:
+        if asked:
+            raise
+        told = explain(error, run.directory)
+        tell(f"warning: the report is not written: {told}; when that is mended: sfa report {run.directory}")
+
+
+def train(run: Run, name: str, stage: StageBlock) -> None:
+    """One training stage, from wherever it stands to its final weights."""
+    if isinstance(stage, Stage1) and stage.weights:
+        run.runtime.everywhere(lambda: _require_given_weights(stage))
+        run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
+        return
+    run.watch.phase(f"{name} load")
+    run.runtime.reset_peak_memory()  # The peak that `done.json` tells is this stage's own.
+    index = open_split(run, stage.data.train, f"{name}.data.train", stage.data)
+    inputs = stage_inputs(run.recipe, stage, index.sha256, run.source_sha256(stage))
+    if name == SWEPT and run.recipe.sweep:
+        inputs["sweep"] = run.recipe.sweep
+    done = run.runtime.on_main(lambda: read_done(run.directory / name))
+    if done is not None and not run.dry_run:
+        recorded = done["inputs"]
+        run.runtime.on_main(lambda: refuse_other_inputs(name, recorded, inputs))
+        if done["result"]["steps"] >= planned_steps(stage.schedule, steps_per_epoch(stage, index)):
+            run.runtime.on_main(lambda: _require_files(run.directory / name, done))
+            run.tracker.say(f"{name}: done before, skipped")
+            return
+    if name == SWEPT and run.recipe.sweep and isinstance(stage, Stage2):
+        if not run.dry_run:
+            _keep_recipe(run)
+        train_sweep(run, stage, index, inputs, _finish)
+        return
+    setup = prepare(run, name, stage, index, inputs)
+    if run.dry_run:
+        run.tracker.say(f"{name}: data found, model and engine built; dry run, no step")
+        world, device = run.runtime.world_size, run.runtime.device
+        run.tracker.say(f"{name}: {run.runtime.on_main(lambda: memory_line([stage], world, device))}")
+        return
+    # Only now: a recipe that the run directory refuses must not replace the one it holds.
+    _keep_recipe(run)
+    step = setup.trainer.progress.step
+    if done is not None and not step:
+        text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"
+        raise run.runtime.for_all(CheckpointError(f"{text}; remove {run.directory / name} to train it anew"))
+    run.tracker.event("resume" if step else "start", stage=name, step=step)
+    setup.trainer.fit()
+    _finish(run, name, setup, inputs)
+
+
+def _keep_recipe(run: Run) -> None:
+    path = run.directory / "recipe.yaml"
+    run.runtime.on_main(lambda: try_to_keep(path, lambda: keep_recipe(run.directory, run.recipe)))
+
+
+def _require_files(directory: Path, done: dict[str, Any]) -> None:
+    """Raises CheckpointError where a stage that is done has lost a file. What is in it is checked by its readers."""
+    files = done.get("files")
+    for name in files if isinstance(files, dict) else {}:
+        if not (directory / name).is_file():
+            told = f"{directory.name} is done, but {directory / name} is not there (any more)"
+            raise CheckpointError(f"{told}: restore it, or remove {directory / DONE} to make it from the checkpoint")
+
+
+def _require_given_weights(stage: Stage1) -> None:
+    if not Path(stage.weights or "").is_file():
+        raise CheckpointError(f"stage1.weights: no file {stage.weights}")
+
+
+def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
+    """Final weights, then `done.json`: in this order, so that a stage that counts as done has its weights."""
+    trainer, stage = setup.trainer, setup.trainer.stage
+    run.watch.phase(f"{name} save", trainer.progress.step)
+    parameters = trainer.engine.full_parameters()
+    _, frozen = setup.parts.parameters()
+    result = {
+        "steps": trainer.progress.step,
+        "seconds": trainer.progress.seconds,
+        "gpu_seconds": trainer.progress.seconds * run.runtime.world_size,
+        "peak_memory_gib": max(run.runtime.gather(run.runtime.peak_memory_gib())),
+        "trainable_parameters": sum(p.numel() for p in parameters.values()),
+        "frozen_parameters": frozen,
+        "optimizer_bytes_per_rank": trainer.engine.optimizer_bytes(),
+        "samples_seen": trainer.progress.samples_seen,
+        "bad_samples": trainer.progress.bad_samples,
+        "data_share": trainer.progress.data_seconds / max(trainer.progress.seconds, 1e-9),
+        "val": trainer.progress.last_eval,
+    }
+    metadata = {
+        "stage": name,
+        "frames": stage.frames,
+        "model": stage.model.model_dump(),
+        "pixels": (stage.data.mean, stage.data.std),
+        "classes": setup.classes,
+    }
+
+    def write() -> None:
+        keep_recipe(run.directory, run.recipe)  # There was no room for it, perhaps.
+        described = save_final(setup.directory / WEIGHTS, setup.parts, parameters, metadata)
+        write_done(setup.directory, inputs, result, {WEIGHTS: described})
+
+    run.runtime.on_main(write)
+    run.tracker.event("done", stage=name, step=trainer.progress.step, seconds=trainer.progress.seconds)
+    run.tracker.say(f"{name}: done, {trainer.progress.step} steps in {trainer.progress.seconds:.0f} s")

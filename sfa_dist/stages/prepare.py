@@ -1,0 +1,256 @@
+"""A stage made ready to run: its data, modules and engine, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfa_dist import checkpoint as ckpt
+from sfa_dist.checkpoint.failpoints import Failpoints
+from sfa_dist.checkpoint.lost import missing, told_by_log
+from sfa_dist.checkpoint.probe import check_probe, place_of
+from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.errors import CheckpointError, RecipeError
+from sfa_dist.models.weights import load_exactly
+from sfa_dist.parallel.engines.make_engine import make_engine
+from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.run.context import Run
+from sfa_dist.run.record import DONE, refuse_other_inputs, setup_table
+from sfa_dist.run.tracking import LOG_NAME
+from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
+from sfa_dist.stages.feature_cache import FeatureCache
+from sfa_dist.stages.open_data import StageData, open_data
+from sfa_dist.stages.trunk_fidelity import say_fidelity
+from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.training.progress import Progress
+from sfa_dist.training.seeds import RANDOM_VERSION, mix_seed
+from sfa_dist.training.trainer import Trainer
+
+TRUNK = "frozen trunk (sha256)"
+
+
+@dataclass
+class Setup:
+    """A stage that is ready to run; `classes` identifies its class list in the metadata of its weights, which come into
+    `directory`."""
+
+    parts: Parts
+    trainer: Trainer
+    classes: str
+    directory: Path
+
+
+def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
+    """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
+    data = open_data(run, name, stage, index)
+    # A trunk that only filled the cache was told of then.
+    if isinstance(stage, Stage2) and stage.runs_trunk:
+        say_fidelity(run, name, stage, index, run.weights("stage1"))
+    checkpoint = None if run.dry_run else find_checkpoint(run, name)
+    return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
+
+
+def set_up(
+    run: Run,
+    name: str,
+    stage: StageBlock,
+    data: StageData,
+    inputs: dict[str, Any],
+    directory: Path,
+    checkpoint: Path | None,
+) -> Setup:
+    """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given."""
+    seed = stage.seed if isinstance(stage, Stage2) and stage.seed is not None else run.recipe.seed
+    torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
+    parts = run.runtime.each(lambda: _assemble(run, stage, data.classes, data.cache))
+    _say_other_depth(run, name, stage)
+    _say_loaded(run, name, parts)
+    counts = parts.parameters()
+    failpoints = run.failpoints.within(stage=name)
+    origin = _origin(run, data)
+    state: dict[str, Any] = {"progress": {}}
+    if checkpoint is not None:
+        state = _read_state(run, name, checkpoint, {**inputs, **origin})
+        run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
+    trunk_sha256 = _agreed_trunk(run, name, parts, data.cache)
+    for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
+        run.tracker.say(f"{name}: {words}")
+    streams = data.streams
+    engine = run.runtime.each(lambda: make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device))
+    progress = Progress(**state["progress"])
+    if checkpoint is not None:
+        run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))
+        run.runtime.everywhere(lambda: ckpt.load_engine(checkpoint, engine, progress.step, failpoints))
+    chunk_frames = None
+    if parts.frozen is not None and isinstance(stage, Stage2):
+        run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
+        chunk_frames = parts.frozen.chunk_frames
+    steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
+    run.tracker.say(setup_table(name, stage, counts, data.clips, steps, world, engine.optimizer_bytes()))
+    trainer = Trainer(
+        name=name,
+        stage=stage,
+        seed=seed,
+        engine=engine,
+        frozen=parts.frozen,
+        streams=streams,
+        runtime=run.runtime,
+        tracker=run.tracker,
+        stop=run.stop,
+        saver=ckpt.Saver(directory / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
+        state_extra={
+            "inputs": inputs,
+            "origin": origin,
+            "trunk_sha256": trunk_sha256,
+            "chunk_frames": chunk_frames,
+        },
+        log_every=run.recipe.log.every,
+        progress=progress,
+        saved_step=progress.step,
+        watch=run.watch,
+    )
+    if run.runtime.each(lambda: trainer.ahead) is not None:
+        run.tracker.say(f"{name}: the trunk runs one micro-batch ahead of the tail")
+    if checkpoint is not None:
+        _check_probe(trainer, state["probe"], checkpoint)
+        run.tracker.say(f"{name}: resumed from {checkpoint}")
+    return Setup(parts, trainer, data.classes, directory)
+
+
+def _read_state(run: Run, name: str, checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint that was made with the inputs and the origin that are `wanted`. Collective."""
+    state: dict[str, Any] = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
+    run.runtime.on_main(lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), wanted))
+    return state
+
+
+def _agreed_trunk(run: Run, name: str, parts: Parts, cache: FeatureCache | None) -> str | None:
+    """The hash of the frozen trunk, which all ranks and the feature cache have to share. Collective."""
+    trunk_sha256 = parts.trunk_sha256()
+    if cache is not None and trunk_sha256 != cache.trunk_sha256:
+        made = cache.train.folders[0].parent
+        raise run.runtime.for_all(RecipeError(f"the feature cache {made} was made by another trunk than stage 1's"))
+    run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
+    return trunk_sha256
+
+
+def _origin(run: Run, data: StageData) -> dict[str, Any]:
+    """What the meaning of a step number depends on: which clips a step is, and which random numbers are drawn in it.
+
+    Together with the step it is all the state that data and random numbers have: both are functions of it.
+    """
+    return {
+        "sample plan (version)": PLAN_VERSION,
+        "random numbers (version)": RANDOM_VERSION,
+        "train clips (sha256)": data.sha256,
+        "seed": run.recipe.seed,
+    }
+
+
+def recorded_origin(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The inputs and the origin that a checkpoint was made with. Raises CheckpointError where it tells none."""
+    try:
+        if state["step"] == state["progress"]["step"]:
+            return {**state["inputs"], **state["origin"]}
+    except (KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{checkpoint}/state.json does not tell which step it is, or what it was made from")
+
+
+def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> None:
+    load_exactly(parts.trainable, ckpt.read_parameters(checkpoint, failpoints), str(checkpoint))
+
+
+def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
+    """All ranks compute it, and rank 0, which has recorded it, compares."""
+    loss, place = trainer.probe.loss(trainer.engine), place_of(trainer.stage, trainer.runtime)
+    trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
+
+
+def _say_loaded(run: Run, name: str, parts: Parts) -> None:
+    """What came from an image checkpoint, and what it left open."""
+    if parts.loaded is None:
+        return
+    run.tracker.event("weights", stage=name, loaded=parts.loaded.text, doubt=parts.loaded.doubt)
+    for words in (parts.loaded.text, parts.loaded.doubt):
+        if words:
+            run.tracker.say(f"{name}: {words}")
+
+
+def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
+    """A temporal encoder that is deeper or shallower than stage 1's is meant, or a mistake: the console tells."""
+    weights = run.weights("stage1")
+    if not isinstance(stage, Stage2) or not weights.is_file():
+        return
+    model = metadata_value(weights, "model")
+    trained = model.get("temporal_depth") if isinstance(model, dict) else None
+    if type(trained) is int and trained != stage.model.temporal_depth:
+        kept = min(trained, stage.model.temporal_depth)
+        told = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
+        run.tracker.say(f"{name}: {told}: the first {kept} blocks are taken from it")
+
+
+def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | None) -> Parts:
+    source = run.source(stage)
+    made_here = source is not None and not source.startswith("timm:") and Path(source).is_relative_to(run.directory)
+    if source is not None and made_here and not Path(source).is_file():
+        if not run.dry_run:
+            raise CheckpointError(
+                f"there is no {source} yet: train the stage before, or give its weights (stage1.weights)"
+            )
+        source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
+    if isinstance(stage, Stage2):
+        in_place = cache.trunk_sha256 if cache is not None and not stage.runs_trunk else None
+        return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
+    return assemble_end_to_end(stage, source)
+
+
+def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: str | None = None) -> Path | None:
+    """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
+    one. `directory` is that of a sweep's `member`.
+
+    Raises CheckpointError where there were some, and none is left.
+    """
+    if directory is None and run.resume_from is not None and run.resume_from[0] == name:
+        return run.resume_from[1]
+    root = (directory or run.directory / name) / "checkpoints"
+    found, faults = ckpt.newest_valid(root, run.runtime, run.failpoints.within(stage=name))
+    for fault in faults:
+        run.tracker.event("fallback", stage=name, reason=fault)
+        run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")
+    run.runtime.on_main(lambda: _tell_of_lost(run, name, root, found, member))
+    return found
+
+
+def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
+    """Says what log.jsonl remembers and the folder does not hold. Raises CheckpointError where that is everything."""
+    newest = int(found.stem.removeprefix("step-")) if found else 0
+    words, forbids = missing(told_by_log(run.directory / LOG_NAME, name, member), root, newest)
+    who = f"{name} ({member})" if member else name
+    if forbids and (root.parent / DONE).exists():
+        return  # It ended early (schedule.max_steps): whoever asks for more steps is told there.
+    if forbids:
+        raise CheckpointError(
+            f"{who} {words}: bring them back (is the disk mounted, the link right?), or remove {root.parent} to start "
+            "the stage over"
+        )
+    if words:
+        run.tracker.event("lost", stage=name, reason=words)
+        run.tracker.say(f"{name}: {words}")
+
+
+def given_checkpoint(path: Path) -> tuple[str, Path]:
+    """(stage, path) of `--resume PATH`. Raises CheckpointError where there is no intact checkpoint.
+
+    Looked at once, before the first stage: the stage that goes on from it may remove it when it has newer ones.
+    """
+    if not (path / "MANIFEST.json").is_file():
+        raise CheckpointError(f"--resume {path}: no checkpoint there (a step-XXXXXXXX folder with a MANIFEST.json)")
+    fault = ckpt.verify(path)
+    if fault:
+        raise CheckpointError(f"--resume {path}: {fault}")
+    return str(ckpt.read_state(path).get("stage")), path

@@ -1,0 +1,77 @@
+"""How near the features of a trunk in eight bits are to those of the same trunk in bf16, on real clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfa_dist.data.batches.stream import train_loader
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.errors import DataError
+from sfa_dist.models.footprint import takes_tokens, trunk_eight_bits
+from sfa_dist.recipe.blocks import BatchBlock
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.run.context import Run
+from sfa_dist.stages.assemble import assemble_trunk, freeze
+from sfa_dist.stages.trunk_setup import require_units
+
+CLIPS = 4
+
+
+def say_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights: Path) -> None:
+    """Measures on rank 0, where `weights` of stage 1 are there, and tells the console and log.jsonl; nothing for a
+    trunk that is not in eight bits. Collective.
+
+    Raises RecipeError for fp8 on a device without it, DataError where no clip can be read.
+    """
+    kind = trunk_eight_bits(stage)
+    if kind is None:
+        return
+    run.runtime.everywhere(lambda: require_units(stage, run.runtime.device))
+
+    def measure() -> list[float]:
+        if not weights.is_file():  # A dry run before stage 1.
+            return []
+        cosines = cosines_with_bf16(stage, index, weights, run.recipe.seed, run.runtime.device)
+        return [float(cosines.mean()), float(cosines.min())]
+
+    found = run.runtime.on_main(measure)
+    if found:
+        mean, least = found
+        run.tracker.event("trunk_precision", stage=name, precision=kind, cosine=mean, least_cosine=least)
+        told = f"{mean:.5f} on average and {least:.5f} at least, on {CLIPS} training clips"
+        run.tracker.say(f"{name}: trunk in {kind}: cosine of its features with bf16's is {told}")
+
+
+def cosines_with_bf16(stage: Stage2, index: SampleIndex, weights: Path, seed: int, device: torch.device) -> Tensor:
+    """One cosine for each feature vector of CLIPS training clips, fp32 on the host.
+
+    The bf16 trunk becomes the one in eight bits in place: at no time do both take memory.
+    """
+    pooled = not takes_tokens(stage)
+    plain = assemble_trunk(stage.model_copy(update={"trunk_precision": "bf16"}), weights, pooled).to(device)
+    clips = list(_good_clips(stage, index, seed))
+    wanted = [plain(clip).cpu() for clip in clips]
+    rounded = freeze(plain.trunk, stage, pooled)
+    found = [rounded(clip).cpu() for clip in clips]
+    return F.cosine_similarity(torch.cat(found).float(), torch.cat(wanted).float(), dim=-1).flatten()
+
+
+def _good_clips(stage: Stage2, index: SampleIndex, seed: int) -> Iterator[Tensor]:
+    """CLIPS training clips (1, 3, T, S, S), or one more than once where there are fewer. Raises DataError for none."""
+    data, one = stage.data.model_copy(update={"workers": 0}), BatchBlock(size=1, micro=1)
+    size = stage.model.image_size
+    loader = train_loader(index, data, stage.augment, one, frames=stage.frames, crop=size, seed=seed, epoch=0)
+    good = 0
+    for batch in loader:
+        if batch["weights"].sum() > 0:
+            yield batch["clips"]
+            good += 1
+        if good == CLIPS:
+            return
+    if not good:
+        raise DataError("stage2.data.train: no clip can be read, so the trunk in eight bits cannot be compared")

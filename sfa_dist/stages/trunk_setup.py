@@ -1,0 +1,143 @@
+"""Frozen trunk and trainable module made ready for memory: offload, chunks that fit, compiled blocks, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.compiled import compile_blocks
+from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens, trunk_eight_bits
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import Tail
+from sfa_dist.parallel.engines.activation import treat_activations
+from sfa_dist.parallel.engines.offload import Link
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe.blocks import EngineBlock
+from sfa_dist.recipe.schema import Stage2, StageBlock
+
+# Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
+LARGEST_CHUNK_FRAMES = 64
+FP8_SINCE = (8, 9)  # Compute capability.
+# Of the free memory: the first step makes gradients and moments behind it.
+SHARE_OF_FREE_MEMORY = 0.25
+
+
+def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_chunk: int | None = None) -> str:
+    """Makes `frozen` ready to run on the runtime's device as the stage says; returns what was decided, in words.
+
+    Collective. Raises RecipeError for fp8 on a device without it.
+    `recorded_chunk` is what `chunk_frames: auto` chose when the run began: a run that goes on keeps it.
+    """
+    runtime.everywhere(lambda: require_units(stage, runtime.device))
+    frozen.to(runtime.device)
+    if stage.compile:
+        frozen.compile_blocks()
+    if offloads(stage):
+        frozen.link = Link(runtime.device)
+    frozen.chunk_frames = (
+        stage.chunk_frames if stage.chunk_frames != "auto" else recorded_chunk or _agree(frozen, stage, runtime)
+    )
+    offload = "off" if frozen.link is None else "on, clips and trunk output stay in the host's memory"
+    chosen = " (auto)" if stage.chunk_frames == "auto" else ""
+    compiled = ", blocks compiled" if stage.compile else ""
+    eight_bits = trunk_eight_bits(stage)
+    compiled += "" if eight_bits is None else f", linear layers in {eight_bits}"
+    return f"trunk: chunks of {frozen.chunk_frames} frames{chosen}; offload {offload}{compiled}"
+
+
+def require_units(stage: Stage2, device: torch.device) -> None:
+    """Raises RecipeError where the trunk is to multiply in fp8 and the device has no units for it."""
+    if stage.trunk_precision != "fp8":
+        return
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_SINCE
+    if not has:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise RecipeError(
+            f"stage2.trunk_precision: fp8 needs a card that multiplies in fp8 (Ada, Hopper or newer), and this is "
+            f"{name}: use int8 or bf16"
+        )
+
+
+def _agree(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime) -> int:
+    """The same chunk on all ranks: that of the rank with the least room."""
+    own = chunk_that_fits(lambda rows: chunk_need(frozen, stage, rows), free_bytes(runtime.device), stage.model.tubelet)
+    return min(runtime.gather(own))
+
+
+def chunk_that_fits(need: Callable[[int], int], free: int, tubelet: int) -> int:
+    """Frames of the largest chunk of 1, 2, 4, ... tubelet steps, up to LARGEST_CHUNK_FRAMES, whose need stays within
+    SHARE_OF_FREE_MEMORY of `free` bytes.
+
+    `need(rows)` is measured for one row and for two, and grows in a straight line from there. One row is always taken.
+    """
+    one, two = need(1), need(2)
+    rows = 1
+    while 2 * rows * tubelet <= LARGEST_CHUNK_FRAMES:
+        if one + (two - one) * (2 * rows - 1) > SHARE_OF_FREE_MEMORY * free:
+            break
+        rows *= 2
+    return rows * tubelet
+
+
+def chunk_need(frozen: FrozenTrunk, stage: Stage2, rows: int) -> int:
+    """Bytes that a chunk of so many rows takes at its peak, pixels included: measured on grey ones."""
+    shape = (rows, 3, stage.model.tubelet, stage.model.image_size, stage.model.image_size)
+
+    @torch.inference_mode()
+    def work() -> object:
+        return frozen.run_rows(torch.zeros(shape, dtype=torch.uint8, device=frozen.device))
+
+    work()  # The first time makes what stays: workspaces, compiled code.
+    return peak_bytes(work, frozen.device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device; on a CPU what the system can give without swapping."""
+    if device.type == "cuda":
+        # What torch's allocator holds and does not use is free as well.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/meminfo does not tell MemAvailable; give stage2.chunk_frames a number")
+
+
+def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
+    """Says to the trainable module, before an engine has it, what becomes of its activations and how its backward gets
+    at tokens that were offloaded; returns what was decided, in words."""
+    words = []
+    if stage.compile:
+        words.append(_compile_trained(module, stage))
+    treat_activations(module, stage)
+    if stage.activation != "keep":
+        words.append(f"activations of the trained blocks: {stage.activation} ({stage.activation_backend})")
+    chunked = isinstance(stage, Stage2) and takes_tokens(stage) and offloads(stage)
+    if chunked and isinstance(module, Tail) and module.adapter is not None:
+        gathered = shards_parameters(stage.engine)
+        module.adapter.recompute = "checkpoint" if gathered else "function"
+        how = "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
+        words.append(f"adapter: backward runs again over the offloaded tokens, chunk by chunk, {how}")
+    return words
+
+
+def _compile_trained(module: nn.Module, stage: StageBlock) -> str:
+    """Compiles the trained blocks and says so. Raises RecipeError for a whole ViViT under ZeRO-3; a tail, which is a
+    hundredth of the work, stays eager there."""
+    engine = stage.engine
+    if engine.reduction == "native" and engine.name == "deepspeed" and engine.zero == 3:
+        why = "ZeRO-3 gathers parameters in hooks inside of a block, which cannot be compiled"
+        if not isinstance(stage, Stage2):
+            raise RecipeError(f"compile: {why}: use engine.zero: 2 or engine.name: fsdp, or compile: false")
+        return f"trained blocks are not compiled: {why}"
+    compile_blocks(module)
+    return "trained blocks compiled"
+
+
+def shards_parameters(engine: EngineBlock) -> bool:
+    """Whether a rank does not hold all of a parameter outside of its use: ZeRO-3 and FSDP2."""
+    return engine.reduction == "native" and (engine.name == "fsdp" or engine.zero == 3)

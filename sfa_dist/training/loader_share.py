@@ -1,0 +1,59 @@
+"""What the console says when training waits for its loader, and what would help there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfa_dist.data.video.clip_encoding import ClipEncoding
+from sfa_dist.models.footprint import takes_tokens
+from sfa_dist.recipe.blocks import shard_kind
+from sfa_dist.recipe.schema import Stage2, StageBlock
+
+TOLD_FROM = 0.05  # Of the step.
+GOP = 12  # What decodes fast without being much larger.
+
+
+def loader_line(
+    share: float, stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True
+) -> str | None:
+    """One line for a stage whose slowest rank waits for the loader in `share` of its step; None for a small share, and
+    where nothing would help. Arguments as of `advice`."""
+    return line_of(share, stage, advice(stage, cores, clips, more_cores)) if share > TOLD_FROM else None
+
+
+def line_of(share: float, stage: StageBlock, ways: Sequence[str]) -> str | None:
+    """The line with these ways to help; None without any."""
+    what = "features" if _reads_features(stage) else "clips"
+    return f"loader: {share:.0%} of the step is waiting for {what}; {', or '.join(ways)}" if ways else None
+
+
+def _reads_features(stage: StageBlock) -> bool:
+    return isinstance(stage, Stage2) and not stage.runs_trunk
+
+
+def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True) -> list[str]:
+    """What helps, the cheapest first; no more than two.
+
+    `cores` is how many CPU cores each rank has for itself, `more_cores` whether it could be given more, `clips` how the
+    clips are encoded, where that is known.
+    """
+    data = stage.data
+    ways = []
+    on_card = data.decode_device == "cuda"
+    if on_card and not _reads_features(stage):
+        ways.append(f"decode in loader processes (data.decode_device: cpu, data.workers: {cores})")
+    elif data.workers < cores and cores > 1 and not on_card:  # On one core a worker takes what the training needs.
+        ways.append(f"raise data.workers (now {data.workers}; a rank has {cores} cores here)")
+    if any(map(shard_kind, data.train)) and data.remote.cache_dir is None:
+        ways.append("keep the shards on a local disk (data.remote.cache_dir)")
+    if _reads_features(stage):
+        ways.append("put the feature cache on a faster disk (stage2.cache.dir)")
+    else:
+        if isinstance(stage, Stage2) and stage.cache is None and not takes_tokens(stage):
+            ways.append("decode and run the trunk once for all epochs (stage2.cache)")
+        if clips is None or clips.is_cheaper_after(GOP, data.resize):
+            ways.append(f"re-encode the clips (sfa pack --gop {GOP} --short-side {data.resize})")
+    if more_cores and (data.workers >= cores or cores == 1) and not on_card:
+        now = f"{cores} core{'s' * (cores > 1)}"
+        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and data.workers as many")
+    return ways[:2]

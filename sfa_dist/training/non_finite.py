@@ -1,0 +1,63 @@
+"""Numbers that are not finite: the step is not taken, the checkpoint is not kept, and several in a row end the run.
+Scores that are not are no result."""
+
+from __future__ import annotations
+
+from sfa_dist.errors import LostRankError, SfaError
+from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.run.tracking import Tracker
+from sfa_dist.training.progress import Progress
+
+LIMIT = 5  # In a row.
+CLIPS_SHOWN = 4
+ADVICE = "lower optimizer.lr or use engine.precision: fp32, and resume from the last checkpoint"
+
+
+class DivergedError(LostRankError):
+    """Training has left the finite numbers. In a sweep the other heads go on."""
+
+
+def broken_scores(where: str) -> SfaError:
+    """The error of a model whose scores are not finite: NaN would take class 0 for the best."""
+    why = "its weights are broken, or its precision overflows (engine.precision: fp32)"
+    return SfaError(f"{where}: the model's scores are not finite: {why}")
+
+
+def note_skipped_step(
+    mine: list[tuple[bool, list[str]]],
+    norm: float,
+    stage: str,
+    progress: Progress,
+    runtime: Runtime,
+    tracker: Tracker,
+) -> None:
+    """Counts a step that no rank took, as its gradients' `norm` was not finite, and names its clips: those whose loss
+    is not finite, or all. `mine` is of this rank's micro-batches: whether the loss is finite, and the clips' names.
+
+    Collective. Raises DivergedError on every rank at the last of `LIMIT` such steps in a row.
+    """
+    progress.non_finite_steps += 1
+    progress.skipped_steps += 1
+    everywhere = [entry for entries in runtime.gather(mine) for entry in entries]
+    culprits = [name for finite, names in everywhere for name in names if not finite]
+    clips = culprits or [name for _, names in everywhere for name in names]
+    tracker.event("non_finite", stage=stage, step=progress.step, grad_norm=norm, clips=clips)
+    if progress.non_finite_steps >= LIMIT:
+        where = f"stage {stage}, step {progress.step}"
+        what = f"gradients were not finite {LIMIT} steps in a row"
+        shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
+        raise runtime.for_all(
+            DivergedError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {ADVICE}")
+        )
+
+
+def note_refused_save(
+    step: int, reason: str, in_a_row: int, is_last: bool, stage: str, runtime: Runtime, tracker: Tracker
+) -> None:
+    """Tells of a state that was not saved, the newest of `in_a_row`. Raises DivergedError on every rank at the last of
+    `LIMIT` of them, and where it `is_last`, the stage's own."""
+    tracker.event("checkpoint_refused", stage=stage, step=step, reason=reason)
+    tracker.say(f"{stage}: no checkpoint of step {step}, {reason}; the one before stays")
+    if in_a_row >= LIMIT or is_last:
+        refused = f"so there is no checkpoint of it ({in_a_row} refused in a row)"
+        raise runtime.for_all(DivergedError(f"stage {stage}, step {step}: {reason}, {refused}; {ADVICE}"))

@@ -1,0 +1,358 @@
+"""The trunk's fast ways against its slow ones: folded, offloaded, compiled, chunked; and what each leaves in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
+from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
+from sfa_dist.models.vivit import Tail, Trunk, build, normalise
+from sfa_dist.parallel.engines.offload import HostFeatures, HostPool, Link
+from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.schema import Stage2
+from sfa_dist.stages.trunk_setup import LARGEST_CHUNK_FRAMES, chunk_that_fits, free_bytes
+
+MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)
+CPU = torch.device("cpu")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def trunk_of(model: ModelBlock = MODEL) -> Trunk:
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        trunk = Trunk(model)
+    build(trunk)
+    nn.init.normal_(trunk.embed.bias, std=0.02)
+    return trunk
+
+
+def tail_of(frames: int, placement: str = "tokens") -> Tail:
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        tail = Tail(MODEL, frames, AdapterBlock.model_validate({"placement": placement}))
+    build(tail)
+    nn.init.normal_(tail.head.weight)
+    assert tail.adapter is not None
+    nn.init.normal_(tail.adapter.fc2.weight, std=0.1)
+    return tail
+
+
+def clips(frames: int = 8, batch: int = 2, size: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, frames, size, size), dtype=torch.uint8, generator=generator)
+
+
+def frozen_of(offload: bool, chunk: int = 6, pooled: bool = False, dtype: torch.dtype = torch.float32) -> FrozenTrunk:
+    frozen = FrozenTrunk(trunk_of(), chunk, pooled, dtype=dtype)
+    frozen.link = Link(CPU) if offload else None
+    return frozen
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+@pytest.mark.parametrize("span", [slice(0, 1), slice(1, 7), slice(0, 8), slice(3, 5)])
+def test_cut_rows_are_the_rows(span: slice) -> None:
+    given = clips()
+    assert torch.equal(cut_rows(given, 2, span), trunk_of().rows(given)[span])
+
+
+# ------------------------------------------------------------------------------------------------ folded = normalised
+
+
+@pytest.mark.parametrize(("mean", "std"), [HALF, IMAGENET])
+def test_folded_embedding_is_the_normalised_one(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """fp32: 2e-6 of the norm. bf16: no further from fp32 than normalising first is, to a tenth."""
+    trunk, rows = trunk_of(), trunk_of().rows(clips())
+    exact = trunk.embed(normalise(rows, mean, std, torch.float32))
+
+    def error(tokens: Tensor, wanted: Tensor) -> float:
+        return ((tokens.float() - wanted).norm() / wanted.norm()).item()
+
+    folded = FrozenTrunk(trunk, 8, mean=mean, std=std, dtype=torch.float32).folded
+    assert folded is not None
+    assert error(folded(rows), exact) < 2e-6
+    half = trunk_of().bfloat16()
+    rounded = half.float().embed(normalise(rows, mean, std, torch.float32))  # The same weights, exact arithmetic.
+    half = half.bfloat16()
+    slow = error(half.embed(normalise(rows, mean, std, torch.bfloat16)), rounded)
+    folded = FrozenTrunk(half, 8, mean=mean, std=std).folded
+    assert folded is not None
+    assert error(folded(rows), rounded) < max(1.1 * slow, 5e-3)
+
+
+def test_folding_leaves_no_trace_in_weights_and_hash() -> None:
+    plain, folded = (FrozenTrunk(trunk_of(), 8, mean=IMAGENET[0], std=IMAGENET[1], fold=fold) for fold in (False, True))
+    assert folded.sha256() == plain.sha256()
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    assert sum(p.numel() for p in folded.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ offloaded = not
+
+
+@pytest.mark.parametrize("chunk", [2, 6, 16, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_pooled_features_are_bit_equal(chunk: int, dtype: torch.dtype) -> None:
+    on, off = (frozen_of(offload, chunk, pooled=True, dtype=dtype)(clips()) for offload in (True, False))
+    assert torch.equal(on, off)
+    assert not on.is_inference()
+
+
+@pytest.mark.parametrize("chunk", [2, 6, 1000])
+@pytest.mark.parametrize("recompute", ["function", "checkpoint"])
+def test_offloaded_tokens_give_the_same_gradients(chunk: int, recompute: str) -> None:
+    """fp32: forward 1e-5, gradients 1e-5 of the largest (another order of sums)."""
+    wanted, got = tail_of(8), tail_of(8)
+    assert got.adapter is not None
+    got.adapter.recompute = recompute  # type: ignore[assignment]
+    expected = wanted(frozen_of(False, chunk)(clips()))
+    tokens = frozen_of(True, chunk)(clips())
+    assert isinstance(tokens, HostFeatures)
+    out = got(tokens)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    expected.square().sum().backward()
+    out.square().sum().backward()
+    for (name, mine), theirs in zip(got.named_parameters(), wanted.parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert theirs.grad is not None, name
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def test_gradients_of_many_chunks_are_added_in_fp32() -> None:
+    """64 chunks in bf16: nearer to the fp32 gradient than by adding in bf16, as autograd does for `checkpoint`."""
+    errors = {}
+    exact = tail_of(128)
+    exact(frozen_of(False, 8)(clips(128))).sum().backward()
+    assert exact.adapter is not None
+    wanted = exact.adapter.fc1.weight.grad
+    assert wanted is not None
+    for recompute in ("function", "checkpoint"):
+        tail = tail_of(128).bfloat16()
+        assert tail.adapter is not None
+        tail.adapter.recompute = recompute  # type: ignore[assignment]
+        tail(frozen_of(True, 4, dtype=torch.float32)(clips(128))).sum().backward()
+        grad = tail.adapter.fc1.weight.grad
+        assert grad is not None
+        errors[recompute] = ((grad.float() - wanted).norm() / wanted.norm()).item()
+    assert errors["function"] <= errors["checkpoint"]
+    assert errors["function"] < 0.05
+
+
+def test_a_tail_without_tokens_takes_no_chunks() -> None:
+    tokens = frozen_of(True)(clips())
+    with pytest.raises(TypeError, match="adapter on tokens"):
+        tail_of(8, "pooled")(tokens)
+
+
+def test_autocast_is_the_same_in_the_second_forward() -> None:
+    grads = []
+    for offload in (True, False):
+        tail = tail_of(8)
+        tokens = frozen_of(offload)(clips())
+        with torch.autocast("cpu", torch.bfloat16):
+            out = tail(tokens)
+        out.sum().backward()
+        assert tail.adapter is not None
+        assert tail.adapter.fc1.weight.grad is not None
+        grads.append(tail.adapter.fc1.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=2e-2 * grads[1].abs().max().item())
+
+
+def test_host_buffers_are_used_again_and_never_shared() -> None:
+    frozen = frozen_of(True)
+    assert isinstance(frozen.link, Link)
+    first = frozen(clips())
+    held = frozen.link.pool.bytes
+    kept = first.load(0).clone()
+    second = frozen(255 - clips())  # While the first is alive: it gets a buffer of its own.
+    assert torch.equal(first.load(0), kept)
+    assert frozen.link.pool.bytes == 2 * held
+    del first, second
+    for _ in range(3):
+        frozen(clips())
+    frozen(clips(4))
+    assert frozen.link.pool.bytes == 2 * held
+
+
+def test_a_larger_request_takes_the_place_of_small_buffers() -> None:
+    pool = HostPool(pinned=False)
+    _, small = pool.take((4, 4), torch.float32)
+    pool.give(small)
+    large, _ = pool.take((8, 8), torch.bfloat16)
+    assert large.shape == (8, 8)
+    assert pool.bytes == 128
+
+
+def test_chunks_come_in_either_order() -> None:
+    tokens = frozen_of(True, chunk=2)(clips())
+    whole = tokens.whole().flatten(0, 1)
+    count = len(tokens.spans)
+    for order in (range(count), range(count - 1, -1, -1), [2, 5, 2, 0, 7], range(count)):
+        for index in order:
+            assert torch.equal(tokens.load(index), whole[tokens.spans[index]])
+
+
+# ------------------------------------------------------------------------------------------------ compiled = eager
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_eager_ones() -> None:
+    """fp32, 1e-5; the second call has another number of rows."""
+    eager, compiled = frozen_of(False, 8, pooled=True), frozen_of(True, 8, pooled=True)
+    compiled.compile_blocks()
+    for frames in (8, 6):
+        torch.testing.assert_close(compiled(clips(frames)), eager(clips(frames)), rtol=1e-5, atol=1e-5)
+    assert compiled.sha256() == eager.sha256()
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+
+
+# ------------------------------------------------------------------------------------------------ chunks that fit
+
+
+def test_the_largest_chunk_within_a_quarter_of_free_memory() -> None:
+    def need(rows: int) -> int:
+        return 10 + 100 * rows
+
+    assert chunk_that_fits(need, free=10**9, tubelet=2) == LARGEST_CHUNK_FRAMES
+    assert chunk_that_fits(need, free=4 * 810, tubelet=2) == 16
+    assert chunk_that_fits(need, free=4 * 809, tubelet=2) == 8
+    assert chunk_that_fits(need, free=0, tubelet=2) == 2
+    assert chunk_that_fits(need, free=10**9, tubelet=4) == LARGEST_CHUNK_FRAMES
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert 2**20 < free_bytes(CPU) < 2**50
+
+
+# ------------------------------------------------------------------------------------------------ offload: auto
+
+
+def stage(**keys: object) -> Stage2:
+    plain = {
+        "frames": 128,
+        "model": {"size": "L", "classes": 5},
+        "data": {"train": ["x"]},
+        "optimizer": {"lr": 0.1},
+        "schedule": {"epochs": 1},
+        **keys,
+    }
+    return Stage2.model_validate(plain)
+
+
+def test_auto_offloads_tokens_that_would_take_much() -> None:
+    tokens = {"placement": "tokens"}
+    assert not offloads(stage())
+    assert not offloads(stage(adapter=tokens))  # 26 MB of tokens and 19 MB of pixels.
+    assert offloads(stage(adapter=tokens, batch={"micro": 8}))
+    assert offloads(stage(offload="on"))
+    assert not offloads(stage(offload="off", adapter=tokens, batch={"micro": 8}))
+    assert feature_bytes(stage(adapter=tokens)) == 64 * 197 * 1024 * 2
+    assert OFFLOAD_FROM_BYTES == 2**28
+
+
+# ------------------------------------------------------------------------------------------------ frames are free
+
+
+WIDE = MODEL.model_copy(update={"image_size": 32})  # 17 tokens: 1,632 bytes a frame in bf16.
+FEW, MANY = 8, 256
+TOKENS_A_FRAME, VECTOR_A_FRAME = 17 * 96 * 2 // 2, 96 * 4 // 2
+
+
+def device_peak(frames: int, placement: str, offload: bool) -> int:
+    """Bytes beyond weights, clip and host buffers that a stage-2 forward and backward takes at its peak, less those of
+    the temporal encoder, which sees all frames and keeps what they need."""
+    frozen = FrozenTrunk(trunk_of(WIDE), 8, placement == "pooled")
+    frozen.link = Link(CPU) if offload else None
+    tail = tail_of(frames, placement)
+    given = clips(frames, batch=1, size=32)
+
+    def step() -> None:
+        tail(frozen(given)).sum().backward()
+
+    step()  # Makes the host buffers and the gradients.
+    with StoragePeak() as storages:
+        step()
+    return storages.peak - temporal_peak(frames)
+
+
+def temporal_peak(frames: int) -> int:
+    """What the tail takes at its peak when the vectors are there: adapter, temporal encoder and head."""
+    tail = tail_of(frames, "pooled")
+    assert tail.temporal is not None
+    vectors = torch.randn(1, frames // 2, 96, requires_grad=True)
+    tail.head(tail.temporal.pool(tail.temporal(vectors))).sum().backward()
+    with StoragePeak() as storages:
+        tail.head(tail.temporal.pool(tail.temporal(vectors))).sum().backward()
+    return storages.peak
+
+
+class TestFramesAreFree:
+    """Growth of the device's peak from 8 to 256 frames, in bytes a frame, against the 1,632 of a frame's tokens."""
+
+    def growth(self, placement: str, offload: bool) -> float:
+        return (device_peak(MANY, placement, offload) - device_peak(FEW, placement, offload)) / (MANY - FEW)
+
+    def test_offloaded_tokens_are_flat(self) -> None:
+        """Nothing grows: the peak is the same to the byte, beyond what the temporal encoder needs."""
+        assert abs(self.growth("tokens", True)) < 1
+
+    def test_tokens_on_the_device_do_grow(self) -> None:
+        """The same measure finds growth where there is some: the tokens, and what the adapter keeps of them in fp32."""
+        assert self.growth("tokens", False) > 3 * TOKENS_A_FRAME
+
+    @pytest.mark.parametrize("offload", [True, False])
+    def test_pooled_frames_take_their_vectors(self, offload: bool) -> None:
+        """At most three vectors in fp32; the clip's own pixels, 3 x 32 x 32 bytes a frame, are the input and not
+        counted. At the size of ViViT-H that is 7.5 KiB a frame and 147 KiB of pixels."""
+        assert self.growth("pooled", offload) <= 3 * VECTOR_A_FRAME
+
+
+# ------------------------------------------------------------------------------------------------ fake tensors
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_step_can_be_traced_on_fake_tensors(fake: FakeTensorMode, offload: bool, pooled: bool) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        trunk = Trunk(MODEL)
+    finally:
+        torch.set_default_dtype(before)
+    frozen = FrozenTrunk(trunk, 4, pooled)
+    frozen.link = Link(CPU) if offload else None
+    tail = Tail(MODEL, 8, AdapterBlock(placement="pooled" if pooled else "tokens"))
+    out = tail(frozen(torch.empty(2, 3, 8, 16, 16, dtype=torch.uint8)))
+    out.sum().backward()
+    assert out.shape == (2, 5)
+    assert all(p.grad is not None for p in tail.parameters())
+
+
+def test_storage_peak_counts_what_is_alive() -> None:
+    work: Callable[[], Tensor] = lambda: torch.ones(1000) + torch.ones(1000)  # noqa: E731
+    with StoragePeak() as storages:
+        kept = work()
+        assert storages.now == 4000
+        kept.add_(1).view(10, 100)
+        del kept
+    assert (storages.now, storages.peak) == (0, 12000)
+
+
+def test_copy_rows_fills_a_given_buffer() -> None:
+    out = torch.zeros(3, 3, 2, 16, 16, dtype=torch.uint8)
+    copy_rows(clips(), 2, slice(2, 5), out)
+    assert torch.equal(out, trunk_of().rows(clips())[2:5])
