@@ -8,11 +8,14 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+Send = Callable[[bytes], None]
+Script = Callable[[bytes, Send], None]
 
 
 class FileServer(ThreadingHTTPServer):
@@ -187,3 +190,29 @@ def _running(server: ThreadingHTTPServer) -> Iterator[None]:
     finally:
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def serving(script: Script) -> Iterator[str]:
+    """The URL of a server that does with each request what `script` says; the connection ends with it."""
+
+    def serve(stream: socket.socket) -> None:
+        with stream, suppress(OSError):
+            asked = b""
+            while b"\r\n\r\n" not in asked:
+                asked += stream.recv(65536)
+            script(asked, stream.sendall)
+            stream.shutdown(socket.SHUT_WR)
+            stream.settimeout(1.0)
+            while stream.recv(65536):
+                pass
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/d/x.tar"
+        listener.shutdown(socket.SHUT_RDWR)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from fuzzing import amounts, fuzz
-from test_answers import HTTP, quick, serving
-from test_hub import Running, report
+from impatient import HTTP, quick
+from running_hub import Running, report
+from shard_servers import serving
 
 from sfa_dist.data.shards.remote import read_range, read_whole
 from sfa_dist.parallel.watch.lines import Lines

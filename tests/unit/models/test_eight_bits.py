@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_trunk_runtime import CPU, clips, trunk_of
 from torch import nn
+from trunk_samples import CPU, clips, trunk_of
 
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.eight_bits import EightBits, Int8Linear

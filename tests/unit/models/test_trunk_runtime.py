@@ -6,52 +6,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
 from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
-from sfa_dist.models.vivit import Tail, Trunk, build, normalise
+from sfa_dist.models.vivit import Tail, Trunk, normalise
 from sfa_dist.parallel.engines.offload import HostFeatures, HostPool, Link
-from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
+from sfa_dist.recipe.blocks import AdapterBlock
 from sfa_dist.recipe.schema import Stage2
 from sfa_dist.stages.trunk_setup import LARGEST_CHUNK_FRAMES, chunk_that_fits, free_bytes
 
-MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)
-CPU = torch.device("cpu")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def trunk_of(model: ModelBlock = MODEL) -> Trunk:
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        trunk = Trunk(model)
-    build(trunk)
-    nn.init.normal_(trunk.embed.bias, std=0.02)
-    return trunk
-
-
-def tail_of(frames: int, placement: str = "tokens") -> Tail:
-    torch.manual_seed(1)
-    with torch.device("meta"):
-        tail = Tail(MODEL, frames, AdapterBlock.model_validate({"placement": placement}))
-    build(tail)
-    nn.init.normal_(tail.head.weight)
-    assert tail.adapter is not None
-    nn.init.normal_(tail.adapter.fc2.weight, std=0.1)
-    return tail
-
-
-def clips(frames: int = 8, batch: int = 2, size: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (batch, 3, frames, size, size), dtype=torch.uint8, generator=generator)
-
-
-def frozen_of(offload: bool, chunk: int = 6, pooled: bool = False, dtype: torch.dtype = torch.float32) -> FrozenTrunk:
-    frozen = FrozenTrunk(trunk_of(), chunk, pooled, dtype=dtype)
-    frozen.link = Link(CPU) if offload else None
-    return frozen
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_trunk_runtime import clips, frozen_of, tail_of
 from torch import Tensor
+from trunk_samples import clips, frozen_of, tail_of
 
 from sfa_dist.data.batches.loader import Batch
 from sfa_dist.errors import RecipeError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 import webdataset as wds
 from data_samples import audio_bytes, video_bytes
+from shard_tools import run_tool
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
 from sfa_dist.data.packing.pack import pack
@@ -17,8 +17,6 @@ from sfa_dist.data.packing.reencode import Encoding
 from sfa_dist.data.shards.shard_index import load_index, verify_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, UsageError
-from sfa_dist.tools import index as index_tool
-from sfa_dist.tools import pack as pack_tool
 
 GOOD = 9
 
@@ -39,15 +37,6 @@ def videos(tmp_path: Path) -> Path:
 def add_rows(videos: Path, *rows: str) -> None:
     with (videos / "list.csv").open("a") as file:
         file.write("".join(row + "\n" for row in rows))
-
-
-def run_tool(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    pack_tool.add_parser(commands)
-    index_tool.add_parser(commands)
-    parsed = parser.parse_args(arguments)
-    return parsed.run(parsed)
 
 
 def test_round_trip(videos, tmp_path):

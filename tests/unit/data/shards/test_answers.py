@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import resource
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from data_samples import write_shard
-from shard_servers import file_server
+from impatient import HTTP, quick
+from shard_servers import Script, Send, file_server, serving
 
-from sfa_dist.data.shards import answers, fetch, remote, remote_index, retry
+from sfa_dist.data.shards import answers, fetch, remote, remote_index
 from sfa_dist.data.shards.answers import parse_content_range
 from sfa_dist.data.shards.fetch import fetch_shard
 from sfa_dist.data.shards.index_file import format_index
@@ -26,46 +24,8 @@ from sfa_dist.data.shards.shard_index import build_index, load_index
 from sfa_dist.errors import DataError
 from sfa_dist.recipe.blocks import RemoteBlock
 
-HTTP = RemoteBlock(allow=["http"], retries=0)
+__all__ = ["quick"]
 MIB = 1 << 20
-Send = Callable[[bytes], None]
-Script = Callable[[bytes, Send], None]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(remote_index, "USER_CACHE", str(tmp_path / "user cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    remote._file_system.cache_clear()
-    yield
-    remote._file_system.cache_clear()
-
-
-@contextlib.contextmanager
-def serving(script: Script) -> Iterator[str]:
-    """The URL of a server that does with each request what `script` says; the connection ends with it."""
-
-    def serve(stream: socket.socket) -> None:
-        with stream, contextlib.suppress(OSError):
-            asked = b""
-            while b"\r\n\r\n" not in asked:
-                asked += stream.recv(65536)
-            script(asked, stream.sendall)
-            stream.shutdown(socket.SHUT_WR)
-            stream.settimeout(1.0)
-            while stream.recv(65536):
-                pass
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/d/x.tar"
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def says(status: str, body: Iterable[bytes] = (), **headers: object) -> Script:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_clips import FFMPEG, FRAMES, NAMES, RATE, ffmpeg, make, number_of, shown
+from shard_tools import run_tool
 from test_decode import DECODERS, both, each_decoder
-from test_pack import run_tool
 
 from sfa_dist.data.packing.pack import pack
 from sfa_dist.data.packing.reencode import Encoding, reencode
