@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sfa_dist.data.shards.index_columns import SIDECAR_NAME
 from sfa_dist.data.shards.index_file import INDEX_NAME, read_raw, to_raw, write_index
 from sfa_dist.data.shards.shard_index import load_index
-from sfa_dist.data.shards.shard_walk import Member, SampleEntry, ShardEntry
+from sfa_dist.data.shards.shard_walk import SampleEntry, ShardEntry, TarMember
 
 PER_SHARD = 1000
 
@@ -37,9 +37,9 @@ def make(folder: Path, samples: int) -> None:
         for row in range(PER_SHARD):
             start = 512 + row * 1_240_000
             members = {
-                "cls": Member(start, 3, 123456789),
-                "json": Member(start + 1024, 96, 3987654321),
-                "mp4": Member(start + 2048, 1_234_567, 4012345678 - row),
+                "cls": TarMember(start, 3, 123456789),
+                "json": TarMember(start + 1024, 96, 3987654321),
+                "mp4": TarMember(start + 2048, 1_234_567, 4012345678 - row),
             }
             key = f"class_{row % 400:03d}/v_{number * PER_SHARD + row:011x}_000010_000020"
             entries.append(SampleEntry(key, members, row % 400))

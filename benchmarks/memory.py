@@ -22,7 +22,7 @@ from common import Cell, add_options, interleave, median_ratio, report, script
 
 from sfa_dist.models.footprint import StoragePeak
 from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.engines.offload import Link
+from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.memory import predict
@@ -66,7 +66,7 @@ class Case:
     @property
     def host_bytes(self) -> int:
         """Pinned memory for what the trunk puts out."""
-        return self.frozen.link.pool.bytes if isinstance(self.frozen.link, Link) else 0
+        return self.frozen.link.pool.bytes if isinstance(self.frozen.link, HostLink) else 0
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ CHECKS_FAILED = 3  # What `sfa check-learning` returns where its checks ran and 
 class SfaError(Exception):
     """Base of all errors that end a run with one line on stderr; `exit_code` is what the process returns.
 
-    `told_by_another_rank` is set where all ranks raise the same error: one of them prints it. `report` is what a
+    `print_suppressed` is set where all ranks raise the same error: one of them prints it. `report` is what a
     command has found until then, printed beside the error under --json.
     """
 
     exit_code = 70
-    told_by_another_rank = False
+    print_suppressed = False
     report: Mapping[str, Any] | None = None
 
 

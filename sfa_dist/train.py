@@ -9,9 +9,9 @@ if __name__ == "__main__":
     # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
     # shadow others; put the repository root in its place.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from sfa_dist.parallel.process_exit import leave_when_asked  # Before what takes long to import.
+    from sfa_dist.parallel.process_exit import exit_when_asked  # Before what takes long to import.
 
-    leave_when_asked()
+    exit_when_asked()
 
 import argparse
 import json
@@ -29,7 +29,7 @@ from sfa_dist.boundary.disk import explain, path_argument, tell
 from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.parallel.environment import environment
-from sfa_dist.parallel.process_exit import leave
+from sfa_dist.parallel.process_exit import exit_process
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
 
 UNTOLD_S = 2.0
@@ -90,20 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the parsed command. Raises SfaError for what a user can act on."""
     # Torch is imported only after the recipe is read: a typo answers at once, also on a login node.
-    from sfa_dist.parallel.launch import Parents, read_launch
+    from sfa_dist.parallel.launch import LauncherWatch, read_launch
     from sfa_dist.recipe.schema import load_recipe, print_recipe
 
     environ = environment()
     try:
         loaded = load_recipe(arguments.recipe, arguments.set, environ)
     except SfaError as error:  # Every rank of this machine reads the same file: one of them tells.
-        error.told_by_another_rank = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
+        error.print_suppressed = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
         raise
     if arguments.print_recipe:
         print(print_recipe(loaded), end="")
         return
     stop = StopFlag()
-    parents = Parents(read_launch(environ).launcher)
+    parents = LauncherWatch(read_launch(environ).launcher)
     stop.install([signal.Signals[name] for name in loaded.recipe.stop.signals], parents.lost)
     with stop.nothing_to_save():
         from sfa_dist.stages.pipeline import run_recipe
@@ -128,7 +128,7 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
     except SfaError as error:
         if debug:
             print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
-        if not error.told_by_another_rank:
+        if not error.print_suppressed:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
             if isinstance(error, PreemptedError):
                 _let_launcher_speak()
@@ -213,9 +213,9 @@ def patience(code: int) -> float:
         launch = read_launch(environment())
     except (UsageError, ValueError):
         return 0.0
-    return 0.0 if launch.tells or code in (0, PreemptedError.exit_code) else UNTOLD_S
+    return 0.0 if launch.prints_errors or code in (0, PreemptedError.exit_code) else UNTOLD_S
 
 
 if __name__ == "__main__":
     code = main()
-    leave(code, patience(code))
+    exit_process(code, patience(code))

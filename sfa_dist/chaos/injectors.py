@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sfa_dist.checkpoint import file_sha256
 from sfa_dist.data.shards.index_file import INDEX_NAME, read_index
-from sfa_dist.data.shards.shard_walk import Member
+from sfa_dist.data.shards.shard_walk import TarMember
 
 MANIFEST = "MANIFEST.json"
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -112,7 +112,7 @@ def damage_all_clips(shard: Path, chance: random.Random) -> int:
     return len(samples)
 
 
-def _damage(shard: Path, members: dict[str, Member], chance: random.Random) -> None:
+def _damage(shard: Path, members: dict[str, TarMember], chance: random.Random) -> None:
     offset, size, _ = next(place for suffix, place in members.items() if suffix not in ("json", "cls", "txt"))
     flip_bit(shard, chance, offset, offset + size)
 

@@ -167,7 +167,7 @@ def clear_remains(root: Path) -> None:
             shutil.rmtree(remains)
 
 
-class Shelf:
+class CheckpointDir:
     """The checkpoints of one stage as rank 0 keeps them: the newest `keep` that are intact, and no damaged ones
     counted among them."""
 

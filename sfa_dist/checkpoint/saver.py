@@ -26,10 +26,18 @@ from safetensors import SafetensorError
 from sfa_dist.boundary.disk import explain, free_bytes, no_space
 from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.checkpoint.files import LOOSE_FILE_SYSTEMS, file_system
-from sfa_dist.checkpoint.folder import FORMAT, Shelf, clear_remains
+from sfa_dist.checkpoint.folder import FORMAT, CheckpointDir, clear_remains
 from sfa_dist.checkpoint.layout import Layout, plan_layout
 from sfa_dist.checkpoint.staging import HostMemory, Piece
-from sfa_dist.checkpoint.writing import MODEL, CalledOffError, NotFiniteError, Part, Written, begin_model, write_part
+from sfa_dist.checkpoint.writing import (
+    MODEL,
+    CalledOffError,
+    NotFiniteError,
+    SavePart,
+    Written,
+    begin_model,
+    write_part,
+)
 from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
@@ -66,10 +74,10 @@ class Saver:
     ) -> None:
         self.runtime, self.failpoints = runtime, failpoints
         self._root = root
-        self._shelf = Shelf(root, keep)
+        self._shelf = CheckpointDir(root, keep)
         self._memory = HostMemory()
         self._share_file = self._may_share() if share_file is None else share_file
-        self._flight: _Flight | None = None
+        self._flight: PendingSave | None = None
 
     def _may_share(self) -> bool:
         told = self.runtime.gather((self.runtime.host, file_system(self._root).startswith(LOOSE_FILE_SYSTEMS)))
@@ -99,9 +107,9 @@ class Saver:
         assert part is not None
         called_off = threading.Event()
         worker = _Worker(lambda: write_part(part, self.failpoints, called_off))
-        self._flight = _Flight(step, layout, needed, worker, called_off, started, time.monotonic() - started)
+        self._flight = PendingSave(step, layout, needed, worker, called_off, started, time.monotonic() - started)
 
-    def _stage(self, step: int, engine: Engine, layout: Layout, state: Mapping[str, Any]) -> Part:
+    def _stage(self, step: int, engine: Engine, layout: Layout, state: Mapping[str, Any]) -> SavePart:
         runtime = self.runtime
         mine = runtime.rank < engine.owners
         pieces = self._memory.stage(engine.fragments()) if mine else []
@@ -110,7 +118,7 @@ class Saver:
             whole = engine.full_parameters()
             masters = [Piece(name, 0, "master", value.view(-1)) for name, value in whole.items()]
         self.failpoints.reach("save.stage", step=step)
-        return Part(
+        return SavePart(
             folder=self._shelf.names(step)[1],
             layout=layout,
             masters=masters,
@@ -163,7 +171,7 @@ class Saver:
         self._flight = None
         return self._outcome(flight, None)
 
-    def _give_up(self, flight: _Flight) -> Outcome:
+    def _give_up(self, flight: PendingSave) -> Outcome:
         flight.called_off.set()
         fault = None
         if flight.worker is not None:
@@ -177,7 +185,7 @@ class Saver:
         self._raise_first([fault for fault in faults if fault is None or fault[0] != "not finite"])
         return self._outcome(flight, refused)
 
-    def _fault(self, flight: _Flight, error: BaseException | None) -> tuple[str, str] | None:
+    def _fault(self, flight: PendingSave, error: BaseException | None) -> tuple[str, str] | None:
         """(kind, line) of what went wrong on this rank."""
         what = f"{'commit' if flight.committing else 'write'} {self._shelf.names(flight.step)[flight.committing ^ 1]}"
         if error is None or isinstance(error, CalledOffError):
@@ -197,7 +205,7 @@ class Saver:
             said = f"{text}; older checkpoints are untouched"
             raise self.runtime.for_all(CheckpointError(said) if kind == "disk" else LostRankError(said))
 
-    def _outcome(self, flight: _Flight, refused: str | None) -> Outcome:
+    def _outcome(self, flight: PendingSave, refused: str | None) -> Outcome:
         path = self._shelf.names(flight.step)[0]
         return Outcome(flight.step, path, refused, flight.blocked, time.monotonic() - flight.started)
 
@@ -235,7 +243,7 @@ def save_checkpoint(
 
 
 @dataclass
-class _Flight:
+class PendingSave:
     """A save under way. `worker` is this rank's thread, None where it has none in this turn."""
 
     step: int

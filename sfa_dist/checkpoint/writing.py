@@ -38,7 +38,7 @@ class CalledOffError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class SavePart:
     """One rank's part of a save into `folder`.
 
     `masters` go into the common model file of `layout`; `moments` into the file `optimizer`, which only ranks that
@@ -67,7 +67,7 @@ class Written:
     spans: list[Span]
 
 
-def write_part(part: Part, failpoints: Failpoints, called_off: threading.Event) -> Written:
+def write_part(part: SavePart, failpoints: Failpoints, called_off: threading.Event) -> Written:
     """Writes and flushes everything of one rank.
 
     Raises OSError, NotFiniteError, CalledOffError.

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.data.batches.stream import check_labels
-from sfa_dist.inference.finished_stage import Subject
+from sfa_dist.inference.finished_stage import FinishedStage
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
@@ -31,7 +31,7 @@ from sfa_dist.training.prediction_file import require_writer
 
 def evaluate_subject(
     recipe: Recipe,
-    subject: Subject,
+    subject: FinishedStage,
     any_frames: bool,
     out: Path | None,
     asked: Mapping[str, Any],
@@ -64,7 +64,7 @@ def evaluate_subject(
         parallel_runtime.stop()
 
 
-def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> dict[str, Any]:
+def _scores(run: Run, subject: FinishedStage, any_frames: bool, out: Path | None) -> dict[str, Any]:
     """The keys of result.json, of this test."""
     stage: StageBlock = getattr(run.recipe, subject.stage)
     run.watch.phase("evaluate")
@@ -81,7 +81,7 @@ def _scores(run: Run, subject: Subject, any_frames: bool, out: Path | None) -> d
     return {**result, "frames": stage.frames, **_record(subject, parts)}
 
 
-def _record(subject: Subject, parts: Parts) -> dict[str, Any]:
+def _record(subject: FinishedStage, parts: Parts) -> dict[str, Any]:
     trainable, frozen = parts.parameters()
     unknown = dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", "cost_ratio"))
     trained = collect_results(subject.run_dir) if subject.run_dir else {"stages": {}, **unknown}

@@ -12,7 +12,7 @@ from sfa_dist.recipe.schema import STAGE_NAMES, Recipe
 
 
 @dataclass(frozen=True)
-class Subject:
+class FinishedStage:
     """A stage's final weights, the file of the recipe that they belong to, and for stage 2 the weights of stage 1,
     which hold the trunk. `run_dir` is their run, None for weights alone."""
 
@@ -31,7 +31,7 @@ def recipe_of_run(run_dir: Path) -> Path:
     return file
 
 
-def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Subject:
+def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> FinishedStage:
     """A stage of a run (None: its last; of a sweep the member that its test chose). Never another one in its place.
 
     Raises UsageError for a stage that the recipe has not, CheckpointError for one without final weights yet.
@@ -51,7 +51,7 @@ def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Subject:
         others = [f"--stage {other}" for other in present if other != name and (run_dir / other / WEIGHTS).is_file()]
         advice = " or ".join(["train it to the end first", *others])
         raise CheckpointError(f"{name} of {run_dir} has no weights yet ({weights}): {advice}")
-    return Subject(file, name, weights, _there(stage1) if name == "stage2" else None, run_dir)
+    return FinishedStage(file, name, weights, _there(stage1) if name == "stage2" else None, run_dir)
 
 
 def _best_member(run_dir: Path) -> str:
@@ -66,7 +66,7 @@ def _best_member(run_dir: Path) -> str:
 
 def subject_of_weights(
     recipe: Recipe, recipe_file: Path, weights: Path, trunk_weights: Path | None, stage: str | None
-) -> Subject:
+) -> FinishedStage:
     """Weights by their file, which tells which stage's they are where `stage` does not. The trunk of stage 2 is that
     of `trunk_weights`, else of the recipe's `stage1.weights`.
 
@@ -83,11 +83,11 @@ def subject_of_weights(
     if getattr(recipe, name, None) is None:
         raise RecipeError(f"{weights} is of {name}, and the recipe has no such stage")
     if name != "stage2":
-        return Subject(recipe_file, name, weights, None)
+        return FinishedStage(recipe_file, name, weights, None)
     given = trunk_weights or (Path(recipe.stage1.weights) if recipe.stage1 and recipe.stage1.weights else None)
     if given is None:
         raise UsageError(f"{weights} is of stage2 and holds no trunk: give stage 1's weights with --trunk-weights")
-    return Subject(recipe_file, name, weights, _there(given))
+    return FinishedStage(recipe_file, name, weights, _there(given))
 
 
 def _there(weights: Path) -> Path:

@@ -14,7 +14,7 @@ from sfa_dist.data.video.decode import decoder_of
 from sfa_dist.data.video.decode_limits import check_bytes
 from sfa_dist.data.video.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.inference.class_scores import classes_of
-from sfa_dist.inference.finished_stage import Subject
+from sfa_dist.inference.finished_stage import FinishedStage
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, ViViT
 from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
@@ -33,7 +33,7 @@ class Model:
     Scores that are not finite raise SfaError.
     """
 
-    def __init__(self, recipe: Recipe, subject: Subject, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, subject: FinishedStage, device: torch.device) -> None:
         stage: StageBlock = getattr(recipe, subject.stage)
         parts = load_for_test(stage, subject.weights, subject.trunk_weights)
         self.stage, self.classes = stage, classes_of(subject.weights, stage.model)

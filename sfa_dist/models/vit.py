@@ -71,7 +71,7 @@ def apply_gelu(x: Tensor, kind: Gelu) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One pre-LN transformer block. LayerNorm keeps its statistics in fp32 whatever the input's dtype is."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, tokens + (pooling == "cls"), width))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, rows_per_clip: int = 1) -> Tensor:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from sfa_dist.errors import LostRankError, PreemptedError
 from sfa_dist.parallel.environment import set_default
-from sfa_dist.parallel.rendezvous import LIMIT_VARIABLE, POLL_S, Meeting, heed_stop, mark_stopped
+from sfa_dist.parallel.rendezvous import LIMIT_VARIABLE, POLL_S, RendezvousConfig, mark_stopped, raise_if_stopped
 
 GLOO_VARIABLE, NCCL_VARIABLE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # linux/sockios.h: an interface's IPv4 address, which comes from byte 20 of struct ifreq on.
@@ -36,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """Where a rank's node takes connections; at `port`, 0 for none, one that says nothing, to find out whether other
     nodes get there."""
 
@@ -50,7 +50,7 @@ class Door:
 
 
 def join(
-    backend: str, meeting: Meeting, store: dist.Store, environ: Mapping[str, str], timeout: datetime.timedelta
+    backend: str, meeting: RendezvousConfig, store: dist.Store, environ: Mapping[str, str], timeout: datetime.timedelta
 ) -> None:
     """init_process_group, with `timeout` for its collectives.
 
@@ -66,7 +66,7 @@ def join(
     except LostRankError as error:
         # What another rank has told before is the cause of it, or as good.
         first = LostRankError(own.compare_set(FAULT, "", str(error)).decode())
-        first.told_by_another_rank = not meeting.tells
+        first.print_suppressed = not meeting.prints_errors
         if meeting.rank == 0:
             time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
         raise first from error
@@ -77,7 +77,7 @@ def join(
         raise meeting.error(f"rank 0 at {meeting.address} went away while the ranks connected") from error
 
 
-def require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
+def require_interface(meeting: RendezvousConfig, variable: str, wanted: str) -> None:
     """Raises LostRankError where a library would look for an interface that this node does not have.
 
     gloo takes whole names and needs all of them. NCCL needs one of the starts of names; `=` in front makes them whole
@@ -101,7 +101,7 @@ def require_interface(meeting: Meeting, variable: str, wanted: str) -> None:
 
 
 @contextlib.contextmanager
-def _open_door(meeting: Meeting, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
+def _open_door(meeting: RendezvousConfig, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
     """Tells the others where gloo takes their connections on this node; where that is its loopback, it is changed."""
     host = socket.gethostname()
     with contextlib.ExitStack() as stack:
@@ -119,7 +119,7 @@ def _open_door(meeting: Meeting, store: dist.Store, environ: Mapping[str, str]) 
         yield
 
 
-def _lead_to_others(meeting: Meeting, store: dist.Store) -> str | None:
+def _lead_to_others(meeting: RendezvousConfig, store: dist.Store) -> str | None:
     """Has gloo take the interface that leads to the other nodes, and gives its address; None where none is found."""
     address = _route(meeting.host, meeting.port)
     if ipaddress.ip_address(address).is_loopback:  # Rank 0's node. Ranks go node by node: the last is on another one.
@@ -132,7 +132,9 @@ def _lead_to_others(meeting: Meeting, store: dist.Store) -> str | None:
     return None
 
 
-def _connect(backend: str, meeting: Meeting, store: dist.Store, own: dist.Store, timeout: datetime.timedelta) -> None:
+def _connect(
+    backend: str, meeting: RendezvousConfig, store: dist.Store, own: dist.Store, timeout: datetime.timedelta
+) -> None:
     faults: list[Exception] = []
     over = threading.Event()
 
@@ -151,7 +153,7 @@ def _connect(backend: str, meeting: Meeting, store: dist.Store, own: dist.Store,
     wait = _Wait(meeting, own)
     pause = SHORTEST_POLL_S
     while not over.is_set() or own.add(JOINED, 0) < meeting.world_size:
-        heed_stop(own)
+        raise_if_stopped(own)
         if own.check([FAULT]):
             raise LostRankError(own.get(FAULT).decode())
         if faults:
@@ -164,7 +166,7 @@ def _connect(backend: str, meeting: Meeting, store: dist.Store, own: dist.Store,
 class _Wait:
     """A rank's patience with the others while they connect. Where one of them finds out what is wrong, all know."""
 
-    def __init__(self, meeting: Meeting, store: dist.Store) -> None:
+    def __init__(self, meeting: RendezvousConfig, store: dist.Store) -> None:
         now = time.monotonic()
         self._meeting, self._store = meeting, store
         self._look_at, self._until = now + meeting.patience, now + meeting.limit
@@ -188,12 +190,12 @@ class _Wait:
         if now < self._look_at or self._said:
             return
         cause = self.cause()
-        if meeting.tells and (self._store.check([CAUSE]) or now >= self._look_at + SHOWN * PROBE_S):
+        if meeting.prints_errors and (self._store.check([CAUSE]) or now >= self._look_at + SHOWN * PROBE_S):
             self._said = True
             meeting.say(f"still waiting for the ranks to connect, at most {meeting.limit:.0f} s: {cause}")
 
 
-def _unreached(meeting: Meeting, store: dist.Store) -> str:
+def _unreached(meeting: RendezvousConfig, store: dist.Store) -> str:
     """Which nodes this rank cannot reach, in words; empty where it reaches all."""
     me = socket.gethostname()
     seen, lost = {me}, []
@@ -201,7 +203,7 @@ def _unreached(meeting: Meeting, store: dist.Store) -> str:
         if not store.check([_door(rank)]):
             continue  # Its node said why, or is about to.
         try:
-            door = Door(*json.loads(store.get(_door(rank))))
+            door = Endpoint(*json.loads(store.get(_door(rank))))
         except (TypeError, ValueError, RecursionError) as error:
             raise meeting.error(f"another program than this one answers for rank {rank} ({error})") from error
         if door.host in seen or not door.port:

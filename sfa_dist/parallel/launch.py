@@ -36,7 +36,7 @@ class Launch:
     local_world_size: int
 
     @property
-    def tells(self) -> bool:
+    def prints_errors(self) -> bool:
         """Whether this rank prints an error that all of them raise: once a console. srun gathers what all nodes say;
         the other launchers may stand in a terminal of each node."""
         return self.rank == 0 or (self.local_rank == 0 and self.launcher != "srun")
@@ -100,7 +100,7 @@ def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int,
     return rank, world_size, local_rank
 
 
-class Parents:
+class LauncherWatch:
     """The launcher's processes above this one, as they were when this object was made."""
 
     def __init__(self, launcher: str) -> None:

@@ -18,7 +18,7 @@ STDERR = 2
 ASKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def leave_when_asked() -> None:
+def exit_when_asked() -> None:
     """From here on SIGTERM, SIGUSR1 and SIGHUP (not where it is ignored, as nohup has it) end the process with one line
     and 75, wherever it is: in an import, an exception would be swallowed or make another of it.
 
@@ -26,17 +26,17 @@ def leave_when_asked() -> None:
     """
     for number in ASKS:
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _leave_asked)
+            signal.signal(number, _exit_asked)
 
 
-def leave_as_ever() -> None:
-    """Takes `leave_when_asked` back: the signals do what they do to any process."""
+def restore_signals() -> None:
+    """Takes `exit_when_asked` back: the signals do what they do to any process."""
     for number in ASKS:
-        if signal.getsignal(number) is _leave_asked:
+        if signal.getsignal(number) is _exit_asked:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _leave_asked(number: int, frame: FrameType | None) -> None:
+def _exit_asked(number: int, frame: FrameType | None) -> None:
     del frame
     line = f"stopped: by {signal.Signals(number).name}, with nothing to save; run the same command again\n"
     try:
@@ -45,7 +45,7 @@ def _leave_asked(number: int, frame: FrameType | None) -> None:
         os._exit(PreemptedError.exit_code)
 
 
-def leave(code: int, patience: float = 0.0) -> NoReturn:
+def exit_process(code: int, patience: float = 0.0) -> NoReturn:
     """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are
     no daemons, `atexit` handlers, and what stdout and stderr still hold. Work that went well, but whose stdout the
     disk does not take, ends with 74.

@@ -35,7 +35,7 @@ OTHER_PORT = "choose another one by --master_port (deepspeed, torchrun), MASTER_
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousConfig:
     """Where this rank meets which others, and until when (monotonic seconds)."""
 
     host: str
@@ -46,7 +46,7 @@ class Meeting:
     key: str  # Two jobs that come to the same port by mistake do not answer each other's roll call.
     limit: float
     until: float
-    tells: bool  # Prints what all ranks raise.
+    prints_errors: bool  # Prints what all ranks raise.
     several_nodes: bool
     nodes: tuple[str, ...] = ()  # By rank, where the launcher tells.
 
@@ -78,7 +78,7 @@ class Meeting:
         return max(1.0, self.until - time.monotonic())
 
 
-def meet(meeting: Meeting) -> dist.Store:
+def meet(meeting: RendezvousConfig) -> dist.Store:
     """The store over which all ranks have met, for init_process_group.
 
     Raises LostRankError where the port is taken, cannot be reached, or a rank does not come.
@@ -86,7 +86,7 @@ def meet(meeting: Meeting) -> dist.Store:
     if meeting.rank == 0 and not meeting.hosted:
         store = _host(meeting)
     else:
-        _knock(meeting)
+        _wait_for_listener(meeting)
         store = _enter(meeting)
     shared = dist.PrefixStore(meeting.key, store)
     try:
@@ -107,15 +107,15 @@ def mark_stopped(store: dist.Store) -> None:
     time.sleep(5 * POLL_S)  # The store may end with this process: let the others read.
 
 
-def heed_stop(store: dist.Store) -> None:
+def raise_if_stopped(store: dist.Store) -> None:
     """Raises PreemptedError when another rank was asked to stop."""
     if store.check(["stopped"]):
         asked = PreemptedError("stopped before all ranks had met; run the same command again to go on")
-        asked.told_by_another_rank = True
+        asked.print_suppressed = True
         raise asked
 
 
-def arrange(environ: Mapping[str, str], launch: Launch) -> Meeting:
+def arrange(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
     """MASTER_ADDR and MASTER_PORT say where the ranks meet, SFA_RENDEZVOUS_SECONDS (default 600) how long they wait.
 
     Raises UsageError where these are wrong.
@@ -131,7 +131,7 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> Meeting:
         raise UsageError(f"MASTER_PORT={port_text!r} is no port (1 to 65535)")
     # A batch script's job id would not do for the deepspeed launcher, which does not hand it to the other nodes.
     job = environ.get("SLURM_JOB_ID", "") if "RANK" not in environ else ""
-    return Meeting(
+    return RendezvousConfig(
         host=environ["MASTER_ADDR"],
         port=int(port_text),
         rank=launch.rank,
@@ -140,13 +140,13 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> Meeting:
         key=f"sfa_dist/{job}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
         limit=limit,
         until=time.monotonic() + limit,
-        tells=launch.tells,
+        prints_errors=launch.prints_errors,
         several_nodes=launch.local_world_size < launch.world_size,
         nodes=nodes_of_ranks(environ, launch),
     )
 
 
-def _host(meeting: Meeting) -> dist.Store:
+def _host(meeting: RendezvousConfig) -> dist.Store:
     """Rank 0's store. Raises LostRankError when it cannot listen there."""
     try:
         if meeting.several_nodes or not _is_loopback(meeting.host):
@@ -159,9 +159,9 @@ def _host(meeting: Meeting) -> dist.Store:
         raise meeting.error(f"cannot listen at {meeting.address} ({why}); {OTHER_PORT}") from error
 
 
-def _knock(meeting: Meeting) -> None:
+def _wait_for_listener(meeting: RendezvousConfig) -> None:
     """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
-    told = not (meeting.tells or meeting.rank == 1)
+    told = not (meeting.prints_errors or meeting.rank == 1)
     while True:
         try:
             socket.create_connection((meeting.host, meeting.port), timeout=min(KNOCK_S, meeting.left())).close()
@@ -179,7 +179,7 @@ def _knock(meeting: Meeting) -> None:
             time.sleep(POLL_S)
 
 
-def _enter(meeting: Meeting) -> dist.Store:
+def _enter(meeting: RendezvousConfig) -> dist.Store:
     """A client of the store. Raises LostRankError when it is another program that listens there."""
     made: list[dist.Store] = []
     faults: list[Exception] = []
@@ -207,7 +207,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _store(meeting: Meeting, is_master: bool, listener: int | None = None) -> dist.Store:
+def _store(meeting: RendezvousConfig, is_master: bool, listener: int | None = None) -> dist.Store:
     return dist.TCPStore(
         meeting.host,
         meeting.port,
@@ -220,7 +220,7 @@ def _store(meeting: Meeting, is_master: bool, listener: int | None = None) -> di
     )
 
 
-def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
+def _answer_roll_call(meeting: RendezvousConfig, store: dist.Store) -> None:
     """Returns when all ranks are here. Rank 0 waits for each and tells the others what came of it."""
     store.set(f"here/{meeting.rank}", "")
     if meeting.rank == 0:
@@ -235,11 +235,11 @@ def _answer_roll_call(meeting: Meeting, store: dist.Store) -> None:
             f"{missing_ranks} of {meeting.world_size} did not come to {meeting.address} within {meeting.limit:.0f} s; "
             f"look at what their nodes say, or give them more time by {LIMIT_VARIABLE}"
         )
-        error.told_by_another_rank = not meeting.tells
+        error.print_suppressed = not meeting.prints_errors
         raise error
 
 
-def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
+def _missing(meeting: RendezvousConfig, store: dist.Store) -> list[int]:
     """The ranks that do not come until the limit. For whom it waits is said before."""
 
     def absent(ranks: Iterable[int], until: float) -> list[int]:
@@ -254,14 +254,14 @@ def _missing(meeting: Meeting, store: dist.Store) -> list[int]:
 def _wait(store: dist.Store, key: str, until: float) -> bool:
     """Whether the key is there by then. By polling, so that signals are taken meanwhile."""
     while not store.check([key]):
-        heed_stop(store)
+        raise_if_stopped(store)
         if time.monotonic() >= until:
             return False
         time.sleep(POLL_S)
     return True
 
 
-def _names(meeting: Meeting, ranks: list[int]) -> str:
+def _names(meeting: RendezvousConfig, ranks: list[int]) -> str:
     """`ranks 2, 3 (node2)`: of as many as fit into a line."""
     if not ranks:
         return ""

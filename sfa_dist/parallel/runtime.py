@@ -161,8 +161,8 @@ class Runtime:
         )
 
     def for_all(self, error: E) -> E:
-        """An error that every rank raises: marked so that it is printed once (`Launch.tells`)."""
-        error.told_by_another_rank = not self.launch.tells
+        """An error that every rank raises: marked so that it is printed once (`Launch.prints_errors`)."""
+        error.print_suppressed = not self.launch.prints_errors
         return error
 
     def barrier(self) -> None:

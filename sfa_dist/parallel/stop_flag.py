@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sfa_dist.errors import PreemptedError
-from sfa_dist.parallel.process_exit import leave_as_ever
+from sfa_dist.parallel.process_exit import restore_signals
 
 DEFAULT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ANOTHER_RANK = "another rank, which was asked to stop"  # The reason of a rank that heard it from the others.
@@ -53,7 +53,7 @@ class StopFlag:
         then, that the launcher is gone: nobody else would stop this process."""
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         self._signals = tuple(dict.fromkeys((*signals, *hangup, signal.SIGINT)))
-        leave_as_ever()
+        restore_signals()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         for number in self._signals:

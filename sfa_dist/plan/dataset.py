@@ -16,7 +16,7 @@ from sfa_dist.recipe.schema import StageBlock
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipCounts:
     """Clips for training and for one evaluation, None where nobody says; `source` says who does. `video_frames` is the
     length of a usual video, where it is known."""
 
@@ -28,16 +28,16 @@ class Clips:
 
 # By a part of the shards' path, else by the number of classes.
 PUBLIC = {
-    "kinetics400": (400, Clips(240_436, 19_796, "Kinetics-400 as it is in use", 300)),
-    "kinetics600": (600, Clips(383_393, 27_910, "Kinetics-600 as it is in use", 300)),
-    "moments": (339, Clips(791_297, 33_900, "Moments in Time v1", 90)),
-    "something_else": (None, Clips(54_919, 57_876, "Something-Else, compositional split")),
-    "something": (174, Clips(168_913, 24_777, "Something-Something v2")),
-    "epic": (397, Clips(67_217, 9_668, "EPIC-Kitchens-100")),
+    "kinetics400": (400, ClipCounts(240_436, 19_796, "Kinetics-400 as it is in use", 300)),
+    "kinetics600": (600, ClipCounts(383_393, 27_910, "Kinetics-600 as it is in use", 300)),
+    "moments": (339, ClipCounts(791_297, 33_900, "Moments in Time v1", 90)),
+    "something_else": (None, ClipCounts(54_919, 57_876, "Something-Else, compositional split")),
+    "something": (174, ClipCounts(168_913, 24_777, "Something-Something v2")),
+    "epic": (397, ClipCounts(67_217, 9_668, "EPIC-Kitchens-100")),
 }
 
 
-def count_clips(stage: StageBlock, given: int | None) -> Clips:
+def count_clips(stage: StageBlock, given: int | None) -> ClipCounts:
     """The clips of a stage: indexed shards first, then `given` (`--clips`), then the public set that it looks like.
 
     Videos of a public set that the path names are as long as its usual ones, however many there are.
@@ -46,18 +46,18 @@ def count_clips(stage: StageBlock, given: int | None) -> Clips:
     length = public.video_frames if public else None
     train = _indexed(stage.data.train)
     if train is not None:
-        return Clips(train, _indexed(stage.data.val) or 0, "the shards' index", length)
+        return ClipCounts(train, _indexed(stage.data.val) or 0, "the shards' index", length)
     if given is not None:
-        return Clips(given, 0, "--clips", length)
+        return ClipCounts(given, 0, "--clips", length)
     if public is not None:
         return public
     for _, (classes, clips) in PUBLIC.items():
         if classes == stage.model.classes:
             return replace(clips, source=f"{clips.source}, by its number of classes")
-    return Clips(None, None, "unknown: give --clips N")
+    return ClipCounts(None, None, "unknown: give --clips N")
 
 
-def _named(patterns: Sequence[str]) -> Clips | None:
+def _named(patterns: Sequence[str]) -> ClipCounts | None:
     """The public set that shards' paths name."""
     where = " ".join(patterns).lower().replace("-", "_").replace("kinetics_", "kinetics")
     return next((clips for word, (_, clips) in PUBLIC.items() if word in where), None)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfa_dist.plan.cards import Card
-from sfa_dist.plan.dataset import Clips, count_clips
+from sfa_dist.plan.dataset import ClipCounts, count_clips
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
@@ -33,7 +33,7 @@ class Duration:
 
 
 def stage_duration(
-    stage: StageBlock, clips: Clips, card: Card, world_size: int, micro_seconds: float | None = None
+    stage: StageBlock, clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
 ) -> Duration:
     """Training hours of a stage. `micro_seconds` is a measured micro-batch of it, in place of the card's speed."""
     if clips.train is None:
@@ -52,7 +52,7 @@ def stage_duration(
 
 
 def heads_duration(
-    heads: Sequence[StageBlock], clips: Clips, card: Card, world_size: int, micro_seconds: float | None = None
+    heads: Sequence[StageBlock], clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
 ) -> Duration:
     """The same of a sweep's heads, which take turns step by step: their times add up, their steps are the same ones."""
     each = [stage_duration(stage, clips, card, world_size, micro_seconds) for stage in heads]
@@ -75,7 +75,7 @@ def trained_flops(stage: StageBlock) -> float:
     return clip_flops(stage, recomputed=True, live=mean_live_share(stage) if isinstance(stage, Stage2) else 1.0)
 
 
-def extraction_hours(stage: Stage2, clips: Clips, card: Card, world_size: int) -> float | None:
+def extraction_hours(stage: Stage2, clips: ClipCounts, card: Card, world_size: int) -> float | None:
     """Hours in which `world_size` ranks fill the feature cache; None where speed or clips are not known."""
     speed = card.sustained_tflops(stage.engine.precision)
     if speed is None or clips.train is None:

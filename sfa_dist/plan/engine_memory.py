@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sfa_dist.parallel.engines.optimizers import make_optimizer, moments_of, reset_state
 from sfa_dist.plan.engine_setting import Setting
-from sfa_dist.plan.gathered_memory import Gathered
+from sfa_dist.plan.gathered_memory import GatheredMemory
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace, materialise
 
 ALLREDUCE_BUCKET = 500_000_000  # Elements that ZeRO 0 reduces at a time (runtime/constants.py).
@@ -48,7 +48,7 @@ def replay(module: nn.Module, setting: Setting, trace: MemoryTrace) -> EngineRep
     if engine.name == "deepspeed" and engine.zero < 3:
         wide = engine.zero == 1 and setting.wide and not setting.offload
         return (WideGradients if wide else Partitioned)(module, setting, trace)
-    return Gathered(module, setting, trace)
+    return GatheredMemory(module, setting, trace)
 
 
 class Replicated:

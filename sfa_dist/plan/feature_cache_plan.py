@@ -1,14 +1,14 @@
 """What a feature cache takes: operations to extract it, and disk.
 
 A view holds the steps of a whole video at `phases` temporal phases, so it takes as much more than a clip as the video
-is longer (`Clips.video_frames`; a clip's own span where that is not known, which is the least that it can be).
+is longer (`ClipCounts.video_frames`; a clip's own span where that is not known, which is the least that it can be).
 """
 
 from __future__ import annotations
 
 from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.plan.dataset import Clips
+from sfa_dist.plan.dataset import ClipCounts
 from sfa_dist.plan.flops import forward_macs
 from sfa_dist.recipe.schema import Stage2
 
@@ -21,14 +21,14 @@ def mean_live_share(stage: Stage2) -> float:
     return sum(stage.cache.live_share(epoch) for epoch in range(epochs)) / epochs
 
 
-def clips_in_a_view(stage: Stage2, clips: Clips) -> float:
+def clips_in_a_view(stage: Stage2, clips: ClipCounts) -> float:
     """How many times a clip's steps a view stores of a video."""
     span = max(1, stage.frames * stage.data.stride)
     phases = stage.cache.phases if stage.cache else 1
     return phases * max(1.0, (clips.video_frames or span) / span)
 
 
-def extraction_flops(stage: Stage2, clips: Clips) -> float:
+def extraction_flops(stage: Stage2, clips: ClipCounts) -> float:
     """Operations that fill the cache: all views of the training clips, and the centre clip of each validation clip."""
     if stage.cache is None or clips.train is None:
         return 0.0
@@ -36,7 +36,7 @@ def extraction_flops(stage: Stage2, clips: Clips) -> float:
     return trunk * (stage.cache.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
 
 
-def cache_bytes(stage: Stage2, clips: Clips) -> float | None:
+def cache_bytes(stage: Stage2, clips: ClipCounts) -> float | None:
     """Disk of the recipe's cache; where it has none, of one with one view. None without a number of clips."""
     if clips.train is None:
         return None

@@ -17,7 +17,7 @@ ZERO3_PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
 ZERO3_REUSE = 1_000_000_000  # stage3_max_reuse_distance, and stage3_max_live_parameters
 
 
-class Gathered:
+class GatheredMemory:
     """ZeRO 3 and FSDP2: shards at rest; whole parameters, in the compute dtype, where a block runs."""
 
     def __init__(self, module: nn.Module, setting: Setting, trace: MemoryTrace) -> None:

@@ -22,7 +22,7 @@ from sfa_dist.models import frozen as frozen_module
 from sfa_dist.models.footprint import offloads, trunk_dtype, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
-from sfa_dist.parallel.engines.offload import HostFeatures, HostPool, Link
+from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Stage2, StageBlock
@@ -82,7 +82,7 @@ def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
     frozen.link = _TracedLink(trace)
 
 
-class _TracedLink(Link):
+class _TracedLink(HostLink):
     """Host buffers are counted; copies into them, which make no storage, are left out: each is a slice that no trace
     has seen, and 4,096 frames have thousands of them."""
 

@@ -12,7 +12,7 @@ from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
-from sfa_dist.plan.dataset import Clips, count_clips
+from sfa_dist.plan.dataset import ClipCounts, count_clips
 from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, heads_duration
 from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.feature_cache_plan import cache_bytes
@@ -47,7 +47,7 @@ class StagePlan(Need):
     heads: Sequence[StageBlock]
     max_frames: int | None
     max_micro: int | None
-    clips: Clips
+    clips: ClipCounts
     duration: Duration
     checkpoint_bytes: int
     wire_bytes: int  # That a rank sends for an optimizer step.

@@ -72,7 +72,7 @@ def _describe(detail: ErrorDetails, root: Node, homes: Mapping[str, list[str]], 
 
 
 def _field_of(detail: ErrorDetails) -> list[str]:
-    """The field that a check of a whole block complains about, where it says so (`recipe.complain`)."""
+    """The field that a check of a whole block complains about, where it says so (`recipe.field_error`)."""
     field = detail.get("ctx", {}).get("field")
     return [field] if isinstance(field, str) else []
 

@@ -24,14 +24,14 @@ from pydantic import ValidationError, model_validator
 from sfa_dist.boundary.secret import remember_source, without_secrets, without_secrets_in
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import (
-    Block,
     FolderName,
     LogBlock,
     NonNegative,
     OptimizerBlock,
+    RecipeBlock,
     StopBlock,
     TestBlock,
-    complain,
+    field_error,
 )
 from sfa_dist.recipe.messages import describe_errors
 from sfa_dist.recipe.shipped import find_recipe
@@ -64,7 +64,7 @@ SWEPT_KEYS = (
 MAX_MEMBERS = 1024
 
 
-class Recipe(Block):
+class Recipe(RecipeBlock):
     """A whole run. At least one of the stages is there; they run in the order image, stage1, cache, stage2, test.
 
     `sweep` trains a stage 2 for every combination of its values together on one feature cache: keys of stage 2 with
@@ -86,11 +86,11 @@ class Recipe(Block):
         if not any((self.image, self.stage1, self.stage2)):
             raise ValueError("a recipe needs at least one of image, stage1, stage2")
         if self.stage2 and not self.stage1:
-            raise complain(
+            raise field_error(
                 "stage2", "starts from stage1: give a stage1 block (its `weights` may name finished weights)"
             )
         if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
-            raise complain("stage1", "image_checkpoint is stage:image, but there is no image block")
+            raise field_error("stage1", "image_checkpoint is stage:image, but there is no image block")
         return self
 
     @model_validator(mode="after")
@@ -98,22 +98,24 @@ class Recipe(Block):
         if not self.sweep:
             return self
         if self.stage2 is None or self.stage2.runs_trunk:
-            raise complain("sweep", "needs a stage2.cache without live clips: all members share its features")
+            raise field_error("sweep", "needs a stage2.cache without live clips: all members share its features")
         for key, values in self.sweep.items():
             if key not in SWEPT_KEYS:
                 known = ", ".join(SWEPT_KEYS)
-                raise complain("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
+                raise field_error("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
             if not values or len({json.dumps(value) for value in values}) < len(values):
-                raise complain("sweep", f"{key} needs a list of different values")
+                raise field_error("sweep", f"{key} needs a list of different values")
         members = prod(map(len, self.sweep.values()))
         if members > MAX_MEMBERS:  # Before they are made: a mistyped list may stand for millions.
-            raise complain("sweep", f"has {members} members, at most {MAX_MEMBERS} train together")
+            raise field_error("sweep", f"has {members} members, at most {MAX_MEMBERS} train together")
         try:
             sweep_members(self)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise complain("sweep", f"{key} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise field_error(
+                "sweep", f"{key} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
         return self
 
 

@@ -13,7 +13,6 @@ from sfa_dist.recipe.blocks import (
     AdapterBlock,
     AugmentBlock,
     BatchBlock,
-    Block,
     CacheBlock,
     CheckpointBlock,
     DataBlock,
@@ -24,8 +23,9 @@ from sfa_dist.recipe.blocks import (
     OptimizerBlock,
     PathText,
     Positive,
+    RecipeBlock,
     ScheduleBlock,
-    complain,
+    field_error,
 )
 
 STAGE_BLOCKS = (
@@ -35,7 +35,7 @@ STAGE_BLOCKS = (
 STAGE_NAMES = ("image", "stage1", "stage2")
 
 
-class StageBlock(Block):
+class StageBlock(RecipeBlock):
     """One training stage with all its blocks. `frames` is the clip's length in frames.
 
     `activation` says what becomes of the activations of each trained transformer block between forward and backward:
@@ -86,7 +86,7 @@ class StageBlock(Block):
     @model_validator(mode="after")
     def _frames_fill_tubelets(self) -> StageBlock:
         if self.frames % self.model.tubelet:
-            raise complain("frames", f"{self.frames} is not a multiple of model.tubelet ({self.model.tubelet})")
+            raise field_error("frames", f"{self.frames} is not a multiple of model.tubelet ({self.model.tubelet})")
         return self
 
     @model_validator(mode="after")
@@ -94,28 +94,28 @@ class StageBlock(Block):
         engine, batch = self.engine, self.batch
         if self.deepspeed and (engine.name != "deepspeed" or engine.reduction == "tree"):
             key = f"name is {engine.name}" if engine.name != "deepspeed" else "reduction is tree"
-            raise complain("deepspeed", f"has no effect: engine.{key}; remove the block")
+            raise field_error("deepspeed", f"has no effect: engine.{key}; remove the block")
         if self.activation == "offload" and self.activation_backend != "torch":
-            raise complain("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
+            raise field_error("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
         replicated_bf16 = engine.reduction == "tree" or (engine.name == "deepspeed" and engine.zero == 0)
         if engine.precision == "bf16" and replicated_bf16 and self.activation_backend != "torch":
             # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
             other = "or engine.zero: 1, 2 or 3" if engine.reduction != "tree" else "or engine.precision: fp32"
-            raise complain(
+            raise field_error(
                 "activation_backend",
                 f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
             )
         if self.compile and self.activation == "offload":
             # Queries, keys and values are saved as parts of one tensor; on the host each would take the room of all.
-            raise complain(
+            raise field_error(
                 "compile",
                 "compiled blocks want what they have saved back with its strides, which activation: offload does not "
                 "keep: use checkpoint_offload",
             )
         if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
-            raise complain("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
+            raise field_error("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
         if engine.reduction == "tree" and batch.size % batch.micro:
-            raise complain(
+            raise field_error(
                 "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
             )
         return self
@@ -169,26 +169,26 @@ class Stage2(StageBlock):
         if self.cache is None:
             return self
         if self.adapter is not None and self.adapter.placement == "tokens":
-            raise complain(
+            raise field_error(
                 "cache",
                 "holds pooled features, and adapter.placement is tokens: four views of all tokens of Kinetics-400 are "
                 "about 20 TB, pooled 0.1 TB; set adapter.placement: pooled, or cache: null",
             )
         pitch = self.model.tubelet * self.data.stride
         if not pitch or self.data.frame_order != "time":
-            raise complain("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
+            raise field_error("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
         if self.augment.mixup is not None:
-            raise complain("cache", "holds features: set stage2.augment.mixup: null and stage2.cache.mixup: ALPHA")
+            raise field_error("cache", "holds features: set stage2.augment.mixup: null and stage2.cache.mixup: ALPHA")
         if self.data.damaged == "salvage":
-            raise complain("cache", "holds whole videos: set data.damaged: strict, or cache: null")
+            raise field_error("cache", "holds whole videos: set data.damaged: strict, or cache: null")
         if self.cache.phases > pitch:
-            raise complain("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+            raise field_error("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
         return self
 
     @model_validator(mode="after")
     def _chunk_fills_tubelets(self) -> Stage2:
         if self.chunk_frames != "auto" and self.chunk_frames % self.model.tubelet:
-            raise complain(
+            raise field_error(
                 "chunk_frames", f"{self.chunk_frames} is not a multiple of model.tubelet ({self.model.tubelet})"
             )
         return self

@@ -29,7 +29,7 @@ from sfa_dist.data.features.feature_shards import (
     read_building,
     read_manifest,
 )
-from sfa_dist.data.features.feature_slices import Part, Slice, VideoSlices, slice_loader
+from sfa_dist.data.features.feature_slices import FeaturePart, Slice, VideoSlices, slice_loader
 from sfa_dist.data.video.decode import decoder_of
 from sfa_dist.errors import CheckpointError
 from sfa_dist.models.footprint import trunk_dtype
@@ -43,7 +43,7 @@ from sfa_dist.run.record import CACHE_STAGE, read_done, write_done
 from sfa_dist.stages.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.stages.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
 from sfa_dist.stages.open_data import open_split, plan_features
-from sfa_dist.stages.rank_sync import Together
+from sfa_dist.stages.rank_sync import RankSync
 from sfa_dist.stages.trunk_fidelity import say_fidelity
 from sfa_dist.stages.trunk_setup import place_trunk
 
@@ -75,7 +75,7 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
         refuse_other_key(folder, recorded, made_of)
 
     run.runtime.on_main(begin)
-    together = Together(run, title, stage.data.max_bad_fraction)
+    together = RankSync(run, title, stage.data.max_bad_fraction)
     pending = together.main_alone(lambda: missing_parts(folder, parts, HASH_THREADS))
     done = len(parts) - len(pending)
     run.tracker.say(f"{title}: {len(plan.index):,} clips in {len(parts)} parts" + (f", {done} done" if done else ""))
@@ -104,12 +104,12 @@ class _Extraction:
     plan: SplitPlan
     folder: Path
     trunk: FrozenTrunk
-    together: Together
+    together: RankSync
     _writers: dict[str, PartWriter] = field(default_factory=dict)  # Loader processes work on one part each.
     _pieces: dict[str, list[Tensor]] = field(default_factory=dict)
     _since: float = 0.0
 
-    def work(self, parts: Sequence[Part]) -> None:
+    def work(self, parts: Sequence[FeaturePart]) -> None:
         """Writes the parts; a failure of this rank is told to all of them."""
         steps = self.plan.steps
         chunk = max(1, self.trunk.chunk_frames // steps.grid.tubelet)

@@ -10,7 +10,7 @@ import torch
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint.failpoints import Failpoints
-from sfa_dist.checkpoint.lost import missing, told_by_log
+from sfa_dist.checkpoint.missing import missing, told_by_log
 from sfa_dist.checkpoint.probe import check_probe, place_of
 from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
 from sfa_dist.data.shards.shard_index import SampleIndex

@@ -17,7 +17,7 @@ BEAT_SECONDS = 5.0
 
 
 @dataclass
-class Together:
+class RankSync:
     """Ranks that work apart, in step at every beat: a stop request or a failure of one ends all.
 
     A beat is a collective. A rank that has finished goes on beating until all have.

@@ -14,7 +14,7 @@ from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens, trunk_
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail
 from sfa_dist.parallel.engines.activation import treat_activations
-from sfa_dist.parallel.engines.offload import Link
+from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Stage2, StageBlock
@@ -37,7 +37,7 @@ def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_c
     if stage.compile:
         frozen.compile_blocks()
     if offloads(stage):
-        frozen.link = Link(runtime.device)
+        frozen.link = HostLink(runtime.device)
     frozen.chunk_frames = (
         stage.chunk_frames if stage.chunk_frames != "auto" else recorded_chunk or _agree(frozen, stage, runtime)
     )

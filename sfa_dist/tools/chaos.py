@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sfa_dist.chaos.all_trials import select
-    from sfa_dist.chaos.table import list_table
+    from sfa_dist.chaos.trial_table import list_table
 
     trials = select(arguments.only)
     if arguments.list:
@@ -101,7 +101,7 @@ def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any
     """Runs and tells; True when a trial failed."""
     from sfa_dist.chaos.bench import References
     from sfa_dist.chaos.builtin import write_builtin
-    from sfa_dist.chaos.table import as_json, progress_line, result_table
+    from sfa_dist.chaos.trial_table import as_json, progress_line, result_table
     from sfa_dist.chaos.trials import Options, play_all
     from sfa_dist.chaos.workplace import make_workplace
     from sfa_dist.parallel.environment import environment

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sfa_dist import __version__, train
-from sfa_dist.parallel.process_exit import leave, leave_when_asked
+from sfa_dist.parallel.process_exit import exit_process, exit_when_asked
 from sfa_dist.tools import (
     cache,
     chaos,
@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """What is installed as `sfa`."""
-    leave_when_asked()
+    exit_when_asked()
     code = main()
-    leave(code, train.patience(code))
+    exit_process(code, train.patience(code))
 
 
 if __name__ == "__main__":

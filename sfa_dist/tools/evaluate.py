@@ -12,7 +12,7 @@ from typing import Any
 
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.errors import SfaError, UsageError
-from sfa_dist.inference.finished_stage import Subject, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.finished_stage import FinishedStage, recipe_of_run, subject_of_run, subject_of_weights
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import LoadedRecipe, load_recipe
 
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Tests, prints and writes. Raises SfaError: the exit codes of the contract."""
-    from sfa_dist.parallel.launch import Parents, read_launch
+    from sfa_dist.parallel.launch import LauncherWatch, read_launch
     from sfa_dist.parallel.stop_flag import StopFlag
 
     environ = environment()
@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
         views = _views(arguments.views)
         loaded = load_recipe(recipe_file, arguments.set, environ)
         stop.install(
-            [signal.Signals[name] for name in loaded.recipe.stop.signals], Parents(read_launch(environ).launcher).lost
+            [signal.Signals[name] for name in loaded.recipe.stop.signals],
+            LauncherWatch(read_launch(environ).launcher).lost,
         )
         with stop.nothing_to_save():
             from sfa_dist.inference.evaluate import default_out, evaluate_subject
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
         wanted = _overrides(arguments, subject.stage, views)
         recipe = load_recipe(subject.recipe_file, [*arguments.set, *wanted], environ).recipe
     except SfaError as error:  # Every rank of this machine reads the same files: one of them tells.
-        error.told_by_another_rank = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
+        error.print_suppressed = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
         raise
     asked = {
         "stage": subject.stage,
@@ -110,7 +111,7 @@ def _views(text: str | None) -> list[tuple[int, int]]:
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
-def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> Subject:
+def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> FinishedStage:
     if arguments.run_dir is not None:
         return subject_of_run(loaded.recipe, arguments.run_dir, arguments.stage)
     files = (arguments.recipe, arguments.weights, arguments.trunk_weights)

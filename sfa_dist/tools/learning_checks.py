@@ -34,7 +34,7 @@ from sfa_dist.run.chance import SURE, guessing, tail
 from sfa_dist.run.context import Run
 from sfa_dist.stages.notices import class_notices
 from sfa_dist.tools.learning_table import Check
-from sfa_dist.tools.learning_trials import FEWEST_STEPS, OVERFITTED, Trial, Trials, guessing_loss
+from sfa_dist.tools.learning_trials import FEWEST_STEPS, OVERFITTED, ShortTraining, Trials, guessing_loss
 from sfa_dist.tools.simple_classifiers import FEATURES, Features, in_random_order, linear, nearest, thumbnails
 
 TRAIN_CLIPS, TEST_CLIPS = 240, 120  # That are looked at, at most.
@@ -45,7 +45,7 @@ LEAK = 1e-3  # The probability below which a score on shuffled labels is no luck
 
 
 @dataclass
-class Clips:
+class DrawnClips:
     """What is looked at of one split: the whole index, the clips drawn from it, their thumbnails and labels."""
 
     whole: SampleIndex
@@ -124,7 +124,7 @@ class Checks:
         found = f"{same:,} of {len(test):,} test clips are training clips, to the byte"
         return Check("same clips", "fail", found, values)
 
-    def _read(self, index: SampleIndex, most: int, end: float, keep: bool = False) -> Clips:
+    def _read(self, index: SampleIndex, most: int, end: float, keep: bool = False) -> DrawnClips:
         """Draws clips from all classes and reads them until `end`."""
         chosen = balanced(_labels(index), most, self.rng)
         small, drawn, batches = [], [], []
@@ -145,7 +145,7 @@ class Checks:
         order = np.argsort(np.concatenate(drawn), kind="stable")
         samples = np.concatenate(drawn)[order]
         own = subset(index, samples)
-        return Clips(index, own, np.concatenate(small)[order], _labels(own), batches)
+        return DrawnClips(index, own, np.concatenate(small)[order], _labels(own), batches)
 
     def _loops(self) -> Check:
         lengths = np.array(self.lengths)
@@ -279,9 +279,9 @@ def _noting(decoder: Decoder, lengths: list[int]) -> Decoder:
     return decoder._replace(open=lambda data: noting(decoder.open, data))
 
 
-def _scored(trial: Trial) -> str:
+def _scored(trial: ShortTraining) -> str:
     return f"top-1 {trial.scores['acc1']:.1%} on {trial.scores['samples']} test clips after {trial.steps} steps"
 
 
-def _values(trial: Trial) -> dict[str, Any]:
+def _values(trial: ShortTraining) -> dict[str, Any]:
     return {"steps": trial.steps, "seconds": trial.seconds, "training_loss": trial.loss, "acc1": trial.scores["acc1"]}

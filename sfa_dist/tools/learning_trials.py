@@ -35,7 +35,7 @@ _ENDLESS = 100_000  # Epochs: over a few hundred steps the cosine stays at its s
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShortTraining:
     """A short training: its steps, the mean loss of the last few, whether it diverged, and its scores."""
 
     steps: int
@@ -54,7 +54,7 @@ class Trials:
     stage: StageBlock
     decoder: Decoder
 
-    def overfit(self, index: SampleIndex, seconds: float) -> Trial:
+    def overfit(self, index: SampleIndex, seconds: float) -> ShortTraining:
         """Learns the clips of `index` by heart: one batch of the recipe's stream, without augmentation, drop path and
         label smoothing, again and again."""
         micro = min(self.stage.batch.micro, len(index))
@@ -70,7 +70,7 @@ class Trials:
         enough = guessing_loss(stage.model) / 100
         return self._train(stage, len(index), lambda epoch: batches, batches, seconds, enough)
 
-    def learn(self, index: SampleIndex, test: Iterable[Batch], seconds: float, order: str = "time") -> Trial:
+    def learn(self, index: SampleIndex, test: Iterable[Batch], seconds: float, order: str = "time") -> ShortTraining:
         """Trains on `index` as the recipe does, with the frames of each clip in `order`, and scores `test`."""
         data = self.stage.data.model_copy(update={"frame_order": order})
         stage = self.stage.model_copy(update={"data": data})
@@ -96,7 +96,7 @@ class Trials:
         test: Iterable[Batch],
         seconds: float,
         enough: float = 0.0,
-    ) -> Trial:
+    ) -> ShortTraining:
         """Steps until `seconds` are over, or the loss is below `enough`; then scores `test`."""
         end = time.monotonic() + seconds
         per_epoch = -(-clips // stage.batch.size)
@@ -113,7 +113,7 @@ class Trials:
         losses, diverged = _steps(trainer, end, enough)
         took = time.monotonic() - started
         last = losses[-_LAST:]
-        return Trial(len(losses), took, sum(last) / max(len(last), 1), diverged, _score(trainer, test))
+        return ShortTraining(len(losses), took, sum(last) / max(len(last), 1), diverged, _score(trainer, test))
 
 
 def guessing_loss(model: ModelBlock) -> float:

@@ -31,7 +31,7 @@ WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepProbe:
     """Seconds of one micro-batch with its share of the step, and the allocator's peak beside what was planned."""
 
     micro_seconds: float
@@ -43,7 +43,7 @@ class Probe:
         return dict(vars(self))
 
 
-def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, Probe]:
+def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
     """Probes each stage that trains on this machine's GPU, as one rank. Raises UsageError where there is none."""
     if not torch.cuda.is_available():
         raise UsageError("--probe measures steps on a GPU, and there is none here; without it a table of cards is used")
@@ -58,7 +58,7 @@ def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, Probe]:
         parallel_runtime.stop()
 
 
-def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
+def probe_stage(stage: StageBlock, runtime: Runtime) -> StepProbe:
     """PROBE_STEPS steps of two micro-batches, or of one where the recipe has no more, on a GPU."""
     device = runtime.device
     size = min(2 * stage.batch.micro, stage.batch.size)
@@ -76,7 +76,7 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> Probe:
     torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - started) / PROBE_STEPS
     planned = predict(stage, world_size=1).peak_bytes
-    return Probe(seconds / stage.batch.accumulation(1), torch.cuda.max_memory_allocated(device), planned)
+    return StepProbe(seconds / stage.batch.accumulation(1), torch.cuda.max_memory_allocated(device), planned)
 
 
 def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:

@@ -19,7 +19,7 @@ from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
 from sfa_dist.errors import DataError, RecipeError, UsageError
 from sfa_dist.inference.class_scores import title_of
-from sfa_dist.inference.finished_stage import Subject, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.finished_stage import FinishedStage, recipe_of_run, subject_of_run, subject_of_weights
 from sfa_dist.inference.predictor import FilePredictor, Model
 from sfa_dist.inference.timeline import Scored, Windows, slide, snapped_hop
 from sfa_dist.inference.timeline_output import Curve, TimelineFile, clock, draw_timeline
@@ -63,7 +63,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--top must be at least 1, not {arguments.top}")
 
 
-def _subject(arguments: argparse.Namespace) -> tuple[Recipe, Subject]:
+def _subject(arguments: argparse.Namespace) -> tuple[Recipe, FinishedStage]:
     files = (arguments.recipe, arguments.weights, arguments.trunk_weights)
     if arguments.run_dir is not None and any(files):
         raise UsageError("give either --run, or --recipe and --weights")

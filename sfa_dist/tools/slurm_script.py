@@ -79,7 +79,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchScript:
     """A batch script. `options` are further ones of sbatch; `arguments` those of train.py for all variants. `root` is
     the folder that the job runs in: the repository, or any where `common`, the _common.sh of a package, is given."""
 
@@ -105,7 +105,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Link:
+class ChainLink:
     """One job of a chain: the batch script with these arguments more, on so many nodes."""
 
     name: str
@@ -113,7 +113,7 @@ class Link:
     arguments: tuple[str, ...]
 
 
-def batch_script(batch: Batch, comment: str) -> str:
+def batch_script(batch: BatchScript, comment: str) -> str:
     """The text for sbatch."""
     directives = (
         f"--job-name={batch.name}",
@@ -149,7 +149,7 @@ def _choice(variants: Sequence[Variant]) -> str:
     return "\n".join(["case ${SLURM_ARRAY_TASK_ID:-} in", *lines, last, "esac", ""])
 
 
-def submission(batch: Batch, links: Sequence[Link], comment: str) -> str:
+def submission(batch: BatchScript, links: Sequence[ChainLink], comment: str) -> str:
     """A shell script that submits the batch script once for each link, each after the one before has ended well.
 
     A task of an array waits for its own one before. Jobs that wait for one that failed are removed.

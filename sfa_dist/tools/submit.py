@@ -22,7 +22,7 @@ from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.recipe.shipped import SLURM, find_recipe, is_repository, shipped
-from sfa_dist.tools.slurm_script import SITE, Batch, Link, Variant, batch_script, submission
+from sfa_dist.tools.slurm_script import SITE, BatchScript, ChainLink, Variant, batch_script, submission
 
 _EPILOG = """\
 examples:
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
 
 
-def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
+def _batch(arguments: argparse.Namespace, recipe: Recipe) -> BatchScript:
     """The batch script as asked for, every value checked."""
     root = Path(sfa_dist.__file__).resolve().parents[1]
     common = None
@@ -133,7 +133,7 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
         words += ["--run-dir", _in_root(arguments.run_dir, root)]
     if arguments.stage:
         words += ["--stage", arguments.stage]
-    return Batch(
+    return BatchScript(
         name=name,
         nodes=arguments.nodes,
         gpus_per_node=arguments.gpus_per_node,
@@ -148,7 +148,7 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> Batch:
     )
 
 
-def _with_site(batch: Batch) -> Batch:
+def _with_site(batch: BatchScript) -> BatchScript:
     """With the account, partition and QOS of slurm/cluster.env, where the options name none: sbatch reads them before a
     job starts, so they have to stand in a script that is submitted by hand."""
     environ = environment()
@@ -167,7 +167,7 @@ def _with_site(batch: Batch) -> Batch:
     return replace(batch, options=(*site, *batch.options))
 
 
-def _links(arguments: argparse.Namespace, recipe: Recipe, batch: Batch) -> list[Link]:
+def _links(arguments: argparse.Namespace, recipe: Recipe, batch: BatchScript) -> list[ChainLink]:
     """One job, or one for each stage; the last one makes the report too."""
     try:
         nodes = {stage: _count(number) for stage, number in (_split(t, "--stage-nodes") for t in arguments.stage_nodes)}
@@ -176,7 +176,7 @@ def _links(arguments: argparse.Namespace, recipe: Recipe, batch: Batch) -> list[
     if not arguments.chain:
         if nodes:
             raise UsageError("--stage-nodes is of a chain: give --chain")
-        return [Link(batch.name, batch.nodes, ())]
+        return [ChainLink(batch.name, batch.nodes, ())]
     if arguments.stage:
         raise UsageError("--chain submits every stage, --stage one of them: give one of the two")
     stages = _stages(recipe)
@@ -184,7 +184,7 @@ def _links(arguments: argparse.Namespace, recipe: Recipe, batch: Batch) -> list[
         raise UsageError(f"--stage-nodes {min(unknown)}: the chain has {', '.join(stages)}")
     # Without --stage, train.py does what is left: the test and the report.
     return [
-        Link(
+        ChainLink(
             f"{batch.name}-{stage}",
             nodes.get(stage, batch.nodes),
             () if stage == stages[-1] else ("--stage", stage),

@@ -26,7 +26,7 @@ EPOCHS_APART, LONG_EPOCH = 60.0, 600.0
 
 
 @dataclass
-class Window:
+class LogWindow:
     """Sums between two log lines, on this rank; `clips` of all ranks."""
 
     steps: int = 0
@@ -52,7 +52,7 @@ class TrainLog:
     progress: Progress
     runtime: Runtime
     tracker: Tracker
-    window: Window = field(default_factory=Window)
+    window: LogWindow = field(default_factory=LogWindow)
     encoding: Callable[[], ClipEncoding | None] = lambda: None
     loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
     _line: str = ""  # Of the last window.
@@ -61,7 +61,7 @@ class TrainLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """The line of the last step, whose `record` train_step gave; the next window begins. Collective."""
-        window, self.window = self.window, Window()
+        window, self.window = self.window, LogWindow()
         everywhere = self.runtime.gather((record["losses"].tolist(), window.data_seconds / window.seconds))
         # fsum is exact, so the sum does not depend on how many ranks hold the parts.
         loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(record["clips"], 1.0)

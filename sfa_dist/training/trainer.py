@@ -41,7 +41,7 @@ from sfa_dist.training.non_finite import note_refused_save, note_skipped_step
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.schedule import planned_steps, scheduled_rate
 from sfa_dist.training.seeds import mix_seed
-from sfa_dist.training.train_log import TrainLog, Window
+from sfa_dist.training.train_log import LogWindow, TrainLog
 from sfa_dist.training.trunk_ahead import TrunkAhead
 
 
@@ -123,7 +123,7 @@ class Trainer:
     def _run_epoch(self, epoch: int, first: int) -> Iterator[None]:
         epoch_start = epoch * self.streams.steps_per_epoch
         last = min(self.streams.steps_per_epoch, self.total_steps - epoch_start)
-        self.log.window = Window()
+        self.log.window = LogWindow()
         with (
             closing(self.streams.train(epoch, first)) as drawn,
             self.tracker.progress(f"{self.name}, epoch {epoch + 1}", first, last) as advance,

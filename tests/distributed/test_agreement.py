@@ -17,7 +17,7 @@ def compare(runtime: Runtime, *rounds: tuple[str, ...]) -> list[tuple[str, bool]
             runtime.require_equal("the code", values[runtime.rank])
             out.append(None)
         except RecipeError as error:
-            out.append((str(error).replace(runtime.host, "HOST"), not error.told_by_another_rank))
+            out.append((str(error).replace(runtime.host, "HOST"), not error.print_suppressed))
     return out
 
 

@@ -61,7 +61,7 @@ def fail_in_turn(runtime: Runtime, root: Path) -> list[Any]:
             assert outcome is not None
             heard.append(outcome.refused)
         except CheckpointError as error:
-            heard.append((str(error), error.told_by_another_rank))
+            heard.append((str(error), error.print_suppressed))
 
     save(1)
     save(2, "save.write:enospc@rank=2")
@@ -86,7 +86,7 @@ def fail_in_turn(runtime: Runtime, root: Path) -> list[Any]:
     try:
         ckpt.newest_valid(root, runtime, parse_failpoints("load.read:eio@times=9,rank=2").within(rank=runtime.rank))
     except CheckpointError as error:
-        heard.append((str(error), error.told_by_another_rank))
+        heard.append((str(error), error.print_suppressed))
     return heard
 
 

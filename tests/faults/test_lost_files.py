@@ -105,7 +105,7 @@ def test_a_process_that_only_imports_yet_says_that_it_was_stopped(place: Path, n
         while "sfa_dist.parallel.process_exit" not in imported:
             imported = process.stderr.readline()
             assert time.monotonic() < until
-        process.stderr.readline()  # The next import comes after `leave_when_asked`.
+        process.stderr.readline()  # The next import comes after `exit_when_asked`.
         process.send_signal(number)
         told = [line for line in process.stderr if not line.startswith("import time:")]
     assert process.returncode == 75

@@ -18,7 +18,7 @@ from sfa_dist.chaos.bench import PATIENCE_S, Bench, References, said
 from sfa_dist.chaos.builtin import write_builtin
 from sfa_dist.chaos.processes import Job
 from sfa_dist.chaos.workplace import make_workplace
-from sfa_dist.parallel.process_exit import leave_when_asked
+from sfa_dist.parallel.process_exit import exit_when_asked
 from sfa_dist.recipe.schema import load_recipe
 
 CYCLES = int(os.environ.get("SFA_SOAK_CYCLES", "12"))
@@ -58,7 +58,7 @@ def test_stopped_and_started_again_to_the_same_bits(tmp_path: Path) -> None:
             run, sets = f"run-{runs}", ("data.workers=1",) if runs % 2 else ()
             for _ in range(MOST_STARTS):
                 number = bench.chance.choice(ENDS)
-                code = stop_at_random(bench, bench.start(run, sets=sets, prepare=leave_when_asked), number, longest)
+                code = stop_at_random(bench, bench.start(run, sets=sets, prepare=exit_when_asked), number, longest)
                 if code == 0:
                     break
                 cycles += 1

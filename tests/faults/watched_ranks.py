@@ -119,7 +119,7 @@ def _main(environ: dict[str, str], folder: str, work: str, system: str) -> None:
             _WORKS[work](runtime, watch, Path(folder))
         parallel_runtime.stop()
     except SfaError as error:
-        if not error.told_by_another_rank:
+        if not error.print_suppressed:
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except Exception as error:  # noqa: BLE001 (as train.py does)

@@ -61,7 +61,7 @@ def test_preemption_is_75_and_no_error(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_what_all_ranks_raise_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     error = errors.DataError("bad")
-    error.told_by_another_rank = True
+    error.print_suppressed = True
     assert run(error) == 65
     assert capsys.readouterr().err == ""
 

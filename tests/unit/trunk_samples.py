@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, build
-from sfa_dist.parallel.engines.offload import Link
+from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
 
 MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)
@@ -41,5 +41,5 @@ def clips(frames: int = 8, batch: int = 2, size: int = 16) -> Tensor:
 
 def frozen_of(offload: bool, chunk: int = 6, pooled: bool = False, dtype: torch.dtype = torch.float32) -> FrozenTrunk:
     frozen = FrozenTrunk(trunk_of(), chunk, pooled, dtype=dtype)
-    frozen.link = Link(CPU) if offload else None
+    frozen.link = HostLink(CPU) if offload else None
     return frozen

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sfa_dist.data.batches.rand_augment import GRAY_WEIGHTS, rand_augment
-from sfa_dist.data.batches.resizing import Window, resized
+from sfa_dist.data.batches.resizing import PixelWindow, resized
 from sfa_dist.data.sampling.randomness import below, uniform
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.recipe.blocks import AugmentBlock, Resize
@@ -49,7 +49,7 @@ class _Draw:
     frame: tuple[int, int]  # height and width of stored frames
     short: tuple[int, int]  # after the first resize
     scaled: tuple[int, int]  # after the second
-    window: Window
+    window: PixelWindow
     flip: bool
     color: Color | None
     gray: bool
@@ -98,7 +98,7 @@ class TrainView:
             hue=uniform(rng, -MAX_HUE, MAX_HUE),
         )
         has_color, has_gray = rng.random() < augment.color, rng.random() < augment.gray
-        window = Window(top, left, crop, crop)
+        window = PixelWindow(top, left, crop, crop)
         return _Draw((height, width), short, scaled, window, flip, color if has_color else None, has_gray)
 
 
@@ -127,7 +127,7 @@ class SpatialViews:
                 top = (0, top, spare[0])[view]
             else:
                 left = (0, left, spare[1])[view]
-        return Window(top, left, self.crop, self.crop).of(clip).permute(3, 0, 1, 2)
+        return PixelWindow(top, left, self.crop, self.crop).of(clip).permute(3, 0, 1, 2)
 
 
 def train_transform(

@@ -163,7 +163,7 @@ class _Source:
         for worker in self._workers:
             if worker.exitcode:
                 self._broken = True
-                raise LostRankError(self._obituary(worker))
+                raise LostRankError(self._describe_death(worker))
         now = time.monotonic()
         for number, (pid, sample) in enumerate(self._batches.places.tolist()):
             seen, since = self._waited_at.setdefault(number, (sample, now))
@@ -191,7 +191,7 @@ class _Source:
         state = f" (process {pid}, {STATES.get(letter, f'state {letter}')})" if letter else ""
         return f"{self._place.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
 
-    def _obituary(self, worker: BaseProcess) -> str:
+    def _describe_death(self, worker: BaseProcess) -> str:
         """What became of a worker, at which clip, and what to do."""
         rows = {pid: (number, sample) for number, (pid, sample) in enumerate(self._batches.places.tolist())}
         number, sample = rows.get(worker.pid or 0, (-1, NO_SAMPLE))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sfa_dist.recipe.blocks import Resize
 
 
-class Window(NamedTuple):
+class PixelWindow(NamedTuple):
     """A part of a frame, in pixels."""
 
     top: int
@@ -29,10 +29,12 @@ class Window(NamedTuple):
         return frames[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def resized(frames: torch.Tensor, height: int, width: int, how: Resize, window: Window | None = None) -> torch.Tensor:
+def resized(
+    frames: torch.Tensor, height: int, width: int, how: Resize, window: PixelWindow | None = None
+) -> torch.Tensor:
     """uint8 (T, H, W, 3) -> (T, height, width, 3), or of that the `window` alone. Frames of that size already are not
     resampled."""
-    window = window or Window(0, 0, height, width)
+    window = window or PixelWindow(0, 0, height, width)
     if frames.shape[1:3] == (height, width):
         return window.of(frames)
     if how == "official":
@@ -51,7 +53,7 @@ def antialiased_in_float(frames: torch.Tensor, height: int, width: int) -> torch
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _between_four(frames: torch.Tensor, height: int, width: int, window: Window) -> torch.Tensor:
+def _between_four(frames: torch.Tensor, height: int, width: int, window: PixelWindow) -> torch.Tensor:
     """Across first, then down, each as a + (b - a) * share in float32, as TensorFlow's kernel has it: the order decides
     about what is cut."""
     rows = _Between(frames.shape[1], height, window.top, window.height, frames.device)

@@ -28,7 +28,7 @@ SMALL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
-class Parcel:
+class SharedTensor:
     """A tensor in a buffer: which one, and what to take it for. `buffer` uint8, shared, comes along the first time."""
 
     place: tuple[int, str, int]  # Worker, key of the batch, number in the ring.
@@ -65,7 +65,7 @@ class Sender:
         buffer, new = self.buffers.get(place), None
         if buffer is None or buffer.nbytes < value.nbytes:
             buffer = new = self.buffers[place] = share(torch.empty(value.nbytes, dtype=torch.uint8))
-        parcel = Parcel(place, value.shape, value.dtype, new)
+        parcel = SharedTensor(place, value.shape, value.dtype, new)
         _opened(parcel, buffer).copy_(value)
         return parcel
 
@@ -84,7 +84,7 @@ class Receiver:
     def _unpacked(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return self._own(torch.from_numpy(value), lambda tensor: tensor)
-        if not isinstance(value, Parcel):
+        if not isinstance(value, SharedTensor):
             return value
         if value.buffer is not None:
             self.buffers[value.place] = value.buffer
@@ -94,7 +94,7 @@ class Receiver:
         return tensor.pin_memory() if self.pin else copy(tensor)
 
 
-def _opened(parcel: Parcel, buffer: Tensor) -> Tensor:
+def _opened(parcel: SharedTensor, buffer: Tensor) -> Tensor:
     """What a parcel stands for, in its buffer."""
     return buffer[: parcel.nbytes].view(parcel.dtype).view(parcel.shape)
 

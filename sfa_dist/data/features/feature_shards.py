@@ -32,7 +32,7 @@ import torch
 from webdataset import TarWriter
 
 from sfa_dist.boundary.disk import file_sha256, read_object, read_plain
-from sfa_dist.data.features.feature_slices import Part
+from sfa_dist.data.features.feature_slices import FeaturePart
 from sfa_dist.data.shards.index_columns import UNREADABLE
 from sfa_dist.data.shards.index_file import write_json_atomically
 from sfa_dist.data.shards.shard_index import Int64, SampleIndex, build_index, load_index
@@ -48,13 +48,13 @@ PART_FACTS: dict[str, Any] = {"size": int, "sha256": str, "frames": list, "bad":
 STORED = {torch.bfloat16: ("bfloat16", "<u2"), torch.float32: ("float32", "<f4")}
 
 
-def plan_parts(index: SampleIndex, view: int) -> list[Part]:
+def plan_parts(index: SampleIndex, view: int) -> list[FeaturePart]:
     """All parts of a view: runs of at most PART_SAMPLES neighbours of one source shard."""
     parts, first = [], 0
     for shard, size in enumerate(index.shard_sizes.tolist()):
         for piece, begin in enumerate(range(0, size, PART_SAMPLES)):
             samples = range(first + begin, first + min(begin + PART_SAMPLES, size))
-            parts.append(Part(f"part-{shard:06d}-{piece:03d}", view, samples))
+            parts.append(FeaturePart(f"part-{shard:06d}-{piece:03d}", view, samples))
         first += size
     return parts
 
@@ -91,7 +91,7 @@ def read_building(folder: Path) -> dict[str, Any]:
 class PartWriter:
     """Writes one part: under a temporary name, flushed, renamed, and then its `<part>.json`. Raises OSError."""
 
-    def __init__(self, folder: Path, part: Part, index: SampleIndex, facts: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, part: FeaturePart, index: SampleIndex, facts: dict[str, Any]) -> None:
         self.part, self._folder, self._index, self._facts = part, folder, index, facts
         self._temporary = folder / f".{part.name}.tar.tmp"
         self._file = self._temporary.open("wb")
@@ -148,7 +148,7 @@ class PartWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def missing_parts(folder: Path, parts: Sequence[Part], workers: int) -> list[Part]:
+def missing_parts(folder: Path, parts: Sequence[FeaturePart], workers: int) -> list[FeaturePart]:
     """Parts that are not there, or are not what their `.json` says (read again in full); leftovers are removed."""
     for remains in folder.glob(".*.tmp"):
         remains.unlink()
@@ -165,7 +165,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], workers: int) -> None:
+def close_view(folder: Path, parts: Sequence[FeaturePart], manifest: dict[str, Any], workers: int) -> None:
     """Index, frames and manifest of a view whose parts are all there. Every byte is read back once more."""
     paths = [folder / f"{part.name}.tar" for part in parts]
     try:
@@ -193,7 +193,7 @@ def close_view(folder: Path, parts: Sequence[Part], manifest: dict[str, Any], wo
     drop_leftovers(folder, parts)
 
 
-def drop_leftovers(folder: Path, parts: Sequence[Part]) -> None:
+def drop_leftovers(folder: Path, parts: Sequence[FeaturePart]) -> None:
     """Removes what a complete view needs no longer."""
     for name in (BUILDING_NAME, *(f"{part.name}.json" for part in parts)):
         (folder / name).unlink(missing_ok=True)

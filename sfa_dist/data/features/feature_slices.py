@@ -67,7 +67,7 @@ class CachedSteps:
 
 
 @dataclass(frozen=True)
-class Part:
+class FeaturePart:
     """One shard of the cache to be made: these samples (they are neighbours in one source shard) in this view."""
 
     name: str
@@ -81,7 +81,7 @@ class Slice(NamedTuple):
     `bad` says why the sample cannot be used: what came of it before does not count, and nothing follows.
     """
 
-    part: Part
+    part: FeaturePart
     sample: int
     num_video_frames: int
     clips: torch.Tensor | None
@@ -104,7 +104,7 @@ class VideoSlices(IterableDataset[Slice]):
     """All slices of some parts. Worker w of W takes the parts w, w + W, ...: a part comes from one worker, in order."""
 
     def __init__(
-        self, index: SampleIndex, decoder: Decoder, steps: CachedSteps, parts: Sequence[Part], chunk_steps: int
+        self, index: SampleIndex, decoder: Decoder, steps: CachedSteps, parts: Sequence[FeaturePart], chunk_steps: int
     ) -> None:
         self.index, self.decoder, self.steps, self.parts = index, decoder, steps, parts
         self.slice_steps = slice_steps(chunk_steps, steps.grid.tubelet)
@@ -116,7 +116,7 @@ class VideoSlices(IterableDataset[Slice]):
             for sample in part.samples:
                 yield from self._sample(part, sample)
 
-    def _sample(self, part: Part, sample: int) -> Iterator[Slice]:
+    def _sample(self, part: FeaturePart, sample: int) -> Iterator[Slice]:
         try:
             if sample in self.index.errors or not self.index.has_label(sample):
                 raise BadSample(self.index.errors.get(sample, NO_LABEL))

@@ -20,7 +20,7 @@ from sfa_dist.boundary.disk import parse_json, read_plain
 from sfa_dist.data.packing.annotations import read_rows, select_split
 from sfa_dist.data.packing.annotations.classes import Heads, class_lists, class_numbers
 from sfa_dist.data.packing.annotations.rows import SINGLE, Say
-from sfa_dist.data.packing.pack_probe import Prober, Reading
+from sfa_dist.data.packing.pack_probe import Reading, VideoProber
 from sfa_dist.data.packing.pack_shared import note_shared_files, shared_with
 from sfa_dist.data.packing.pack_survey import PROBLEMS, Clip, Progress, probe_all, sort_out
 from sfa_dist.data.packing.pack_write import shards_of, write_shards
@@ -96,7 +96,7 @@ def pack(
         _manifest_to_extend(out_dir, heads, prefix, overwrite)  # what it refuses is refused before the work
 
     work = out_dir / f".{prefix}-work"
-    prober = Prober(tuple(readings), min_frames, decode_all, work, encoding, dry=check)
+    prober = VideoProber(tuple(readings), min_frames, decode_all, work, encoding, dry=check)
     probes = probe_all(rows, prober, None if check else work / "journal.jsonl", workers, progress)
     clips, report = sort_out(rows, numbers, probes, heads)
     report = {"source": str(source), "prefix": prefix, "format": chosen, **report, "notes": notes}

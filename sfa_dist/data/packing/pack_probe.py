@@ -30,7 +30,7 @@ Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
 
 @dataclass(frozen=True)
-class Probe:
+class VideoProbe:
     """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
     for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew. `passing` is
     a problem of the disk and not of the file, which another try may not have. `suffix` is that of the file's kind,
@@ -62,7 +62,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Prober:
+class VideoProber:
     """Probes rows; can be sent to another process. What a run that reads as one of `readings` would refuse is refused.
 
     `decode_all` also decodes each frame, strictly, and compares it with what the run would see; without it, the first,
@@ -78,17 +78,17 @@ class Prober:
     encoding: Encoding | None = None
     dry: bool = False
 
-    def __call__(self, row: ClipRow) -> Probe:
+    def __call__(self, row: ClipRow) -> VideoProbe:
         """Never raises for a bad file: the answer says what is wrong with it. Raises CheckpointError where what was
         encoded cannot be written."""
         if not is_there(row):
-            return Probe(problem="missing", reason="no such file")
+            return VideoProbe(problem="missing", reason="no such file")
         try:
             return self._part(row) if row.cut or row.frames else self._whole(row)
         except BadSample as error:
-            return Probe(problem="corrupt", reason=str(error))
+            return VideoProbe(problem="corrupt", reason=str(error))
         except OSError as error:
-            return Probe(problem="corrupt", reason=str(error), passing=True)
+            return VideoProbe(problem="corrupt", reason=str(error), passing=True)
 
     def identity(self, row: ClipRow) -> str:
         """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
@@ -97,45 +97,45 @@ class Prober:
         parts = (*own, self.min_frames, self.decode_all, *self.readings)
         return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
 
-    def _whole(self, row: ClipRow) -> Probe:
+    def _whole(self, row: ClipRow) -> VideoProbe:
         if not row.path.is_file():
-            return Probe(problem="corrupt", reason="not a file", passing=True)
+            return VideoProbe(problem="corrupt", reason="not a file", passing=True)
         for reading in self.readings:
             check_bytes(row.path.stat().st_size, reading.limits)  # before it is read
         data = row.path.read_bytes()
         suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
         if not suffix:
-            return Probe(problem="corrupt", reason=unreadable(data[:HEAD_BYTES], str(row.path)))
+            return VideoProbe(problem="corrupt", reason=unreadable(data[:HEAD_BYTES], str(row.path)))
         check_whole(data)
         video, moments = self._open(data)
         if video.num_frames < self.min_frames:
-            return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
+            return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
         if self.decode_all:
             self._check_all(data, video)
         sha256 = hashlib.sha256(data).hexdigest()
         if self.encoding is None or self.dry or suffix not in VIDEO_SUFFIXES:
-            return Probe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
+            return VideoProbe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
         file = self._encoded(row, lambda encoding: reencode(data, encoding))
         frames = self._open(file.read_bytes())[0].num_frames
         if frames != video.num_frames:
             file.unlink()
             raise BadSample(f"{frames} of {video.num_frames} frames are left after encoding it anew")
-        return Probe(frames, video.fps, sha256, encoded=str(file), moments=moments)
+        return VideoProbe(frames, video.fps, sha256, encoded=str(file), moments=moments)
 
-    def _part(self, row: ClipRow) -> Probe:
+    def _part(self, row: ClipRow) -> VideoProbe:
         """A part of a long video or of a folder of frames, which is cut out."""
         if self.dry:
             frames, fps = _look_at_part(row)
             if frames < self.min_frames:
-                return Probe(frames, problem="short", reason=f"{frames} frames")
-            return Probe(frames, fps, self.identity(row))
+                return VideoProbe(frames, problem="short", reason=f"{frames} frames")
+            return VideoProbe(frames, fps, self.identity(row))
         file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
         data = file.read_bytes()
         video, moments = self._open(data)
         if video.num_frames < self.min_frames:
-            return Probe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
+            return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
         sha256 = hashlib.sha256(data).hexdigest()
-        return Probe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
+        return VideoProbe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
         """The video as it is stored, opened by each of the readings, which decoded some frames; and the moments of

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from sfa_dist.boundary.disk import parse_json
 from sfa_dist.data.packing.annotations.classes import Heads
 from sfa_dist.data.packing.annotations.rows import ClipRow
-from sfa_dist.data.packing.pack_probe import Probe, Prober, is_there, start_probe_process
+from sfa_dist.data.packing.pack_probe import VideoProbe, VideoProber, is_there, start_probe_process
 from sfa_dist.data.packing.reencode import SUFFIX
 from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.data.video.pixel_statistics import mean_and_std
@@ -34,7 +34,7 @@ class Clip:
 
     key: str
     row: ClipRow
-    probe: Probe
+    probe: VideoProbe
     labels: dict[str, int]
 
     @property
@@ -49,8 +49,8 @@ class Clip:
 
 
 def probe_all(
-    rows: Sequence[ClipRow], prober: Prober, journal: Path | None, workers: int, progress: Progress | None
-) -> list[Probe]:
+    rows: Sequence[ClipRow], prober: VideoProber, journal: Path | None, workers: int, progress: Progress | None
+) -> list[VideoProbe]:
     """The probe of each row, in order, from `workers` processes (0: from this one).
 
     What `journal` (a file, None for none) knows of files that have not changed since is not looked at again.
@@ -59,7 +59,7 @@ def probe_all(
         choose_decoder(reading.decoder)  # one that cannot be used is said here, once
     known = _read_journal(journal) if journal else {}
     keys = [prober.identity(row) if is_there(row) else "" for row in rows]
-    found: dict[int, Probe] = {number: known[key] for number, key in enumerate(keys) if key in known}
+    found: dict[int, VideoProbe] = {number: known[key] for number, key in enumerate(keys) if key in known}
     left = [number for number in range(len(rows)) if number not in found]
     with _journal(journal) as note:
         for number, probe in zip(left, _probes([rows[number] for number in left], prober, workers), strict=True):
@@ -71,7 +71,7 @@ def probe_all(
     return [found[number] for number in range(len(rows))]
 
 
-def _probes(rows: Sequence[ClipRow], prober: Prober, workers: int) -> Iterator[Probe]:
+def _probes(rows: Sequence[ClipRow], prober: VideoProber, workers: int) -> Iterator[VideoProbe]:
     if workers < 1:
         yield from map(prober, rows)
         return
@@ -82,13 +82,13 @@ def _probes(rows: Sequence[ClipRow], prober: Prober, workers: int) -> Iterator[P
         raise DataError("a file crashed the decoder: pack with --workers 0 to see which one is the last") from error
 
 
-def _read_journal(path: Path) -> dict[str, Probe]:
+def _read_journal(path: Path) -> dict[str, VideoProbe]:
     known = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             entry = parse_json(line.encode())
             entry["probe"]["suffix"]  # without it, it is of a program that went by the names of files
-            probe = Probe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
+            probe = VideoProbe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
         except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
             continue
         if not probe.encoded or Path(probe.encoded).is_file():
@@ -97,7 +97,7 @@ def _read_journal(path: Path) -> dict[str, Probe]:
 
 
 @contextmanager
-def _journal(path: Path | None) -> Iterator[Callable[[str, Probe], None]]:
+def _journal(path: Path | None) -> Iterator[Callable[[str, VideoProbe], None]]:
     """Adds lines to the journal, each flushed."""
     if path is None:
         yield lambda key, probe: None
@@ -115,7 +115,7 @@ def _end_line(file: TextIO) -> None:
 
 
 def sort_out(
-    rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[Probe], heads: Heads
+    rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[VideoProbe], heads: Heads
 ) -> tuple[list[Clip], dict[str, Any]]:
     """(clips to pack, report). Keys are the rows' numbers in the source, so they are unique and stay the same.
 
@@ -150,7 +150,9 @@ def sort_out(
     return clips, report
 
 
-def _contradictions(rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[Probe]) -> list[Probe]:
+def _contradictions(
+    rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[VideoProbe]
+) -> list[VideoProbe]:
     """The probes, with a problem where another clip of the same content has another label."""
     same: dict[str, list[int]] = {}
     for number, probe in enumerate(probes):
@@ -167,7 +169,7 @@ def _contradictions(rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], 
     return found
 
 
-def clip_facts(probes: Sequence[Probe]) -> dict[str, Any]:
+def clip_facts(probes: Sequence[VideoProbe]) -> dict[str, Any]:
     """What a recipe is to fit: `frames` of the shortest clip, of those that a quarter and a half are not longer than,
     and of the longest; `lengths`, how many clips have so many frames; the median `fps`; `mean` and `std` of the pixels
     by channel, from 0 to 1 (None where none was decoded)."""

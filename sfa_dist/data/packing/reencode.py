@@ -53,7 +53,7 @@ class _Picture(NamedTuple):
     seconds: Fraction
 
 
-class _Part(NamedTuple):
+class _TimeSpan(NamedTuple):
     """From `begin` up to `end` in seconds of the stream; `seek_to` in its time base, None for its start."""
 
     begin: Fraction
@@ -126,7 +126,7 @@ def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] 
         return _encode(pictures, rate, stream.time_base or _TIME_BASE, encoding)
 
 
-def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _Part:
+def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _TimeSpan:
     """Where the seconds of `cut` are; those of a data set count from the first frame that is shown."""
     with opened(file) as (container, stream):
         _check_end(container, stream, cut)
@@ -134,7 +134,7 @@ def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _Part:
     if first is None:
         raise BadSample("no frame can be decoded")
     begin, end = (_exact(first[0]) + _exact(second) for second in cut)
-    return _Part(begin, end, _seek_point(file, begin))
+    return _TimeSpan(begin, end, _seek_point(file, begin))
 
 
 def _seek_point(file: BinaryIO, begin: Fraction) -> int | None:
@@ -179,7 +179,9 @@ def _all_pictures(
         yield _Picture(to_rgb(frame), _exact(seconds))
 
 
-def _pictures(container: av.container.InputContainer, stream: av.VideoStream, part: _Part | None) -> Iterator[_Picture]:
+def _pictures(
+    container: av.container.InputContainer, stream: av.VideoStream, part: _TimeSpan | None
+) -> Iterator[_Picture]:
     if part is not None and part.seek_to is not None:
         container.seek(part.seek_to, stream=stream, backward=True, any_frame=False)
     to_rgb = RgbConverter(stream, _LIMITS)

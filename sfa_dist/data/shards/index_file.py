@@ -37,7 +37,7 @@ from sfa_dist.data.shards.index_columns import (
     read_sidecar,
     write_sidecar,
 )
-from sfa_dist.data.shards.shard_walk import CLIP_SUFFIXES, Member, SampleEntry, ShardEntry
+from sfa_dist.data.shards.shard_walk import CLIP_SUFFIXES, SampleEntry, ShardEntry, TarMember
 from sfa_dist.errors import DataError
 
 INDEX_NAME = "index.json"
@@ -123,7 +123,7 @@ def read_columns(folder: Path) -> Columns | None:
 def to_raw(entry: ShardEntry) -> RawShard:
     """What index.json keeps of a shard."""
     samples = entry.samples
-    nothing = Member(-1, 0, 0)
+    nothing = TarMember(-1, 0, 0)
     suffixes = dict.fromkeys(suffix for sample in samples for suffix in sample.members)
     return {
         "size": entry.size,
@@ -140,11 +140,11 @@ def to_raw(entry: ShardEntry) -> RawShard:
 
 def to_entry(raw: RawShard) -> ShardEntry:
     """The inverse of `to_raw`. Raises LookupError, ValueError, AttributeError or TypeError for what is no entry."""
-    members: list[dict[str, Member]] = [{} for _ in raw["keys"]]
+    members: list[dict[str, TarMember]] = [{} for _ in raw["keys"]]
     for suffix, columns in raw["members"].items():
         for row, place in enumerate(zip(*columns, strict=True)):
             if place[0] >= 0:
-                members[row][suffix] = Member(*place)
+                members[row][suffix] = TarMember(*place)
     samples = [
         SampleEntry(key, members[row], tuple(label) if isinstance(label, list) else label, raw["errors"].get(str(row)))
         for row, (key, label) in enumerate(zip(raw["keys"], raw["labels"], strict=True))
@@ -262,7 +262,7 @@ def _from_version_1(raw: dict[str, Any]) -> RawShard:
     samples = [
         SampleEntry(
             sample["key"],
-            {suffix: Member(*map(int, place)) for suffix, place in sample["members"].items()},
+            {suffix: TarMember(*map(int, place)) for suffix, place in sample["members"].items()},
             sample["label"],  # Of one head: version 1 knew no other.
             sample.get("error"),
         )

@@ -37,7 +37,7 @@ _TELLS_OF_NEXT = (
 )
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """One file inside a shard: where its bytes start, how many they are, and their crc32."""
 
     offset: int
@@ -51,7 +51,7 @@ class SampleEntry:
     used."""
 
     key: str
-    members: dict[str, Member]
+    members: dict[str, TarMember]
     label: Label | None
     error: str | None = None
 
@@ -107,9 +107,9 @@ def warn_of_ignored(entries: Iterable[ShardEntry]) -> None:
         warnings.warn(f"{len(unknown)} members have unknown suffixes and are ignored: {some} ...", stacklevel=2)
 
 
-def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str, Member]], list[str]]:
+def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str, TarMember]], list[str]]:
     """Members by key and suffix in the archive's order, and the names of members with unknown suffixes."""
-    samples: dict[str, dict[str, Member]] = {}
+    samples: dict[str, dict[str, TarMember]] = {}
     ignored: list[str] = []
     previous = ""
     for info in _tar_infos(shard, file, size):
@@ -125,7 +125,7 @@ def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str,
             _fail(shard, info.offset, f"repeats {name!r}, which is also at offset {found[suffix].offset}")
         if found and key != previous:
             _fail(shard, info.offset, f"sample {key!r} goes on here but began at offset {first}, others between")
-        found[suffix] = Member(info.offset_data, info.size, _crc32(file, info.offset_data, info.size))
+        found[suffix] = TarMember(info.offset_data, info.size, _crc32(file, info.offset_data, info.size))
         previous = key
     if not samples:
         _fail(shard, 0, f"holds no sample (known suffixes: {', '.join(KNOWN_SUFFIXES)})")
@@ -194,14 +194,14 @@ def _crc32(file: BinaryIO, offset: int, size: int) -> int:
     return crc
 
 
-def _sample(file: BinaryIO, key: str, members: dict[str, Member]) -> SampleEntry:
+def _sample(file: BinaryIO, key: str, members: dict[str, TarMember]) -> SampleEntry:
     label, error = _label(file, members)
     if not any(suffix in members for suffix in CLIP_SUFFIXES):
         error = "label without a clip"
     return SampleEntry(key, members, label, error)
 
 
-def _label(file: BinaryIO, members: dict[str, Member]) -> tuple[Label | None, str | None]:
+def _label(file: BinaryIO, members: dict[str, TarMember]) -> tuple[Label | None, str | None]:
     """(label, error) from .cls, else from `label`, or `noun` and `verb`, in .json."""
     for suffix in ("cls", "json"):
         member = members.get(suffix)

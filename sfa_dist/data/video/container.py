@@ -34,7 +34,7 @@ class VideoPromise(NamedTuple):
     width: int = 0
 
 
-class _Part(NamedTuple):
+class _Box(NamedTuple):
     """A box or element: its name, and where its content starts and should end."""
 
     name: bytes | int
@@ -42,7 +42,7 @@ class _Part(NamedTuple):
     end: int
 
 
-_Split = Callable[[bytes, _Part], Iterator[_Part]]
+_Split = Callable[[bytes, _Box], Iterator[_Box]]
 
 
 def is_known(data: bytes) -> bool:
@@ -52,7 +52,7 @@ def is_known(data: bytes) -> bool:
 
 def promised_size(data: bytes) -> int:
     """Bytes that the whole file should have; 0 where the header does not say."""
-    whole = _Part(b"", 0, len(data))
+    whole = _Box(b"", 0, len(data))
     try:
         if _is_iso(data):
             return max((box.end for box in _boxes(data, whole) if box.name in _TOP_BOXES), default=0)
@@ -119,16 +119,16 @@ def _largest(tracks: Iterator[VideoPromise]) -> VideoPromise:
     return largest._replace(frames=max(track.frames for track in found))
 
 
-def _inside(data: bytes, split: _Split, parent: _Part, *path: bytes | int) -> Iterator[_Part]:
+def _inside(data: bytes, split: _Split, parent: _Box, *path: bytes | int) -> Iterator[_Box]:
     """The parts under `parent` that the names of `path` lead to."""
     for part in split(data, parent):
         if part.name == path[0]:
             yield from _inside(data, split, part, *path[1:]) if path[1:] else (part,)
 
 
-def _video_tables(data: bytes) -> Iterator[_Part]:
+def _video_tables(data: bytes) -> Iterator[_Box]:
     """The sample tables of an mp4's video tracks."""
-    for track in _inside(data, _boxes, _Part(b"", 0, len(data)), b"moov", b"trak"):
+    for track in _inside(data, _boxes, _Box(b"", 0, len(data)), b"moov", b"trak"):
         kinds = [data[box.start + 8 : box.start + 12] for box in _inside(data, _boxes, track, b"mdia", b"hdlr")]
         if kinds == [b"vide"]:
             yield from _inside(data, _boxes, track, b"mdia", b"minf", b"stbl")
@@ -146,7 +146,7 @@ def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
             yield VideoPromise(max(frames, default=0), height, width)
 
 
-def _is_constant(data: bytes, table: _Part) -> bool:
+def _is_constant(data: bytes, table: _Box) -> bool:
     """Whether a sample table steps by one duration (the last sample may have its own), and moves samples out of their
     order (ctts) by whole steps."""
     runs = (run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box))
@@ -160,7 +160,7 @@ def _is_constant(data: bytes, table: _Part) -> bool:
     return all((move - first) % steps[0][1] == 0 for move in moves)
 
 
-def _runs(data: bytes, box: _Part) -> Iterator[tuple[int, int]]:
+def _runs(data: bytes, box: _Box) -> Iterator[tuple[int, int]]:
     """(count, value) of the runs of stts or ctts. Raises struct.error where they are cut off."""
     count = struct.unpack_from(">I", data, box.start + 4)[0]
     if box.start + 8 + 8 * count > min(box.end, len(data)):
@@ -168,7 +168,7 @@ def _runs(data: bytes, box: _Part) -> Iterator[tuple[int, int]]:
     return struct.iter_unpack(">Ii", memoryview(data)[box.start + 8 : box.start + 8 + 8 * count])
 
 
-def _boxes(data: bytes, parent: _Part) -> Iterator[_Part]:
+def _boxes(data: bytes, parent: _Box) -> Iterator[_Box]:
     start, end = parent.start, min(parent.end, len(data))
     for _ in range(_MAX_PARTS):
         if end - start < 8:  # a few bytes of padding at the end are no box
@@ -180,7 +180,7 @@ def _boxes(data: bytes, parent: _Part) -> Iterator[_Part]:
         stop = start + size if size else end  # 0: to the end of the file
         if stop < content:
             return
-        yield _Part(name, content, stop)
+        yield _Box(name, content, stop)
         start = stop
 
 
@@ -205,12 +205,12 @@ def _jpeg(data: bytes) -> VideoPromise:
 
 
 def _matroska_tracks(data: bytes) -> Iterator[VideoPromise]:
-    for video in _inside(data, _elements, _Part(b"", 0, len(data)), _SEGMENT, _TRACKS, _TRACK, _VIDEO):
+    for video in _inside(data, _elements, _Box(b"", 0, len(data)), _SEGMENT, _TRACKS, _TRACK, _VIDEO):
         values = {part.name: int.from_bytes(data[part.start : part.end], "big") for part in _elements(data, video)}
         yield VideoPromise(0, values.get(_HEIGHT, 0), values.get(_WIDTH, 0))
 
 
-def _elements(data: bytes, parent: _Part) -> Iterator[_Part]:
+def _elements(data: bytes, parent: _Box) -> Iterator[_Box]:
     start, end = parent.start, min(parent.end, len(data))
     for _ in range(_MAX_PARTS):
         if end - start < 2:
@@ -219,7 +219,7 @@ def _elements(data: bytes, parent: _Part) -> Iterator[_Part]:
         size, content = _variable(data, place, keep_marker=False)
         unknown = size == (1 << 7 * (content - place)) - 1  # all ones: to the end, as in a live recording
         stop = end if unknown else content + size
-        yield _Part(name, content, stop)
+        yield _Box(name, content, stop)
         start = stop
 
 

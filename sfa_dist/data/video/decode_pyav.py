@@ -27,7 +27,7 @@ from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.container import promised_size
 from sfa_dist.data.video.decode_limits import check_frame_size, check_time
 from sfa_dist.data.video.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamper
-from sfa_dist.data.video.gather import Gathered
+from sfa_dist.data.video.gather import GatheredClip
 from sfa_dist.data.video.orientation import UPRIGHT, Orientation, exif_orientation, orientation_of
 from sfa_dist.data.video.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.recipe.blocks import LimitsBlock
@@ -105,7 +105,7 @@ class PyAVVideo:
 
     def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
         """See `Video.frames_at`."""
-        gathered, stamps = Gathered(indices, self._limits, shrink), self._order.stamps
+        gathered, stamps = GatheredClip(indices, self._limits, shrink), self._order.stamps
         numbers = {stamps[number] if stamps else number: number for number in gathered.wanted}
         for key_frame, span in self._spans(list(numbers)):
             for label, pixels in self._decode_span(key_frame, span):

@@ -16,7 +16,7 @@ from torchcodec.decoders import VideoDecoder
 from sfa_dist.data.video.decode_card import CPU, beside_training
 from sfa_dist.data.video.decode_limits import check_time
 from sfa_dist.data.video.decode_pyav import PyAVVideo
-from sfa_dist.data.video.gather import Gathered, slice_frames
+from sfa_dist.data.video.gather import GatheredClip, slice_frames
 from sfa_dist.data.video.orientation import Orientation
 from sfa_dist.data.video.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.errors import RecipeError
@@ -84,7 +84,10 @@ class TorchcodecVideo:
 
     def _read(self, decoder: VideoDecoder, indices: FrameNumbers, shrink: Shrink | None) -> torch.Tensor | None:
         """The frames; None where they do not decode, or are others than asked for."""
-        gathered, step = Gathered(indices, self._limits, shrink, self._device), slice_frames(self.height, self.width)
+        gathered, step = (
+            GatheredClip(indices, self._limits, shrink, self._device),
+            slice_frames(self.height, self.width),
+        )
         start_time = decoder.metadata.begin_stream_seconds or 0.0
         tolerance = np.diff(self._times).min(initial=1.0) / 2
         try:

@@ -21,7 +21,7 @@ def slice_frames(height: int, width: int) -> int:
     return max(1, min(SLICE, SLICE_BYTES // (3 * height * width)))
 
 
-class Gathered:
+class GatheredClip:
     """A clip of frames `indices`, of which `shrink` makes what is kept. `wanted` are the frames to decode, rising."""
 
     def __init__(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-class Link:
+class HostLink:
     """The way between `device` and the host's memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -97,7 +97,7 @@ class Inward:
 
     def __init__(
         self,
-        link: Link,
+        link: HostLink,
         fill: Callable[[int, Tensor], None],
         spans: Sequence[slice],
         row_shape: Sequence[int],
@@ -137,7 +137,7 @@ class HostFeatures:
     """Features (R, ...) of `clips` clips in pinned host memory, written once, read as often as needed, in chunks."""
 
     def __init__(
-        self, link: Link, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
+        self, link: HostLink, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self.clips, self.spans = clips, spans
         self._link = link

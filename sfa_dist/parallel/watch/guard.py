@@ -126,7 +126,9 @@ class _Guard:
 
     def __init__(self, runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> None:
         self._rank, self._host, self._logs, self._stop = runtime.rank, runtime.host, logs, stop
-        self._tells = runtime.launch.tells and not runtime.is_main  # On a node where the speaker may not be heard.
+        self._prints = (
+            runtime.launch.prints_errors and not runtime.is_main
+        )  # On a node where the speaker may not be heard.
         self._listener: socket.socket | None = None
         port, self._fault = 0, ""
         if runtime.is_main:
@@ -227,7 +229,7 @@ class _Guard:
         return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
 
     def _leave(self, verdict: Message) -> None:
-        if verdict["speaker"] == self._rank or self._tells:
+        if verdict["speaker"] == self._rank or self._prints:
             stacks = "" if self._logs is None else f"; the stacks of all ranks are in {self._logs}"
             _say(f"error: {verdict['text']}{stacks}")
         if self._logs is not None:

@@ -22,7 +22,7 @@ import time
 from hmac import compare_digest
 
 from sfa_dist.parallel.watch.lines import Lines, Message, typed
-from sfa_dist.parallel.watch.verdict import REPORTED, Seat, describe, exit_code, find_lost, is_over, speaker
+from sfa_dist.parallel.watch.verdict import REPORTED, RankState, describe, exit_code, find_lost, is_over, speaker
 
 BEAT_S = 1.0
 TICK_S = 0.25
@@ -40,7 +40,7 @@ class Hub:
         now = time.monotonic()
         self._listener, self._token = listener, token
         self._stop = self._stop_is_news = False
-        self._seats = [Seat(rank, now) for rank in range(world_size)]
+        self._seats = [RankState(rank, now) for rank in range(world_size)]
         self._links: dict[Lines, int] = {}  # The rank behind each connection.
         self._unknown: dict[Lines, float] = {}  # Connections that have not said it, oldest first, and since when.
         self._greeting: Message = {"kind": "welcome"}
@@ -71,7 +71,7 @@ class Hub:
                 first = self._seats[0]
                 self._tell({"kind": "beat", "phase": first.phase, "step": first.step, "stop": self._stop})
 
-    def _verdict(self, lost: Seat, now: float) -> Message:
+    def _verdict(self, lost: RankState, now: float) -> Message:
         return {
             "kind": "lost",
             "rank": lost.rank,

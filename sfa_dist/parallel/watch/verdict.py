@@ -24,7 +24,7 @@ LOST = 70  # The contract's exit code for a lost rank.
 PASSED_ON = (64, 65, 74, 78)  # Codes of orderly errors: the job's code says why the first rank ended.
 
 
-class Seat:
+class RankState:
     """What is known of one rank; times are monotonic seconds."""
 
     def __init__(self, rank: int, now: float) -> None:
@@ -48,7 +48,7 @@ class Seat:
         return now - self.heard if self.state in (RUNS, STOPPED) else 0.0
 
 
-def find_lost(seats: Sequence[Seat], now: float) -> Seat | None:
+def find_lost(seats: Sequence[RankState], now: float) -> RankState | None:
     """The rank that the others have to be told of, as soon as it is certain which one it is."""
     silent = [seat for seat in seats if seat.silent_for(now) >= SILENT_S]
     if gone := [seat for seat in seats if seat.state == GONE]:
@@ -64,7 +64,7 @@ def find_lost(seats: Sequence[Seat], now: float) -> Seat | None:
     return _find_failed(seats, stopped, now)
 
 
-def _find_failed(seats: Sequence[Seat], stopped: Sequence[Seat], now: float) -> Seat | None:
+def _find_failed(seats: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
     """The rank whose error is the cause of the others', or keeps them waiting."""
     ended = [seat for seat in seats if seat.state == ENDED and seat.code != 0]
     waits = [seat for seat in seats if seat.state == WAITS]
@@ -77,12 +77,12 @@ def _find_failed(seats: Sequence[Seat], stopped: Sequence[Seat], now: float) -> 
     return _longest_silent(suspects) or _first(stopped) or first
 
 
-def is_over(seats: Sequence[Seat]) -> bool:
+def is_over(seats: Sequence[RankState]) -> bool:
     """Whether there is nobody left to wait for."""
     return all(seat.state in OVER for seat in seats)
 
 
-def describe(seat: Seat, now: float) -> str:
+def describe(seat: RankState, now: float) -> str:
     """Which rank, where, in what phase, what became of it, and what to do."""
     who, where = f"rank {seat.rank} on {seat.host}", f"in phase {seat.phase} at step {seat.step}"
     if seat.state in (WAITS, ENDED):
@@ -96,20 +96,20 @@ def describe(seat: Seat, now: float) -> str:
     return f"{who} was lost {where} ({why}); run the same command again to go on from the last checkpoint"
 
 
-def exit_code(seat: Seat) -> int:
+def exit_code(seat: RankState) -> int:
     """The code that the other ranks end with."""
     return seat.code if seat.state in (WAITS, ENDED) and seat.code in PASSED_ON else LOST
 
 
-def speaker(seats: Sequence[Seat], lost: Seat) -> int:
+def speaker(seats: Sequence[RankState], lost: RankState) -> int:
     """The rank that prints the line: the lowest that still can."""
     able = [seat.rank for seat in seats if seat is not lost and seat.state in (RUNS, WAITS)]
     return min(able, default=-1)
 
 
-def _first(seats: Sequence[Seat]) -> Seat | None:
+def _first(seats: Sequence[RankState]) -> RankState | None:
     return min(seats, key=lambda seat: seat.since, default=None)
 
 
-def _longest_silent(seats: Sequence[Seat]) -> Seat | None:
+def _longest_silent(seats: Sequence[RankState]) -> RankState | None:
     return min(seats, key=lambda seat: seat.heard, default=None)

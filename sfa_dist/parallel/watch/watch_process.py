@@ -34,7 +34,7 @@ if __name__ == "__main__":
 from sfa_dist.parallel.process_state import state_of
 from sfa_dist.parallel.watch.hub import BEAT_S, SUSPENDED_S, TICK_S, Hub
 from sfa_dist.parallel.watch.lines import Lines, Message, typed
-from sfa_dist.parallel.watch.verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, Seat, describe
+from sfa_dist.parallel.watch.verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, RankState, describe
 
 BOARD = struct.Struct("<q24s?")  # What a rank writes down of itself: step, phase, whether it was asked to stop.
 STOP_AT = BOARD.size - 1
@@ -194,7 +194,7 @@ class Child:
     def _lose_hub(self) -> None:
         """Rank 0 and its child are silent both, so its node is gone."""
         if self._state != ENDED:
-            seat = Seat(0, self._hub_heard)
+            seat = RankState(0, self._hub_heard)
             seat.host, (seat.phase, seat.step) = self._settings["hub"][0], self._hub_place
             text = describe(seat, time.monotonic())
             self._take([{"kind": "lost", "rank": 0, "text": text, "exit_code": LOST, "speaker": 1}])

@@ -9,7 +9,7 @@ No torch here.
 """
 
 from sfa_dist.recipe.blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock, Resize
-from sfa_dist.recipe.blocks.base import Block, FolderName, NonNegative, PathText, Positive, complain
+from sfa_dist.recipe.blocks.base import FolderName, NonNegative, PathText, Positive, RecipeBlock, field_error
 from sfa_dist.recipe.blocks.data import DataBlock, LimitsBlock, Rate, RemoteBlock, shard_kind
 from sfa_dist.recipe.blocks.model import LABEL_HEADS, AdapterBlock, ModelBlock
 from sfa_dist.recipe.blocks.run import LogBlock, StopBlock, TestBlock
@@ -21,7 +21,6 @@ __all__ = [
     "AdapterBlock",
     "AugmentBlock",
     "BatchBlock",
-    "Block",
     "CacheBlock",
     "CheckpointBlock",
     "DataBlock",
@@ -38,11 +37,12 @@ __all__ = [
     "Positive",
     "RandAugmentBlock",
     "Rate",
+    "RecipeBlock",
     "RemoteBlock",
     "Resize",
     "ScheduleBlock",
     "StopBlock",
     "TestBlock",
-    "complain",
+    "field_error",
     "shard_kind",
 ]

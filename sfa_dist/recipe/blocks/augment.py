@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Block, Fraction, Positive, complain
+from sfa_dist.recipe.blocks.base import Fraction, Positive, RecipeBlock, field_error
 
 Resize = Literal["official", "antialias"]
 
 
-class RandAugmentBlock(Block):
+class RandAugmentBlock(RecipeBlock):
     """`layers` operations of RandAugment for each clip; the official magnitudes are 15 and 20."""
 
     layers: Positive = 2
     magnitude: Annotated[int, Field(ge=0, le=30)] = 15
 
 
-class MixupBlock(Block):
+class MixupBlock(RecipeBlock):
     """Each clip is blended with its mirror image in the global batch, or in its micro-batch (`over: device`), and so is
     its loss; the share is drawn from Beta(alpha, alpha), once a batch.
 
@@ -29,7 +29,7 @@ class MixupBlock(Block):
     over: Literal["global", "device"] = "global"
 
 
-class AugmentBlock(Block):
+class AugmentBlock(RecipeBlock):
     """Training augmentation of the official ViViT recipes. Each parameter is drawn once for all frames of a clip.
 
     `rand_augment` takes the place of `color` and `gray`, which are probabilities. `mixup` blends what comes out.
@@ -48,5 +48,5 @@ class AugmentBlock(Block):
     @model_validator(mode="after")
     def _one_kind_of_color(self) -> AugmentBlock:
         if self.rand_augment is not None and (self.color or self.gray):
-            raise complain("rand_augment", "takes the place of color and gray: set both to 0")
+            raise field_error("rand_augment", "takes the place of color and gray: set both to 0")
         return self

@@ -36,12 +36,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-class Block(BaseModel):
+class RecipeBlock(BaseModel):
     """Base of all blocks: immutable, no unknown keys, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def complain(field: str, message: str) -> PydanticCustomError:
+def field_error(field: str, message: str) -> PydanticCustomError:
     """An error of a whole block that is reported at the line of one of its fields."""
     return PydanticCustomError("recipe", "{message}", {"field": field, "message": message})

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from sfa_dist.boundary.secret import shown_source
-from sfa_dist.recipe.blocks.base import Block, Fraction, NonNegative, PathText, Positive, complain
+from sfa_dist.recipe.blocks.base import Fraction, NonNegative, PathText, Positive, RecipeBlock, field_error
 
 MAX_FPS = 1000
 
@@ -32,7 +32,7 @@ def shard_kind(shard: str) -> str:
     return scheme.group(1).lower() if scheme else ""
 
 
-class LimitsBlock(Block):
+class LimitsBlock(RecipeBlock):
     """What one video may take at most; one that takes more is a bad sample. Sizes are judged from the file's header.
 
     `mib` is the size of the file and `frames` its length. `megapixels` is the size of one frame, and `decoded_mib`
@@ -47,7 +47,7 @@ class LimitsBlock(Block):
     seconds: Annotated[float, Field(gt=0.0)] = 120.0
 
 
-class RemoteBlock(Block):
+class RemoteBlock(RecipeBlock):
     """Shards that are not on this machine's disks (docs/data.md).
 
     `s3://` is always read; `allow` opens `http://`, `https://` and `pipe:COMMAND`, which runs COMMAND in a shell.
@@ -67,11 +67,11 @@ class RemoteBlock(Block):
     @model_validator(mode="after")
     def _caches_somewhere(self) -> RemoteBlock:
         if self.cache_dir is None and "pipe" in self.allow:
-            raise complain("allow", "what a pipe gives is kept on disk: set data.remote.cache_dir to a local folder")
+            raise field_error("allow", "what a pipe gives is kept on disk: set data.remote.cache_dir to a local folder")
         if self.cache_dir is None and self.cache_gib is not None:
-            raise complain("cache_gib", "limits a cache that is off: set data.remote.cache_dir to a local folder")
+            raise field_error("cache_gib", "limits a cache that is off: set data.remote.cache_dir to a local folder")
         if self.cache_dir is None and self.stage:
-            raise complain("stage", "has no place for the shards: set data.remote.cache_dir to a local folder")
+            raise field_error("stage", "has no place for the shards: set data.remote.cache_dir to a local folder")
         return self
 
     def refusal(self, shard: str) -> str | None:
@@ -85,7 +85,7 @@ class RemoteBlock(Block):
         return f"{kind} is off: set data.remote.allow: [{kind}]{cache} if you trust it"
 
 
-class DataBlock(Block):
+class DataBlock(RecipeBlock):
     """Where the shards are and how a clip is cut from a video.
 
     `train`, `val` and `test` are paths, globs or brace patterns (`train-{000000..000099}.tar`), URLs or pipes.
@@ -122,14 +122,16 @@ class DataBlock(Block):
         for split in ("train", "val", "test"):
             for pattern in getattr(self, split):
                 if why := self.remote.refusal(pattern):
-                    raise complain(split, f"{shown_source(pattern)!r}: {why}")
+                    raise field_error(split, f"{shown_source(pattern)!r}: {why}")
         return self
 
     @model_validator(mode="after")
     def _card_can_decode(self) -> DataBlock:
         if self.decode_device == "cuda" and self.decoder == "pyav":
-            raise complain("decode_device", "only torchcodec decodes on a GPU: set data.decoder to auto or torchcodec")
+            raise field_error(
+                "decode_device", "only torchcodec decodes on a GPU: set data.decoder to auto or torchcodec"
+            )
         if self.decode_device == "cuda" and self.workers:
             why = "a loader process cannot share its rank's GPU: set data.workers to 0"
-            raise complain("decode_device", why)
+            raise field_error("decode_device", why)
         return self

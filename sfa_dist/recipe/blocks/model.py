@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Block, Fraction, NonNegative, Positive, complain
+from sfa_dist.recipe.blocks.base import Fraction, NonNegative, Positive, RecipeBlock, field_error
 
 Classes = Annotated[int, Field(ge=2, lt=2**31)]
 
@@ -14,7 +14,7 @@ Classes = Annotated[int, Field(ge=2, lt=2**31)]
 LABEL_HEADS = ("noun", "verb")
 
 
-class ModelBlock(Block):
+class ModelBlock(RecipeBlock):
     """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
 
     `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
@@ -45,7 +45,7 @@ class ModelBlock(Block):
         if not isinstance(values, dict):
             return values
         if isinstance(values.get("heads"), dict):
-            raise complain("heads", "is the number of attention heads; for nouns and verbs write model.class_heads")
+            raise field_error("heads", "is the number of attention heads; for nouns and verbs write model.class_heads")
         heads = values.get("class_heads")
         if isinstance(heads, dict) and values.get("classes") is None and all(type(n) is int for n in heads.values()):
             return {**values, "classes": sum(heads.values())}
@@ -56,10 +56,10 @@ class ModelBlock(Block):
         if self.class_heads is None:
             return self
         if tuple(self.class_heads) != LABEL_HEADS:
-            raise complain("class_heads", f"has to be {' and '.join(LABEL_HEADS)}, in this order")
+            raise field_error("class_heads", f"has to be {' and '.join(LABEL_HEADS)}, in this order")
         if self.classes != sum(self.class_heads.values()):
             total = " + ".join(map(str, self.class_heads.values()))
-            raise complain("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
+            raise field_error("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
         return self
 
     @property
@@ -68,7 +68,7 @@ class ModelBlock(Block):
         return tuple((self.class_heads or {}).values())
 
 
-class AdapterBlock(Block):
+class AdapterBlock(RecipeBlock):
     """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
 
     hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5

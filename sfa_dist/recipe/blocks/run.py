@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Block, NonNegative, Positive, complain
+from sfa_dist.recipe.blocks.base import NonNegative, Positive, RecipeBlock, field_error
 
 
-class TestBlock(Block):
+class TestBlock(RecipeBlock):
     """The final test. Scores are averaged over temporal x spatial views.
 
     `also_views` is a list of further [temporal, spatial] that are tested before, such as [[1, 1]] for a single view.
@@ -29,7 +29,9 @@ class TestBlock(Block):
     def _views_are_views(self) -> TestBlock:
         for temporal, spatial in self.also_views:
             if temporal < 1 or spatial not in (1, 3):
-                raise complain("also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial")
+                raise field_error(
+                    "also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial"
+                )
         return self
 
     @property
@@ -40,7 +42,7 @@ class TestBlock(Block):
         return [grid for grid in also if grid != result] + [result]
 
 
-class LogBlock(Block):
+class LogBlock(RecipeBlock):
     """`every` is in optimizer steps. `wandb: auto` is online with a key and offline without."""
 
     every: Positive = 10
@@ -48,7 +50,7 @@ class LogBlock(Block):
     wandb_project: str = "sfa_dist"
 
 
-class StopBlock(Block):
+class StopBlock(RecipeBlock):
     """What a stop request is, beside Ctrl-C: the run saves its state and leaves with 75.
 
     SIGUSR1 and SIGUSR2 are for schedulers; take one out that a library uses. `same_failures` attempts in a row that end

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Block, Finite, Fraction, Positive, complain
+from sfa_dist.recipe.blocks.base import Finite, Fraction, Positive, RecipeBlock, field_error
 
 
-class BatchBlock(Block):
+class BatchBlock(RecipeBlock):
     """`size` is the global batch in clips; `micro` is what one rank holds at a time, at most. Ranks give the rest:
     how many micro-batches one accumulates, and how large they are."""
 
@@ -27,7 +27,7 @@ class BatchBlock(Block):
         return self.model_copy(update={"micro": micro, "eval_micro": self.eval_micro or self.micro})
 
 
-class OptimizerBlock(Block):
+class OptimizerBlock(RecipeBlock):
     """SGD with momentum (the paper's) or AdamW. `clip_norm` 0 clips nothing."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -40,7 +40,7 @@ class OptimizerBlock(Block):
     label_smoothing: Fraction = 0.0
 
 
-class ScheduleBlock(Block):
+class ScheduleBlock(RecipeBlock):
     """Linear warm-up, then cosine to zero. `max_steps` ends the stage early without changing the curve."""
 
     epochs: Positive
@@ -48,7 +48,7 @@ class ScheduleBlock(Block):
     max_steps: Positive | None = None
 
 
-class EngineBlock(Block):
+class EngineBlock(RecipeBlock):
     """What shards and steps the trainable module.
 
     `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
@@ -70,9 +70,9 @@ class EngineBlock(Block):
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> EngineBlock:
         if self.cpu_offload and self.reduction == "tree":
-            raise complain("cpu_offload", "goes with engine.reduction: native, not with tree")
+            raise field_error("cpu_offload", "goes with engine.reduction: native, not with tree")
         if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
-            raise complain("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
+            raise field_error("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
         return self
 
     @model_validator(mode="after")
@@ -80,8 +80,8 @@ class EngineBlock(Block):
         if self.shard_ranks is None or (self.name == "fsdp" and self.reduction == "native"):
             return self
         if self.reduction == "tree":
-            raise complain("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
-        raise complain(
+            raise field_error("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
+        raise field_error(
             "shard_ranks",
             "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
         )
@@ -105,7 +105,7 @@ class EngineBlock(Block):
         return min(self.shard_ranks or world_size, world_size)
 
 
-class CheckpointBlock(Block):
+class CheckpointBlock(RecipeBlock):
     """A checkpoint is written every `every_steps` steps and at the end of each epoch (null: only there).
 
     The newest `keep` stay. `asynchronous` copies the state to host memory (4 bytes for each master value and moment

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator, model_validator
 
-from sfa_dist.recipe.blocks.base import Block, Fraction, PathText, Positive, complain
+from sfa_dist.recipe.blocks.base import Fraction, PathText, Positive, RecipeBlock, field_error
 
 
 def _frames_or_auto(value: object) -> int | str:
@@ -18,7 +18,7 @@ def _frames_or_auto(value: object) -> int | str:
 FramesOrAuto = Annotated[int | Literal["auto"], PlainValidator(_frames_or_auto)]
 
 
-class CacheBlock(Block):
+class CacheBlock(RecipeBlock):
     """The feature cache: what the frozen trunk puts out for `views` augmented views of each video (docs/cache.md).
 
     `phases` of the tubelet x stride temporal phases are stored, all of which make every temporal crop exact.
@@ -46,7 +46,7 @@ class CacheBlock(Block):
     @model_validator(mode="after")
     def _live_shares(self) -> CacheBlock:
         if self.live_fraction + self.refresh > 1:
-            raise complain("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+            raise field_error("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
         if self.mixup and self.runs_trunk:
-            raise complain("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+            raise field_error("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
         return self

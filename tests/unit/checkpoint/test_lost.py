@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfa_dist.checkpoint.lost import Told, missing, told_by_log
+from sfa_dist.checkpoint.missing import Told, missing, told_by_log
 
 START = {"kind": "event", "event": "start", "stage": "stage1", "step": 0}
 

@@ -109,7 +109,7 @@ def test_a_save_is_what_safetensors_would_write(save: Save, engine: OneRankEngin
 def test_a_file_of_a_rank_that_rank_0_does_not_see_whole_is_not_committed(root: Path, size: int | None) -> None:
     """On a network disk rank 0 may not see what another rank has written."""
     name, layout = "optimizer-00001-of-00002.safetensors", plan_layout({})
-    shelf = folder.Shelf(root, keep=1)
+    shelf = folder.CheckpointDir(root, keep=1)
     temporary = shelf.names(1)[1]
     temporary.mkdir(parents=True)
     if size is not None:

@@ -13,7 +13,7 @@ from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
 from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
 from sfa_dist.models.vivit import Tail, Trunk, normalise
-from sfa_dist.parallel.engines.offload import HostFeatures, HostPool, Link
+from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.recipe.blocks import AdapterBlock
 from sfa_dist.recipe.schema import Stage2
 from sfa_dist.stages.trunk_setup import LARGEST_CHUNK_FRAMES, chunk_that_fits, free_bytes
@@ -136,7 +136,7 @@ def test_autocast_is_the_same_in_the_second_forward() -> None:
 
 def test_host_buffers_are_used_again_and_never_shared() -> None:
     frozen = frozen_of(True)
-    assert isinstance(frozen.link, Link)
+    assert isinstance(frozen.link, HostLink)
     first = frozen(clips())
     held = frozen.link.pool.bytes
     kept = first.load(0).clone()
@@ -238,7 +238,7 @@ def device_peak(frames: int, placement: str, offload: bool) -> int:
     """Bytes beyond weights, clip and host buffers that a stage-2 forward and backward takes at its peak, less those of
     the temporal encoder, which sees all frames and keeps what they need."""
     frozen = FrozenTrunk(trunk_of(WIDE), 8, placement == "pooled")
-    frozen.link = Link(CPU) if offload else None
+    frozen.link = HostLink(CPU) if offload else None
     tail = tail_of(frames, placement)
     given = clips(frames, batch=1, size=32)
 
@@ -302,7 +302,7 @@ def test_the_step_can_be_traced_on_fake_tensors(fake: FakeTensorMode, offload: b
     finally:
         torch.set_default_dtype(before)
     frozen = FrozenTrunk(trunk, 4, pooled)
-    frozen.link = Link(CPU) if offload else None
+    frozen.link = HostLink(CPU) if offload else None
     tail = Tail(MODEL, 8, AdapterBlock(placement="pooled" if pooled else "tokens"))
     out = tail(frozen(torch.empty(2, 3, 8, 16, 16, dtype=torch.uint8)))
     out.sum().backward()

@@ -141,7 +141,7 @@ def test_a_rank_outside_the_world_is_refused() -> None:
 def test_an_error_of_all_ranks_is_told_once_a_console(launcher: str, tells: list[int]) -> None:
     """srun's output is one for all nodes."""
     ranks = [Launch(launcher, rank, 4, rank % 2, 2) for rank in range(4)]
-    assert [launch.rank for launch in ranks if launch.tells] == tells
+    assert [launch.rank for launch in ranks if launch.prints_errors] == tells
 
 
 def test_nodes_are_named_as_the_launcher_tells() -> None:

@@ -17,7 +17,7 @@ from sfa_dist.train import patience
 ROOT = Path(__file__).resolve().parents[3]
 WORK = """\
 import atexit, os, sys, threading, time
-from sfa_dist.parallel.process_exit import leave
+from sfa_dist.parallel.process_exit import exit_process
 
 class Held:
     def __del__(self):
@@ -70,7 +70,7 @@ def test_a_full_disk_does_not_hide_the_code_of_the_work() -> None:
 
 
 def test_a_process_without_a_console_ends_as_any_other() -> None:
-    program = "from sfa_dist.parallel.process_exit import leave; leave(3)"
+    program = "from sfa_dist.parallel.process_exit import exit_process; exit_process(3)"
     command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     assert subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], cwd=ROOT).returncode == 3
 

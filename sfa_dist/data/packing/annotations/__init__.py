@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfa_dist.data.packing.annotations import activitynet, epic, hmdb, kinetics, moments, something, ucf
-from sfa_dist.data.packing.annotations.folders import rows_of_folder
+from sfa_dist.data.packing.annotations.class_folders import rows_of_folder
 from sfa_dist.data.packing.annotations.rows import ClipRow, Say, VideoFiles, some
 from sfa_dist.data.packing.annotations.tables import rows_of_csv
 from sfa_dist.errors import DataError, UsageError

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfa_dist.data.batches.resizing import Window, antialiased_in_float, resized
+from sfa_dist.data.batches.resizing import PixelWindow, antialiased_in_float, resized
 
 NUMBERS = np.arange(48)
 SMALL = (
@@ -58,7 +58,7 @@ def test_official_keeps_flat_frames():
 @pytest.mark.parametrize("how", ["official", "antialias"])
 @pytest.mark.parametrize("size", [(24, 31), (40, 60), (17, 90), (80, 120)])
 def test_a_window_is_a_part_of_the_whole(size, how):
-    frames, window = noise(3, 40, 60, 3), Window(3, 5, 11, 20)
+    frames, window = noise(3, 40, 60, 3), PixelWindow(3, 5, 11, 20)
     assert torch.equal(resized(frames, *size, how, window), window.of(resized(frames, *size, how)))
 
 

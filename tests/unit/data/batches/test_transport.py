@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sfa_dist.data.batches.loader import Batch, Batches, make_loader
-from sfa_dist.data.batches.transport import SMALL_BYTES, Parcel, Sender
+from sfa_dist.data.batches.transport import SMALL_BYTES, Sender, SharedTensor
 from sfa_dist.data.shards.shard_index import SampleIndex
 
 ITEMS = 40
@@ -62,7 +62,7 @@ def test_batches_of_workers_are_those_of_this_process(workers: int, prefetch: in
 def test_a_buffer_travels_once_and_is_used_again() -> None:
     batches, send = Numbered(empty_index()), Sender(prefetch_factor=1)
     sent = [send(batches[4])["clips"] for _ in range(6)]
-    assert all(isinstance(parcel, Parcel) for parcel in sent)
+    assert all(isinstance(parcel, SharedTensor) for parcel in sent)
     assert [parcel.buffer is not None for parcel in sent] == [True] * 3 + [False] * 3
 
 

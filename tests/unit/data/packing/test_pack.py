@@ -12,7 +12,7 @@ from shard_tools import run_tool
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.packing.pack_probe import Probe, Prober, Reading
+from sfa_dist.data.packing.pack_probe import Reading, VideoProbe, VideoProber
 from sfa_dist.data.packing.reencode import Encoding
 from sfa_dist.data.shards.shard_index import load_index, verify_index
 from sfa_dist.data.shards.shard_names import expand_shards
@@ -140,14 +140,14 @@ def test_packs_that_run_at_the_same_time_share_the_manifest(videos, tmp_path):
 def test_ctrl_c_keeps_what_was_looked_at(videos, tmp_path, monkeypatch):
     looked = []
 
-    def interrupted(prober: Prober, row: ClipRow) -> Probe:
+    def interrupted(prober: VideoProber, row: ClipRow) -> VideoProbe:
         if len(looked) == 4:
             raise KeyboardInterrupt
         looked.append(row.name)
         return whole(prober, row)
 
-    whole = Prober.__call__
-    monkeypatch.setattr(Prober, "__call__", interrupted)
+    whole = VideoProber.__call__
+    monkeypatch.setattr(VideoProber, "__call__", interrupted)
     arguments = ("pack", str(videos / "list.csv"), str(tmp_path / "out"))
     with pytest.raises(PreemptedError, match="run the same command again"):
         run_tool(*arguments)
@@ -169,7 +169,7 @@ def test_trouble_with_the_disk_is_not_the_clips_fault(videos, tmp_path):
     journal = (tmp_path / "out" / ".shard-work" / "journal.jsonl").read_text()
     assert journal.count('"key"') == GOOD
     (tmp_path / "file").touch()
-    prober = Prober((Reading("pyav"),), 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
+    prober = VideoProber((Reading("pyav"),), 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
     with pytest.raises(CheckpointError, match="make room there") as caught:
         prober(ClipRow(videos / "v0.MP4", "v0", {"label": "a"}, "line 2"))
     assert caught.value.exit_code == 74

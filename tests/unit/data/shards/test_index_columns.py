@@ -15,7 +15,7 @@ from sfa_dist.data.shards import index_file
 from sfa_dist.data.shards.index_columns import SIDECAR_NAME, Strings, Suffixes
 from sfa_dist.data.shards.index_file import INDEX_NAME, read_columns, read_index, to_entry, to_raw
 from sfa_dist.data.shards.shard_index import SampleIndex, build_index, load_index, verify_index
-from sfa_dist.data.shards.shard_walk import Member, SampleEntry, ShardEntry
+from sfa_dist.data.shards.shard_walk import SampleEntry, ShardEntry, TarMember
 
 TEXTS = ["", "a", "clip 7", "ä→漢", "\udcff is no utf-8", "x" * 300]
 
@@ -37,12 +37,14 @@ ENTRIES = {
         9000,
         "aa" * 32,
         (
-            SampleEntry("k0", {"mp4": Member(512, 100, 7), "cls": Member(1536, 1, 8)}, 3),
-            SampleEntry("k1", {"cls": Member(2560, 1, 9)}, 1, "label without a clip"),
-            SampleEntry("k\udcff", {"jpg": Member(3584, 5, 2**32 - 1), "webm": Member(4608, 6, 1)}, None, "no label"),
+            SampleEntry("k0", {"mp4": TarMember(512, 100, 7), "cls": TarMember(1536, 1, 8)}, 3),
+            SampleEntry("k1", {"cls": TarMember(2560, 1, 9)}, 1, "label without a clip"),
+            SampleEntry(
+                "k\udcff", {"jpg": TarMember(3584, 5, 2**32 - 1), "webm": TarMember(4608, 6, 1)}, None, "no label"
+            ),
         ),
     ),
-    "b.tar": ShardEntry(5000, "bb" * 32, (SampleEntry("k0", {"png": Member(512, 4, 1)}, None),)),
+    "b.tar": ShardEntry(5000, "bb" * 32, (SampleEntry("k0", {"png": TarMember(512, 4, 1)}, None),)),
 }
 
 

@@ -15,7 +15,7 @@ from sfa_dist.parallel.watch.verdict import (
     SUSPECT_S,
     UNWATCHED,
     WAITS,
-    Seat,
+    RankState,
     describe,
     exit_code,
     find_lost,
@@ -26,12 +26,12 @@ from sfa_dist.parallel.watch.verdict import (
 START = 1000.0
 
 
-def seats(*states: str | tuple[str, int], since: float = START) -> list[Seat]:
+def seats(*states: str | tuple[str, int], since: float = START) -> list[RankState]:
     """One seat a rank, heard at `since`; a state may come with an exit code."""
     out = []
     for rank, state in enumerate(states):
         name, code = (state, 70 if state == WAITS else 0) if isinstance(state, str) else state
-        seat = Seat(rank, START)
+        seat = RankState(rank, START)
         seat.host = f"node{rank}"
         seat.update(since, RUNS, 0, "forward", 119)
         seat.update(since, name, code, "forward", 120)
@@ -39,12 +39,12 @@ def seats(*states: str | tuple[str, int], since: float = START) -> list[Seat]:
     return out
 
 
-def lost(them: list[Seat], now: float) -> int | None:
+def lost(them: list[RankState], now: float) -> int | None:
     found = find_lost(them, now)
     return None if found is None else found.rank
 
 
-def keep_up(them: list[Seat], now: float, *ranks: int) -> None:
+def keep_up(them: list[RankState], now: float, *ranks: int) -> None:
     """These ranks have just been heard."""
     for rank in ranks:
         seat = them[rank]
@@ -56,7 +56,7 @@ def test_nobody_is_lost_while_all_run() -> None:
 
 
 def test_a_rank_that_was_never_heard_is_not_silent() -> None:
-    assert find_lost([Seat(0, START), Seat(1, START)], START + 1000) is None
+    assert find_lost([RankState(0, START), RankState(1, START)], START + 1000) is None
 
 
 def test_a_process_that_ended_without_a_word_is_lost_at_once() -> None:

@@ -16,7 +16,7 @@ from sfa_dist.errors import LostRankError
 from sfa_dist.parallel import joining, rendezvous
 from sfa_dist.parallel.joining import _door, _unreached
 from sfa_dist.parallel.launch import Launch
-from sfa_dist.parallel.rendezvous import Meeting, arrange
+from sfa_dist.parallel.rendezvous import RendezvousConfig, arrange
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch.guard import _Guard
 from sfa_dist.parallel.watch.lines import Lines
@@ -52,7 +52,7 @@ def test_nobody_who_says_nothing_keeps_others_from_hearing_that_there_is_no_hub(
         stream.close()
 
 
-def meeting(ranks_on_node: int, address: str = "127.0.0.1") -> Meeting:
+def meeting(ranks_on_node: int, address: str = "127.0.0.1") -> RendezvousConfig:
     with socket.create_server((address, 0)) as free:
         port = free.getsockname()[1]
     environ = {"MASTER_ADDR": address, "MASTER_PORT": str(port), rendezvous.LIMIT_VARIABLE: "5"}
