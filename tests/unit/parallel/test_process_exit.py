@@ -39,7 +39,7 @@ def run(end: str, stdout: int | IO[str] = subprocess.PIPE, code: int = 3) -> sub
 
 
 def test_what_waits_for_the_end_is_done_and_the_code_stays() -> None:
-    done = run("leave")
+    done = run("exit_process")
     assert (done.returncode, done.stdout, done.stderr) == (3, "work\nthread\nhandler\n", "")
 
 
@@ -50,7 +50,7 @@ def test_the_interpreters_own_end_would_have_aborted() -> None:
 def test_a_reader_that_left_changes_nothing() -> None:
     read, write = os.pipe()
     os.close(read)
-    done = run("leave", write)
+    done = run("exit_process", write)
     os.close(write)
     assert (done.returncode, done.stderr) == (3, "")
 
@@ -58,7 +58,7 @@ def test_a_reader_that_left_changes_nothing() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_74_in_one_line() -> None:
     with open("/dev/full", "w") as full:
-        done = run("leave", full, code=0)
+        done = run("exit_process", full, code=0)
     assert done.returncode == 74
     assert done.stderr == "error: disk: <stdout>: [Errno 28] No space left on device\n"
 
@@ -66,7 +66,7 @@ def test_a_full_disk_is_74_in_one_line() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_does_not_hide_the_code_of_the_work() -> None:
     with open("/dev/full", "w") as full:
-        assert run("leave", full, code=75).returncode == 75
+        assert run("exit_process", full, code=75).returncode == 75
 
 
 def test_a_process_without_a_console_ends_as_any_other() -> None:
