@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,18 @@ def part_of(file: Path) -> str:
     return file.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache  # Each file is asked ten times; its names are few, its tree is large and is not kept.
+def imports(file: Path) -> tuple[str, ...]:
     """Every module that a file imports, anywhere in it, with full names."""
+    names: list[str] = []
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: a relative import"
             # `from torch import distributed` imports torch.distributed as much as `import torch.distributed` does.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
 
 
 def imports_of(file: Path, module: str) -> list[str]:
@@ -82,7 +86,7 @@ def test_every_module_has_a_layer() -> None:
 @each_file
 def test_imports_run_one_way(file: Path) -> None:
     if (part := part_of(file)) == "__init__":
-        assert list(imports(file)) == []
+        assert imports(file) == ()
         return
     for imported in own_imports(file):
         assert imported == part or LAYER_OF[imported] < LAYER_OF[part], f"{part} imports {imported}"
