@@ -250,9 +250,8 @@ def test_what_all_ranks_find_one_of_them_tells(
 
 
 def test_an_internal_error_is_70_with_the_traceback_in_a_file(place: Path, used: Path) -> None:
-    run = place / "broken"
-    shutil.copytree(used, run)
-    finished = train(place, *START, "broken", TEST_FAULTS="bug stages.stage_inputs")
+    shutil.copytree(used, place / "broken", dirs_exist_ok=True)
+    finished = train(place, *START, "broken", TEST_FAULTS="bug stages.pipeline.stage_inputs")
     assert finished.code == 70
     assert finished.err.count("\n") == 1
     file = finished.err.split("traceback in ")[1].split(",")[0]

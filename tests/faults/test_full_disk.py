@@ -64,17 +64,17 @@ def test_0_of_what_was_done_before(place: Path) -> None:
 
 
 def test_0_of_a_stage_that_has_just_been_done(place: Path) -> None:
-    finished = on_full_disk(place, *STAGE, after="stages.write_done")
+    finished = on_full_disk(place, *STAGE, after="stages.pipeline.write_done")
     assert_ended(finished, 0)
     assert "attempts.json is not written: no space left" in finished.err
 
 
 def test_0_of_a_run_whose_report_finds_no_room(place: Path) -> None:
-    finished = on_full_disk(place, *START, after="stages.test")
+    finished = on_full_disk(place, *START, after="stages.pipeline.test")
     assert finished.code == 0, finished.err
     assert "the report is not written: no space left" in finished.err
     assert "sfa report" in finished.err
-    asked = on_full_disk(place, *START, "--stage", "report", after="run_lock._self")
+    asked = on_full_disk(place, *START, "--stage", "report", after="run.lock._self")
     assert_ended(asked, 74, "no space left")
 
 
@@ -97,7 +97,7 @@ def test_70(place: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("after", ["", "stages.prepare"])
+@pytest.mark.parametrize("after", ["", "stages.pipeline.prepare"])
 def test_74_keeps_what_the_save_says(place: Path, after: str) -> None:
     finished = on_full_disk(place, *STAGE, after=after)
     assert_ended(finished, 74, "rank 0 on ", "could not write", "step-00000003.tmp", "needed", "have 0.0 MiB")
