@@ -24,7 +24,9 @@ from pydantic import ValidationError, model_validator
 from sfa_dist.boundary.secret import remember_source, without_secrets, without_secrets_in
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import (
+    Fixed,
     FolderName,
+    Free,
     LogBlock,
     NonNegative,
     OptimizerBlock,
@@ -71,12 +73,12 @@ class Recipe(RecipeBlock):
     dots, such as `optimizer.lr: [0.1, 0.2]`.
     """
 
-    name: FolderName
-    seed: NonNegative = 0
+    name: Free[FolderName]
+    seed: Fixed[NonNegative] = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
-    sweep: dict[str, list[Any]] = {}
+    sweep: Fixed[dict[str, list[Any]]] = {}
     test: TestBlock = TestBlock()
     log: LogBlock = LogBlock()
     stop: StopBlock = StopBlock()

@@ -23,34 +23,8 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock, record_recipe
+from sfa_dist.recipe.stages import FREE_KEYS
 
-# What may differ between a run and its continuation: where and how it is computed, not what.
-EXECUTION_KEYS = (
-    "engine",
-    "checkpoint",
-    "deepspeed",
-    "batch.micro",
-    "batch.eval_micro",
-    "data.workers",
-    "data.train",
-    "data.val",
-    "data.test",
-    "data.remote",
-    "data.decoder",
-    "data.max_bad_fraction",
-    "data.limits.decoded_mib",
-    "data.limits.seconds",
-    "schedule.max_steps",
-    "chunk_frames",
-    "offload",
-    "overlap",
-    "compile",
-    "activation",
-    "activation_backend",
-    "cache.dir",
-    "weights",
-    "image_checkpoint",
-)
 CACHE_STAGE = "cache"
 DIVERGED = "diverged"  # Key of a result, and event: a member of a sweep that has left the finite numbers.
 DONE = "done.json"
@@ -78,7 +52,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
     flat = {
         key: value
         for key, value in flatten(stage.model_dump(mode="json")).items()
-        if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
+        if not any(key == skipped or key.startswith(skipped + ".") for skipped in FREE_KEYS)
     }
     if flat.get("trunk_precision") == "auto":  # As in run directories of before there was a choice.
         del flat["trunk_precision"]
@@ -104,7 +78,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
     recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
-    keys = sorted((recorded.keys() | wanted.keys()) - set(EXECUTION_KEYS))  # of which older runs recorded more
+    keys = sorted((recorded.keys() | wanted.keys()) - FREE_KEYS)  # of which older runs recorded more
     different = [key for key in keys if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
