@@ -38,7 +38,8 @@ from sfa_dist.recipe.blocks import (
 from sfa_dist.recipe.messages import describe_errors
 from sfa_dist.recipe.shipped import find_recipe
 from sfa_dist.recipe.source import drop_marks, escape_variables, find, leaves, merge, read_source, texts
-from sfa_dist.recipe.stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
+from sfa_dist.recipe.stage_names import STAGE_NAMES
+from sfa_dist.recipe.stages import STAGE_BLOCKS, ImageStage, Stage1, Stage2, StageBlock
 from sfa_dist.recipe.strict_yaml import Node, format_tree, plain
 
 __all__ = [

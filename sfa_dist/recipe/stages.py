@@ -35,7 +35,6 @@ STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
     *("activation", "activation_backend", "compile"),
 )
-STAGE_NAMES = ("image", "stage1", "stage2")
 
 
 class StageBlock(RecipeBlock):

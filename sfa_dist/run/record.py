@@ -17,17 +17,17 @@ from rich.table import Table
 import sfa_dist
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, read_object, tell_unwritten, write_if_new, write_json
+from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.blocks import EngineBlock
-from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock, record_recipe
+from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
+from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
 from sfa_dist.recipe.stages import FREE_KEYS
 
-CACHE_STAGE = "cache"
 DIVERGED = "diverged"  # Key of a result, and event: a member of a sweep that has left the finite numbers.
-DONE = "done.json"
 RESULT_NUMBERS = (
     *("steps", "seconds", "gpu_seconds", "peak_memory_gib", "trainable_parameters", "frozen_parameters"),
     "optimizer_bytes_per_rank",
@@ -130,7 +130,7 @@ def write_done(
 
 def keep_recipe(directory: Path, recipe: Recipe) -> None:
     """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
-    write_if_new(directory / "recipe.yaml", record_recipe(recipe))
+    write_if_new(directory / RECIPE, record_recipe(recipe))
 
 
 def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
@@ -144,8 +144,11 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
 
 def collect_results(run_dir: Path) -> dict[str, Any]:
     """The stages' own results and the totals of result.json."""
-    names = (*STAGE_NAMES[:-1], CACHE_STAGE, STAGE_NAMES[-1])  # In the order in which they run.
-    stages = {name: done["result"] for name in names if (done := read_done(run_dir / name)) is not None}
+    stages = {
+        name: done["result"]
+        for name in RUN_STEPS
+        if name not in (TEST, REPORT) and (done := read_done(run_dir / name)) is not None
+    }
     last = list(stages.values())[-1] if stages else {}
     totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
     seconds = sum(stage["seconds"] for stage in stages.values())
@@ -181,7 +184,7 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
 def recorded_decoder(run_dir: Path) -> str | None:
     """What decoded the clips of a run until now, by its env.json; None where that does not tell."""
     try:
-        return str(read_object(run_dir / "env.json", decoder=str)["decoder"])
+        return str(read_object(run_dir / ENVIRONMENT, decoder=str)["decoder"])
     except (OSError, ValueError):  # It is written anew at each start, and nothing depends on it.
         return None
 
