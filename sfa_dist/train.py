@@ -31,6 +31,7 @@ from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.process_exit import exit_process
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE, StopFlag
+from sfa_dist.recipe.stage_names import RUN_STEPS
 
 UNTOLD_S = 2.0
 LAUNCHER_S = 0.5
@@ -76,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", default="auto", help="auto (go on where the run directory stands), never, or a checkpoint"
     )
-    parser.add_argument(
-        "--stage", choices=("image", "stage1", "cache", "stage2", "test", "report"), help="only this stage"
-    )
+    parser.add_argument("--stage", choices=RUN_STEPS, help="only this stage")
     parser.add_argument(
         "--print-recipe", action="store_true", help="print the resolved recipe with each value's origin"
     )

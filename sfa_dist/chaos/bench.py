@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.boundary.file_names import CHECKPOINTS, LOG
 from sfa_dist.chaos.oracle import compare, compare_closely, events, log_lines
 from sfa_dist.chaos.processes import End, Job
 from sfa_dist.chaos.workplace import SAVE_EVERY, Workplace
@@ -56,7 +57,7 @@ class References:
             stage = next(iter(self.place.stages))
             job = bench.start(run, sets=sets)
             half = self.place.steps // 2 // SAVE_EVERY * SAVE_EVERY
-            bench.until(job, (bench.folder / run / stage / "checkpoints" / f"step-{half:08d}").exists)
+            bench.until(job, (bench.folder / run / stage / CHECKPOINTS / f"step-{half:08d}").exists)
             job.send_to_groups(signal.SIGKILL)
             job.ends(PATIENCE_S)
 
@@ -146,7 +147,7 @@ class Bench:
 
     def saw_step(self, step: int, run: str = "run", stage: str | None = None) -> Callable[[], bool]:
         """Whether log.jsonl has a step."""
-        log, mark = self.folder / run / "log.jsonl", f'"stage": "{stage or self.first_stage}", "step": {step}, "epoch"'
+        log, mark = self.folder / run / LOG, f'"stage": "{stage or self.first_stage}", "step": {step}, "epoch"'
         return lambda: log.is_file() and mark in log.read_text(errors="replace")
 
     def pause(self, longest: float) -> None:
@@ -167,7 +168,7 @@ class Bench:
 
     def checkpoints(self, run: str = "run") -> list[Path]:
         """The first stage's committed checkpoints, oldest first."""
-        return sorted((self.folder / run / self.first_stage / "checkpoints").glob("step-????????"))
+        return sorted((self.folder / run / self.first_stage / CHECKPOINTS).glob("step-????????"))
 
     def own_clips(self) -> tuple[list[Path], list[str]]:
         """Copies of the first stage's training shards, to be damaged, and the arguments that make a run read them."""

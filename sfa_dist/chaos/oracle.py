@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.boundary.file_names import LOG, WEIGHTS
 from sfa_dist.checkpoint import file_sha256
 from sfa_dist.recipe.schema import STAGE_NAMES
 
@@ -34,7 +35,7 @@ class Evidence:
 def log_lines(run: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl; one that a kill has cut in two is none. Empty before there is a log."""
     try:
-        text = (run / "log.jsonl").read_text(errors="replace")
+        text = (run / LOG).read_text(errors="replace")
     except FileNotFoundError:
         return []
     return [line for line in map(_parse, text.splitlines()) if line is not None]
@@ -59,7 +60,7 @@ def read_run(run: Path, stages: tuple[str, ...] = STAGE_NAMES) -> Evidence:
             key = tuple(line.get(name) for name in EVALUATION_KEYS)
             _note(found, found.evaluations, key, tuple(line[name] for name in FINDINGS))
     for stage in stages:
-        file = run / stage / "weights.safetensors"
+        file = run / stage / WEIGHTS
         if file.is_file():
             found.weights[stage] = file_sha256(file)
     return found

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from sfa_dist.boundary.file_names import CHECKPOINTS
 from sfa_dist.chaos import injectors
 from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, said
 from sfa_dist.chaos.oracle import events
@@ -43,7 +44,7 @@ def _each_or_one(bench: Bench, damage: Callable[[Path], str]) -> str:
 
 def _newest(bench: Bench) -> Path:
     """The newest checkpoint of the killed run, which all copies start from."""
-    folder = bench.references.killed(bench.ranks) / bench.first_stage / "checkpoints"
+    folder = bench.references.killed(bench.ranks) / bench.first_stage / CHECKPOINTS
     return max(folder.glob("step-????????"))
 
 
@@ -130,7 +131,7 @@ def full_disk(bench: Bench) -> str:
         job = bench.start("run", *more, environ={VARIABLE: f"save.write:enospc@step=6,stage={stage}"})
         how = "an ENOSPC put into the write (no mounts of one's own here)"
     line = bench.refused(job.ends(PATIENCE_S), 74, "no space left" if "tmpfs" in how else "o space left")
-    found, faults = newest_valid(run / stage / "checkpoints")
+    found, faults = newest_valid(run / stage / CHECKPOINTS)
     if found is None or faults:
         raise BrokenError(f"what was saved before is not intact: {faults}")
     bench.complete(run.name, *more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 
+from sfa_dist.boundary.file_names import CHECKPOINTS
 from sfa_dist.chaos.bench import LOST_WITHIN_S, PATIENCE_S, Bench, BrokenError, codes, one_line, said
 from sfa_dist.chaos.oracle import events, log_lines
 from sfa_dist.chaos.processes import End, Job
@@ -101,14 +102,14 @@ def kill_in_each_phase_of_a_save(bench: Bench) -> str:
         ends = job.ends(PATIENCE_S)
         if signal.SIGKILL not in {-end.code for end in ends}:
             raise BrokenError(f"{point}: no rank was killed there ({codes(ends)})", said(ends))
-        found, faults = newest_valid(bench.folder / run / stage / "checkpoints")
+        found, faults = newest_valid(bench.folder / run / stage / CHECKPOINTS)
         if found is None or faults:
             raise BrokenError(f"{point}: {'; '.join(faults) or 'no checkpoint is left'}")
         bench.complete(run, "--stage", stage)
         bench.same_bits(run, stages=(stage,))
         step = found.name.removeprefix("step-").lstrip("0")  # 6.old where the new one does not stand yet.
         seen.append(f"{point.removeprefix('save.')} -> {step}")
-        if left := list((bench.folder / run / stage / "checkpoints").glob("*.tmp")):
+        if left := list((bench.folder / run / stage / CHECKPOINTS).glob("*.tmp")):
             raise BrokenError(f"{point}: {left[0].name} is still there at the end")
     return f"went on from the newest intact step each time ({', '.join(seen)}); the same bits"
 

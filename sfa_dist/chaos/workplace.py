@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sfa_dist.boundary.file_names import RECIPE
 from sfa_dist.data.shards.index_file import read_index
 from sfa_dist.data.shards.shard_index import build_index
 from sfa_dist.data.shards.shard_names import expand_shards
@@ -62,7 +63,7 @@ class Workplace:
     @property
     def recipe_file(self) -> Path:
         """What train.py is given."""
-        return self.folder / "recipe.yaml"
+        return self.folder / RECIPE
 
 
 def trained_stages(recipe: Recipe) -> dict[str, StageBlock]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfa_dist.boundary.disk import read_object
-from sfa_dist.boundary.file_names import RECIPE, WEIGHTS
+from sfa_dist.boundary.file_names import RECIPE, RESULT, WEIGHTS
 from sfa_dist.errors import CheckpointError, RecipeError, UsageError
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe
 
@@ -56,7 +56,7 @@ def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Finished
 
 def _best_member(run_dir: Path) -> str:
     try:
-        return str(read_object(run_dir / "result.json", best=str)["best"])
+        return str(read_object(run_dir / RESULT, best=str)["best"])
     except (OSError, ValueError):
         raise CheckpointError(
             f"{run_dir} is a sweep that is not tested yet, so none of its members is the best: give one with "

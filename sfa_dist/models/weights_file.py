@@ -14,9 +14,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sfa_dist.boundary.disk import explain, file_sha256, read_object, read_plain
+from sfa_dist.boundary.file_names import DONE
 from sfa_dist.errors import CheckpointError
 
-RECORD = "done.json"
 _DIGEST = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{64}(?![0-9a-fA-F])")
 _MAX_LIST = 2**20  # Bytes of a `.sha256`.
 
@@ -29,15 +29,13 @@ def checked_sha256(path: Path) -> str:
     try:
         found = path.stat()
         size, digest = _recorded(path)
-        advice = (
-            f"restore it from a copy, or remove {path.with_name(RECORD)} to run the stage again from its checkpoint"
-        )
+        advice = f"restore it from a copy, or remove {path.with_name(DONE)} to run the stage again from its checkpoint"
         if size is not None and found.st_size != size:
-            raise CheckpointError(f"{path} has {found.st_size} bytes, {size} were written ({RECORD}): {advice}")
+            raise CheckpointError(f"{path} has {found.st_size} bytes, {size} were written ({DONE}): {advice}")
         stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         sha256 = _sha256_of(path, stamp)
         if digest is not None and sha256 != digest:
-            told = f"its sha256 is {sha256[:16]}..., that of what was written {digest[:16]}... ({RECORD})"
+            told = f"its sha256 is {sha256[:16]}..., that of what was written {digest[:16]}... ({DONE})"
             raise CheckpointError(f"{path} is damaged or another run's: {told}: {advice}")
         wanted = _listed(path)
     except OSError as error:
@@ -56,7 +54,7 @@ def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
 
 def _recorded(path: Path) -> tuple[int | None, str | None]:
     """(size, sha256) from the `done.json` beside a file, None where it tells none. Raises CheckpointError, OSError."""
-    record = path.with_name(RECORD)
+    record = path.with_name(DONE)
     try:
         files = read_object(record).get("files")
         described = files.get(path.name) if isinstance(files, dict) else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sfa_dist.boundary.secret import MASK, is_secret_name, shown_source
+from sfa_dist.recipe.blocks import RecipeBlock, block_in
 from sfa_dist.recipe.source import find
 from sfa_dist.recipe.strict_yaml import Node, format_value, plain
 
@@ -45,7 +46,7 @@ SYNONYMS = {
 }
 
 
-def describe_errors(error: ValidationError, root: Node, schema: type[BaseModel], shared: Collection[str]) -> str:
+def describe_errors(error: ValidationError, root: Node, schema: type[RecipeBlock], shared: Collection[str]) -> str:
     """All complaints, one a line, each once. `shared` names the blocks that may also stand at the top level."""
     homes = _homes(schema, shared)
     lines = list(dict.fromkeys(_describe(detail, root, homes, shared) for detail in error.errors()))
@@ -112,28 +113,20 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _homes(schema: type[BaseModel], shared: Collection[str]) -> dict[str, list[str]]:
+def _homes(schema: type[RecipeBlock], shared: Collection[str]) -> dict[str, list[str]]:
     """For each block its keys, e.g. `optimizer` -> [name, lr, ...]; "" is the top level."""
     homes: dict[str, list[str]] = {}
 
-    def visit(model: type[BaseModel], path: str) -> None:
+    def visit(model: type[RecipeBlock], path: str) -> None:
         homes[path] = list(model.model_fields)
         for name, field in model.model_fields.items():
-            inner = _block_in(field.annotation)
+            inner = block_in(field.annotation)
             if inner is not None:
                 visit(inner, name if name in shared or not path else f"{path}.{name}")
 
     visit(schema, "")
     homes[""] += shared
     return homes
-
-
-def _block_in(annotation: Any) -> type[BaseModel] | None:
-    """The block in `Block` or `Block | None`."""
-    for option in (annotation, *get_args(annotation)):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
 
 
 def _suggest(name: str, parent: str, homes: Mapping[str, list[str]]) -> str:

@@ -24,7 +24,9 @@ from pydantic import ValidationError, model_validator
 from sfa_dist.boundary.secret import remember_source, without_secrets, without_secrets_in
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import (
+    Fixed,
     FolderName,
+    Free,
     LogBlock,
     NonNegative,
     OptimizerBlock,
@@ -36,7 +38,8 @@ from sfa_dist.recipe.blocks import (
 from sfa_dist.recipe.messages import describe_errors
 from sfa_dist.recipe.shipped import find_recipe
 from sfa_dist.recipe.source import drop_marks, escape_variables, find, leaves, merge, read_source, texts
-from sfa_dist.recipe.stages import STAGE_BLOCKS, STAGE_NAMES, ImageStage, Stage1, Stage2, StageBlock
+from sfa_dist.recipe.stage_names import STAGE_NAMES
+from sfa_dist.recipe.stages import STAGE_BLOCKS, ImageStage, Stage1, Stage2, StageBlock
 from sfa_dist.recipe.strict_yaml import Node, format_tree, plain
 
 __all__ = [
@@ -71,12 +74,12 @@ class Recipe(RecipeBlock):
     dots, such as `optimizer.lr: [0.1, 0.2]`.
     """
 
-    name: FolderName
-    seed: NonNegative = 0
+    name: Free[FolderName]
+    seed: Fixed[NonNegative] = 0
     image: ImageStage | None = None
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
-    sweep: dict[str, list[Any]] = {}
+    sweep: Fixed[dict[str, list[Any]]] = {}
     test: TestBlock = TestBlock()
     log: LogBlock = LogBlock()
     stop: StopBlock = StopBlock()

@@ -17,7 +17,9 @@ from sfa_dist.recipe.blocks import (
     CheckpointBlock,
     DataBlock,
     EngineBlock,
+    Fixed,
     FramesOrAuto,
+    Free,
     ModelBlock,
     NonNegative,
     OptimizerBlock,
@@ -26,13 +28,13 @@ from sfa_dist.recipe.blocks import (
     RecipeBlock,
     ScheduleBlock,
     field_error,
+    free_keys,
 )
 
 STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
     *("activation", "activation_backend", "compile"),
 )
-STAGE_NAMES = ("image", "stage1", "stage2")
 
 
 class StageBlock(RecipeBlock):
@@ -44,7 +46,7 @@ class StageBlock(RecipeBlock):
     whose code does it. `compile` compiles each trained block (and each block of stage 2's trunk) with torch.compile.
     """
 
-    frames: Positive
+    frames: Fixed[Positive]
     model: ModelBlock
     data: DataBlock
     augment: AugmentBlock = AugmentBlock()
@@ -53,10 +55,10 @@ class StageBlock(RecipeBlock):
     schedule: ScheduleBlock
     engine: EngineBlock = EngineBlock()
     checkpoint: CheckpointBlock = CheckpointBlock()
-    deepspeed: dict[str, Any] = {}
-    activation: Literal["keep", "checkpoint", "offload", "checkpoint_offload"] = "keep"
-    activation_backend: Literal["torch", "fairscale", "deepspeed"] = "torch"
-    compile: bool = False
+    deepspeed: Free[dict[str, Any]] = {}
+    activation: Free[Literal["keep", "checkpoint", "offload", "checkpoint_offload"]] = "keep"
+    activation_backend: Free[Literal["torch", "fairscale", "deepspeed"]] = "torch"
+    compile: Free[bool] = False
 
     def on_ranks(self, world_size: int) -> Self:
         """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
@@ -132,9 +134,9 @@ class Stage1(StageBlock):
     `weights` takes the weights of a finished stage 1 instead of training one.
     """
 
-    frames: Positive = 8
-    image_checkpoint: PathText | None = None
-    weights: PathText | None = None
+    frames: Fixed[Positive] = 8
+    image_checkpoint: Free[PathText | None] = None
+    weights: Free[PathText | None] = None
 
 
 class Stage2(StageBlock):
@@ -151,13 +153,13 @@ class Stage2(StageBlock):
     """
 
     adapter: AdapterBlock | None = AdapterBlock()
-    head: Literal["auto", "zero"] = "auto"
-    chunk_frames: FramesOrAuto = 8
-    offload: Literal["on", "off", "auto"] = "auto"
-    overlap: Literal["on", "off", "auto"] = "auto"
-    trunk_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
+    head: Fixed[Literal["auto", "zero"]] = "auto"
+    chunk_frames: Free[FramesOrAuto] = 8
+    offload: Free[Literal["on", "off", "auto"]] = "auto"
+    overlap: Free[Literal["on", "off", "auto"]] = "auto"
+    trunk_precision: Fixed[Literal["auto", "bf16", "int8", "fp8"]] = "auto"
     cache: CacheBlock | None = None
-    seed: NonNegative | None = None
+    seed: Fixed[NonNegative | None] = None
 
     @property
     def runs_trunk(self) -> bool:
@@ -192,3 +194,7 @@ class Stage2(StageBlock):
                 "chunk_frames", f"{self.chunk_frames} is not a multiple of model.tubelet ({self.model.tubelet})"
             )
         return self
+
+
+# Of any stage: what may differ between a run and its continuation, by dotted name.
+FREE_KEYS = free_keys(ImageStage, Stage1, Stage2)

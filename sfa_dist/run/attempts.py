@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.boundary.disk import explain, parse_json, read_plain, tell_unwritten, write_json
+from sfa_dist.boundary.file_names import ATTEMPTS
 from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import CheckpointError, LostRankError
 
-FILE_NAME = "attempts.json"
 KEPT = 20
 COUNTED_CODE = 70
 FIELDS = {"identity": str, "code": int, "stage": str, "step": int, "error": str}  # Or null.
@@ -29,7 +29,7 @@ class Attempts:
     limit)."""
 
     def __init__(self, run_dir: Path, identity: str, limit: int) -> None:
-        self._path, self._identity, self._limit = run_dir / FILE_NAME, identity, limit
+        self._path, self._identity, self._limit = run_dir / ATTEMPTS, identity, limit
         self._entries: list[dict[str, Any]] = []
 
     def begin(self) -> None:

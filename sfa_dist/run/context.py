@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sfa_dist.boundary.file_names import WEIGHTS
 from sfa_dist.boundary.secret import shown_source
 from sfa_dist.checkpoint.failpoints import NO_FAILPOINTS, Failpoints
 from sfa_dist.errors import PreemptedError
@@ -37,7 +38,7 @@ class Run:
     def weights(self, stage: str) -> Path:
         """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
         given = self.recipe.stage1.weights if stage == "stage1" and self.recipe.stage1 else None
-        return Path(given) if given else self.directory / stage / "weights.safetensors"
+        return Path(given) if given else self.directory / stage / WEIGHTS
 
     def cache_directory(self, stage: Stage2) -> Path:
         """Where the feature cache of stage 2 is."""

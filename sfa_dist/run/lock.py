@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.boundary.disk import explain, parse_json, tell, tell_unwritten
+from sfa_dist.boundary.file_names import LOCK
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.process_state import started_at
 
-FILE_NAME = "lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -33,7 +33,7 @@ def held(run_dir: Path, environ: Mapping[str, str]) -> Iterator[None]:
 
     Raises RecipeError that names the job that has it, CheckpointError when the directory cannot be written.
     """
-    path = run_dir / FILE_NAME
+    path = run_dir / LOCK
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         me = _self(environ)

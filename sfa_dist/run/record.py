@@ -17,43 +17,17 @@ from rich.table import Table
 import sfa_dist
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, read_object, tell_unwritten, write_if_new, write_json
+from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.blocks import EngineBlock
-from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock, record_recipe
+from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
+from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
+from sfa_dist.recipe.stages import FREE_KEYS
 
-# What may differ between a run and its continuation: where and how it is computed, not what.
-EXECUTION_KEYS = (
-    "engine",
-    "checkpoint",
-    "deepspeed",
-    "batch.micro",
-    "batch.eval_micro",
-    "data.workers",
-    "data.train",
-    "data.val",
-    "data.test",
-    "data.remote",
-    "data.decoder",
-    "data.max_bad_fraction",
-    "data.limits.decoded_mib",
-    "data.limits.seconds",
-    "schedule.max_steps",
-    "chunk_frames",
-    "offload",
-    "overlap",
-    "compile",
-    "activation",
-    "activation_backend",
-    "cache.dir",
-    "weights",
-    "image_checkpoint",
-)
-CACHE_STAGE = "cache"
 DIVERGED = "diverged"  # Key of a result, and event: a member of a sweep that has left the finite numbers.
-DONE = "done.json"
 RESULT_NUMBERS = (
     *("steps", "seconds", "gpu_seconds", "peak_memory_gib", "trainable_parameters", "frozen_parameters"),
     "optimizer_bytes_per_rank",
@@ -78,7 +52,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
     flat = {
         key: value
         for key, value in flatten(stage.model_dump(mode="json")).items()
-        if not any(key == skipped or key.startswith(skipped + ".") for skipped in EXECUTION_KEYS)
+        if not any(key == skipped or key.startswith(skipped + ".") for skipped in FREE_KEYS)
     }
     if flat.get("trunk_precision") == "auto":  # As in run directories of before there was a choice.
         del flat["trunk_precision"]
@@ -104,7 +78,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
     recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
-    keys = sorted((recorded.keys() | wanted.keys()) - set(EXECUTION_KEYS))  # of which older runs recorded more
+    keys = sorted((recorded.keys() | wanted.keys()) - FREE_KEYS)  # of which older runs recorded more
     different = [key for key in keys if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
@@ -156,7 +130,7 @@ def write_done(
 
 def keep_recipe(directory: Path, recipe: Recipe) -> None:
     """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
-    write_if_new(directory / "recipe.yaml", record_recipe(recipe))
+    write_if_new(directory / RECIPE, record_recipe(recipe))
 
 
 def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
@@ -170,8 +144,11 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
 
 def collect_results(run_dir: Path) -> dict[str, Any]:
     """The stages' own results and the totals of result.json."""
-    names = (*STAGE_NAMES[:-1], CACHE_STAGE, STAGE_NAMES[-1])  # In the order in which they run.
-    stages = {name: done["result"] for name in names if (done := read_done(run_dir / name)) is not None}
+    stages = {
+        name: done["result"]
+        for name in RUN_STEPS
+        if name not in (TEST, REPORT) and (done := read_done(run_dir / name)) is not None
+    }
     last = list(stages.values())[-1] if stages else {}
     totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
     seconds = sum(stage["seconds"] for stage in stages.values())
@@ -207,7 +184,7 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
 def recorded_decoder(run_dir: Path) -> str | None:
     """What decoded the clips of a run until now, by its env.json; None where that does not tell."""
     try:
-        return str(read_object(run_dir / "env.json", decoder=str)["decoder"])
+        return str(read_object(run_dir / ENVIRONMENT, decoder=str)["decoder"])
     except (OSError, ValueError):  # It is written anew at each start, and nothing depends on it.
         return None
 

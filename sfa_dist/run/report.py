@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import parse_object, read_object, read_plain, write_whole
+from sfa_dist.boundary.file_names import ENVIRONMENT, LOG, RECIPE, REPORT_PAGE, REPORT_TEXT, RESULT
 from sfa_dist.boundary.plain import for_figure, for_html, for_markdown
 from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import CheckpointError
+from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.report_classes import Table, class_reports, draw_confusions, read_class_tables
 
@@ -60,16 +62,16 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _write_report(run_dir: Path) -> Path:
-    records = read_log(run_dir / "log.jsonl")
-    result = _read_json(run_dir / "result.json")
-    env = _read_json(run_dir / "env.json")
-    recipe_file = run_dir / "recipe.yaml"  # One of before 0.4 holds secrets.
+    records = read_log(run_dir / LOG)
+    result = _read_json(run_dir / RESULT)
+    env = _read_json(run_dir / ENVIRONMENT)
+    recipe_file = run_dir / RECIPE  # One of before 0.4 holds secrets.
     recipe = without_secrets(recipe_file.read_text(errors="replace")) if recipe_file.is_file() else ""
     classes = read_class_tables(run_dir)
     figures = draw_figures(records, run_dir / "figures") + draw_confusions(classes, run_dir / "figures")
     tables = [*views_tables(result), *sweep_tables(result), *class_reports(classes)]
-    write_whole(run_dir / "report.md", _markdown(run_dir.name, records, result, env, figures, tables).encode())
-    page = run_dir / "report.html"
+    write_whole(run_dir / REPORT_TEXT, _markdown(run_dir.name, records, result, env, figures, tables).encode())
+    page = run_dir / REPORT_PAGE
     write_whole(page, _html(run_dir.name, records, result, env, figures, tables, recipe).encode())
     return page
 
@@ -110,7 +112,7 @@ def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
     figures = []
     wanted = (("train", "loss", "training loss"), ("eval", "acc1", "validation top-1"))
     for kind, key, label in wanted:
-        stages = {name: rows for name, rows in latest_by_step(records, kind).items() if name != "test"}
+        stages = {name: rows for name, rows in latest_by_step(records, kind).items() if name != TEST}
         if not stages:
             continue
         figure, axes = pyplot.subplots(1, len(stages), figsize=(4.2 * len(stages), 3), squeeze=False)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfa_dist.boundary.disk import read_object
+from sfa_dist.boundary.file_names import CLASSES
 from sfa_dist.boundary.plain import for_figure
+from sfa_dist.recipe.stage_names import TEST
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
 SHOWN_CONFUSIONS = 50
@@ -30,7 +32,7 @@ class Table(NamedTuple):
 def read_class_tables(run_dir: Path) -> dict[str, Any]:
     """`test/classes.json` by head, empty where there is none."""
     try:
-        heads: dict[str, Any] = read_object(run_dir / "test" / "classes.json", heads=dict)["heads"]
+        heads: dict[str, Any] = read_object(run_dir / TEST / CLASSES, heads=dict)["heads"]
     except FileNotFoundError:
         return {}
     return heads

@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sfa_dist.boundary.disk import tell, write_if_new
+from sfa_dist.boundary.file_names import CONSOLE, LOG
 from sfa_dist.boundary.plain import for_terminal
 from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.recipe.blocks import LogBlock
@@ -33,7 +34,6 @@ WANDB_URL = "https://api.wandb.ai"
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 
-LOG_NAME = "log.jsonl"
 SIGNALS_APART = 1.0  # Seconds between those to the processes of one run.
 _MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
 
@@ -102,8 +102,8 @@ class Tracker:
         self._stopping = stopping  # Whether the run was asked to stop.
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._jsonl = LineFile(run_dir / LOG_NAME)
-            self._text = LineFile(run_dir / "console.log")
+            self._jsonl = LineFile(run_dir / LOG)
+            self._text = LineFile(run_dir / CONSOLE)
             # The file's console is wide enough for any line, the terminal's wraps as it likes.
             file = Console(file=cast("IO[str]", self._text), width=160, soft_wrap=True)
             self._consoles = [Terminal(soft_wrap=True), file]

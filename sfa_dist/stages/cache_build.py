@@ -37,9 +37,10 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import Stage2
+from sfa_dist.recipe.stage_names import CACHE
 from sfa_dist.run.context import Run
 from sfa_dist.run.lock import held
-from sfa_dist.run.record import CACHE_STAGE, read_done, write_done
+from sfa_dist.run.record import read_done, write_done
 from sfa_dist.stages.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.stages.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
 from sfa_dist.stages.open_data import open_split, plan_features
@@ -178,20 +179,20 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
         run.tracker.say(f"cache: {missing} views to build in {directory}; {_least_size(stage, plans)}")
     else:
         _build(run, stage, plans, directory, weights)
-    if not run.dry_run and (missing or read_done(run.directory / CACHE_STAGE) is None):
+    if not run.dry_run and (missing or read_done(run.directory / CACHE) is None):
         _write_done(run, stage, plans, built=bool(missing) or cache_block(stage).dir is None)
 
 
 def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, weights: Path) -> None:
     with ExitStack() as lock:
         run.runtime.on_main(lambda: lock.enter_context(_locked(directory, plans)))
-        say_fidelity(run, CACHE_STAGE, stage, plans[0].index, weights)
+        say_fidelity(run, CACHE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
         run.runtime.require_equal("the frozen trunk of the cache (sha256)", trunk_sha256[:16])
         recorded = run.runtime.on_main(lambda: _recorded_chunk(plans))
         run.tracker.say(f"cache: {place_trunk(trunk, stage, run.runtime, recorded)}")
-        run.tracker.event("start", stage=CACHE_STAGE, step=0)
+        run.tracker.event("start", stage=CACHE, step=0)
         for plan in plans:
             build_views(run, stage, plan, trunk, trunk_sha256)
 
@@ -247,11 +248,11 @@ def _write_done(run: Run, stage: Stage2, plans: list[SplitPlan], built: bool) ->
             "bytes": sum((folder / name).stat().st_size for folder, manifest in views for name in manifest["shards"]),
             "directory": str(run.cache_directory(stage)),
         }
-        write_done(run.directory / CACHE_STAGE, plans[0].key, result)
+        write_done(run.directory / CACHE, plans[0].key, result)
         return result
 
     result = run.runtime.on_main(write)
-    run.tracker.event("done", stage=CACHE_STAGE, step=0, seconds=result["seconds"])
+    run.tracker.event("done", stage=CACHE, step=0, seconds=result["seconds"])
     size, clips = result["bytes"] / 2**30, len(plans[0].index)
     run.tracker.say(
         f"cache: {plans[0].views} views of {clips:,} clips, {size:.2f} GiB, {result['seconds']:.0f} s of extraction"

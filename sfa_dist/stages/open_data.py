@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sfa_dist.boundary.file_names import QUARANTINE
 from sfa_dist.data.batches.feed import FeedPlace, Streams, feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader, train_loader
 from sfa_dist.data.features.feature_stream import feature_eval_loader, feature_train_loader
-from sfa_dist.data.shards.quarantine import FILE_NAME, read_quarantine, without_quarantined
+from sfa_dist.data.shards.quarantine import read_quarantine, without_quarantined
 from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex, load_index
 from sfa_dist.data.shards.shard_names import expand_shards, shard_folder, shown
 from sfa_dist.data.video.clip_encoding import encoding_of
@@ -145,7 +146,7 @@ def feed_place(run: Run) -> FeedPlace:
     """Where this rank writes down what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
-    return FeedPlace(who, run.directory / FILE_NAME, stacks, device=run.runtime.device, state_of=state_of)
+    return FeedPlace(who, run.directory / QUARANTINE, stacks, device=run.runtime.device, state_of=state_of)
 
 
 def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
@@ -220,7 +221,7 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
         index = load()
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
     _tell_other_decoder(run, index, decoder_of(data).version)
-    return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / FILE_NAME)))
+    return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / QUARANTINE)))
 
 
 def _tell_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:

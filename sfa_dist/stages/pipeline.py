@@ -15,7 +15,7 @@ from typing import Any
 
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, tell, write_json
-from sfa_dist.boundary.file_names import WEIGHTS
+from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE, WEIGHTS
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.checkpoint.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
@@ -26,13 +26,12 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch.guard import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
+from sfa_dist.recipe.stage_names import CACHE, REPORT, TEST
 from sfa_dist.run import out_of_memory
 from sfa_dist.run.attempts import Attempts
 from sfa_dist.run.context import LOGS, Run, leave_if_asked
 from sfa_dist.run.lock import held
 from sfa_dist.run.record import (
-    CACHE_STAGE,
-    DONE,
     code_sha256,
     environment_record,
     keep_recipe,
@@ -117,14 +116,14 @@ def _identity(recipe: Recipe) -> str:
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
     """What `--resume` asks for: (stage, checkpoint), or None for wherever the run directory stands."""
-    if resume == "never" and (run_dir / "recipe.yaml").exists():
+    if resume == "never" and (run_dir / RECIPE).exists():
         raise RecipeError(f"--resume never, but {run_dir} holds a run; use another --run-dir or --resume auto")
     if resume in ("auto", "never"):
         return None
     stage, path = given_checkpoint(Path(resume))
     if stage not in _stages(recipe):
         raise RecipeError(f"--resume {path} is of stage {stage}, which the recipe does not have")
-    if (run_dir / stage / "done.json").exists():
+    if (run_dir / stage / DONE).exists():
         raise RecipeError(f"--resume {path}: {stage} is done in {run_dir}; remove its done.json to train it from there")
     return stage, path
 
@@ -158,7 +157,7 @@ def _record_run(run: Run) -> None:
         run.tracker.say(f"clips were decoded with {before} until now, and are with {chosen} from here on")
         run.tracker.event("decoder_changed", before=before, decoder=chosen)
     if not run.dry_run:
-        path = run.directory / "env.json"
+        path = run.directory / ENVIRONMENT
         run.runtime.on_main(lambda: try_to_keep(path, lambda: write_json(path, record)))
 
 
@@ -180,21 +179,21 @@ def run_stages(run: Run, only: str | None) -> None:
     if only in STAGE_NAMES and only not in stages:
         text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
         raise run.runtime.for_all(RecipeError(text))
-    if only == CACHE_STAGE:
+    if only == CACHE:
         run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     for name, stage in stages.items():
-        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE_STAGE):
+        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE):
             run_cache_stage(run, stage)
             gc.collect()
         if only in (None, name):
             leave_if_asked(run, f"before {name}")
             train(run, name, stage)
             gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
-    if only in (None, "test"):
+    if only in (None, TEST):
         leave_if_asked(run, "before the test")
-        test(run, *list(stages.items())[-1], again=only == "test")
-    if only in (None, "report") and not run.dry_run:
+        test(run, *list(stages.items())[-1], again=only == TEST)
+    if only in (None, REPORT) and not run.dry_run:
         run.runtime.on_main(lambda: _report(run, asked=only is not None))
 
 
@@ -253,7 +252,7 @@ def train(run: Run, name: str, stage: StageBlock) -> None:
 
 
 def _keep_recipe(run: Run) -> None:
-    path = run.directory / "recipe.yaml"
+    path = run.directory / RECIPE
     run.runtime.on_main(lambda: try_to_keep(path, lambda: keep_recipe(run.directory, run.recipe)))
 
 

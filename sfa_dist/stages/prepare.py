@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sfa_dist import checkpoint as ckpt
+from sfa_dist.boundary.file_names import CHECKPOINTS, DONE, LOG
 from sfa_dist.checkpoint.failpoints import Failpoints
 from sfa_dist.checkpoint.missing import missing, told_by_log
 from sfa_dist.checkpoint.probe import check_probe, place_of
@@ -19,8 +20,7 @@ from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.recipe.schema import Stage2, StageBlock
 from sfa_dist.run.context import Run
-from sfa_dist.run.record import DONE, refuse_other_inputs, setup_table
-from sfa_dist.run.tracking import LOG_NAME
+from sfa_dist.run.record import refuse_other_inputs, setup_table
 from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
 from sfa_dist.stages.feature_cache import FeatureCache
 from sfa_dist.stages.open_data import StageData, open_data
@@ -101,7 +101,7 @@ def set_up(
         runtime=run.runtime,
         tracker=run.tracker,
         stop=run.stop,
-        saver=ckpt.Saver(directory / "checkpoints", run.runtime, stage.checkpoint.keep, failpoints),
+        saver=ckpt.Saver(directory / CHECKPOINTS, run.runtime, stage.checkpoint.keep, failpoints),
         state_extra={
             "inputs": inputs,
             "origin": origin,
@@ -217,7 +217,7 @@ def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: 
     """
     if directory is None and run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
-    root = (directory or run.directory / name) / "checkpoints"
+    root = (directory or run.directory / name) / CHECKPOINTS
     found, faults = ckpt.newest_valid(root, run.runtime, run.failpoints.within(stage=name))
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
@@ -229,7 +229,7 @@ def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: 
 def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
     """Says what log.jsonl remembers and the folder does not hold. Raises CheckpointError where that is everything."""
     newest = int(found.stem.removeprefix("step-")) if found else 0
-    words, forbids = missing(told_by_log(run.directory / LOG_NAME, name, member), root, newest)
+    words, forbids = missing(told_by_log(run.directory / LOG, name, member), root, newest)
     who = f"{name} ({member})" if member else name
     if forbids and (root.parent / DONE).exists():
         return  # It ended early (schedule.max_steps): whoever asks for more steps is told there.

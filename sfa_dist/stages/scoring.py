@@ -15,11 +15,13 @@ from torch import Tensor
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.boundary.counted import counted
+from sfa_dist.boundary.file_names import CLASSES, DONE, RESULT
 from sfa_dist.data.batches.feed import feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader
 from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex
 from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import collect_results, read_done, stage_inputs
@@ -36,9 +38,6 @@ from sfa_dist.training.non_finite import broken_scores
 from sfa_dist.training.prediction_file import PredictionFile
 
 Grid = tuple[int, int]  # Temporal and spatial views.
-TEST = "test"
-RESULT = "result.json"
-CLASSES_NAME = "classes.json"
 PREDICTIONS = "predictions"
 
 
@@ -114,7 +113,7 @@ def _done_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | No
 def _write_result(directory: Path, summary: dict[str, Any], inputs: dict[str, Any]) -> None:
     ckpt.write_json(directory / RESULT, summary)
     result = {RESULT: ckpt.file_sha256(directory / RESULT)}
-    _write_in(directory / TEST, "done.json", {"inputs": inputs, "result": result})
+    _write_in(directory / TEST, DONE, {"inputs": inputs, "result": result})
 
 
 def _say_result(run: Run, summary: dict[str, Any]) -> None:
@@ -168,7 +167,7 @@ def score_all_views(
         run.tracker.say(f"{TEST}: {words}")
     if folder is not None:
         table = {"views": last, "heads": class_tables(main_sums, index.classes)}
-        run.runtime.on_main(lambda: _write_in(folder, CLASSES_NAME, table))
+        run.runtime.on_main(lambda: _write_in(folder, CLASSES, table))
     return {**lines[-1], "by_views": lines}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfa_dist.boundary.file_names import WEIGHTS
 from sfa_dist.data.batches.feed import BatchFeed
 from sfa_dist.data.batches.loader import Batch
 from sfa_dist.recipe.schema import Member, sweep_members
@@ -41,7 +42,7 @@ def score_sweep(
 ) -> SweepResult:
     """Scores all members in one pass: the trunk runs once a batch. Collective. `keep` gets those of the best."""
     members = trained_members(run)
-    weights = [member_directory(run, member) / "weights.safetensors" for member in members]
+    weights = [member_directory(run, member) / WEIGHTS for member in members]
     first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
     trunk, device = first.frozen, run.runtime.device
     assert trunk is not None

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sfa_dist.boundary.file_names import LOG
 from sfa_dist.errors import UsageError
 from sfa_dist.run.report import write_report
 
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the report and says where it is."""
-    if not (arguments.run_dir / "log.jsonl").is_file():
+    if not (arguments.run_dir / LOG).is_file():
         raise UsageError(f"{arguments.run_dir} is no run directory (it has no log.jsonl)")
     print(write_report(arguments.run_dir))
     return 0

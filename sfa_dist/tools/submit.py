@@ -22,6 +22,7 @@ from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.recipe.shipped import SLURM, find_recipe, is_repository, shipped
+from sfa_dist.recipe.stage_names import CACHE, RUN_STEPS, TEST
 from sfa_dist.tools.slurm_script import SITE, BatchScript, ChainLink, Variant, batch_script, submission
 
 _EPILOG = """\
@@ -69,7 +70,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="a further one, --sbatch=--mem=0"
     )
-    parser.add_argument("--stage", choices=(*STAGE_NAMES, "cache", "test", "report"), help="only this stage")
+    parser.add_argument("--stage", choices=RUN_STEPS, help="only this stage")
     parser.add_argument("--chain", action="store_true", help="each stage a job that waits for the one before")
     parser.add_argument(
         "--stage-nodes", action="append", default=[], metavar="STAGE=N", help="with --chain: other nodes for a stage"
@@ -198,8 +199,8 @@ def _stages(recipe: Recipe) -> list[str]:
     if recipe.stage1 and recipe.stage1.weights:
         stages.remove("stage1")
     if recipe.stage2 and recipe.stage2.cache:
-        stages.insert(stages.index("stage2"), "cache")
-    return [*stages, "test"]
+        stages.insert(stages.index("stage2"), CACHE)
+    return [*stages, TEST]
 
 
 def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...]:

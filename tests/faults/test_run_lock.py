@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from sfa_dist.boundary.file_names import LOCK
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.run.lock import FILE_NAME, held
+from sfa_dist.run.lock import held
 
 HOLD = """
 import os, sys, time
@@ -69,9 +70,9 @@ def test_the_lock_of_a_killed_job_is_free_at_once(tmp_path: Path) -> None:
     with holder(tmp_path) as other:
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
-        assert (tmp_path / FILE_NAME).exists()
+        assert (tmp_path / LOCK).exists()
         with held(tmp_path, {}):
-            assert json.loads((tmp_path / FILE_NAME).read_text())["pid"] == os.getpid()
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_job_that_ends_leaves_no_lock(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_job_that_ends_leaves_no_lock(tmp_path: Path) -> None:
         other.stdin.write("\n")
         other.stdin.close()
         assert other.wait() == 0  # Not `communicate`: its forked child holds the pipe for as long as it lives.
-        assert not (tmp_path / FILE_NAME).exists()
+        assert not (tmp_path / LOCK).exists()
 
 
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
@@ -131,8 +132,8 @@ class TestWithoutLocks:
         self, tmp_path: Path, environ: dict[str, str], mine: bool
     ) -> None:
         with held(tmp_path, {"SLURM_JOB_ID": "77"}):
-            elsewhere = {**json.loads((tmp_path / FILE_NAME).read_text()), "host": "elsewhere"}
-        (tmp_path / FILE_NAME).write_text(json.dumps(elsewhere))
+            elsewhere = {**json.loads((tmp_path / LOCK).read_text()), "host": "elsewhere"}
+        (tmp_path / LOCK).write_text(json.dumps(elsewhere))
         if mine:
             with held(tmp_path, environ):
                 return
@@ -141,6 +142,6 @@ class TestWithoutLocks:
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": 1}'])
     def test_a_file_that_says_nothing_holds_nobody_off(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / FILE_NAME).write_text(text)
+        (tmp_path / LOCK).write_text(text)
         with held(tmp_path, {}):
             pass

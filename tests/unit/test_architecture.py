@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sfa_dist.boundary import file_names
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "sfa_dist"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
@@ -219,3 +221,19 @@ def test_a_recipe_is_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_run_files_stand_once() -> None:
+    """Strings that are a whole name; sentences may tell one. Other folders have a `lock` too."""
+    names = {value for name, value in vars(file_names).items() if name.isupper()} - {
+        file_names.LOCK
+    }  # Other locks too.
+    home = ROOT / PACKAGE / "boundary" / "file_names.py"
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for file in FILES
+        if file != home
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert found == []

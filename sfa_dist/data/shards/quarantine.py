@@ -20,7 +20,6 @@ from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.shards.shard_names import shard_name
 from sfa_dist.errors import CheckpointError
 
-FILE_NAME = "quarantine.jsonl"
 Entries = dict[tuple[str, str], str]  # (shard's file name, key) -> reason.
 
 

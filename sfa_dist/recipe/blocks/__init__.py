@@ -9,7 +9,18 @@ No torch here.
 """
 
 from sfa_dist.recipe.blocks.augment import AugmentBlock, MixupBlock, RandAugmentBlock, Resize
-from sfa_dist.recipe.blocks.base import FolderName, NonNegative, PathText, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import (
+    Fixed,
+    FolderName,
+    Free,
+    NonNegative,
+    PathText,
+    Positive,
+    RecipeBlock,
+    block_in,
+    field_error,
+    free_keys,
+)
 from sfa_dist.recipe.blocks.data import DataBlock, LimitsBlock, Rate, RemoteBlock, shard_kind
 from sfa_dist.recipe.blocks.model import LABEL_HEADS, AdapterBlock, ModelBlock
 from sfa_dist.recipe.blocks.run import LogBlock, StopBlock, TestBlock
@@ -25,8 +36,10 @@ __all__ = [
     "CheckpointBlock",
     "DataBlock",
     "EngineBlock",
+    "Fixed",
     "FolderName",
     "FramesOrAuto",
+    "Free",
     "LimitsBlock",
     "LogBlock",
     "MixupBlock",
@@ -43,6 +56,8 @@ __all__ = [
     "ScheduleBlock",
     "StopBlock",
     "TestBlock",
+    "block_in",
     "field_error",
+    "free_keys",
     "shard_kind",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Fraction, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Fraction, Positive, RecipeBlock, field_error
 
 Resize = Literal["official", "antialias"]
 
@@ -14,8 +14,8 @@ Resize = Literal["official", "antialias"]
 class RandAugmentBlock(RecipeBlock):
     """`layers` operations of RandAugment for each clip; the official magnitudes are 15 and 20."""
 
-    layers: Positive = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 15
+    layers: Fixed[Positive] = 2
+    magnitude: Fixed[Annotated[int, Field(ge=0, le=30)]] = 15
 
 
 class MixupBlock(RecipeBlock):
@@ -25,8 +25,8 @@ class MixupBlock(RecipeBlock):
     `global` is the same for any number of ranks; where batch.micro is odd, it decodes clips twice.
     """
 
-    alpha: Annotated[float, Field(gt=0.0, le=1.0)]
-    over: Literal["global", "device"] = "global"
+    alpha: Fixed[Annotated[float, Field(gt=0.0, le=1.0)]]
+    over: Fixed[Literal["global", "device"]] = "global"
 
 
 class AugmentBlock(RecipeBlock):
@@ -37,11 +37,11 @@ class AugmentBlock(RecipeBlock):
     cut to whole levels), `antialias` as torch does, once.
     """
 
-    scale_jitter: Annotated[list[float], Field(min_length=2, max_length=2)] | None = [0.9, 1.33]
-    flip: Fraction = 0.5
-    resize: Resize = "official"
-    color: Fraction = 0.8
-    gray: Fraction = 0.1
+    scale_jitter: Fixed[Annotated[list[float], Field(min_length=2, max_length=2)] | None] = [0.9, 1.33]
+    flip: Fixed[Fraction] = 0.5
+    resize: Fixed[Resize] = "official"
+    color: Fixed[Fraction] = 0.8
+    gray: Fixed[Fraction] = 0.1
     rand_augment: RandAugmentBlock | None = None
     mixup: MixupBlock | None = None
 

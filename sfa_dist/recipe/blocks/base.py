@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
-from typing import Annotated
+from enum import Enum, auto
+from typing import Annotated, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -36,8 +38,26 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+class Mark(Enum):
+    """What a key may do between a run and its continuation; each key of a block says it by its type."""
+
+    FIXED = auto()
+    FREE = auto()
+
+
+T = TypeVar("T")
+# A key that the result depends on: whoever changes it has another run.
+Fixed = Annotated[T, Mark.FIXED]
+# A key that says where and how the result is computed, not what it is. Shards and starting weights are free because
+# hashes of their content are compared instead.
+Free = Annotated[T, Mark.FREE]
+
+
 class RecipeBlock(BaseModel):
-    """Base of all blocks: immutable, no unknown keys, no silent type conversion."""
+    """Base of all blocks: immutable, no unknown keys, no silent type conversion.
+
+    Each key is `Fixed[...]` or `Free[...]`, but for one that holds a block: the keys of that block say it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -45,3 +65,28 @@ class RecipeBlock(BaseModel):
 def field_error(field: str, message: str) -> PydanticCustomError:
     """An error of a whole block that is reported at the line of one of its fields."""
     return PydanticCustomError("recipe", "{message}", {"field": field, "message": message})
+
+
+def block_in(annotation: object) -> type[RecipeBlock] | None:
+    """The block that a key holds, optional or not; None where it holds plain values."""
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, RecipeBlock):
+            return option
+    return None
+
+
+def key_marks(block: type[RecipeBlock], prefix: str = "") -> dict[str, tuple[Mark, ...]]:
+    """The marks of every key of a block and of the blocks in it, by dotted name."""
+    marks: dict[str, tuple[Mark, ...]] = {}
+    for name, field in block.model_fields.items():
+        if inner := block_in(field.annotation):
+            marks |= key_marks(inner, f"{prefix}{name}.")
+        else:
+            marks[prefix + name] = tuple(mark for mark in field.metadata if isinstance(mark, Mark))
+    return marks
+
+
+@functools.cache
+def free_keys(*blocks: type[RecipeBlock]) -> frozenset[str]:
+    """Dotted names of the keys that may change while a run goes on, in any of the blocks."""
+    return frozenset(key for block in blocks for key, marks in key_marks(block).items() if marks == (Mark.FREE,))

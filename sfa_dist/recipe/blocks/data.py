@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from sfa_dist.boundary.secret import shown_source
-from sfa_dist.recipe.blocks.base import Fraction, NonNegative, PathText, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Fraction, Free, NonNegative, PathText, Positive, RecipeBlock, field_error
 
 MAX_FPS = 1000
 
@@ -40,11 +40,11 @@ class LimitsBlock(RecipeBlock):
     made smaller a few at a time, while they are decoded. `seconds` is for opening a video or decoding one clip.
     """
 
-    mib: Positive = 1024
-    frames: Positive = 200_000
-    megapixels: Annotated[float, Field(gt=0.0)] = 17.0
-    decoded_mib: Positive = 1024
-    seconds: Annotated[float, Field(gt=0.0)] = 120.0
+    mib: Fixed[Positive] = 1024
+    frames: Fixed[Positive] = 200_000
+    megapixels: Fixed[Annotated[float, Field(gt=0.0)]] = 17.0
+    decoded_mib: Free[Positive] = 1024
+    seconds: Free[Annotated[float, Field(gt=0.0)]] = 120.0
 
 
 class RemoteBlock(RecipeBlock):
@@ -57,12 +57,12 @@ class RemoteBlock(RecipeBlock):
     after 0.1, 0.4, 1.6, ... seconds, at most 30.
     """
 
-    allow: list[Literal["http", "https", "pipe"]] = []
-    anonymous: bool = False
-    cache_dir: PathText | None = None
-    cache_gib: Annotated[float, Field(gt=0.0)] | None = None
-    stage: bool = False
-    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    allow: Free[list[Literal["http", "https", "pipe"]]] = []
+    anonymous: Free[bool] = False
+    cache_dir: Free[PathText | None] = None
+    cache_gib: Free[Annotated[float, Field(gt=0.0)] | None] = None
+    stage: Free[bool] = False
+    retries: Free[Annotated[int, Field(ge=0, le=20)]] = 4
 
     @model_validator(mode="after")
     def _caches_somewhere(self) -> RemoteBlock:
@@ -99,22 +99,22 @@ class DataBlock(RecipeBlock):
     frames before the damage, where there are enough.
     """
 
-    train: list[str] = []
-    val: list[str] = []
-    test: list[str] = []
-    stride: NonNegative = 2
-    fps: Rate = None
-    resize: Positive = 256
-    frame_order: Literal["time", "shuffled"] = "time"
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    std: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.5, 0.5, 0.5]
-    decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
-    decode_device: Literal["cpu", "cuda"] = "cpu"
-    damaged: Literal["strict", "salvage"] = "strict"
+    train: Free[list[str]] = []
+    val: Free[list[str]] = []
+    test: Free[list[str]] = []
+    stride: Fixed[NonNegative] = 2
+    fps: Fixed[Rate] = None
+    resize: Fixed[Positive] = 256
+    frame_order: Fixed[Literal["time", "shuffled"]] = "time"
+    mean: Fixed[Annotated[list[float], Field(min_length=3, max_length=3)]] = [0.5, 0.5, 0.5]
+    std: Fixed[Annotated[list[float], Field(min_length=3, max_length=3)]] = [0.5, 0.5, 0.5]
+    decoder: Free[Literal["auto", "torchcodec", "pyav"]] = "auto"
+    decode_device: Fixed[Literal["cpu", "cuda"]] = "cpu"
+    damaged: Fixed[Literal["strict", "salvage"]] = "strict"
     limits: LimitsBlock = LimitsBlock()
-    workers: NonNegative = 4
-    shuffle_shards: Positive = 64
-    max_bad_fraction: Fraction = 0.01
+    workers: Free[NonNegative] = 4
+    shuffle_shards: Fixed[Positive] = 64
+    max_bad_fraction: Free[Fraction] = 0.01
     remote: RemoteBlock = RemoteBlock()
 
     @model_validator(mode="after")

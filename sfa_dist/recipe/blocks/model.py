@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Fraction, NonNegative, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Fraction, NonNegative, Positive, RecipeBlock, field_error
 
 Classes = Annotated[int, Field(ge=2, lt=2**31)]
 
@@ -23,21 +23,21 @@ class ModelBlock(RecipeBlock):
     is tanh and 1.0e-06, the official code's, which the temporal encoder always has.
     """
 
-    size: Literal["tiny", "B", "L", "H", "g"]
-    classes: Classes
-    class_heads: dict[str, Classes] | None = None
-    temporal_depth: NonNegative = 4
-    image_size: Positive = 224
-    tubelet: Positive = 2
-    pooling: Literal["cls", "gap"] = "cls"
-    drop_path: Fraction = 0.0
-    gelu: Literal["tanh", "erf", "quick"] | None = None
-    norm_eps: Annotated[float, Field(gt=0.0, le=0.01)] | None = None
-    width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
-    mlp: Positive | None = None
-    patch: Positive | None = None
+    size: Fixed[Literal["tiny", "B", "L", "H", "g"]]
+    classes: Fixed[Classes]
+    class_heads: Fixed[dict[str, Classes] | None] = None
+    temporal_depth: Fixed[NonNegative] = 4
+    image_size: Fixed[Positive] = 224
+    tubelet: Fixed[Positive] = 2
+    pooling: Fixed[Literal["cls", "gap"]] = "cls"
+    drop_path: Fixed[Fraction] = 0.0
+    gelu: Fixed[Literal["tanh", "erf", "quick"] | None] = None
+    norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
+    width: Fixed[Positive | None] = None
+    depth: Fixed[Positive | None] = None
+    heads: Fixed[Positive | None] = None
+    mlp: Fixed[Positive | None] = None
+    patch: Fixed[Positive | None] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +71,6 @@ class ModelBlock(RecipeBlock):
 class AdapterBlock(RecipeBlock):
     """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
 
-    hidden: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
-    residual: bool = True
-    placement: Literal["pooled", "tokens"] = "pooled"
+    hidden: Fixed[Annotated[float, Field(gt=0.0, le=8.0)]] = 0.5
+    residual: Fixed[bool] = True
+    placement: Fixed[Literal["pooled", "tokens"]] = "pooled"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import NonNegative, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Free, NonNegative, Positive, RecipeBlock, field_error
 
 
 class TestBlock(RecipeBlock):
@@ -18,12 +18,12 @@ class TestBlock(RecipeBlock):
     clip are in random order: how much of the score does not need time.
     """
 
-    temporal_views: Positive = 1
-    spatial_views: Literal[1, 3] = 1
-    also_views: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = []
-    average: Literal["logits", "softmax"] = "logits"
-    predictions: Literal["npz", "parquet"] | None = "npz"
-    shuffled_frames: bool = False
+    temporal_views: Fixed[Positive] = 1
+    spatial_views: Fixed[Literal[1, 3]] = 1
+    also_views: Fixed[list[Annotated[list[int], Field(min_length=2, max_length=2)]]] = []
+    average: Fixed[Literal["logits", "softmax"]] = "logits"
+    predictions: Fixed[Literal["npz", "parquet"] | None] = "npz"
+    shuffled_frames: Fixed[bool] = False
 
     @model_validator(mode="after")
     def _views_are_views(self) -> TestBlock:
@@ -45,9 +45,9 @@ class TestBlock(RecipeBlock):
 class LogBlock(RecipeBlock):
     """`every` is in optimizer steps. `wandb: auto` is online with a key and offline without."""
 
-    every: Positive = 10
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    wandb_project: str = "sfa_dist"
+    every: Free[Positive] = 10
+    wandb: Free[Literal["auto", "online", "offline", "off"]] = "auto"
+    wandb_project: Free[str] = "sfa_dist"
 
 
 class StopBlock(RecipeBlock):
@@ -57,5 +57,5 @@ class StopBlock(RecipeBlock):
     at the same step with the same error, without a step made, are the last: the next one is refused (0: never).
     """
 
-    signals: list[Literal["SIGTERM", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGUSR1"]
-    same_failures: NonNegative = 3
+    signals: Free[list[Literal["SIGTERM", "SIGUSR1", "SIGUSR2"]]] = ["SIGTERM", "SIGUSR1"]
+    same_failures: Free[NonNegative] = 3

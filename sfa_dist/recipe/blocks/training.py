@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sfa_dist.recipe.blocks.base import Finite, Fraction, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Finite, Fixed, Fraction, Free, Positive, RecipeBlock, field_error
 
 
 class BatchBlock(RecipeBlock):
     """`size` is the global batch in clips; `micro` is what one rank holds at a time, at most. Ranks give the rest:
     how many micro-batches one accumulates, and how large they are."""
 
-    size: Positive = 64
-    micro: Positive = 1
-    eval_micro: Positive | None = None
+    size: Fixed[Positive] = 64
+    micro: Free[Positive] = 1
+    eval_micro: Free[Positive | None] = None
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each rank takes for one global batch."""
@@ -30,22 +30,22 @@ class BatchBlock(RecipeBlock):
 class OptimizerBlock(RecipeBlock):
     """SGD with momentum (the paper's) or AdamW. `clip_norm` 0 clips nothing."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Finite
-    momentum: Fraction = 0.9
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    eps: Finite = 1e-8
-    weight_decay: Finite = 0.0
-    clip_norm: Finite = 1.0
-    label_smoothing: Fraction = 0.0
+    name: Fixed[Literal["sgd", "adamw"]] = "sgd"
+    lr: Fixed[Finite]
+    momentum: Fixed[Fraction] = 0.9
+    betas: Fixed[Annotated[list[float], Field(min_length=2, max_length=2)]] = [0.9, 0.999]
+    eps: Fixed[Finite] = 1e-8
+    weight_decay: Fixed[Finite] = 0.0
+    clip_norm: Fixed[Finite] = 1.0
+    label_smoothing: Fixed[Fraction] = 0.0
 
 
 class ScheduleBlock(RecipeBlock):
     """Linear warm-up, then cosine to zero. `max_steps` ends the stage early without changing the curve."""
 
-    epochs: Positive
-    warmup_epochs: Finite = 2.5
-    max_steps: Positive | None = None
+    epochs: Fixed[Positive]
+    warmup_epochs: Fixed[Finite] = 2.5
+    max_steps: Free[Positive | None] = None
 
 
 class EngineBlock(RecipeBlock):
@@ -60,12 +60,12 @@ class EngineBlock(RecipeBlock):
     ranks give the same bits. It replicates everything, so neither `name` nor `zero` matters: it is for audits.
     """
 
-    name: Literal["deepspeed", "fsdp"] = "deepspeed"
-    zero: Annotated[int, Field(ge=0, le=3)] = 2
-    precision: Literal["bf16", "fp32"] = "bf16"
-    cpu_offload: bool = False
-    reduction: Literal["native", "tree"] = "native"
-    shard_ranks: Positive | None = None
+    name: Free[Literal["deepspeed", "fsdp"]] = "deepspeed"
+    zero: Free[Annotated[int, Field(ge=0, le=3)]] = 2
+    precision: Free[Literal["bf16", "fp32"]] = "bf16"
+    cpu_offload: Free[bool] = False
+    reduction: Free[Literal["native", "tree"]] = "native"
+    shard_ranks: Free[Positive | None] = None
 
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> EngineBlock:
@@ -112,6 +112,6 @@ class CheckpointBlock(RecipeBlock):
     that the rank owns) and writes from there while the training goes on; false waits until it is on disk.
     """
 
-    every_steps: Positive | None = None
-    asynchronous: bool = True
-    keep: Positive = 2
+    every_steps: Free[Positive | None] = None
+    asynchronous: Free[bool] = True
+    keep: Free[Positive] = 2

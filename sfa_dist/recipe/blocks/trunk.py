@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator, model_validator
 
-from sfa_dist.recipe.blocks.base import Fraction, PathText, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Fraction, Free, PathText, Positive, RecipeBlock, field_error
 
 
 def _frames_or_auto(value: object) -> int | str:
@@ -27,12 +27,12 @@ class CacheBlock(RecipeBlock):
     alpha of mixup on features, 0 for none.
     """
 
-    views: Positive = 4
-    phases: Positive = 1
-    dir: PathText | None = None
-    live_fraction: Fraction = 0.0
-    refresh: Fraction = 0.0
-    mixup: Fraction = 0.0
+    views: Fixed[Positive] = 4
+    phases: Fixed[Positive] = 1
+    dir: Free[PathText | None] = None
+    live_fraction: Fixed[Fraction] = 0.0
+    refresh: Fixed[Fraction] = 0.0
+    mixup: Fixed[Fraction] = 0.0
 
     @property
     def runs_trunk(self) -> bool:
