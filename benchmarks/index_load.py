@@ -1,4 +1,4 @@
-"""Seconds and memory to load the index of many samples: from index.json of version 1 and 2, and from index.npz.
+"""Seconds and memory to load the index of many samples: from index.json and from index.npz.
 
     python benchmarks/index_load.py --samples 1000000
 
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sfa_dist.data.shards.index_columns import SIDECAR_NAME
-from sfa_dist.data.shards.index_file import INDEX_NAME, read_raw, to_raw, write_index
+from sfa_dist.data.shards.index_file import INDEX_NAME, to_raw, write_index
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_walk import SampleEntry, ShardEntry, TarMember
 
@@ -30,7 +30,7 @@ PER_SHARD = 1000
 
 
 def make(folder: Path, samples: int) -> None:
-    """Sparse shards and their index.json (version 2), of Kinetics-like keys."""
+    """Sparse shards and their index.json, of Kinetics-like keys."""
     shards = {}
     for number in range(samples // PER_SHARD):
         entries = []
@@ -49,23 +49,6 @@ def make(folder: Path, samples: int) -> None:
         with (folder / name).open("wb") as file:
             file.truncate(size)
     write_index(folder, shards)
-
-
-def write_version_1(folder: Path) -> None:
-    """Turns index.json into what the first version wrote."""
-    shards = {}
-    for name, raw in read_raw(folder).items():
-        samples = [
-            {
-                "key": key,
-                "members": {suffix: [column[row] for column in columns] for suffix, columns in raw["members"].items()},
-                "label": raw["labels"][row],
-            }
-            for row, key in enumerate(raw["keys"])
-        ]
-        shards[name] = {"size": raw["size"], "sha256": raw["sha256"], "samples": samples}
-    text = json.dumps({"version": 1, "shards": shards}, separators=(",", ":"))
-    (folder / INDEX_NAME).write_text(text)
 
 
 def load_here(folder: Path) -> dict[str, float]:
@@ -112,11 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder, arguments.samples)
-        version_2 = (folder / INDEX_NAME).read_bytes()
-        write_version_1(folder)
-        row("index.json, version 1", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
-        (folder / INDEX_NAME).write_bytes(version_2)
-        row("index.json, version 2", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
+        row("index.json", folder / INDEX_NAME, measure(folder, False, arguments.rounds))
         row("index.npz", folder / SIDECAR_NAME, measure(folder, True, arguments.rounds))
 
 

@@ -3,6 +3,7 @@
     context    what all stages of a run share      lock      one process per run directory
     attempts   how earlier starts ended            record    `recipe.yaml`, `env.json`, `done.json`
     tracking   log.jsonl, console, wandb           report    the page of a run; report_classes its classes
+    command_line  the parser, errors and exit codes   train_options  the options of a training run
     chance     is a score better than guessing     out_of_memory  what to change when memory runs out
 
 Start with `context`.

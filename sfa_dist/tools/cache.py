@@ -7,6 +7,7 @@ from typing import Any
 
 from sfa_dist import train
 from sfa_dist.errors import UsageError
+from sfa_dist.run.train_options import add_arguments
 
 _EPILOG = """\
 examples:
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_arguments(parser)
+    add_arguments(parser)
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from sfa_dist import __version__, train
 from sfa_dist.parallel.process_exit import exit_process, exit_when_asked
+from sfa_dist.run.command_line import EXIT_CODES, Parser, exit_code_of, patience
+from sfa_dist.run.train_options import DESCRIPTION, add_arguments
 from sfa_dist.tools import (
     cache,
     chaos,
@@ -32,22 +34,22 @@ _STDOUT = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each sets `run`, which takes the parsed arguments and returns an exit code."""
-    parser = train.Parser(
+    parser = Parser(
         prog="sfa",
         description="Two-stage SFA training of video transformers.",
-        epilog=train.EXIT_CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sfa_dist {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=train.Parser)
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
     training = commands.add_parser(
         "train",
         help="train a recipe",
-        description=train.DESCRIPTION,
+        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=train.EXIT_CODES,
+        epilog=EXIT_CODES,
     )
-    train.add_arguments(training)
+    add_arguments(training)
     training.set_defaults(run=train.run)
     modules = (pack, init, index, show, plan, check_learning, cache, evaluate, predict, report, recipes, submit, chaos)
     for module in modules:
@@ -87,14 +89,14 @@ def _reader_left() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code of the contract."""
-    return train.exit_code_of(argv, build_parser())
+    return exit_code_of(argv, build_parser())
 
 
 def command() -> NoReturn:
     """What is installed as `sfa`."""
     exit_when_asked()
     code = main()
-    exit_process(code, train.patience(code))
+    exit_process(code, patience(code))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sfa_dist import errors
+from sfa_dist.run.command_line import Parser, exit_code_of
 from sfa_dist.tools import cli
-from sfa_dist.train import Parser, exit_code_of
 
 CODES = {
     errors.UsageError: 64,

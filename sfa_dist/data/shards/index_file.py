@@ -7,8 +7,8 @@
         "errors": {"1": "missing label"}}}}
 
 One list an attribute and not one object a sample: a third of the size, a tenth of the time to read. A label of a noun
-and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists. Version 1 had a
-list of objects and is still read.
+and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists.
+Version 1, of release 0.1, is refused.
 """
 
 from __future__ import annotations
@@ -70,14 +70,15 @@ def _require_plain(path: Path) -> None:
 
 
 def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
-    """The entries in the text of an index.json, of any version. Raises DataError if it is garbled."""
+    """The entries in the text of an index.json. Raises DataError if it is garbled or of another version."""
     with _readable(where):
         content = parse_json(data)
-        if content["version"] not in (1, INDEX_VERSION):
-            raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION} and older")
-        shards: dict[str, RawShard] = dict(content["shards"].items())
         if content["version"] == 1:
-            return {name: _from_version_1(shard) for name, shard in shards.items()}
+            text = f"{where} is an index of version 1, which is no longer read"
+            raise DataError(f"{text}: remove it and run `sfa index {_shards_beside(where)}`")
+        if content["version"] != INDEX_VERSION:
+            raise ValueError(f"version {content['version']}, this program reads {INDEX_VERSION}")
+        shards: dict[str, RawShard] = dict(content["shards"].items())
         return shards
 
 
@@ -209,8 +210,12 @@ def _readable(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        shards = str(where).removesuffix(INDEX_NAME) + "*.tar"
-        raise DataError(f"{where} is not a readable index ({error!r}): run `sfa index {shards}`") from error
+        text = f"{where} is not a readable index ({error!r})"
+        raise DataError(f"{text}: run `sfa index {_shards_beside(where)}`") from error
+
+
+def _shards_beside(where: Path | str) -> str:
+    return str(where).removesuffix(INDEX_NAME) + "*.tar"
 
 
 def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -256,16 +261,3 @@ def _errors(raw: RawShard) -> list[tuple[int, str]]:
     if found and not 0 <= found[0][0] <= found[-1][0] < len(raw["keys"]):
         raise ValueError(f"there is no sample {found[0][0]} or {found[-1][0]}")
     return found
-
-
-def _from_version_1(raw: dict[str, Any]) -> RawShard:
-    samples = [
-        SampleEntry(
-            sample["key"],
-            {suffix: TarMember(*map(int, place)) for suffix, place in sample["members"].items()},
-            sample["label"],  # Of one head: version 1 knew no other.
-            sample.get("error"),
-        )
-        for sample in raw["samples"]
-    ]
-    return to_raw(ShardEntry(int(raw["size"]), raw["sha256"], tuple(samples)))

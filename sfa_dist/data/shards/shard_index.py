@@ -129,7 +129,7 @@ def build_indexes(
     for folder, members in _by_folder(shards).items():
         entries = _entries(folder, members, workers, remote)
         if isinstance(folder, Path):
-            raw = {} if _is_garbled(folder) else read_raw(folder)
+            raw = _intact(folder)
             write_index(folder, raw | {shard_name(shard): to_raw(entry) for shard, entry in entries.items()})
             written.append(str(folder / INDEX_NAME))
         else:
@@ -190,13 +190,15 @@ def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: 
     return entries
 
 
-def _is_garbled(folder: Path) -> bool:
+def _intact(folder: Path) -> dict[str, RawShard]:
+    """The entries of a folder's index.json; none, with a word, where they cannot be read."""
     try:
-        read_columns(folder)
+        raw = read_raw(folder)
+        to_columns(raw, folder / INDEX_NAME)
     except DataError as error:
         _log.warning("making the index anew: %s", error)
-        return True
-    return False
+        return {}
+    return raw
 
 
 def _folder_columns(folder: Path | str, shards: Sequence[Shard], remote: RemoteBlock) -> Columns:

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from sfa_dist.train import patience
+from sfa_dist.run.command_line import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 WORK = """\

@@ -13,16 +13,16 @@ ROOT = Path(__file__).resolve().parents[3]
 DEMO = "recipes/demo.yaml"
 OTHER_PIPE = """\
 import argparse, sys
-from sfa_dist import train
+from sfa_dist.run.command_line import Parser, exit_code_of
 from sfa_dist.tools import cli
 
 def work(arguments):
     print("what was found", flush=True)
     raise BrokenPipeError(32, "Broken pipe")  # Of a worker, say.
 
-parser = train.Parser()
+parser = Parser()
 parser.set_defaults(run=cli._while_read(work))
-sys.exit(train.exit_code_of([], parser))
+sys.exit(exit_code_of([], parser))
 """
 
 

@@ -1,10 +1,11 @@
-"""Large indexes: the columns of index.json, old versions of it, and the binary copy beside it."""
+"""Large indexes: the columns of index.json, its old version, and the binary copy beside it."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from data_samples import write_shard
 
 from sfa_dist.data.shards import index_file
 from sfa_dist.data.shards.index_columns import SIDECAR_NAME, Strings, Suffixes
-from sfa_dist.data.shards.index_file import INDEX_NAME, read_columns, read_index, to_entry, to_raw
+from sfa_dist.data.shards.index_file import INDEX_NAME, read_columns, to_entry, to_raw
 from sfa_dist.data.shards.shard_index import SampleIndex, build_index, load_index, verify_index
 from sfa_dist.data.shards.shard_walk import SampleEntry, ShardEntry, TarMember
+from sfa_dist.errors import DataError
 
 TEXTS = ["", "a", "clip 7", "ä→漢", "\udcff is no utf-8", "x" * 300]
 
@@ -61,19 +63,6 @@ def test_entries_survive_index_json_and_give_the_columns() -> None:
     assert columns.shard(0).errors == columns.errors
 
 
-def write_version_1(folder: Path) -> None:
-    """index.json as the first version of this program wrote it."""
-    shards = {}
-    for name, entry in read_index(folder).items():
-        samples = [
-            {"key": sample.key, "members": sample.members, "label": sample.label}
-            | ({"error": sample.error} if sample.error else {})
-            for sample in entry.samples
-        ]
-        shards[name] = {"size": entry.size, "sha256": entry.sha256, "samples": samples}
-    (folder / INDEX_NAME).write_text(json.dumps({"version": 1, "shards": shards}))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for number in range(3):
@@ -88,13 +77,22 @@ def content(index: SampleIndex) -> tuple[object, ...]:
     return *(a.tolist() for a in arrays), list(index.keys), list(index.suffix), index.errors, index.sha256
 
 
-def test_an_index_of_version_1_is_read_and_is_replaced_by_the_next(folder: Path) -> None:
+def test_an_index_of_version_1_is_refused_by_name_and_made_anew_by_sfa_index(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where index.npz holds its samples, as the releases that read it left it."""
     shards = sorted(folder.glob("*.tar"))
     expected = content(load_index(shards))
-    write_version_1(folder)
-    assert content(load_index(shards)) == expected
-    assert verify_index(shards) == []
-    build_index(shards[:1])
+    (folder / INDEX_NAME).write_text(json.dumps({"version": 1, "shards": {"s-0.tar": {"samples": []}}}))
+    refused = (
+        rf"{INDEX_NAME} is an index of version 1, .*remove it and run `sfa index {re.escape(str(folder))}/\*\.tar`"
+    )
+    for read in (load_index, verify_index):
+        with pytest.raises(DataError, match=refused):
+            read(shards)
+    monkeypatch.setattr(index_file, "read_sidecar", lambda *_: pytest.fail("the copy does not count here"))
+    build_index(shards)
+    monkeypatch.undo()
     assert json.loads((folder / INDEX_NAME).read_text())["version"] == 2
     assert content(load_index(shards)) == expected
 
