@@ -19,7 +19,7 @@ from sfa_dist.boundary.disk import file_sha256, write_json
 from sfa_dist.checkpoint.files import write_tensors, write_weights
 from sfa_dist.checkpoint.folder import FORMAT, list_checkpoints, newest_valid, read_state, verify
 from sfa_dist.checkpoint.loading import load_engine, read_parameters
-from sfa_dist.checkpoint.saver import Outcome, Saver, save_checkpoint
+from sfa_dist.checkpoint.saver import Outcome, Saver
 
 __all__ = [
     "FORMAT",
@@ -31,7 +31,6 @@ __all__ = [
     "newest_valid",
     "read_parameters",
     "read_state",
-    "save_checkpoint",
     "verify",
     "write_json",
     "write_tensors",

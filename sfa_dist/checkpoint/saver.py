@@ -225,23 +225,6 @@ class Saver:
             self._flight.called_off.set()
 
 
-def save_checkpoint(
-    root: Path, step: int, engine: Engine, state: Mapping[str, Any], runtime: Runtime, keep: int
-) -> Path:
-    """Writes step-<step> under `root` and drops all but the newest `keep`; it stands when this returns. Collective.
-
-    Raises CheckpointError on every rank when any rank could not write, or when a value is not finite; what was there
-    before stays.
-    """
-    saver = Saver(root, runtime, keep)
-    saver.begin(step, engine, state)
-    outcome = saver.finish()
-    assert outcome is not None
-    if outcome.refused:
-        raise runtime.for_all(CheckpointError(f"{outcome.path}: {outcome.refused}"))
-    return outcome.path
-
-
 @dataclass
 class PendingSave:
     """A save under way. `worker` is this rank's thread, None where it has none in this turn."""

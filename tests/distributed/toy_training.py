@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from whole_save import save_checkpoint
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.models.loss import weighted_loss_sum
@@ -79,7 +80,7 @@ def start(runtime: Runtime, stage: Stage2, checkpoint: Path | None = None, step:
 
 def save(runtime: Runtime, engine: Engine, root: Path, step: int) -> Path:
     """A checkpoint of its own folder."""
-    return ckpt.save_checkpoint(root, step, engine, {"stage": "toy"}, runtime, keep=1)
+    return save_checkpoint(root, step, engine, {"stage": "toy"}, runtime, keep=1)
 
 
 def global_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:

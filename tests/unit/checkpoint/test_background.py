@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoint_samples import OneRankEngine, names
+from whole_save import save_checkpoint
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import writing
@@ -20,7 +21,7 @@ def test_what_is_saved_is_what_was_there_at_the_boundary(
 ) -> None:
     """And the same bytes as a save that is waited for."""
     state = {"progress": {"step": 1}}
-    waited_for = ckpt.save_checkpoint(tmp_path / "twin", 1, engine, state, runtime, keep=1)
+    waited_for = save_checkpoint(tmp_path / "twin", 1, engine, state, runtime, keep=1)
     saver = ckpt.Saver(root, runtime, keep=1)
     saver.begin(1, engine, state)
     state["progress"]["step"] = 2

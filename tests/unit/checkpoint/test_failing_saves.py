@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoint_samples import OneRankEngine, Save, names, newest
+from whole_save import save_checkpoint
 
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.checkpoint import saver as saver_module
@@ -74,9 +75,9 @@ def test_a_small_disk_that_is_really_full(runtime: Runtime, tmp_path: Path) -> N
         engine = OneRankEngine(size=(400, 400))  # 625 KiB of masters and as much of moments.
         engine.step(0.1)
         root = place / "checkpoints"
-        ckpt.save_checkpoint(root, 1, engine, {}, runtime, keep=2)
+        save_checkpoint(root, 1, engine, {}, runtime, keep=2)
         with pytest.raises(CheckpointError, match=r"no space left, needed 1\.2 MiB, have 0\.\d MiB at "):
-            ckpt.save_checkpoint(root, 2, engine, {}, runtime, keep=2)
+            save_checkpoint(root, 2, engine, {}, runtime, keep=2)
         assert newest(root) == "step-00000001"
         saver = ckpt.Saver(root, runtime, keep=2)
         with pytest.MonkeyPatch.context() as patch:  # It fills up on the way, behind the first look.
@@ -99,7 +100,7 @@ def test_a_disk_that_is_really_read_only(runtime: Runtime, engine: OneRankEngine
         pytest.skip(f"a read-only disk cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
         with pytest.raises(CheckpointError, match=r"mounted read-only \(EROFS\) at "):
-            ckpt.save_checkpoint(place / "checkpoints", 1, engine, {}, runtime, keep=2)
+            save_checkpoint(place / "checkpoints", 1, engine, {}, runtime, keep=2)
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
@@ -137,5 +138,5 @@ def test_what_is_not_finite_is_not_saved(
     assert outcome.refused == f"{key} of bias is not finite on rank 0"
     assert names(root) == ["step-00000001"]
     with pytest.raises(CheckpointError, match="not finite"):
-        ckpt.save_checkpoint(root, 2, engine, {}, runtime, keep=1)
+        save_checkpoint(root, 2, engine, {}, runtime, keep=1)
     assert names(root) == ["step-00000001"]
