@@ -1,4 +1,4 @@
-"""The names of a run directory's files, which users, scripts and later starts rely on."""
+"""File names in a run directory that users, scripts and resumed runs rely on."""
 
 RECIPE = "recipe.yaml"  # The resolved recipe.
-WEIGHTS = "weights.safetensors"  # Of a stage that is done.
+WEIGHTS = "weights.safetensors"  # The weights of a finished stage.
