@@ -1,7 +1,10 @@
-"""What crosses the edge of the process: the project's own files, read with bounds, and text made safe to show.
+"""The edge of the process: the project's own files, read within bounds, and text made safe to show.
 
-disk        small files: written whole, read by size, nesting and type; what a disk says when it refuses
-file_names  what a run directory holds         counted  a number of things in words
-secret      passwords and signatures become `***`
-plain       names from outside, for a terminal, a page, Markdown or a picture
+    disk        small files: written whole, read within bounds of size, nesting and type; disk errors in words
+    file_names  the names of files in a run directory      counted  a number of things in words
+    secret      passwords and signatures become `***`
+    plain       text from outside, escaped for a terminal, a web page, Markdown or a figure
+
+Every other package may import all of these modules; this package imports none of them.
+Start with `disk`.
 """

@@ -2,5 +2,5 @@
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 view`, `1,200 views`. `noun` is of the kind that takes an s."""
+    """`1 view`, `1,200 views`. `noun` is a noun whose plural adds an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Small files as a program keeps them for itself, and what a disk says when it refuses.
+"""The small files that the program keeps for itself, and disk errors in words.
 
-What was written here is read back with bounds: by its size, its nesting and its type, and only from a plain file. A
-run directory lies where others may write, and a kill or a disk may have made anything of it.
+Files are read within bounds of size, nesting and type, and only if they are regular files: others may write to a run
+directory, and a killed process or a failing disk may have damaged what is in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sfa_dist.boundary.plain import for_terminal
 from sfa_dist.boundary.secret import without_secrets
 
 MIB = 2**20
-MAX_JSON = 64 * MIB  # Bytes; far more than any of these files has.
+MAX_JSON = 64 * MIB  # Bytes; far more than any of these files needs.
 MAX_NESTING = 32
 MAX_NAME, MAX_PATH = 255, 4095  # Bytes: what Linux takes.
 REASONS = {
@@ -43,9 +43,9 @@ REASONS = {
 
 
 def explain(error: Exception, path: Path | None = None, needed: int = 0) -> str:
-    """The disk's reason in words, and the place, which is `path` where the error names none; `needed` are the bytes
-    that were to be written in all."""
-    number, place = error.errno if isinstance(error, OSError) else None, _place(error, path)
+    """The reason for a disk error in words, with the file it names, or else `path`. `needed` is the total number of
+    bytes that were to be written."""
+    number, place = error.errno if isinstance(error, OSError) else None, _failed_path(error, path)
     # safetensors hides the number of a full disk in its text.
     if number == errno.ENOSPC or "No space left" in str(error):
         return "no space left on the disk (ENOSPC)" if place is None else no_space(place, needed)
@@ -54,14 +54,14 @@ def explain(error: Exception, path: Path | None = None, needed: int = 0) -> str:
     return str(error)
 
 
-def _place(error: Exception, path: Path | None) -> Path | None:
-    """Where it happened: the file that the system names, else `path`."""
+def _failed_path(error: Exception, path: Path | None) -> Path | None:
+    """The file that the error names, or else `path`."""
     name = error.filename if isinstance(error, OSError) else None
     return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
 
 
 def no_space(path: Path, needed: int = 0) -> str:
-    """How much is asked of the disk at `path` and how much it has: bytes, or files where those have run out."""
+    """How many bytes the disk at `path` needs and has left, or that it has no inodes left."""
     parent = nearest_folder(path)
     free = free_bytes(parent)
     with contextlib.suppress(OSError):
@@ -73,18 +73,18 @@ def no_space(path: Path, needed: int = 0) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """What the disk at `path`, which need not be there yet, has left for this user."""
+    """Bytes left for this user on the disk of `path`, which need not exist yet. Raises OSError."""
     left = os.statvfs(nearest_folder(path))
     return left.f_bavail * left.f_frsize
 
 
 def nearest_folder(path: Path) -> Path:
-    """`path`, or the first folder above it that is there."""
+    """`path`, or its nearest parent that exists as a folder."""
     return next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
 
 
 def path_argument(text: str) -> Path:
-    """A path of a command line. Raises ValueError for one that no file system has: empty, with NUL, too long."""
+    """A path from the command line. Raises ValueError if no file system can have it: empty, with NUL or too long."""
     if not text:
         raise ValueError("the path is empty")
     if "\0" in text:
@@ -96,17 +96,17 @@ def path_argument(text: str) -> Path:
 
 
 def tell(line: str) -> None:
-    """A line on stderr, without secrets and commands to the terminal. Never raises: stderr may be on a full disk, or
-    its terminal gone."""
+    """Prints a line to stderr, without secrets and terminal escapes. Never raises: stderr may be a file on a full disk
+    or a terminal that has closed."""
     with contextlib.suppress(OSError, ValueError):
         print(for_terminal(without_secrets(line)), file=sys.stderr, flush=True)
 
 
-_unwritten: set[tuple[Path, int | None]] = set()  # Folders whose refusal has been told, and why they refuse.
+_unwritten: set[tuple[Path, int | None]] = set()  # Folders already reported, and the errno of each.
 
 
 def tell_unwritten(path: Path, error: OSError) -> None:
-    """Says that a record is not written; of all that a folder refuses for one reason, the first."""
+    """Reports that a record is not written, once for each folder and reason."""
     refusal = (path.parent, error.errno)
     if refusal not in _unwritten:
         _unwritten.add(refusal)
@@ -114,7 +114,7 @@ def tell_unwritten(path: Path, error: OSError) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file that is complete or as it was: written beside, flushed, renamed. Raises OSError, and leaves no remains."""
+    """Replaces a file atomically: written to a temporary file, flushed, renamed. Raises OSError and cleans up."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -123,14 +123,14 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # A write that fails names no file.
+        error.filename = error.filename or str(path)  # A failed write names no file.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
 
 
 def write_if_new(path: Path, text: str) -> None:
-    """A text file; one that says the same already is left alone, so that a full disk cannot harm it. Raises OSError."""
+    """Writes a text file unless it already has this content, so a full disk cannot harm it. Raises OSError."""
     data = text.encode()
     with contextlib.suppress(OSError, ValueError):
         if read_plain(path, len(data)) == data:
@@ -139,26 +139,26 @@ def write_if_new(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, as `write_whole`."""
+    """Replaces a JSON file atomically. Raises OSError."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_plain(path: Path, limit: int = MAX_JSON, follow: bool = True) -> bytes:
-    """The bytes of a plain file, which is not waited for. Raises ValueError for anything else and for more than
-    `limit` bytes, OSError. Without `follow` a symbolic link is none."""
+    """The bytes of a regular file. Raises ValueError for any other kind (a pipe does not block) and for more than
+    `limit` bytes; OSError. Without `follow` a symbolic link is refused."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     with open(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no plain file")
-        data = file.read(min(limit, max(found.st_size, MIB)) + 1)  # as much memory is taken as is asked for
+        data = file.read(min(limit, max(found.st_size, MIB)) + 1)  # read() allocates all that it is asked for
     if len(data) > limit:
         raise ValueError(f"it is larger than {limit / MIB:,.0f} MiB")
     return data
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON value from a file that may be anybody's. Raises ValueError."""
+    """A JSON value from an untrusted file. Raises ValueError for bad syntax and for deep nesting."""
     try:
         value = json.loads(data)
     except RecursionError:
@@ -173,7 +173,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def parse_object(data: bytes, **keys: type | tuple[type, ...]) -> dict[str, Any]:
-    """A JSON object with these keys, each of its type. Raises ValueError that names what is missing or of another
+    """A JSON object with these keys, each of its type. Raises ValueError, naming the key that is missing or of another
     type."""
     value = parse_json(data)
     if not isinstance(value, dict):
@@ -181,7 +181,7 @@ def parse_object(data: bytes, **keys: type | tuple[type, ...]) -> dict[str, Any]
     for key, kind in keys.items():
         if key not in value:
             raise ValueError(f"it has no {key!r}")
-        # True is an int to Python, and no number to anybody else.
+        # In Python True is an int; in these files it is no number.
         if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool):
             raise ValueError(f"its {key!r} is {value[key]!r:.40}")
     return value
@@ -193,6 +193,6 @@ def read_object(path: Path, **keys: type | tuple[type, ...]) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """sha256 of a file's bytes, in hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

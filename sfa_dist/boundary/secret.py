@@ -1,8 +1,8 @@
-"""Passwords, tokens and signatures become `***` in all that is shown or written down; host and path stay readable.
+"""Passwords, tokens and signatures become `***` in all that is shown or written; host and path stay readable.
 
-A URL loses its user and password and the values of its query; a command and any other text what follows the usual names
-(`--token`, `PASSWORD=`, `Authorization:`), and tokens of well-known shapes. What a recipe's own URLs and its secret
-environment variables hold is remembered by the process, so that a server or a library that repeats it tells nothing.
+A URL loses its user, its password and the values of its query. Other text, commands included, loses what follows the
+usual names (`--token`, `PASSWORD=`, `Authorization:`) and tokens of well-known shapes. The process remembers the
+secrets in a recipe's URLs and environment variables, and masks them where a server or a library repeats them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-MIN_REMEMBERED = 6  # Characters: shorter ones stand in other words too.
-# Parts of a query that name what is read, and let nobody in.
+MIN_REMEMBERED = 6  # Characters: shorter ones also occur inside ordinary words.
+# Query parameters that name what is read and grant no access.
 OPEN_PARAMETERS = ("versionid", "version", "revision", "download")
 
 _WORDS = (
@@ -22,7 +22,7 @@ _WORDS = (
     r"|(?:api|access|account|private|shared|subscription)[_-]?key(?:[_-]?id)?"
 )
 _SHORT_WORDS = r"auth|authorization|cookie|sig|sas|(?:ssh)?pass|j?session(?:_?id)?"
-_REST = r"[\w.-]{0,99}"  # Of a name; without an end, texts of one long word would take minutes.
+_REST = r"[\w.-]{0,99}"  # Rest of a name; without a bound, one long word would take minutes.
 _NAME = rf"(?:{_REST}(?:{_WORDS}){_REST}|(?:{_REST}[_.-])?(?:{_SHORT_WORDS})(?:[_.-]{_REST})?)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}|(?:.*_)?(?:KEY|PW|PASS|PIN)(?:_.*)?", re.IGNORECASE)
@@ -38,7 +38,7 @@ _IN_TEXT = (
     re.compile(r"((?<!\S)(?:-[uU]|--(?:proxy-)?user)[\s=]*['\"]?)[^\s:'\"]+:[^\s'\"]+"),
     re.compile(r"""((?<!\S)(?:-[uU]|--(?:proxy-)?user)[\s=]*)(?:'[^':%]*[:%][^']*'|"[^":%]*[:%][^"]*")"""),
     re.compile(r"""((?<!\S)-b[\s=]*['"]?)[^\s'"=]+=[^'"]+"""),
-    re.compile(r"""(//|:/)[^\s/:@'"]+:[^\s/@'"]+(?=@)"""),  # of what is nearly a URL
+    re.compile(r"""(//|:/)[^\s/:@'"]+:[^\s/@'"]+(?=@)"""),  # in malformed URLs
     re.compile(r"(\bbearer\s+)[\w.~+/=-]{6,}", re.IGNORECASE),
     re.compile(r"(\bsshpass\s+-p\s*)\S+"),
     # Tokens of AWS, GitHub, Hugging Face, GitLab, Slack, OpenAI, and any JSON Web Token.

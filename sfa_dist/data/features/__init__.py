@@ -3,5 +3,6 @@
     feature_shards  writing and reading     feature_grid    which stored steps make a clip
     feature_slices  one clip's slices       feature_stream  the twin of `batches.stream`
 
+Other packages import all four modules.
 Start with `feature_stream`.
 """

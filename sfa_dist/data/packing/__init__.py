@@ -4,5 +4,6 @@
     pack_survey  what is missing or corrupt      pack_probe    one clip, looked at before it is packed
     pack_write   the tars                        pack_shared, reencode
 
+Other packages import `pack`, `pack_probe`, `reencode` and `annotations`.
 Start with `pack`.
 """

@@ -23,19 +23,21 @@ def frame_indices(num_video_frames: int, frames: int, stride: int, offset: int) 
 
 
 def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, stride: int) -> int:
-    """A uniform start such that the clip fits; where it cannot, the first frame, from which the video is looped (DMVR
-    processors.py, `_get_random_sampling_offset`)."""
+    """A uniformly random start at which the clip fits; 0 for a video that is too short, which is looped.
+
+    Source: DMVR processors.py, `_get_random_sampling_offset`.
+    """
     return below(rng, offset_choices(num_video_frames, frames, stride))
 
 
 def offset_choices(num_video_frames: int, frames: int, stride: int) -> int:
-    """How many starts there are to choose from, from frame 0 on."""
+    """The number of possible starts, counted from frame 0; at least 1."""
     return max(1, num_video_frames - (frames - 1) * stride)
 
 
 def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) -> list[int]:
-    """Starts of `views` temporal views: one is the centre window, several are spread evenly from the first frame to the
-    last window. A static clip (stride 0) takes the window to be one frame, so one view is the middle frame."""
+    """Starts of `views` temporal views. A single view is the centre window; several are spread evenly from the first
+    window to the last. The window of a static clip (stride 0) is one frame, so its single view is the middle frame."""
     room = max(0, num_video_frames - max(1, frames * stride))
     if views == 1:
         return [room // 2]

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample and not to a process, so pixels do not depend on rank, worker or resume."""
+"""Random numbers keyed by sample, not by process: pixels do not depend on rank, worker or resume."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _WORD = (1 << 64) - 1
 def sample_rng(seed: int, epoch: int, sample_id: int, purpose: str) -> np.random.Generator:
     """A generator (Philox) keyed by a hash of run seed, epoch, sample and purpose ("clip", "augment", "order").
 
-    Draw from it by `.random()` alone: the raw doubles of Philox stay, other methods may change between numpy versions.
+    Use only its `.random()`: the doubles of Philox are stable, while other methods may change between numpy versions.
     """
     return np.random.Generator(np.random.Philox(key=_key(seed, epoch, sample_id, purpose)))
 
 
 def first_random(seed: int, epoch: int, sample_id: int, purpose: str) -> float:
-    """What `sample_rng(...).random()` gives first, in a tenth of the time: where one number a sample is all that is
-    needed, making a generator costs more than reading the sample's features.
+    """The first `sample_rng(...).random()`, in a tenth of the time. For one number per sample, a generator would cost
+    more than reading the sample's features.
 
-    Philox4x64-10 (Salmon et al. 2011) on the counter 1, as numpy begins.
+    Philox4x64-10 (Salmon et al. 2011) at counter 1, where numpy starts.
     """
     key = _key(seed, epoch, sample_id, purpose)
     low, high = key & _WORD, key >> 64

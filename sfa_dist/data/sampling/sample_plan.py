@@ -1,11 +1,11 @@
-"""Which sample stands at which place of which epoch: pure arithmetic, the same for any numbers of ranks and workers.
+"""Which sample is at which position of an epoch: pure arithmetic, the same for any number of ranks and workers.
 
-An epoch's order is made in two steps. The shards are permuted and cut into windows of `shuffle_shards` shards; inside
-a window the samples are permuted. So reads stay within a few shards at a time, and no array of the size of the data
-set is ever made: a place is found by binary search over the windows, and only the windows touched are built.
+An epoch is ordered in two steps. The shards are permuted and cut into windows of `shuffle_shards` shards; then the
+samples inside each window are permuted. Reads stay within a few shards at a time, and no array of the size of the data
+set is made: binary search over the windows finds a position, and only the windows that are used are built.
 
-Permutations are the stable sort of a keyed 64-bit hash (splitmix64, Steele et al. 2014), not a library's shuffle: the
-order then does not depend on a version of numpy, and a run can be continued years later.
+A permutation is the stable sort of a keyed 64-bit hash (splitmix64, Steele et al. 2014), not a library's shuffle. The
+order does not depend on the version of numpy, so a run can be resumed years later.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-PLAN_VERSION = 1  # raise it whenever the same seed would give another order
+PLAN_VERSION = 1  # increase it when the same seed gives another order
 Ids = npt.NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_SHARDS, _SAMPLES = 1, 2  # what a permutation is for, so that the two never share a key
+_SHARDS, _SAMPLES = 1, 2  # part of a permutation's key, so that the two never share one
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -57,8 +57,8 @@ class SamplePlan:
     batch_size: the global batch, in samples. The last batch of an epoch is padded with -1.
     shuffle_shards: shards in a window; reads of one epoch touch about that many files at a time.
     shuffle: False gives the plain order 0, 1, 2, ... in every epoch (evaluation).
-    paired: a global batch is handed out from both ends, so that mirror images (slots 0 and batch_size - 1, ...) are in
-    one micro-batch where its size is even. Mixup blends them.
+    paired: slots of a global batch are assigned from both ends, so mirrored slots (0 and batch_size - 1, ...) are in
+    the same micro-batch if its size is even. Mixup blends them.
     """
 
     shard_sizes: Sequence[int] | Ids
@@ -83,45 +83,45 @@ class SamplePlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in one epoch, the last one perhaps padded."""
+        """Global batches in one epoch; the last one may be padded."""
         return -(-self.num_samples // self.batch_size)
 
     def accumulation(self, world_size: int, micro: int) -> int:
-        """Micro-batches that each rank takes for one global batch."""
+        """Micro-batches of each rank in one global batch."""
         return -(-self.batch_size // (world_size * micro))
 
-    def ids_at(self, epoch: int, places: Ids) -> Ids:
-        """Sample ids (int64, shape of `places`) at places of the epoch's order; -1 for a place outside the epoch."""
-        places = np.asarray(places, dtype=np.int64)
-        inside = (places >= 0) & (places < self.num_samples)
-        ids = np.where(inside, places, -1)
+    def ids_at(self, epoch: int, positions: Ids) -> Ids:
+        """Sample ids, int64 of the shape of `positions`, at positions of an epoch; -1 outside the epoch."""
+        positions = np.asarray(positions, dtype=np.int64)
+        inside = (positions >= 0) & (positions < self.num_samples)
+        ids = np.where(inside, positions, -1)
         if not self.shuffle or not inside.any():
             return ids
         starts = _epoch_windows(self, epoch)[1]
         window_of = np.searchsorted(starts, ids, side="right") - 1
         for window in np.unique(window_of[inside]):
             here = inside & (window_of == window)
-            ids[here] = epoch_window(self, epoch, int(window))[places[here] - starts[window]]
+            ids[here] = epoch_window(self, epoch, int(window))[positions[here] - starts[window]]
         return ids
 
     def batch_ids(self, epoch: int, step: int) -> Ids:
-        """The global batch of a step: int64 (batch_size,), padded with -1 at the end of the epoch."""
+        """Sample ids of a step's global batch: int64 (batch_size,), padded with -1 at the end of the epoch."""
         return self.ids_at(epoch, step * self.batch_size + np.arange(self.batch_size))
 
     def micro_batch_ids(
         self, epoch: int, step: int, rank: int, world_size: int, micro: int, accumulation_index: int
     ) -> Ids:
-        """What one rank holds at one time: int64 (micro,), -1 for slots beyond the batch or the epoch.
+        """Sample ids of one micro-batch of one rank: int64 (micro,), -1 for slots beyond the batch or the epoch.
 
-        Micro-batch number of the global batch = rank * accumulation + accumulation_index, so the union over ranks and
-        accumulation is the same batch whatever their numbers, and the micro-batches of a rank are neighbours (the
-        exact engine's sum needs that).
+        Its number in the global batch is rank * accumulation + accumulation_index. So the union over ranks and
+        accumulation is the same batch for any number of either, and the micro-batches of a rank are adjacent, as the
+        sum of the exact engine requires.
         """
         item = step * self.accumulation(world_size, micro) + accumulation_index
         return self.ids_at(epoch, self.item_places(item, rank, world_size, micro))
 
     def item_places(self, item: int | Ids, rank: int | Ids, world_size: int, micro: int) -> Ids:
-        """Places in the epoch of a rank's micro-batch number `item`, counted from the epoch's start through all steps:
+        """Positions in the epoch of a rank's micro-batch number `item`, counted from the start of the epoch:
         int64 (..., micro), -1 for slots beyond the batch. Arrays of items and ranks are broadcast."""
         accumulation = self.accumulation(world_size, micro)
         step, part = np.divmod(np.asarray(item, dtype=np.int64)[..., None], accumulation)
@@ -136,7 +136,7 @@ class SamplePlan:
 
 @lru_cache(maxsize=4)
 def _epoch_windows(plan: SamplePlan, epoch: int) -> tuple[Ids, Ids]:
-    """(shards in the epoch's order (n,), place at which each window starts (windows,))."""
+    """(shards in the epoch's order (n,), position at which each window starts (windows,))."""
     sizes = np.asarray(plan.shard_sizes)
     order = permuted(np.arange(len(sizes)), plan.seed, epoch, _SHARDS)
     ends = np.cumsum(sizes[order])
@@ -146,7 +146,7 @@ def _epoch_windows(plan: SamplePlan, epoch: int) -> tuple[Ids, Ids]:
 
 @lru_cache(maxsize=4)
 def epoch_window(plan: SamplePlan, epoch: int, window: int) -> Ids:
-    """Sample ids (int64) of one window of the epoch, in the order in which they are seen."""
+    """Sample ids (int64) of one window of the epoch, in order."""
     order, _ = _epoch_windows(plan, epoch)
     sizes = np.asarray(plan.shard_sizes)
     first_id = np.cumsum(sizes) - sizes

@@ -4,5 +4,7 @@
     reader       a sample by shard and offset     remote, fetch, retry, answers, remote_index         other machines
     shard_cache  whole shards on a local disk     quarantine, braces, subset
 
+Other packages import `shard_names`, `shard_index`, `shard_walk`, `index_file`, `index_columns`, `reader`, `quarantine`
+and `subset`; the other modules serve these.
 Start with `reader`.
 """

@@ -1,4 +1,4 @@
-"""What a server or a command may send: as many bytes as were asked for, as they are named, and not without end.
+"""Limits on what a server or a command may send: the bytes that were asked for, and within a time limit.
 
 bytes   of a range its size, of a shard what its index says, else LARGEST_SHARD, of other files their kind's limit
 time    SLOWEST bytes a second, beyond the seconds in which nothing need come
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 SLOWEST = 16 << 10  # bytes a second
-LARGEST_SHARD = 64 << 30  # bytes of a shard of which no index tells the size
+LARGEST_SHARD = 64 << 30  # bytes of a shard whose size no index states
 LARGEST_FILE = {"index.json": 1 << 30, "manifest.json": 64 << 20}  # bytes; nine million samples
 PIECE = 1 << 20
 _BLOCK = 512  # of a tar
@@ -29,7 +29,7 @@ class Sink(Protocol):
 
 
 class ContentRange(NamedTuple):
-    """Which bytes an answer holds (`last` included), and the file's size, None where it is not told."""
+    """Which bytes an answer holds (`last` included), and the file's size, None if unknown."""
 
     first: int
     last: int
@@ -37,7 +37,7 @@ class ContentRange(NamedTuple):
 
 
 def wrong_answer(what: str) -> OSError:
-    """An error that does not pass by asking again."""
+    """An error that a retry cannot mend."""
     return OSError(errno.EBADMSG, what)
 
 
@@ -52,7 +52,7 @@ def parse_content_range(text: str) -> ContentRange:
 
 
 class Patience:
-    """How long one waits for bytes that come slowly: `seconds`, and a second more for each SLOWEST that have come."""
+    """A deadline for slow transfers: `seconds`, plus one second for each SLOWEST bytes received."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._since = seconds, time.monotonic()

@@ -1,4 +1,4 @@
-"""How many names a brace pattern stands for, told before they are made: `{0..999999999}` is 13 characters long."""
+"""Brace patterns, whose names are counted before they are made: `{0..999999999}` has only 14 characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from braceexpand import alphabet, braceexpand
 
 MAX_NAMES = 1_000_000
-MAX_CHARACTERS = 1 << 28  # Of all names together.
+MAX_CHARACTERS = 1 << 28  # In all names together.
 MAX_DEPTH = 8
 
 _NUMBERS = re.compile(r"(-?\d{1,100})\.\.(-?\d{1,100})(?:\.\.-?(\d{1,100}))?")
@@ -27,7 +27,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def count_names(pattern: str, depth: int = 0) -> int:
-    """The number of names, by the rules of `braceexpand`. Raises ValueError for braces in too many braces."""
+    """The number of names, by the rules of `braceexpand`. Raises ValueError for braces nested too deeply."""
     if depth > MAX_DEPTH:
         raise ValueError(f"braces that are nested more than {MAX_DEPTH} deep")
     names = 1
@@ -37,7 +37,7 @@ def count_names(pattern: str, depth: int = 0) -> int:
 
 
 def _count_group(text: str, depth: int) -> int:
-    """Of what stands between two braces: a range, alternatives, or neither."""
+    """The number of names of the text between two braces: a range, alternatives, or neither."""
     for kind, value in ((_NUMBERS, int), (_LETTERS, alphabet.index)):
         if match := kind.fullmatch(text):
             first, last, step = value(match[1]), value(match[2]), int(match[3] or 1) or 1
@@ -46,7 +46,7 @@ def _count_group(text: str, depth: int) -> int:
 
 
 def _split(text: str) -> tuple[list[str], list[str]]:
-    """The outermost groups of a text, without their braces, and its parts between commas that stand in none."""
+    """The outermost groups of a text, without their braces, and its parts between commas outside all groups."""
     groups, parts = [], []
     depth = start = part = position = 0
     while position < len(text):

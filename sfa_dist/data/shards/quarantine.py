@@ -1,8 +1,7 @@
-"""Clips whose decoding crashed a process, kept in the run directory: from the next start on they count as bad.
+"""Clips whose decoding crashed a process, listed in the run directory: from the next start on they count as bad.
 
-One JSON object a line: {"shard", "key", "reason"}. A crash cannot be caught as an error of the decoder can, so it is
-written down by the process that survived, and the clip is left alone. Removing a line, or the file, gives it another
-chance.
+One JSON object per line: {"shard", "key", "reason"}. A crash cannot be caught like an error of the decoder, so the
+surviving process records the clip, and later starts skip it. To try a clip again, remove its line or the file.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Entries = dict[tuple[str, str], str]  # (shard's file name, key) -> reason.
 
 
 def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) -> None:
-    """Appends a sample. One write, so that lines of several ranks stay whole. Raises CheckpointError."""
+    """Appends a sample in one write, so that lines of several ranks do not mix. Raises CheckpointError."""
     shard = shard_name(index.shards[index.shard[sample]])
     entry = {"shard": shard, "key": index.keys[sample], "reason": without_secrets(reason)}
     try:
@@ -36,12 +35,12 @@ def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) 
         finally:
             os.close(descriptor)
     except OSError as error:
-        told = explain(error, path)
-        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {told}") from error
+        reason = explain(error, path)
+        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {reason}") from error
 
 
 def read_quarantine(path: Path) -> Entries:
-    """The entries of a file; none where there is no file. Raises CheckpointError for a line that cannot be read."""
+    """The entries of a file; empty if there is no file. Raises CheckpointError for a line that cannot be read."""
     entries: Entries = {}
     try:
         lines = read_plain(path).split(b"\n")
@@ -60,7 +59,7 @@ def read_quarantine(path: Path) -> Entries:
 
 
 def without_quarantined(index: SampleIndex, entries: Entries) -> SampleIndex:
-    """The same index, in which the samples of `entries` are bad ones. Its sha256, of the data, is the same."""
+    """The same index with the samples of `entries` marked as bad. Its sha256, a hash of the data, does not change."""
     names = {shard for shard, _ in entries}
     errors = dict(index.errors)
     for number, path in enumerate(index.shards):

@@ -1,4 +1,4 @@
-"""Reads one sample's bytes out of its shard, by offset, and checks them."""
+"""Reads the bytes of one sample from its shard, by offset, and checks them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _read(index: SampleIndex, number: int, offset: int, size: int) -> bytes:
 
 
 def _open_kept(index: SampleIndex, number: int) -> BinaryIO | None:
-    """The whole shard from the cache, None where its samples have to be read one by one. Raises OSError."""
+    """The whole shard from the cache; None if its samples must be read one by one. Raises OSError."""
     shard, cache = index.shards[number], _cache(index.remote.model_dump_json())
     try:
         return cache.open(Whole(str(shard), int(index.shard_bytes[number]), index.shard_sha256[number]))
@@ -82,7 +82,7 @@ def _cache(settings: str) -> ShardCache:
 
 
 def _go_on_without(cache: ShardCache, shard: str, error: CannotKeepError) -> None:
-    """A full cache is slow, not wrong, where samples can be read one by one. Said once by each process."""
+    """Warns, once per process, that samples are read one by one; raises DataError for a pipe, which cannot be."""
     if shard_kind(shard) == "pipe":
         raise DataError(
             f"{shown(shard)} must be kept in the cache, which cannot hold it ({error.strerror}): make room, raise "

@@ -1,4 +1,4 @@
-"""Reads that fail for a passing reason are tried again, after pauses that grow. The data do not depend on them."""
+"""Retries for reads that fail with a transient error, after growing pauses. They do not change the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRANSIENT = {
 
 
 def with_retries(work: Callable[[], T], retries: int) -> T:
-    """The value of `work`, which is called again up to `retries` times while it raises an OSError that may pass."""
+    """Returns `work()`, called again up to `retries` times while it raises a transient OSError."""
     for attempt in range(retries):
         try:
             return work()
@@ -29,5 +29,5 @@ def with_retries(work: Callable[[], T], retries: int) -> T:
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether the same call may work a little later: a network or a network disk that stumbled, not a missing file."""
+    """Whether the same call may succeed later: a network or network disk failed; a missing file is not transient."""
     return error.errno in TRANSIENT or isinstance(error, TimeoutError | ConnectionError)

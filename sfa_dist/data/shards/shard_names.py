@@ -1,7 +1,7 @@
-"""Turns the patterns of a recipe into one sorted list of shards, the same on every rank.
+"""Expands the patterns of a recipe into one sorted list of shards, the same on every rank.
 
-A shard is a local file (a Path) or a text: `s3://...`, `http(s)://...`, `pipe:COMMAND`. No variable of the environment
-rewrites them.
+A shard is a local file (a Path) or a string: `s3://...`, `http(s)://...`, `pipe:COMMAND`. Environment variables do not
+change them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def shard_name(shard: Shard) -> str:
 
 
 def _signs(field: str) -> bool:
-    """Whether a field of a query says who may read, which changes from day to day, and not what is read."""
+    """Whether a query field grants access, and so may change, rather than naming what is read."""
     return field.lower() in _SIGNATURES or field.lower().startswith(("x-amz-", "x-goog-"))
 
 
@@ -84,7 +84,7 @@ def shard_folder(shard: Shard) -> Path | str:
 
 
 def shown(shard: Shard) -> str:
-    """A shard for messages, without what is secret in it."""
+    """A shard for messages, with its secrets masked."""
     return str(shard) if isinstance(shard, Path) else shown_source(shard)
 
 
@@ -105,7 +105,7 @@ def _expand_local(pattern: str) -> Iterator[str]:
 
 
 def _what_lies_there(pattern: str) -> str:
-    """The tar files of the folder that a pattern looks into, or how far there are folders."""
+    """The tar files in the folder of a pattern, or why there are none."""
     folder = Path(os.path.expanduser(pattern)).parent
     if not folder.is_dir() and any(iglob(str(folder))):
         return f"{str(folder)!r} stands for folders without such files"
@@ -161,6 +161,6 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _start(pattern: str) -> str:
-    """A pattern for a message, cut where it is long."""
+    """A pattern for a message, cut to 200 characters."""
     text = shown(pattern)
     return text if len(text) <= 200 else f"{text[:200]}..."

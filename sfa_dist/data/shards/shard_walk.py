@@ -1,8 +1,8 @@
 """A strict walk through one tar shard: where each member of each sample lies, its checksum, and its label.
 
-Readers that stream a tar take a damaged header for the end of the archive and drop the rest without a word. Here the
-walk is checked afterwards: after the last member there must be an end-of-archive marker and nothing but zeros.
-Nothing is ever unpacked to disk, and no member is decoded but the label.
+Readers that stream a tar take a damaged header for the end of the archive and silently drop the rest. This walk checks
+the end: the last member must be followed by an end-of-archive marker and zeros only. Nothing is unpacked to disk, and
+only labels are decoded.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sfa_dist.recipe.blocks import LABEL_HEADS
 Label = int | tuple[int, ...]
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov")
 IMAGE_SUFFIXES = ("jpg", "png")
-CLIP_SUFFIXES = (*VIDEO_SUFFIXES, "features.npy", *IMAGE_SUFFIXES)  # a sample's clip is the first of these that it has
+CLIP_SUFFIXES = (*VIDEO_SUFFIXES, "features.npy", *IMAGE_SUFFIXES)  # a sample's clip is its first member of these
 KNOWN_SUFFIXES = (*CLIP_SUFFIXES, "cls", "json", "txt")
 
 _BLOCK = 512
 _CHUNK = 1 << 20
 _MAX_LABEL_BYTES = 1 << 20
-_MAX_TOLD_BYTES = 1 << 20
-_TELLS_OF_NEXT = (
+_MAX_EXTENDED_BYTES = 1 << 20
+_EXTENDED_HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE),
     tarfile.SOLARIS_XHDTYPE,
 )
 
 
 class TarMember(NamedTuple):
-    """One file inside a shard: where its bytes start, how many they are, and their crc32."""
+    """One file inside a shard: the offset of its bytes, their number and their crc32."""
 
     offset: int
     size: int
@@ -58,7 +58,7 @@ class SampleEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its size in bytes, sha256 (hex), samples in order, and the names of members that are not ours."""
+    """One shard: its size in bytes, sha256 (hex), samples in order, and the names of members with unknown suffixes."""
 
     size: int
     sha256: str
@@ -94,7 +94,7 @@ def walk_shard(path: Path, shard: str = "") -> ShardEntry:
             samples = tuple(_sample(file, key, found) for key, found in members.items())
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, OverflowError) as error:  # OverflowError: a place in the file that no system knows
+    except (OSError, OverflowError) as error:  # OverflowError: an offset too large for the system
         raise DataError(f"shard {shard}: cannot be read ({error}): check the path, the rights and the disk") from error
     return ShardEntry(size, sha256, samples, tuple(ignored))
 
@@ -133,16 +133,16 @@ def _members(shard: str, file: BinaryIO, size: int) -> tuple[dict[str, dict[str,
 
 
 class _BoundedInfo(tarfile.TarInfo):
-    """A header whose long name or extended facts, which tarfile takes into memory, are not larger than any could be."""
+    """A header that bounds long names and extended headers, which tarfile reads into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _TELLS_OF_NEXT and self.size > _MAX_TOLD_BYTES:
+        if self.type in _EXTENDED_HEADERS and self.size > _MAX_EXTENDED_BYTES:
             raise tarfile.ReadError(f"a long name or extended header of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
-    """Headers of all regular members; afterwards makes sure that the archive really ends where tarfile stopped."""
+    """Headers of all members but folders; then checks that the archive really ends where tarfile stopped."""
     end = 0
     try:
         archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115 -- it owns nothing: `file` is closed by the caller
@@ -154,7 +154,7 @@ def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInf
                 yield info
     except (tarfile.TarError, ValueError) as error:  # ValueError: tarfile lets some damaged pax headers through
         _fail(shard, end, f"not a plain, complete tar ({error})")
-    except RecursionError:  # tarfile goes one level deeper for each header that only tells of the next.
+    except RecursionError:  # tarfile recurses for each header that only extends the next.
         _fail(shard, end, "not a plain tar (long-name or extended headers that follow one another without a member)")
     _check_end(shard, file, end, size)
 

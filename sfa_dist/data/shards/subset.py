@@ -1,4 +1,4 @@
-"""Some samples of an index as an index of their own, for a look at a data set before it is trained on."""
+"""Subsets and relabelled copies of an index, for checks of a data set before training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def subset(index: SampleIndex, samples: Int64) -> SampleIndex:
 
 
 def balanced(labels: Int64, most: int, rng: np.random.Generator) -> Int64:
-    """At most `most` of the samples with a label, int64 (n,), drawn in turns from each class: as many of each as there
-    are, the rest from the larger ones. labels: (samples,), -1 without."""
+    """At most `most` of the samples with a label, int64 (n,), drawn in turn from each class until a class has
+    no more. labels: int64 (samples,), -1 for none."""
     queues = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels[labels >= 0])]
     turns = np.concatenate([np.arange(len(queue)) for queue in queues]) if queues else np.empty(0, dtype=np.int64)
     drawn = np.concatenate(queues) if queues else np.empty(0, dtype=np.int64)
@@ -33,11 +33,11 @@ def balanced(labels: Int64, most: int, rng: np.random.Generator) -> Int64:
 
 
 def relabelled(index: SampleIndex, rng: np.random.Generator) -> SampleIndex:
-    """The same samples, whose labels have changed places: what is learned from them is not of the clips."""
+    """The same samples with their labels permuted, so that labels say nothing about the clips."""
     return dataclasses.replace(index, label=index.label[rng.permutation(len(index))])
 
 
 def same_clips(one: SampleIndex, other: SampleIndex) -> int:
-    """How many clips of `one` have size and crc32 of a clip of `other`."""
+    """The number of clips of `one` with the size and crc32 of a clip of `other`."""
     known = set(zip(other.size.tolist(), other.crc32.tolist(), strict=True))
     return sum(each in known for each in zip(one.size.tolist(), one.crc32.tolist(), strict=True))

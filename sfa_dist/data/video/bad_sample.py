@@ -1,4 +1,4 @@
-"""The one exception that means: this sample cannot be used, the run can go on."""
+"""The exception for a sample that cannot be used in a run that can go on."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class BadSample(Exception):  # noqa: N818 -- it is a verdict on a sample, counte
 
 
 class OverLimit(BadSample):
-    """A video that takes more than `data.limits`: there is nothing to salvage."""
+    """A video that exceeds `data.limits`; it is not salvaged."""

@@ -1,4 +1,4 @@
-"""How the clips of a data set are encoded, by the packets of a few of them: what decoding costs hangs on it."""
+"""How the clips of a data set are encoded, judged by a few of them. The cost of decoding depends on it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.errors import DataError
 
-LOOKED_AT, PACKETS = 3, 300  # Clips of a data set, packets of a clip.
+LOOKED_AT, PACKETS = 3, 300  # Clips per data set, packets per clip.
 
 
 class ClipEncoding(NamedTuple):
-    """`gop` is the most frames from one key frame to the next (1: each is one), `short_side` is in pixels."""
+    """`gop` is the most frames between key frames (1: only key frames); `short_side` is in pixels."""
 
     gop: int
     short_side: int
 
     def is_cheaper_after(self, gop: int, short_side: int) -> bool:
-        """Whether clips re-encoded so would be decoded faster."""
+        """Whether clips re-encoded with these settings would decode faster."""
         return self.gop > gop or self.short_side > short_side
 
 
 def encoding_of(index: SampleIndex) -> ClipEncoding | None:
-    """The costliest of a few clips from all over the data set; None where none of them can be read."""
+    """The largest `gop` and `short_side` of a few clips across the data set; None if none of them can be read."""
     count = len(index)
     found = [look(index, sample) for sample in sorted({count * i // LOOKED_AT for i in range(LOOKED_AT)}) if count]
     known = [each for each in found if each is not None]
@@ -35,7 +35,7 @@ def encoding_of(index: SampleIndex) -> ClipEncoding | None:
 
 
 def look(index: SampleIndex, sample: int) -> ClipEncoding | None:
-    """Of one clip; None where it is bad, of which training has its own word, or no video."""
+    """The encoding of one clip; None if it is bad (training reports that) or no video."""
     try:
         return encoding_of_bytes(read_clip_bytes(index, sample))
     except (BadSample, DataError):
@@ -43,7 +43,7 @@ def look(index: SampleIndex, sample: int) -> ClipEncoding | None:
 
 
 def encoding_of_bytes(data: bytes) -> ClipEncoding | None:
-    """Of a video's bytes, from its first packets; None where they are no video."""
+    """The encoding of a video, from its first packets; None if `data` is no video."""
     longest = since = 0
     try:
         with av.open(io.BytesIO(data), "r") as container:

@@ -1,9 +1,8 @@
-"""What a video file's header promises, read from its bytes without a decoder and without taking memory for it.
+"""What the header of a video file claims, read from its bytes without a decoder and with little memory.
 
-A decoder that opens a file already sizes its tables and decodes a first frame by what the header says, so a small
-file can make it take gigabytes; and it takes a file that was cut for one that is merely shorter. So the limits and
-the question whether the file is whole are answered here, the same for every decoder. What cannot be understood
-promises nothing: the decoder judges it.
+A decoder allocates tables and decodes a first frame as soon as it opens a file, so a small file with a false header can
+make it take gigabytes. It also takes a truncated file for a short one. So limits and completeness are checked here, in
+the same way for every decoder. A header that cannot be understood claims nothing: the decoder judges the file.
 
 Boxes: ISO/IEC 14496-12 (mp4, mov). Chunks: RIFF (avi). Elements: RFC 8794 and RFC 9559 (mkv, webm). Pictures: PNG
 (third edition, 5.3) and JPEG (ITU-T T.81, B.1).
@@ -23,11 +22,11 @@ _TOP_BOXES = {
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _TRACKS, _TRACK, _VIDEO, _WIDTH, _HEIGHT = 0x1654AE6B, 0xAE, 0xE0, 0xB0, 0xBA
 _START_OF_FRAME = {*range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
-_MAX_PARTS = 10_000  # looked at in one level: a header of nothing but empty boxes ends here
+_MAX_PARTS = 10_000  # per level: bounds the walk through a header of empty boxes
 
 
 class VideoPromise(NamedTuple):
-    """Frames of the longest video track, height and width in pixels of the largest; 0 where the header is silent."""
+    """Frames of the longest video track, height and width in pixels of the largest; 0 where the header does not say."""
 
     frames: int = 0
     height: int = 0
@@ -46,12 +45,12 @@ _Split = Callable[[bytes, _Box], Iterator[_Box]]
 
 
 def is_known(data: bytes) -> bool:
-    """Whether this is a container of the suffixes that shards may hold, whatever its name says."""
+    """Whether the content is of a kind that shards may hold, whatever the file's name."""
     return _is_iso(data) or _is_avi(data) or _is_matroska(data) or _is_png(data) or _is_jpeg(data)
 
 
 def promised_size(data: bytes) -> int:
-    """Bytes that the whole file should have; 0 where the header does not say."""
+    """Size in bytes of the complete file; 0 where the header does not say."""
     whole = _Box(b"", 0, len(data))
     try:
         if _is_iso(data):
@@ -66,7 +65,7 @@ def promised_size(data: bytes) -> int:
 
 
 def promised_video(data: bytes) -> VideoPromise:
-    """What the header says about the video in the file."""
+    """What the header says about the video; zeros where it cannot be read."""
     try:
         if _is_iso(data):
             return _largest(_iso_tracks(data))
@@ -85,7 +84,7 @@ def promised_video(data: bytes) -> VideoPromise:
 
 
 def has_constant_rate(data: bytes) -> bool:
-    """Whether the header says, without a doubt, that the frames are equally far apart in time (mp4 and mov only)."""
+    """Whether the header guarantees that the frames are equally spaced in time (mp4 and mov only)."""
     try:
         tables = list(_video_tables(data)) if _is_iso(data) else []
         return bool(tables) and all(_is_constant(data, table) for table in tables)
@@ -120,7 +119,7 @@ def _largest(tracks: Iterator[VideoPromise]) -> VideoPromise:
 
 
 def _inside(data: bytes, split: _Split, parent: _Box, *path: bytes | int) -> Iterator[_Box]:
-    """The parts under `parent` that the names of `path` lead to."""
+    """The boxes or elements under `parent` at a path of names."""
     for part in split(data, parent):
         if part.name == path[0]:
             yield from _inside(data, split, part, *path[1:]) if path[1:] else (part,)
@@ -147,10 +146,10 @@ def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
 
 
 def _is_constant(data: bytes, table: _Box) -> bool:
-    """Whether a sample table steps by one duration (the last sample may have its own), and moves samples out of their
-    order (ctts) by whole steps."""
+    """Whether all samples of a table have one duration (the last may differ) and all composition offsets (ctts) are
+    multiples of it."""
     runs = (run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box))
-    steps = list(islice(runs, 3))  # no more are needed, and a file may have millions
+    steps = list(islice(runs, 3))  # enough for the test; a file may have millions
     moves = (move for box in _inside(data, _boxes, table, b"ctts") for _, move in _runs(data, box))
     if len(steps) == 2 and steps[1][0] == 1:
         steps.pop()
@@ -161,7 +160,7 @@ def _is_constant(data: bytes, table: _Box) -> bool:
 
 
 def _runs(data: bytes, box: _Box) -> Iterator[tuple[int, int]]:
-    """(count, value) of the runs of stts or ctts. Raises struct.error where they are cut off."""
+    """(count, value) of the runs of stts or ctts. Raises struct.error if they are truncated."""
     count = struct.unpack_from(">I", data, box.start + 4)[0]
     if box.start + 8 + 8 * count > min(box.end, len(data)):
         raise struct.error("runs are cut off")
@@ -194,13 +193,13 @@ def _avi(data: bytes) -> VideoPromise:
 
 
 def _jpeg(data: bytes) -> VideoPromise:
-    place = 2
+    position = 2
     for _ in range(_MAX_PARTS):
-        marker, size = struct.unpack_from(">HH", data, place)
+        marker, size = struct.unpack_from(">HH", data, position)
         if marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", data, place + 5)
+            height, width = struct.unpack_from(">HH", data, position + 5)
             return VideoPromise(1, height, width)
-        place += 2 + size
+        position += 2 + size
     return VideoPromise()
 
 
@@ -215,18 +214,18 @@ def _elements(data: bytes, parent: _Box) -> Iterator[_Box]:
     for _ in range(_MAX_PARTS):
         if end - start < 2:
             return
-        name, place = _variable(data, start, keep_marker=True)
-        size, content = _variable(data, place, keep_marker=False)
-        unknown = size == (1 << 7 * (content - place)) - 1  # all ones: to the end, as in a live recording
+        name, position = _variable(data, start, keep_marker=True)
+        size, content = _variable(data, position, keep_marker=False)
+        unknown = size == (1 << 7 * (content - position)) - 1  # all ones: to the end, as in a live recording
         stop = end if unknown else content + size
         yield _Box(name, content, stop)
         start = stop
 
 
-def _variable(data: bytes, place: int, *, keep_marker: bool) -> tuple[int, int]:
-    """(an EBML variable-length integer, the place behind it). Raises IndexError where there is none."""
-    length = 9 - data[place].bit_length()
+def _variable(data: bytes, position: int, *, keep_marker: bool) -> tuple[int, int]:
+    """(an EBML variable-length integer, the position after it). Raises IndexError if there is none."""
+    length = 9 - data[position].bit_length()
     if length > 8:
         raise IndexError("no such length")
-    value = int.from_bytes(data[place : place + length], "big")
-    return value if keep_marker else value & ((1 << 7 * length) - 1), place + length
+    value = int.from_bytes(data[position : position + length], "big")
+    return value if keep_marker else value & ((1 << 7 * length) - 1), position + length

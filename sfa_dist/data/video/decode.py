@@ -1,9 +1,8 @@
-"""Videos from bytes: what a decoded video offers, and which library decodes it.
+"""Opens videos from bytes, with the decoder that a recipe asks for.
 
-Both backends give the same frame numbers and the same upright RGB pixels, so a run does not depend on which one a
-machine has; on a card (`data.decode_device`) the same frames have slightly other colours. Input is bytes only: a
-playlist that points to other files cannot be followed. A video never takes more than the recipe's `data.limits`
-(decode_limits.py).
+Both backends give the same frame numbers and the same upright RGB pixels, so a run does not depend on which one is
+installed. Decoded on a GPU (`data.decode_device`), the same frames have slightly different colours. Input is bytes
+only, so a playlist cannot lead to other files. No video exceeds the recipe's `data.limits` (decode_limits.py).
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from sfa_dist.data.video.video import Derived, FrameNumbers, FrameTimes, Shrink,
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import DataBlock, LimitsBlock, Rate
 
-NO_OTHER_LIMITS = LimitsBlock()  # the schema's own
-_COMPARED = 16  # frames at a time
-_ALIKE = 4.0  # levels of 255 on average that versions of FFmpeg may differ in
+NO_OTHER_LIMITS = LimitsBlock()  # the schema's defaults
+_COMPARED = 16  # frames compared at a time
+_ALIKE = 4.0  # mean difference, of 255 levels, that versions of FFmpeg may show
 
 
 class Decoder(NamedTuple):
@@ -65,7 +64,7 @@ def open_limited(
 
 
 def decoder_of(data: DataBlock) -> Decoder:
-    """The decoder that a recipe asks for. Raises RecipeError where it cannot be used here."""
+    """The decoder that a recipe asks for. Raises RecipeError if it cannot be used here."""
     if data.decode_device == "cpu":
         return choose_decoder(data.decoder, data.limits, data.fps)
     return choose_decoder("torchcodec", data.limits, data.fps, own_card())
@@ -77,10 +76,10 @@ def choose_decoder(
     rate: Rate = "stored",
     device: torch.device = CPU,
 ) -> Decoder:
-    """The decoder asked for; `auto` takes torchcodec where it loads with its FFmpeg libraries, else PyAV. Its videos
-    have the frames of `data.fps` (`rate`), and are decoded on `device`, which only torchcodec has a choice of.
+    """The wanted decoder; `auto` is torchcodec if it and its FFmpeg libraries load, else PyAV. Its videos have frames
+    at `rate` (`data.fps`). Only torchcodec can decode on a `device` other than the CPU.
 
-    Raises RecipeError, saying what to do, when the one asked for cannot be used.
+    Raises RecipeError, saying what to do, if the wanted decoder cannot be used.
     """
     if wanted == "pyav":
         return _pyav(limits, rate)
@@ -97,7 +96,7 @@ def choose_decoder(
 
 
 def why_not_torchcodec(data: DataBlock) -> str | None:
-    """What keeps a recipe with `decoder: auto` from torchcodec on this machine; None where nothing does."""
+    """Why a recipe with `decoder: auto` does not get torchcodec on this machine; None if it does."""
     if data.decoder != "auto" or data.decode_device != "cpu":
         return None
     try:
@@ -108,13 +107,13 @@ def why_not_torchcodec(data: DataBlock) -> str | None:
 
 
 def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
-    """How many frames come before the first damaged one, or all. Decodes everything, strictly, by PyAV: FFmpeg
-    otherwise covers up most damage inside a frame, and torchcodec cannot tell it not to."""
+    """The number of frames before the first damaged one. Decodes the whole video with PyAV in FFmpeg's strict mode,
+    which torchcodec does not offer: otherwise FFmpeg conceals most damage inside a frame."""
     return int(_pyav_module().sound_frames(data, limits))
 
 
 def check_shown(video: Video, data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> None:
-    """Raises BadSample where the frames of a video, as stored, are others than come out where it is played."""
+    """Raises BadSample if the frames of a video, as stored, differ from those shown when it is played."""
     count, shown = 0, _pyav_module().played(data, limits)
     while pictures := list(islice(shown, _COMPARED)):
         numbers = range(count, min(count + len(pictures), video.num_frames))

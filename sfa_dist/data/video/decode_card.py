@@ -1,8 +1,8 @@
-"""Decoding on the rank's own card (`data.decode_device: cuda`): which card that is, beside what, and whether it can.
+"""Decoding on the rank's own GPU (`data.decode_device: cuda`): which GPU, and on which CUDA stream.
 
-The card decodes, resizes and augments; finished clips go back to the host, where batches are put together as ever, so
-nothing that comes after knows the difference. It happens in the training process, in the loader's thread: a loader
-process cannot share the card's context, and one of its own would take hundreds of MiB of the card.
+The GPU decodes, resizes and augments. Finished clips go back to the host, where batches are made as usual, so later
+steps are the same. This happens in the loader's thread of the training process: a loader process cannot share the CUDA
+context, and a context of its own would take hundreds of MiB of GPU memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ CPU = torch.device("cpu")
 
 
 def own_card() -> torch.device:
-    """This process's card. Raises RecipeError where there is none."""
+    """The GPU of this process. Raises RecipeError if there is none."""
     if not torch.cuda.is_available():
         raise RecipeError("data.decode_device: cuda needs a GPU, and there is none here: set data.decode_device to cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def beside_training(device: torch.device) -> AbstractContextManager[object]:
-    """Work inside is queued on the card's stream for decoding, so that it does not wait for training's; on a CPU it
-    is just done. Every thread that has a part in decoding enters it: the current stream is a matter of each."""
+    """Queues the work inside on a CUDA stream for decoding, so that it does not wait for training; does nothing on a
+    CPU. Every thread that decodes enters it, since the current stream belongs to a thread."""
     return torch.cuda.stream(_stream(device)) if device.type == "cuda" else nullcontext()
 
 

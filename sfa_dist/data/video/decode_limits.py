@@ -1,8 +1,8 @@
-"""How much a single video may take: bytes, pixels, frames and time. What takes more is a bad sample (OverLimit).
+"""Limits on a single video: bytes, pixels, frames and time. A video that exceeds one is a bad sample (OverLimit).
 
-Sizes are judged from the header, before memory is taken for them (`check_promise`), and again by what the decoder
-finds, since a header may lie. Time is judged twice too: decoders ask `check_time` between two frames, and one that
-hangs inside its library is left behind in its thread by `within`.
+Sizes are checked from the header before memory is allocated (`check_promise`), and again from what the decoder finds,
+since a header may be false. Time is checked twice too: decoders call `check_time` between frames, and `within` abandons
+a thread whose decoder hangs inside its library.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sfa_dist.data.video.container import is_known, promised_size, promised_vide
 from sfa_dist.data.video.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.recipe.blocks import LimitsBlock
 
-MAX_ASPECT = 32  # resizing the short side makes the long one as many times longer
+MAX_ASPECT = 32  # bounds the long side after the short side is resized
 MIB = 1 << 20
 _GRACE_SECONDS = 1.0  # for the frame in progress, before a decoder counts as hanging
-_own = threading.local()  # of each thread: its hand, and what time its job has
+_own = threading.local()  # per thread: its helper thread, and the time limit of its job
 T = TypeVar("T")
 
 
@@ -33,7 +33,7 @@ def check_bytes(size: int, limits: LimitsBlock) -> None:
 
 
 def check_promise(data: bytes, limits: LimitsBlock) -> None:
-    """Raises BadSample for a file of no known kind, and OverLimit for one whose header promises too much."""
+    """Raises BadSample for a file of no known kind, and OverLimit if its header claims more than the limits."""
     check_bytes(len(data), limits)
     if not is_known(data):
         raise BadSample(unreadable(data[:HEAD_BYTES]))
@@ -44,7 +44,7 @@ def check_promise(data: bytes, limits: LimitsBlock) -> None:
 
 
 def check_whole(data: bytes) -> None:
-    """Raises BadSample for a file that is shorter than its header says: a download or a copy that broke off."""
+    """Raises BadSample for a file shorter than its header says: an interrupted download or copy."""
     promised = promised_size(data)
     if promised > len(data):
         raise BadSample(f"the file was cut: {len(data)} bytes of {promised} are there")
@@ -65,22 +65,21 @@ def check_frame_count(frames: int, limits: LimitsBlock) -> None:
 
 
 def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) -> None:
-    """Raises OverLimit for a clip whose frames, in the size in which they are kept, take more than
-    `limits.decoded_mib`."""
+    """Raises OverLimit for a clip whose frames, at the size kept in memory, exceed `limits.decoded_mib`."""
     size = frames * height * width * 3
     if size > limits.decoded_mib * MIB:
         what = f"{frames} frames of {width}x{height} pixels are {size / MIB:.0f} MiB"
         raise OverLimit(f"{what} (data.limits.decoded_mib is {limits.decoded_mib})")
 
 
-class _Hand:
-    """A thread that does one job after another. One for each thread that asks, and which ends with it: a new one for
-    each job would cost a memory arena of its own."""
+class _HelperThread:
+    """A thread that runs jobs one after another, one for each calling thread, with which it ends. A new thread for each
+    job would cost a memory arena each time."""
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.thread = threading.Thread(target=_work, args=(self.jobs,), name="decode", daemon=True)
-        self.thread.start()  # A daemon: no obstacle to the exit.
+        self.thread.start()  # A daemon does not delay the exit.
 
     def __del__(self) -> None:
         self.jobs.put(None)
@@ -92,9 +91,9 @@ def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work()` returns or raises. Raises OverLimit once it has taken `seconds`.
+    """Returns or raises what `work()` does. Raises OverLimit after `seconds`.
 
-    It runs in another thread: nothing else can leave a library that does not return. That thread stays behind then.
+    `work` runs in another thread, the only way to leave a library call that does not return. That thread is abandoned.
     """
     outcome: Future[T] = Future()
 
@@ -105,18 +104,18 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 -- raised again by the thread that waits
             outcome.set_exception(error)
 
-    hand: _Hand | None = getattr(_own, "hand", None)
-    if hand is None or not hand.thread.is_alive():  # after a fork it is not
-        hand = _own.hand = _Hand()
-    hand.jobs.put(job)
+    helper: _HelperThread | None = getattr(_own, "helper", None)
+    if helper is None or not helper.thread.is_alive():  # it does not survive a fork
+        helper = _own.helper = _HelperThread()
+    helper.jobs.put(job)
     if not wait([outcome], timeout=seconds + _GRACE_SECONDS).done:
-        del _own.hand
+        del _own.helper
         raise _too_slow(seconds)
     return outcome.result()
 
 
 def check_time() -> None:
-    """Raises OverLimit where the time that `within` gave this thread is over; elsewhere nothing."""
+    """Raises OverLimit if the time that `within` gave this thread is over. Does nothing in other threads."""
     if time.monotonic() > getattr(_own, "end", float("inf")):
         raise _too_slow(_own.limit)
 

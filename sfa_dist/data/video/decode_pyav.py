@@ -1,7 +1,7 @@
-"""Decoding with PyAV, the backend that works wherever its wheel does: FFmpeg comes inside.
+"""Decoding with PyAV, whose wheel includes FFmpeg.
 
-The packets are listed once, which mostly gives the time stamps of all frames (frame_order.py); then only the spans from
-the key frame before each wanted frame are decoded. What has to be counted is decoded from its start.
+The packets are listed once, which usually gives the time stamps of all frames (frame_order.py). Then decoding starts at
+the key frame before each wanted frame. A video whose frames must be counted is decoded from its start.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sound_frames(data: bytes, limits: LimitsBlock) -> int:
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt or (cut and packet.size == 0):
-                    break  # what the decoder still holds would come out at the end, with those between it missing
+                    break  # flushing the decoder would give later frames with some missing in between
                 for frame in packet.decode():
                     check_time()
                     check_frame_size(frame.height, frame.width, limits)
@@ -62,14 +62,14 @@ def sound_frames(data: bytes, limits: LimitsBlock) -> int:
 
 
 def played(data: bytes, limits: LimitsBlock) -> Iterator[Pixels]:
-    """All frames as they come out where the file is played from its start, upright (H, W, 3). Raises BadSample."""
+    """All frames of the file played from its start, upright, uint8 (H, W, 3). Raises BadSample."""
     with opened(data) as (container, stream):
         to_rgb = RgbConverter(stream, limits)
         yield from map(to_rgb, shown_frames(container.demux(stream)))
 
 
 def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrder, tuple[int, int]]:
-    """(the order of a file's frames, their stored height and width). Raises BadSample; OverLimit where `limits` are
+    """(the order of a file's frames, their stored height and width). Raises BadSample, and OverLimit if `limits` are
     given."""
     with opened(source) as (container, stream):
         size = (stream.codec_context.height, stream.codec_context.width)
@@ -118,13 +118,13 @@ class PyAVVideo:
 
     @cached_property
     def orientation(self) -> Orientation:
-        """How its frames are turned and mirrored before they are shown."""
+        """How frames are rotated and mirrored for display."""
         return first_orientation(self._data, self._limits)
 
     def _spans(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Groups wanted frames by the key frame from which they are decoded; 0 means from the start of the file.
 
-        A key frame that follows at once begins no new group: opening the file again costs more than going on."""
+        The next key frame starts no new group: opening the file again costs more than decoding on."""
         groups: list[tuple[int, list[int]]] = []
         previous = -2
         for label in wanted:
@@ -160,9 +160,9 @@ class PyAVVideo:
 
 
 class RgbConverter:
-    """Frame to upright uint8 (H, W, 3) through FFmpeg's own filter graph. `frame.to_ndarray` scales chroma of 10-bit
-    video in another way than FFmpeg and torchcodec do. All frames have to be turned alike, as `orientation` where it is
-    known before."""
+    """Converts frames to upright uint8 (H, W, 3) with FFmpeg's filter graph; `frame.to_ndarray` scales the chroma of
+    10-bit video differently from FFmpeg and torchcodec. Raises BadSample if the orientation changes between frames, or
+    differs from a given `orientation`."""
 
     def __init__(self, stream: av.VideoStream, limits: LimitsBlock, orientation: Orientation | None = None) -> None:
         self._stream, self._limits, self._orientation = stream, limits, orientation
@@ -174,7 +174,7 @@ class RgbConverter:
         layout = (frame.width, frame.height, frame.format.name)
         if self._graph is None or layout != self._layout:
             self._graph, self._layout = self._build(frame), layout
-        orientation = _matrix_orientation(frame) or self._orientation or _turned(frame)
+        orientation = _matrix_orientation(frame) or self._orientation or _rotation(frame)
         if self._orientation is None:
             self._orientation = orientation
         if orientation != self._orientation:
@@ -197,21 +197,21 @@ class RgbConverter:
 
 
 def first_orientation(data: bytes, limits: LimitsBlock) -> Orientation:
-    """The orientation of the first frame that decodes; upright where none does. Only a decoded frame tells all of it.
-    Raises BadSample as `orientation_of`, and where the file cannot be opened."""
+    """The orientation of the first frame that decodes; upright if none does. Only a decoded frame has all of it.
+    Raises BadSample as `orientation_of` does, and if the file cannot be opened."""
     with opened(data) as (container, stream):
         check_frame_size(stream.codec_context.height, stream.codec_context.width, limits)
         for packet in container.demux(stream):
             check_time()
-            with suppress(av.error.InvalidDataError):  # the decoder that is asked for frames says what it thinks of it
+            with suppress(av.error.InvalidDataError):  # reported when frames are decoded
                 for frame in packet.decode():
-                    return _matrix_orientation(frame) or exif_orientation(bytes(packet)) or _turned(frame)
+                    return _matrix_orientation(frame) or exif_orientation(bytes(packet)) or _rotation(frame)
     return UPRIGHT
 
 
 def _matrix_orientation(frame: av.VideoFrame) -> Orientation | None:
-    """How a decoded frame is turned and mirrored before it is shown; None where PyAV does not tell: it lists no side
-    data of a frame that has some of a kind unknown to it, as EXIF is. Raises BadSample as `orientation_of`."""
+    """How a decoded frame is rotated and mirrored for display; None if PyAV does not say: it cannot list the side data
+    of a frame that has an unknown kind, such as EXIF. Raises BadSample as `orientation_of` does."""
     try:
         side_data: Any = frame.side_data
         matrix = side_data.get(SideDataType.DISPLAYMATRIX)
@@ -220,8 +220,8 @@ def _matrix_orientation(frame: av.VideoFrame) -> Orientation | None:
     return orientation_of(None if matrix is None else struct.unpack("=9i", bytes(matrix)))
 
 
-def _turned(frame: av.VideoFrame) -> Orientation:
-    """What PyAV tells of any frame: the angle."""
+def _rotation(frame: av.VideoFrame) -> Orientation:
+    """The rotation of a frame, which PyAV always gives."""
     return Orientation(round(frame.rotation / 90) % 4)
 
 
@@ -229,13 +229,13 @@ def _turned(frame: av.VideoFrame) -> Orientation:
 def opened(
     data: bytes | BinaryIO | str, **options: Any
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """(container, its best video stream), always closed again; what FFmpeg raises becomes BadSample.
+    """(container, its best video stream), closed at the end. Errors of FFmpeg become BadSample.
 
     `data` is a file's content, an open file, or the name of a device or stream; `options` go to `av.open`.
     """
     source = io.BytesIO(data) if isinstance(data, bytes) else data
     if isinstance(source, io.BufferedIOBase):
-        source.seek(0)  # a file may be opened again
+        source.seek(0)  # the file may have been read before
     try:
         with av.open(source, mode="r", metadata_errors="replace", **options) as container:
             stream = container.streams.best("video")
