@@ -50,34 +50,34 @@ class Endpoint:
 
 
 def join(
-    backend: str, meeting: RendezvousConfig, store: dist.Store, environ: Mapping[str, str], timeout: datetime.timedelta
+    backend: str, config: RendezvousConfig, store: dist.Store, environ: Mapping[str, str], timeout: datetime.timedelta
 ) -> None:
     """init_process_group, with `timeout` for its collectives.
 
     Raises LostRankError on every rank when it fails on one, or takes longer than ranks wait for each other.
     """
     own = store.clone()  # gloo's waiting for a key would hold back what is asked over the same connection.
-    own.set(_way(meeting.rank), _route(meeting.host, meeting.port))
+    own.set(_way(config.rank), _route(config.host, config.port))
     try:
         for variable in (GLOO_VARIABLE, NCCL_VARIABLE) if "nccl" in backend else (GLOO_VARIABLE,):
-            require_interface(meeting, variable, environ.get(variable, ""))
-        with _open_door(meeting, own, environ):
-            _connect(backend, meeting, store, own, timeout)
+            require_interface(config, variable, environ.get(variable, ""))
+        with _publish_endpoint(config, own, environ):
+            _connect(backend, config, store, own, timeout)
     except LostRankError as error:
         # What another rank has told before is the cause of it, or as good.
         first = LostRankError(own.compare_set(FAULT, "", str(error)).decode())
-        first.print_suppressed = not meeting.prints_errors
-        if meeting.rank == 0:
+        first.print_suppressed = not config.prints_errors
+        if config.rank == 0:
             time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
         raise first from error
     except PreemptedError:
         mark_stopped(own)
         raise
     except dist.DistError as error:
-        raise meeting.error(f"rank 0 at {meeting.address} went away while the ranks connected") from error
+        raise config.error(f"rank 0 at {config.address} went away while the ranks connected") from error
 
 
-def require_interface(meeting: RendezvousConfig, variable: str, wanted: str) -> None:
+def require_interface(config: RendezvousConfig, variable: str, wanted: str) -> None:
     """Raises LostRankError where a library would look for an interface that this node does not have.
 
     gloo takes whole names and needs all of them. NCCL needs one of the starts of names; `=` in front makes them whole
@@ -94,37 +94,37 @@ def require_interface(meeting: RendezvousConfig, variable: str, wanted: str) -> 
     else:
         missing = words
     if missing:
-        raise meeting.error(
+        raise config.error(
             f"{variable}={wanted}, but this node has no interface {', '.join(missing)} (it has {', '.join(has)}); set "
             "it to one that leads to the other nodes, on each node if their names differ"
         )
 
 
 @contextlib.contextmanager
-def _open_door(meeting: RendezvousConfig, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
+def _publish_endpoint(config: RendezvousConfig, store: dist.Store, environ: Mapping[str, str]) -> Iterator[None]:
     """Tells the others where gloo takes their connections on this node; where that is its loopback, it is changed."""
     host = socket.gethostname()
     with contextlib.ExitStack() as stack:
         port = 0
-        if meeting.several_nodes:
+        if config.several_nodes:
             with contextlib.suppress(OSError):  # Then the others cannot try whether they get here.
                 port = stack.enter_context(_listen()).getsockname()[1]
         if chosen := environ.get(GLOO_VARIABLE, "").split(",")[0]:
             address = _addresses().get(chosen, chosen)
         else:
             address = _resolved(host)
-            if meeting.several_nodes and ipaddress.ip_address(address).is_loopback:
-                address = _lead_to_others(meeting, store) or address
-        store.set(_door(meeting.rank), json.dumps([meeting.rank, host, address, port]))
+            if config.several_nodes and ipaddress.ip_address(address).is_loopback:
+                address = _lead_to_others(config, store) or address
+        store.set(_endpoint_key(config.rank), json.dumps([config.rank, host, address, port]))
         yield
 
 
-def _lead_to_others(meeting: RendezvousConfig, store: dist.Store) -> str | None:
+def _lead_to_others(config: RendezvousConfig, store: dist.Store) -> str | None:
     """Has gloo take the interface that leads to the other nodes, and gives its address; None where none is found."""
-    address = _route(meeting.host, meeting.port)
+    address = _route(config.host, config.port)
     if ipaddress.ip_address(address).is_loopback:  # Rank 0's node. Ranks go node by node: the last is on another one.
-        other = store.get(_way(meeting.world_size - 1)).decode()
-        address = _route(other, meeting.port)
+        other = store.get(_way(config.world_size - 1)).decode()
+        address = _route(other, config.port)
     for interface, its in _addresses().items():
         if its == address and not ipaddress.ip_address(its).is_loopback:
             set_default(GLOO_VARIABLE, interface)
@@ -133,7 +133,7 @@ def _lead_to_others(meeting: RendezvousConfig, store: dist.Store) -> str | None:
 
 
 def _connect(
-    backend: str, meeting: RendezvousConfig, store: dist.Store, own: dist.Store, timeout: datetime.timedelta
+    backend: str, config: RendezvousConfig, store: dist.Store, own: dist.Store, timeout: datetime.timedelta
 ) -> None:
     faults: list[Exception] = []
     over = threading.Event()
@@ -141,7 +141,7 @@ def _connect(
     def connect() -> None:
         try:
             dist.init_process_group(
-                backend, store=store, rank=meeting.rank, world_size=meeting.world_size, timeout=timeout
+                backend, store=store, rank=config.rank, world_size=config.world_size, timeout=timeout
             )
             own.add(JOINED, 1)
         except (dist.DistError, RuntimeError, ValueError) as error:
@@ -150,14 +150,14 @@ def _connect(
 
     # A thread, as gloo waits for the others where nobody can tell it that one of them has failed.
     threading.Thread(target=connect, daemon=True).start()
-    wait = _Wait(meeting, own)
+    wait = _Wait(config, own)
     pause = SHORTEST_POLL_S
-    while not over.is_set() or own.add(JOINED, 0) < meeting.world_size:
+    while not over.is_set() or own.add(JOINED, 0) < config.world_size:
         raise_if_stopped(own)
         if own.check([FAULT]):
             raise LostRankError(own.get(FAULT).decode())
         if faults:
-            raise meeting.error(f"{wait.cause()} ({str(faults[0]).splitlines()[0]})")
+            raise config.error(f"{wait.cause()} ({str(faults[0]).splitlines()[0]})")
         wait.go_on()
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_S)
@@ -166,17 +166,17 @@ def _connect(
 class _Wait:
     """A rank's patience with the others while they connect. Where one of them finds out what is wrong, all know."""
 
-    def __init__(self, meeting: RendezvousConfig, store: dist.Store) -> None:
+    def __init__(self, config: RendezvousConfig, store: dist.Store) -> None:
         now = time.monotonic()
-        self._meeting, self._store = meeting, store
-        self._look_at, self._until = now + meeting.patience, now + meeting.limit
+        self._config, self._store = config, store
+        self._look_at, self._until = now + config.patience, now + config.limit
         self._looked = self._said = False
 
     def cause(self) -> str:
         """What is wrong, as far as this rank or another one knows."""
         if not self._looked:
             self._looked = True
-            if lost := _unreached(self._meeting, self._store):
+            if lost := _unreached(self._config, self._store):
                 self._store.compare_set(CAUSE, "", lost)
         if self._store.check([CAUSE]):
             return self._store.get(CAUSE).decode()
@@ -184,35 +184,35 @@ class _Wait:
 
     def go_on(self) -> None:
         """Says once what is wrong when it takes long. Raises LostRankError at the limit."""
-        now, meeting = time.monotonic(), self._meeting
+        now, config = time.monotonic(), self._config
         if now >= self._until:
-            raise meeting.error(f"{self.cause()} (after {meeting.limit:.0f} s; {LIMIT_VARIABLE} gives them more time)")
+            raise config.error(f"{self.cause()} (after {config.limit:.0f} s; {LIMIT_VARIABLE} gives them more time)")
         if now < self._look_at or self._said:
             return
         cause = self.cause()
-        if meeting.prints_errors and (self._store.check([CAUSE]) or now >= self._look_at + SHOWN * PROBE_S):
+        if config.prints_errors and (self._store.check([CAUSE]) or now >= self._look_at + SHOWN * PROBE_S):
             self._said = True
-            meeting.say(f"still waiting for the ranks to connect, at most {meeting.limit:.0f} s: {cause}")
+            config.say(f"still waiting for the ranks to connect, at most {config.limit:.0f} s: {cause}")
 
 
-def _unreached(meeting: RendezvousConfig, store: dist.Store) -> str:
+def _unreached(config: RendezvousConfig, store: dist.Store) -> str:
     """Which nodes this rank cannot reach, in words; empty where it reaches all."""
     me = socket.gethostname()
     seen, lost = {me}, []
-    for rank in range(meeting.world_size):
-        if not store.check([_door(rank)]):
+    for rank in range(config.world_size):
+        if not store.check([_endpoint_key(rank)]):
             continue  # Its node said why, or is about to.
         try:
-            door = Endpoint(*json.loads(store.get(_door(rank))))
+            endpoint = Endpoint(*json.loads(store.get(_endpoint_key(rank))))
         except (TypeError, ValueError, RecursionError) as error:
-            raise meeting.error(f"another program than this one answers for rank {rank} ({error})") from error
-        if door.host in seen or not door.port:
+            raise config.error(f"another program than this one answers for rank {rank} ({error})") from error
+        if endpoint.host in seen or not endpoint.port:
             continue
-        seen.add(door.host)
+        seen.add(endpoint.host)
         try:
-            socket.create_connection((door.address, door.port), timeout=PROBE_S).close()
+            socket.create_connection((endpoint.address, endpoint.port), timeout=PROBE_S).close()
         except OSError as error:
-            lost.append(f"{door} ({error})")
+            lost.append(f"{endpoint} ({error})")
         if len(lost) == SHOWN:
             break
     if not lost:
@@ -223,7 +223,7 @@ def _unreached(meeting: RendezvousConfig, store: dist.Store) -> str:
     )
 
 
-def _door(rank: int) -> str:
+def _endpoint_key(rank: int) -> str:
     return f"join/door/{rank}"
 
 

@@ -78,25 +78,25 @@ class RendezvousConfig:
         return max(1.0, self.until - time.monotonic())
 
 
-def meet(meeting: RendezvousConfig) -> dist.Store:
+def meet(config: RendezvousConfig) -> dist.Store:
     """The store over which all ranks have met, for init_process_group.
 
     Raises LostRankError where the port is taken, cannot be reached, or a rank does not come.
     """
-    if meeting.rank == 0 and not meeting.hosted:
-        store = _host(meeting)
+    if config.rank == 0 and not config.hosted:
+        store = _host(config)
     else:
-        _wait_for_listener(meeting)
-        store = _enter(meeting)
-    shared = dist.PrefixStore(meeting.key, store)
+        _wait_for_listener(config)
+        store = _enter(config)
+    shared = dist.PrefixStore(config.key, store)
     try:
-        _answer_roll_call(meeting, shared)
+        _answer_roll_call(config, shared)
     except PreemptedError:
         mark_stopped(shared)
         raise
     except dist.DistError as error:
-        raise meeting.error(
-            f"the store at {meeting.address} went away before all ranks had met; see what rank 0 says"
+        raise config.error(
+            f"the store at {config.address} went away before all ranks had met; see what rank 0 says"
         ) from error
     return shared
 
@@ -146,58 +146,58 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
     )
 
 
-def _host(meeting: RendezvousConfig) -> dist.Store:
+def _host(config: RendezvousConfig) -> dist.Store:
     """Rank 0's store. Raises LostRankError when it cannot listen there."""
     try:
-        if meeting.several_nodes or not _is_loopback(meeting.host):
-            return _store(meeting, is_master=True)
-        with socket.create_server((meeting.host, meeting.port)) as listener:  # torch itself would listen everywhere.
-            return _store(meeting, is_master=True, listener=os.dup(listener.fileno()))
+        if config.several_nodes or not _is_loopback(config.host):
+            return _store(config, is_master=True)
+        with socket.create_server((config.host, config.port)) as listener:  # torch itself would listen everywhere.
+            return _store(config, is_master=True, listener=os.dup(listener.fileno()))
     except (dist.DistError, OSError, RuntimeError, ValueError) as error:
         in_use = "EADDRINUSE" in str(error) or getattr(error, "errno", None) == errno.EADDRINUSE
         why = "the port is in use" if in_use else str(error).splitlines()[0]
-        raise meeting.error(f"cannot listen at {meeting.address} ({why}); {OTHER_PORT}") from error
+        raise config.error(f"cannot listen at {config.address} ({why}); {OTHER_PORT}") from error
 
 
-def _wait_for_listener(meeting: RendezvousConfig) -> None:
+def _wait_for_listener(config: RendezvousConfig) -> None:
     """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
-    told = not (meeting.prints_errors or meeting.rank == 1)
+    told = not (config.prints_errors or config.rank == 1)
     while True:
         try:
-            socket.create_connection((meeting.host, meeting.port), timeout=min(KNOCK_S, meeting.left())).close()
+            socket.create_connection((config.host, config.port), timeout=min(KNOCK_S, config.left())).close()
             return
         except OSError as error:
-            if not told and time.monotonic() >= meeting.notice():
+            if not told and time.monotonic() >= config.notice():
                 told = True
-                waits = f"waiting for rank 0 at {meeting.address} ({error}), at most {meeting.limit:.0f} s in all"
-                meeting.say(waits)
-            if time.monotonic() >= meeting.until:
-                raise meeting.error(
-                    f"nobody answers at {meeting.address} after {meeting.limit:.0f} s ({error}); did rank 0 start, is "
+                waits = f"waiting for rank 0 at {config.address} ({error}), at most {config.limit:.0f} s in all"
+                config.say(waits)
+            if time.monotonic() >= config.until:
+                raise config.error(
+                    f"nobody answers at {config.address} after {config.limit:.0f} s ({error}); did rank 0 start, is "
                     f"MASTER_ADDR its node, and is the port open between the nodes? If it is not, {OTHER_PORT}"
                 ) from error
             time.sleep(POLL_S)
 
 
-def _enter(meeting: RendezvousConfig) -> dist.Store:
+def _enter(config: RendezvousConfig) -> dist.Store:
     """A client of the store. Raises LostRankError when it is another program that listens there."""
     made: list[dist.Store] = []
     faults: list[Exception] = []
 
     def enter() -> None:
         try:
-            made.append(_store(meeting, is_master=False))
+            made.append(_store(config, is_master=False))
         except (dist.DistError, RuntimeError, ValueError) as error:
             faults.append(error)
 
     # A thread, as the client waits without end for a program that takes the connection and says nothing.
     thread = threading.Thread(target=enter, daemon=True)
     thread.start()
-    thread.join(meeting.left())
+    thread.join(config.left())
     if made:
         return made[0]
-    why = str(faults[0]).splitlines()[0] if faults else f"no answer in {meeting.limit:.0f} s"
-    raise meeting.error(f"what listens at {meeting.address} is not rank 0 of this run ({why}); {OTHER_PORT}")
+    why = str(faults[0]).splitlines()[0] if faults else f"no answer in {config.limit:.0f} s"
+    raise config.error(f"what listens at {config.address} is not rank 0 of this run ({why}); {OTHER_PORT}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -207,48 +207,48 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _store(meeting: RendezvousConfig, is_master: bool, listener: int | None = None) -> dist.Store:
+def _store(config: RendezvousConfig, is_master: bool, listener: int | None = None) -> dist.Store:
     return dist.TCPStore(
-        meeting.host,
-        meeting.port,
-        meeting.world_size,
+        config.host,
+        config.port,
+        config.world_size,
         is_master,
-        datetime.timedelta(seconds=meeting.left()),
+        datetime.timedelta(seconds=config.left()),
         wait_for_workers=False,
         multi_tenant=True,
         master_listen_fd=listener,
     )
 
 
-def _answer_roll_call(meeting: RendezvousConfig, store: dist.Store) -> None:
+def _answer_roll_call(config: RendezvousConfig, store: dist.Store) -> None:
     """Returns when all ranks are here. Rank 0 waits for each and tells the others what came of it."""
-    store.set(f"here/{meeting.rank}", "")
-    if meeting.rank == 0:
-        missing = _missing(meeting, store)
-        store.set("missing", _names(meeting, missing))
+    store.set(f"here/{config.rank}", "")
+    if config.rank == 0:
+        missing = _missing(config, store)
+        store.set("missing", _names(config, missing))
         if missing:
             time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
-    elif not _wait(store, "missing", meeting.until + GRACE_S):
-        raise meeting.error(f"rank 0 did not come to {meeting.address} within {meeting.limit:.0f} s")
+    elif not _wait(store, "missing", config.until + GRACE_S):
+        raise config.error(f"rank 0 did not come to {config.address} within {config.limit:.0f} s")
     if missing_ranks := store.get("missing").decode():
-        error = meeting.error(
-            f"{missing_ranks} of {meeting.world_size} did not come to {meeting.address} within {meeting.limit:.0f} s; "
+        error = config.error(
+            f"{missing_ranks} of {config.world_size} did not come to {config.address} within {config.limit:.0f} s; "
             f"look at what their nodes say, or give them more time by {LIMIT_VARIABLE}"
         )
-        error.print_suppressed = not meeting.prints_errors
+        error.print_suppressed = not config.prints_errors
         raise error
 
 
-def _missing(meeting: RendezvousConfig, store: dist.Store) -> list[int]:
+def _missing(config: RendezvousConfig, store: dist.Store) -> list[int]:
     """The ranks that do not come until the limit. For whom it waits is said before."""
 
     def absent(ranks: Iterable[int], until: float) -> list[int]:
         return [rank for rank in ranks if not _wait(store, f"here/{rank}", until)]
 
-    late = absent(range(meeting.world_size), meeting.notice())
+    late = absent(range(config.world_size), config.notice())
     if late:
-        meeting.say(f"waiting for {_names(meeting, late)} at {meeting.address}, at most {meeting.limit:.0f} s in all")
-    return absent(late, meeting.until)
+        config.say(f"waiting for {_names(config, late)} at {config.address}, at most {config.limit:.0f} s in all")
+    return absent(late, config.until)
 
 
 def _wait(store: dist.Store, key: str, until: float) -> bool:
@@ -261,12 +261,12 @@ def _wait(store: dist.Store, key: str, until: float) -> bool:
     return True
 
 
-def _names(meeting: RendezvousConfig, ranks: list[int]) -> str:
+def _names(config: RendezvousConfig, ranks: list[int]) -> str:
     """`ranks 2, 3 (node2)`: of as many as fit into a line."""
     if not ranks:
         return ""
     more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
     where = ""
-    if meeting.nodes:
-        where = f" ({', '.join(dict.fromkeys(meeting.nodes[rank] for rank in ranks[:SHOWN]))})"
+    if config.nodes:
+        where = f" ({', '.join(dict.fromkeys(config.nodes[rank] for rank in ranks[:SHOWN]))})"
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:SHOWN]))}{more}{where}"

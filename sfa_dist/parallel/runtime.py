@@ -219,10 +219,10 @@ def start(environ: Mapping[str, str]) -> Runtime:
         store: dist.Store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
     else:
-        meeting = arrange(environ, launch)
-        store = meet(meeting)
+        config = arrange(environ, launch)
+        store = meet(config)
         store.set_timeout(COLLECTIVE_TIMEOUT)
-        join(backend, meeting, store, environ, COLLECTIVE_TIMEOUT)
+        join(backend, config, store, environ, COLLECTIVE_TIMEOUT)
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
     return Runtime(launch, device, socket.gethostname(), store)
 

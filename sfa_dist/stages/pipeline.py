@@ -1,7 +1,6 @@
 """The stages of a run: image -> stage1 -> cache -> stage2 -> test -> report.
 
-A stage whose `done.json` has the inputs of the recipe is skipped. A stage that stands half-way goes on from its
-newest intact
+A stage whose `done.json` records the recipe's inputs is skipped. An unfinished stage resumes from its newest intact
 checkpoint. A run directory that holds a stage of another recipe is refused, field by field.
 """
 

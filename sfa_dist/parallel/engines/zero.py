@@ -1,9 +1,8 @@
 """The DeepSpeed engine: ZeRO 0 to 3. The only importer of deepspeed.
 
-ZeRO 1, 2, 3 hold bf16 (or fp32) parameters and sharded fp32 masters. ZeRO 0 in bf16 holds fp32 parameters under torch's
-autocast: DeepSpeed's own replicated bf16 optimizer drifts from the other stages (measured: 5 % of the loss after
-three AdamW
-steps of a toy model, where stages 1 to 3 agree with fp32 to 0.5 %).
+ZeRO 1, 2 and 3 hold bf16 (or fp32) parameters and sharded fp32 masters. ZeRO 0 in bf16 holds fp32 parameters under
+torch's autocast: DeepSpeed's own replicated bf16 optimizer drifts from the other stages (measured: 5 % of the loss
+after three AdamW steps of a toy model, where stages 1 to 3 agree with fp32 to 0.5 %).
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Hub:
             now = time.monotonic()
             self._turn_out(now)
             if now - last > SUSPENDED_S:
-                for seat in self._seats:
-                    seat.excuse(now - last)
+                for rank_state in self._seats:
+                    rank_state.excuse(now - last)
             last = now
             if lost := find_lost(self._seats, now):
                 self._finish(self._verdict(lost, now))
@@ -123,15 +123,15 @@ class Hub:
         typed(message, rank=int, host=str, state=str, code=int, phase=str, step=int)
         if message["rank"] not in range(len(self._seats)) or message["state"] not in REPORTED:
             raise ValueError("no rank of this run, or no state of one")
-        seat = self._seats[message["rank"]]
+        rank_state = self._seats[message["rank"]]
         if lines not in self._links:
             del self._unknown[lines]
-            self._links[lines] = seat.rank
-            seat.host = message["host"]
+            self._links[lines] = rank_state.rank
+            rank_state.host = message["host"]
             lines.send(self._greeting)
         values = (message[key] for key in ("state", "code", "phase", "step"))
-        seat.update(time.monotonic(), *values)
-        seat.why = str(message.get("why", ""))
+        rank_state.update(time.monotonic(), *values)
+        rank_state.why = str(message.get("why", ""))
         if message.get("stop") and not self._stop:
             self._stop = self._stop_is_news = True
 

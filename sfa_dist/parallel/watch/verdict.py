@@ -48,68 +48,73 @@ class RankState:
         return now - self.heard if self.state in (RUNS, STOPPED) else 0.0
 
 
-def find_lost(seats: Sequence[RankState], now: float) -> RankState | None:
+def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
     """The rank that the others have to be told of, as soon as it is certain which one it is."""
-    silent = [seat for seat in seats if seat.silent_for(now) >= SILENT_S]
-    if gone := [seat for seat in seats if seat.state == GONE]:
+    silent = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SILENT_S]
+    if gone := [rank_state for rank_state in rank_states if rank_state.state == GONE]:
         return _first(gone)
     if silent:
         return _longest_silent(silent)
-    stopped = [seat for seat in seats if seat.state == STOPPED]
-    if stopped and (others := _first([seat for seat in seats if seat.state in (RUNS, WAITS)])):
+    stopped = [rank_state for rank_state in rank_states if rank_state.state == STOPPED]
+    if stopped and (others := _first([rank_state for rank_state in rank_states if rank_state.state in (RUNS, WAITS)])):
         # Where every rank is stopped, somebody has suspended the job; it need not come back all at once.
-        first = min(stopped, key=lambda seat: seat.since)
+        first = min(stopped, key=lambda rank_state: rank_state.since)
         if now - max(first.since, others.since) >= STOPPED_S:
             return first
-    return _find_failed(seats, stopped, now)
+    return _find_failed(rank_states, stopped, now)
 
 
-def _find_failed(seats: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
+def _find_failed(rank_states: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
     """The rank whose error is the cause of the others', or keeps them waiting."""
-    ended = [seat for seat in seats if seat.state == ENDED and seat.code != 0]
-    waits = [seat for seat in seats if seat.state == WAITS]
-    if not any(seat.state in (RUNS, STOPPED) for seat in seats):
+    ended = [rank_state for rank_state in rank_states if rank_state.state == ENDED and rank_state.code != 0]
+    waits = [rank_state for rank_state in rank_states if rank_state.state == WAITS]
+    if not any(rank_state.state in (RUNS, STOPPED) for rank_state in rank_states):
         return _first(ended) if waits else None
     first = _first([*ended, *waits])
     if first is None or now - first.since < SETTLE_S:
         return None
-    suspects = [seat for seat in seats if seat.silent_for(now) >= SUSPECT_S]
+    suspects = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SUSPECT_S]
     return _longest_silent(suspects) or _first(stopped) or first
 
 
-def is_over(seats: Sequence[RankState]) -> bool:
+def is_over(rank_states: Sequence[RankState]) -> bool:
     """Whether there is nobody left to wait for."""
-    return all(seat.state in OVER for seat in seats)
+    return all(rank_state.state in OVER for rank_state in rank_states)
 
 
-def describe(seat: RankState, now: float) -> str:
+def describe(rank_state: RankState, now: float) -> str:
     """Which rank, where, in what phase, what became of it, and what to do."""
-    who, where = f"rank {seat.rank} on {seat.host}", f"in phase {seat.phase} at step {seat.step}"
-    if seat.state in (WAITS, ENDED):
-        return f"{who} ended with code {seat.code} {where}: {seat.why or 'its own message says why'}"
-    if seat.state == GONE:
+    who, where = (
+        f"rank {rank_state.rank} on {rank_state.host}",
+        f"in phase {rank_state.phase} at step {rank_state.step}",
+    )
+    if rank_state.state in (WAITS, ENDED):
+        return f"{who} ended with code {rank_state.code} {where}: {rank_state.why or 'its own message says why'}"
+    if rank_state.state == GONE:
         why = "its process was killed or crashed; where memory is short, the system kills too"
-    elif seat.state == STOPPED:
-        why = f"its process has been stopped for {now - seat.since:.0f} s"
+    elif rank_state.state == STOPPED:
+        why = f"its process has been stopped for {now - rank_state.since:.0f} s"
     else:
-        why = f"nothing was heard of it for {now - seat.heard:.0f} s: is its node up, and reachable?"
+        why = f"nothing was heard of it for {now - rank_state.heard:.0f} s: is its node up, and reachable?"
     return f"{who} was lost {where} ({why}); run the same command again to go on from the last checkpoint"
 
 
-def exit_code(seat: RankState) -> int:
+def exit_code(rank_state: RankState) -> int:
     """The code that the other ranks end with."""
-    return seat.code if seat.state in (WAITS, ENDED) and seat.code in PASSED_ON else LOST
+    return rank_state.code if rank_state.state in (WAITS, ENDED) and rank_state.code in PASSED_ON else LOST
 
 
-def speaker(seats: Sequence[RankState], lost: RankState) -> int:
+def speaker(rank_states: Sequence[RankState], lost: RankState) -> int:
     """The rank that prints the line: the lowest that still can."""
-    able = [seat.rank for seat in seats if seat is not lost and seat.state in (RUNS, WAITS)]
+    able = [
+        rank_state.rank for rank_state in rank_states if rank_state is not lost and rank_state.state in (RUNS, WAITS)
+    ]
     return min(able, default=-1)
 
 
-def _first(seats: Sequence[RankState]) -> RankState | None:
-    return min(seats, key=lambda seat: seat.since, default=None)
+def _first(rank_states: Sequence[RankState]) -> RankState | None:
+    return min(rank_states, key=lambda rank_state: rank_state.since, default=None)
 
 
-def _longest_silent(seats: Sequence[RankState]) -> RankState | None:
-    return min(seats, key=lambda seat: seat.heard, default=None)
+def _longest_silent(rank_states: Sequence[RankState]) -> RankState | None:
+    return min(rank_states, key=lambda rank_state: rank_state.heard, default=None)

@@ -194,9 +194,9 @@ class Child:
     def _lose_hub(self) -> None:
         """Rank 0 and its child are silent both, so its node is gone."""
         if self._state != ENDED:
-            seat = RankState(0, self._hub_heard)
-            seat.host, (seat.phase, seat.step) = self._settings["hub"][0], self._hub_place
-            text = describe(seat, time.monotonic())
+            rank_state = RankState(0, self._hub_heard)
+            rank_state.host, (rank_state.phase, rank_state.step) = self._settings["hub"][0], self._hub_place
+            text = describe(rank_state, time.monotonic())
             self._take([{"kind": "lost", "rank": 0, "text": text, "exit_code": LOST, "speaker": 1}])
         self._over = True
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from sfa_dist.errors import LostRankError
 from sfa_dist.parallel import joining, rendezvous
-from sfa_dist.parallel.joining import _door, _unreached
+from sfa_dist.parallel.joining import _endpoint_key, _unreached
 from sfa_dist.parallel.launch import Launch
 from sfa_dist.parallel.rendezvous import RendezvousConfig, arrange
 from sfa_dist.parallel.stop_flag import StopFlag
@@ -99,7 +99,7 @@ def test_the_store_of_several_nodes_listens_to_all() -> None:
 @pytest.mark.parametrize("said", ["", "[", "{}", "[1, 2]", "null", "[" * 5000])
 def test_a_door_that_no_rank_has_written_is_an_error(said: str) -> None:
     store = dist.HashStore()
-    store.set(_door(1), said)
+    store.set(_endpoint_key(1), said)
     with pytest.raises(LostRankError, match="another program than this one answers for rank 1"):
         _unreached(meeting(1), store)
 
@@ -107,5 +107,5 @@ def test_a_door_that_no_rank_has_written_is_an_error(said: str) -> None:
 def test_no_door_is_open_on_one_node() -> None:
     store = dist.HashStore()
     place = meeting(2)
-    with joining._open_door(place, store, {}):
-        assert b", 0]" in store.get(_door(0))
+    with joining._publish_endpoint(place, store, {}):
+        assert b", 0]" in store.get(_endpoint_key(0))
