@@ -1,1 +1,10 @@
-"""Ranks, engines and signals. Only `runtime` reads the environment, and only `zero` imports deepspeed."""
+"""Ranks: how a process becomes one, how ranks meet, stay alive and stop. No model and no data here.
+
+    launch      which rank this is, by launcher          rendezvous, joining  how ranks find each other
+    runtime     rank, device and collectives             environment          the only reader of os.environ
+    stop_flag   stop requests                            process_exit, process_state
+    engines/    what shards and steps the model          watch/               who is alive
+
+Others import `runtime`, `launch`, `stop_flag`, `process_exit`, `environment` and the sub-packages.
+Start with `runtime`.
+"""

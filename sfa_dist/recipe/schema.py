@@ -1,9 +1,9 @@
 """The typed schema of a recipe: one YAML file that describes one run completely.
 
 A recipe is read strictly: an unknown key, a wrong type, a duplicate key or a YAML tag is an error with file, line
-and a suggestion (`recipe_yaml.py` reads the text, `recipe_source.py` puts the files and overrides together, this file
-types them, `recipe_errors.py` words what is wrong). `recipe_stages.py` has the stages, `recipe_blocks/` what they are
-made of. No torch here: it runs on a login node.
+and a suggestion (`strict_yaml.py` reads the text, `source.py` puts the files and overrides together, this file types
+them, `messages.py` words what is wrong). `stages.py` has the stages, `blocks/` what they are made of. No torch here: it
+runs on a login node.
 
 The blocks in `STAGE_BLOCKS` may stand at the top level, where they are the defaults of every stage, and inside
 a stage, where they hold for that stage alone. After loading, each stage carries its blocks complete.

@@ -1,7 +1,7 @@
 """The sources of a recipe, put together: its file, the files under `_base_`, `--set` overrides and `${VAR}`s.
 
 Everything stays a tree of `Node`s, so each value carries the place it came from through all of it. This module knows
-no schema: `recipe.py` types the tree.
+no schema: `schema.py` types the tree.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def accumulation(stage: Stage2, world_size: int) -> int:
 
 
 def start(runtime: Runtime, stage: Stage2, checkpoint: Path | None = None, step: int = 0) -> Engine:
-    """An engine around a fresh tail, or around a checkpoint, as `stage_setup.prepare` makes it."""
+    """An engine around a fresh tail, or around a checkpoint, as `prepare.prepare` makes it."""
     tail = make_tail(stage)
     if checkpoint is not None:
         tail.load_state_dict(ckpt.read_parameters(checkpoint))
