@@ -26,13 +26,13 @@ UNTOLD_S = 2.0
 LAUNCHER_S = 0.5
 EXIT_CODES = """\
 exit codes:
-  0   done
-  64  wrong command line
-  65  bad data
-  70  internal error or lost rank
-  74  checkpoint or disk
-  75  stopped with state saved, run me again
-  78  bad recipe, or recipe and state disagree"""
+  0 done
+  64 wrong command line
+  65 bad data
+  70 internal error or lost rank
+  74 checkpoint or disk
+  75 stopped with state saved, run me again
+  78 bad recipe, or recipe and state disagree"""
 
 
 class Parser(argparse.ArgumentParser):
