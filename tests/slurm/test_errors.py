@@ -35,7 +35,7 @@ def test_a_node_that_never_joins(runs: Runs, tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_code_on_node2(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
-    file = ROOT / "sfa_dist" / "schedule.py"
+    file = ROOT / "sfa_dist" / "training" / "schedule.py"
     changed = tmp_path / "schedule.py"
     changed.write_text(f"{file.read_text()}\n# changed\n")
     cluster.control("on", "node2", "mount", "--bind", str(changed), str(file))

@@ -76,7 +76,7 @@ def test_nodes_whose_names_lead_to_their_loopback(nodes: Nodes, cluster: Cluster
 
 @pytest.mark.fault(61)
 def test_other_code_on_one_node(nodes: Nodes, on: On, tmp_path: Path) -> None:
-    file = ROOT / "sfa_dist" / "schedule.py"
+    file = ROOT / "sfa_dist" / "training" / "schedule.py"
     changed = tmp_path / "schedule.py"
     changed.write_text(f"{file.read_text()}\n# changed\n")
     on("node2", f"mount --bind {changed} {file}", f"umount {file}")
