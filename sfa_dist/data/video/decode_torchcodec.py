@@ -84,10 +84,8 @@ class TorchcodecVideo:
 
     def _read(self, decoder: VideoDecoder, indices: FrameNumbers, shrink: Shrink | None) -> torch.Tensor | None:
         """The frames; None where they do not decode, or are others than asked for."""
-        gathered, step = (
-            GatheredClip(indices, self._limits, shrink, self._device),
-            slice_frames(self.height, self.width),
-        )
+        gathered = GatheredClip(indices, self._limits, shrink, self._device)
+        step = slice_frames(self.height, self.width)
         start_time = decoder.metadata.begin_stream_seconds or 0.0
         tolerance = np.diff(self._times).min(initial=1.0) / 2
         try:
