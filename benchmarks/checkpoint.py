@@ -33,7 +33,6 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.recipe.blocks import LogBlock
 from sfa_dist.recipe.schema import Stage2, load_recipe
-from sfa_dist.run.record import engine_title
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.training.trainer import Batch, Streams, Trainer
 
@@ -147,7 +146,7 @@ def main() -> None:
             device = torch.cuda.get_device_name() if on_card else torch.backends.cpu.get_cpu_capability()
             title = (
                 f"{recipe.name}: {size / 2**20:.0f} MiB every {arguments.every} steps of {arguments.clips} clips, "
-                f"{engine_title(recipe.stage2.engine)} on {runtime.world_size} rank(s); {device}, {os.cpu_count()} "
+                f"{recipe.stage2.engine.title} on {runtime.world_size} rank(s); {device}, {os.cpu_count()} "
                 f"cores, load {os.getloadavg()[0]:.1f}, {file_system(root)}; medians of {arguments.rounds} rounds"
             )
             Console().print(show(windows, arguments.every, title))

@@ -88,18 +88,18 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
     live = isinstance(stage, Stage2) and stage.runs_trunk
     if isinstance(stage, Stage2) and live and stage.chunk_frames != stage.model.tubelet:
         yield _Change("", "chunk_frames", stage.model.tubelet)
-    sharded = engine.name == "deepspeed" and engine.reduction == "native"
-    if sharded and world_size > 1:
+    zero_stage = engine.zero_stage
+    if zero_stage is not None and world_size > 1:
         for zero in (2, 3):
             # ZeRO-3 refuses compiled blocks but those of a frozen trunk.
-            if engine.zero < zero and not (zero == 3 and stage.compile and not isinstance(stage, Stage2)):
+            if zero_stage < zero and not (zero == 3 and stage.compile and not isinstance(stage, Stage2)):
                 yield _Change("engine", "zero", zero)
     if stage.activation == "keep":
         yield _Change("", "activation", "checkpoint")
         yield _Change("", "activation", "checkpoint_offload")
     if isinstance(stage, Stage2) and live and not offloads(stage):
         yield _Change("", "offload", "on")
-    if sharded and engine.zero > 0 and not engine.cpu_offload:
+    if zero_stage is not None and zero_stage > 0 and not engine.cpu_offload:
         yield _Change("engine", "cpu_offload", True)
 
 
@@ -135,9 +135,9 @@ def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> i
     engine = stage.engine
     frozen = plan.frozen_parameters * _frozen_width(stage)
     state = 0 if setting.offload else 4 * trained * (1 + len(moments_of(stage.optimizer)))
-    if engine.reduction == "tree" or (engine.name, engine.zero) == ("deepspeed", 0):
+    if engine.replicates:
         return frozen + 4 * trained + state
-    if engine.name == "fsdp" or engine.zero == 3:
+    if engine.gathers_parameters:
         return frozen + state // setting.shards
     return frozen + width * trained + state // setting.shards
 

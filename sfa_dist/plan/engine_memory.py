@@ -43,10 +43,10 @@ class EngineReplay(Protocol):
 def replay(module: nn.Module, setting: Setting, trace: MemoryTrace) -> EngineReplay:
     """The replay that `setting.stage.engine` asks for; gives `module` (on the meta device) its fake storages."""
     engine = setting.stage.engine
-    if engine.reduction == "tree" or (engine.name == "deepspeed" and engine.zero == 0):
+    if engine.replicates:
         return Replicated(module, setting, trace)
-    if engine.name == "deepspeed" and engine.zero < 3:
-        wide = engine.zero == 1 and setting.wide and not setting.offload
+    if not engine.gathers_parameters:
+        wide = engine.zero_stage == 1 and setting.wide and not setting.offload
         return (WideGradients if wide else Partitioned)(module, setting, trace)
     return GatheredMemory(module, setting, trace)
 
@@ -64,7 +64,7 @@ class Replicated:
         with trace.category("optimizer"):
             reset_state(self.optimizer, self.parameters, moments_of(setting.stage.optimizer), 1)
         self.numel = sum(p.numel() for p in self.parameters)
-        self.tree = setting.stage.engine.reduction == "tree"
+        self.tree = setting.stage.engine.is_exact
         self._held: list[Tensor] = []  # Branches of the tree's sum.
         with trace.category("gradients"):
             if self.tree:
@@ -106,7 +106,7 @@ class Partitioned:
     def __init__(self, module: nn.Module, setting: Setting, trace: MemoryTrace) -> None:
         self.module, self.setting, self.trace = module, setting, trace
         self.dtype = torch.bfloat16 if setting.bf16 else torch.float32
-        self.first = setting.stage.engine.zero == 1
+        self.first = setting.stage.engine.zero_stage == 1
         with trace.category("parameters"):
             materialise(module, self.dtype)
         self.parameters = list(module.parameters())

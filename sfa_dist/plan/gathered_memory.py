@@ -31,7 +31,7 @@ class GatheredMemory:
         home = HOST if setting.offload else "optimizer"
         width = torch.finfo(self.dtype).bits // 8
         self._kept: list[Tensor] = []
-        if engine.name == "fsdp":
+        if engine.uses_fsdp:
             # The masters are the parameters at rest. Two units are gathered at a time, the root's stays.
             units = unit_sizes(module)
             gathered = units[0] + sum(sorted(units[1:])[-2:]) + max(units)  # The last one: flat, before it is cut.

@@ -24,7 +24,6 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
-from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
 AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
@@ -61,15 +60,10 @@ def shapes_of(stage: StageBlock) -> Shapes:
             pooled = not tail.takes_tokens
             frozen = FrozenTrunk(trunk, chunk, pooled, data.mean, data.std, dtype, eight_bits=eight_bits)
             if tail.adapter is not None:
-                tail.adapter.recompute = "checkpoint" if gathers(stage.engine) else "function"
+                tail.adapter.recompute = "checkpoint" if stage.engine.gathers_parameters else "function"
             return Shapes(tail, frozen)
     except ValueError as error:
         raise RecipeError(f"the recipe's model cannot be built: {error}") from error
-
-
-def gathers(engine: EngineBlock) -> bool:
-    """Whether an engine holds whole parameters only where a block runs: ZeRO 3 and FSDP2."""
-    return engine.reduction == "native" and (engine.name == "fsdp" or engine.zero == 3)
 
 
 def keeps_clips_on_host(stage: StageBlock) -> bool:

@@ -35,11 +35,11 @@ def sent_by_engine(module: nn.Module, setting: Setting) -> float:
     one = width * numel * _share(setting.world)
     if setting.shards == 1:  # ZeRO 0 and `reduction: tree`: fp32 gradients, once a step.
         return 2 * FP32 * numel * _share(setting.world)
-    if engine.name == "fsdp":
+    if engine.uses_fsdp:
         return _sent_by_fsdp(unit_sizes(module), setting)
-    if engine.zero == 1:  # Gradients are all-reduced once, masters are stepped in shards, parameters gathered.
+    if engine.zero_stage == 1:  # Gradients are all-reduced once, masters are stepped in shards, parameters gathered.
         return 2 * one + one
-    if engine.zero == 2:  # Gradients are all-reduced with each micro-batch.
+    if engine.zero_stage == 2:  # Gradients are all-reduced with each micro-batch.
         return 2 * one * micros + one
     return micros * (one + width * _gathered_by_zero3(numel, setting) * _share(setting.world))
 

@@ -94,15 +94,14 @@ class StageBlock(RecipeBlock):
     @model_validator(mode="after")
     def _engine_fits_the_stage(self) -> StageBlock:
         engine, batch = self.engine, self.batch
-        if self.deepspeed and (engine.name != "deepspeed" or engine.reduction == "tree"):
+        if self.deepspeed and engine.zero_stage is None:
             key = f"name is {engine.name}" if engine.name != "deepspeed" else "reduction is tree"
             raise field_error("deepspeed", f"has no effect: engine.{key}; remove the block")
         if self.activation == "offload" and self.activation_backend != "torch":
             raise field_error("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
-        replicated_bf16 = engine.reduction == "tree" or (engine.name == "deepspeed" and engine.zero == 0)
-        if engine.precision == "bf16" and replicated_bf16 and self.activation_backend != "torch":
+        if engine.precision == "bf16" and engine.replicates and self.activation_backend != "torch":
             # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
-            other = "or engine.zero: 1, 2 or 3" if engine.reduction != "tree" else "or engine.precision: fp32"
+            other = "or engine.zero: 1, 2 or 3" if not engine.is_exact else "or engine.precision: fp32"
             raise field_error(
                 "activation_backend",
                 f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
@@ -116,7 +115,7 @@ class StageBlock(RecipeBlock):
             )
         if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
             raise field_error("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
-        if engine.reduction == "tree" and batch.size % batch.micro:
+        if engine.is_exact and batch.size % batch.micro:
             raise field_error(
                 "batch", f"engine.reduction: tree needs whole micro-batches: {batch.micro} does not divide {batch.size}"
             )

@@ -22,7 +22,6 @@ from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
 from sfa_dist.recipe.stages import FREE_KEYS
@@ -233,7 +232,7 @@ def setup_table(
         ("parameters", f"{trainable + frozen:,} = {trainable:,} trainable + {frozen:,} frozen"),
         (
             "optimizer state",
-            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, {engine_title(stage.engine)})",
+            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, {stage.engine.title})",
         ),
         ("precision", stage.engine.precision),
         ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),
@@ -246,15 +245,6 @@ def setup_table(
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def engine_title(engine: EngineBlock) -> str:
-    """How an engine is called where people read it."""
-    if engine.reduction == "tree":
-        return "replicated, exact"
-    sharding = "FSDP2" if engine.name == "fsdp" else f"ZeRO-{engine.zero}"
-    sharding += f" in groups of {engine.shard_ranks}" if engine.shard_ranks else ""
-    return sharding + (", offloaded to the CPU" if engine.cpu_offload else "")
 
 
 def index_size(index: SampleIndex | None) -> int:

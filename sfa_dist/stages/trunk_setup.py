@@ -16,7 +16,6 @@ from sfa_dist.models.vivit import Tail
 from sfa_dist.parallel.engines.activation import treat_activations
 from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
 # Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
@@ -118,7 +117,7 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
         words.append(f"activations of the trained blocks: {stage.activation} ({stage.activation_backend})")
     chunked = isinstance(stage, Stage2) and takes_tokens(stage) and offloads(stage)
     if chunked and isinstance(module, Tail) and module.adapter is not None:
-        gathered = shards_parameters(stage.engine)
+        gathered = stage.engine.gathers_parameters
         module.adapter.recompute = "checkpoint" if gathered else "function"
         how = "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
         words.append(f"adapter: backward runs again over the offloaded tokens, chunk by chunk, {how}")
@@ -128,16 +127,10 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
 def _compile_trained(module: nn.Module, stage: StageBlock) -> str:
     """Compiles the trained blocks and says so. Raises RecipeError for a whole ViViT under ZeRO-3; a tail, which is a
     hundredth of the work, stays eager there."""
-    engine = stage.engine
-    if engine.reduction == "native" and engine.name == "deepspeed" and engine.zero == 3:
+    if stage.engine.zero_stage == 3:
         why = "ZeRO-3 gathers parameters in hooks inside of a block, which cannot be compiled"
         if not isinstance(stage, Stage2):
             raise RecipeError(f"compile: {why}: use engine.zero: 2 or engine.name: fsdp, or compile: false")
         return f"trained blocks are not compiled: {why}"
     compile_blocks(module)
     return "trained blocks compiled"
-
-
-def shards_parameters(engine: EngineBlock) -> bool:
-    """Whether a rank does not hold all of a parameter outside of its use: ZeRO-3 and FSDP2."""
-    return engine.reduction == "native" and (engine.name == "fsdp" or engine.zero == 3)

@@ -19,11 +19,11 @@ def make_engine(module: nn.Module, stage: StageBlock, accumulation: int, device:
     if frozen:
         raise ValueError(f"the engine takes trainable parameters only, but got frozen {frozen[:3]}")
     # A library is imported only by the run that uses it: deepspeed alone takes seconds.
-    if stage.engine.reduction == "tree":
+    if stage.engine.is_exact:
         from sfa_dist.parallel.engines.exact import ExactEngine
 
         return ExactEngine(module, stage, accumulation, device)
-    if stage.engine.name == "fsdp":
+    if stage.engine.uses_fsdp:
         from sfa_dist.parallel.engines.fsdp import FsdpEngine
 
         return FsdpEngine(module, stage, accumulation, device)

@@ -20,7 +20,7 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
     `stage.deepspeed` is merged in. Raises RecipeError where it contradicts what the recipe says elsewhere.
     """
     bf16 = stage.engine.precision == "bf16"
-    sharded = stage.engine.zero > 0
+    sharded = stage.engine.shards_optimizer
     derived: dict[str, Any] = {
         "train_batch_size": stage.batch.micro * accumulation * world_size,
         "train_micro_batch_size_per_gpu": stage.batch.micro,

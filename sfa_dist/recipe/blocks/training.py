@@ -67,19 +67,58 @@ class EngineBlock(RecipeBlock):
     reduction: Free[Literal["native", "tree"]] = "native"
     shard_ranks: Free[Positive | None] = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether gradients are added in an order that does not depend on the ranks."""
+        return self.reduction == "tree"
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """Whether torch's FSDP2 runs the stage."""
+        return self.name == "fsdp" and not self.is_exact
+
+    @property
+    def zero_stage(self) -> int | None:
+        """The ZeRO stage that DeepSpeed runs; None where another engine does."""
+        return self.zero if self.name == "deepspeed" and not self.is_exact else None
+
+    @property
+    def replicates(self) -> bool:
+        """Whether each rank holds all of the parameters, gradients and optimizer state."""
+        return self.is_exact or self.zero_stage == 0
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether a rank holds only a shard of the optimizer state."""
+        return not self.replicates
+
+    @property
+    def gathers_parameters(self) -> bool:
+        """Whether a rank holds only shards of the parameters, and whole ones where a block runs: ZeRO 3 and FSDP2."""
+        return self.uses_fsdp or self.zero_stage == 3
+
+    @property
+    def title(self) -> str:
+        """The engine's name in what is printed."""
+        if self.is_exact:
+            return "replicated, exact"
+        sharding = "FSDP2" if self.uses_fsdp else f"ZeRO-{self.zero_stage}"
+        sharding += f" in groups of {self.shard_ranks}" if self.shard_ranks else ""
+        return sharding + (", offloaded to the CPU" if self.cpu_offload else "")
+
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> EngineBlock:
-        if self.cpu_offload and self.reduction == "tree":
+        if self.cpu_offload and self.is_exact:
             raise field_error("cpu_offload", "goes with engine.reduction: native, not with tree")
-        if self.cpu_offload and self.name == "deepspeed" and self.zero == 0:
+        if self.cpu_offload and self.replicates:
             raise field_error("cpu_offload", "DeepSpeed offloads from ZeRO 1 on: set engine.zero to 1, 2 or 3")
         return self
 
     @model_validator(mode="after")
     def _shares_copies_under_fsdp(self) -> EngineBlock:
-        if self.shard_ranks is None or (self.name == "fsdp" and self.reduction == "native"):
+        if self.shard_ranks is None or self.uses_fsdp:
             return self
-        if self.reduction == "tree":
+        if self.is_exact:
             raise field_error("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
         raise field_error(
             "shard_ranks",
@@ -88,7 +127,7 @@ class EngineBlock(RecipeBlock):
 
     def refusal_of(self, world_size: int, micro_batches: int) -> str | None:
         """Why the engine does not run on so many ranks, with `micro_batches` in a global batch; None where it does."""
-        if self.reduction == "tree":
+        if self.is_exact:
             if world_size & (world_size - 1) or micro_batches % world_size:
                 return (
                     "engine.reduction: tree needs a number of ranks that is a power of two and divides "
@@ -100,7 +139,7 @@ class EngineBlock(RecipeBlock):
 
     def shards(self, world_size: int) -> int:
         """How many of `world_size` ranks share one copy of the state."""
-        if self.reduction == "tree" or (self.name == "deepspeed" and self.zero == 0):
+        if self.replicates:
             return 1
         return min(self.shard_ranks or world_size, world_size)
 

@@ -16,7 +16,6 @@ from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.parallel.engines.zero_config import derive_config
 from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.schema import Stage1, load_recipe
-from sfa_dist.run.record import engine_title
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -80,7 +79,7 @@ def test_contradictions(overrides: list[str], message: str) -> None:
     ],
 )
 def test_titles(engine: dict[str, Any], title: str) -> None:
-    assert engine_title(EngineBlock.model_validate(engine)) == title
+    assert EngineBlock.model_validate(engine).title == title
 
 
 def test_deepspeed_is_told_to_offload() -> None:
