@@ -1,4 +1,5 @@
-"""A whole shard into a local file: by ranges where its server sends them, in one stream, from a pipe or from a file."""
+"""Fetches a whole shard into a local file: by ranges where the server supports them, else in one stream; or from a pipe
+or a file."""
 
 from __future__ import annotations
 
@@ -19,17 +20,17 @@ from sfa_dist.data.shards.retry import with_retries
 from sfa_dist.data.shards.shard_names import PIPE
 from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 
-CHUNK = 16 << 20  # bytes of one ranged request: what a failure costs
-SILENT_SECONDS = 300.0  # a pipe that gives nothing for so long has hung
+CHUNK = 16 << 20  # bytes of one ranged request, which a failure repeats
+SILENT_SECONDS = 300.0  # a pipe that is silent for longer has hung
 _NO_SUCH_COMMAND = (126, 127)
 
 
 def fetch_shard(shard: str, file: BinaryIO, remote: RemoteBlock, size: int | None = None) -> None:
     """Fills `file`, from its start, with the bytes of a URL, a pipe, or a file of a shared file system.
 
-    `size` is what the shard has to have, in bytes, if that is known: of a longer one no more is taken. A failure that
-    may pass is tried again: by ranges only the piece that failed, else the whole. Raises OSError, also where the local
-    disk is full, and where what comes is no tar.
+    `size` is the expected size in bytes, if known; a longer shard is refused. A temporary failure is retried: with
+    ranges only the piece that failed, else the whole shard. Raises OSError, also where the local disk is full or the
+    content is not a tar.
     """
     limit = LARGEST_SHARD if size is None else size
     if not shard_kind(shard):
@@ -67,8 +68,8 @@ def _copy_file(path: str, sink: ShardSink) -> None:
 
 
 def _copy_pipe(command: str, sink: ShardSink) -> None:
-    """Runs `command` in a shell. Raises OSError with the last line it said, of a passing kind but where the shell does
-    not know the command: an exit code does not tell more."""
+    """Runs `command` in a shell. Raises OSError with the last line of its stderr. The error is temporary unless the
+    shell cannot run the command: other exit codes do not show the cause."""
     process = subprocess.Popen(
         command,
         shell=True,
@@ -83,22 +84,22 @@ def _copy_pipe(command: str, sink: ShardSink) -> None:
     listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
     listener.start()
     try:
-        _copy_while_it_speaks(process.stdout, sink)
+        _copy_until_silent(process.stdout, sink)
         code = process.wait(SILENT_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(errno.ETIMEDOUT, f"gave nothing for {SILENT_SECONDS:.0f} s") from error
     finally:
-        with suppress(ProcessLookupError):  # it ended by itself, as it should
+        with suppress(ProcessLookupError):  # it has already ended, the usual case
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        listener.join(1.0)  # Longer only where what it started has left its group.
+        listener.join(1.0)  # only a child that left the process group keeps stderr open longer
     if code:
         final = code in _NO_SUCH_COMMAND
         raise OSError(errno.ENOEXEC if final else errno.EIO, f"exit code {code}: {_last_line(said)}")
 
 
-def _copy_while_it_speaks(source: IO[bytes], sink: ShardSink) -> None:
+def _copy_until_silent(source: IO[bytes], sink: ShardSink) -> None:
     patience, taken = Patience(SILENT_SECONDS), 0
     while True:
         if not select.select([source], [], [], patience.left(taken))[0]:
@@ -111,7 +112,7 @@ def _copy_while_it_speaks(source: IO[bytes], sink: ShardSink) -> None:
 
 
 def _listen(source: IO[bytes], said: deque[bytes]) -> None:
-    """Keeps the last of what a command says."""
+    """Keeps the last two reads of a command's stderr."""
     with source:
         while data := os.read(source.fileno(), 1 << 16):
             said.append(data)

@@ -1,8 +1,8 @@
-"""The samples of a folder as a few flat arrays: 60 bytes a sample in place of a thousand as Python objects, and nothing
-that a loader worker would copy by merely reading it.
+"""The samples of a folder as a few flat arrays: 60 bytes a sample instead of a thousand as Python objects. Reading them
+in a loader worker copies no memory.
 
-They are derived from index.json. For many samples they are kept beside it in index.npz, which says of which index.json
-it was made and is read without pickle; zip's checksums guard it.
+They are derived from index.json. For many samples they are kept beside it in index.npz, which records the hash of its
+index.json, is read without pickle, and is protected by the checksums of zip.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _log = logging.getLogger(__name__)
 
 
 class Texts(Sequence[str]):
-    """A list of texts that is not held as Python objects; equal to any sequence of the same texts."""
+    """A sequence of texts that is not stored as Python objects; equal to any sequence of the same texts."""
 
     @abstractmethod
-    def _at(self, place: int) -> str:
-        """The text at a place from 0 up."""
+    def _at(self, position: int) -> str:
+        """The text at a position, counted from 0."""
 
     @overload
     def __getitem__(self, number: int) -> str: ...
@@ -58,8 +58,8 @@ class Texts(Sequence[str]):
     def __getitem__(self, number: slice) -> list[str]: ...
 
     def __getitem__(self, number: int | slice) -> str | list[str]:
-        places = range(len(self))[number]  # the usual meaning of -1, and the usual IndexError
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+        positions = range(len(self))[number]  # the usual meaning of -1, and the usual IndexError
+        return self._at(positions) if isinstance(positions, int) else [self._at(each) for each in positions]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -75,7 +75,7 @@ class Strings(Texts):
 
     @staticmethod
     def of(texts: Iterable[str]) -> Strings:
-        """From any texts, lone surrogates (file names that are no unicode) included."""
+        """From any texts, including lone surrogates (file names that are not unicode)."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         return Strings(text, np.cumsum([len(each) for each in encoded], dtype=np.int64))
@@ -88,7 +88,7 @@ class Strings(Texts):
         return Strings(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     def part(self, first: int, last: int) -> Strings:
-        """Those from `first` up to, not including, `last`; shares memory."""
+        """The texts from `first` up to, not including, `last`; shares memory."""
         start, stop = self._start(first), self._start(last)
         return Strings(self.text[start:stop], self.ends[first:last] - start)
 
@@ -98,8 +98,8 @@ class Strings(Texts):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def _at(self, place: int) -> str:
-        return self.text[self._start(place) : int(self.ends[place])].tobytes().decode("utf-8", "surrogatepass")
+    def _at(self, position: int) -> str:
+        return self.text[self._start(position) : int(self.ends[position])].tobytes().decode("utf-8", "surrogatepass")
 
 
 class Suffixes(Texts):
@@ -111,8 +111,8 @@ class Suffixes(Texts):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def _at(self, place: int) -> str:
-        return SUFFIXES[self.codes[place]]
+    def _at(self, position: int) -> str:
+        return SUFFIXES[self.codes[position]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ def join(parts: Sequence[Columns]) -> Columns:
 def label_array(labels: Sequence[Any]) -> Int64:
     """int64 (n,) from labels that are numbers, or (n, heads) where most are lists of a number for each head.
 
-    -1 is no label: None, or one that is not of the kind that most are.
+    -1 is no label: None, or a label of another kind than most.
     """
     lists = sum(isinstance(label, list | tuple) for label in labels)
     if lists <= sum(isinstance(label, int) for label in labels):
@@ -190,7 +190,7 @@ def label_array(labels: Sequence[Any]) -> Int64:
 
 
 def _alike(labels: list[Int64]) -> list[Int64]:
-    """In one shape, that of most samples; labels of another kind are none."""
+    """The labels in the shape that most samples have; labels of another shape become -1."""
     counts: Counter[tuple[int, ...]] = Counter()
     for label in labels:
         counts[label.shape[1:]] += len(label)
@@ -199,7 +199,7 @@ def _alike(labels: list[Int64]) -> list[Int64]:
 
 
 def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:
-    """The columns of the index.json with this hash, or None: there are none, of another index.json, or damaged."""
+    """The columns kept for the index.json with this hash; None if missing, damaged or made from another index.json."""
     path = folder / SIDECAR_NAME
     try:
         _check_members(path)
@@ -217,7 +217,7 @@ def read_sidecar(folder: Path, index_sha256: str) -> Columns | None:
 
 
 def write_sidecar(folder: Path, index_sha256: str, columns: Columns) -> None:
-    """Keeps the columns beside their index.json. A folder that cannot be written is no fault: they are made again."""
+    """Keeps the columns beside their index.json. A failure to write is only logged: they can be rebuilt."""
     arrays: dict[str, Any] = {"made_of": np.frombuffer(_mark(index_sha256), dtype=np.uint8)}
     for name in (field.name for field in fields(Columns)):
         value = getattr(columns, name)
@@ -242,7 +242,7 @@ def _mark(index_sha256: str) -> bytes:
 
 
 def _check_members(path: Path) -> None:
-    """Raises ValueError for arrays that are packed, or claim to be larger than the file that holds them."""
+    """Raises ValueError for arrays that are compressed, or whose size is not what their header says."""
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
             with file.open(member) as data:
@@ -256,7 +256,7 @@ def _check_members(path: Path) -> None:
 
 
 def _check_columns(columns: Columns) -> None:
-    """Raises ValueError for arrays that do not fit together, or that point outside of a shard."""
+    """Raises ValueError for arrays that do not fit together, or that point outside a shard."""
     texts = (columns.names, columns.sha256, columns.keys, columns.error_texts)
     arrays = [columns.shard_bytes, columns.ends, columns.offset, columns.size, columns.crc32, columns.error_rows]
     ends = [columns.ends, *(text.ends for text in texts)]

@@ -1,4 +1,4 @@
-"""index.json: what stands beside shards and says where each sample lies in them.
+"""index.json: the file beside shards that records where each sample is in them.
 
     {"version": 2, "shards": {"train-000000.tar": {
         "size": BYTES, "sha256": HEX,
@@ -6,8 +6,8 @@
         "members": {"mp4": [OFFSETS, SIZES, CRC32S], "cls": [...], ...},
         "errors": {"1": "missing label"}}}}
 
-One list an attribute and not one object a sample: a third of the size, a tenth of the time to read. A label of a noun
-and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists.
+It has one list for each attribute, not one object for each sample: a third of the size, a tenth of the time to read. A
+label of a noun and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists.
 Version 1, of release 0.1, is refused.
 """
 
@@ -52,7 +52,7 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
 
 
 def read_raw(folder: Path) -> dict[str, RawShard]:
-    """As `read_index`, but the entries as they stand there, which is quick for millions of samples."""
+    """As `read_index`, but the entries as stored in the file, which is fast for millions of samples."""
     _require_plain(folder / INDEX_NAME)
     try:
         data = (folder / INDEX_NAME).read_bytes()
@@ -89,7 +89,7 @@ def format_index(shards: Mapping[str, RawShard]) -> bytes:
 
 
 def write_index(folder: Path, shards: Mapping[str, RawShard]) -> bool:
-    """Writes index.json. Where the folder cannot be written to, a warning says so and False comes back."""
+    """Writes index.json. Where it cannot be written, warns and returns False."""
     try:
         write_atomically(folder / INDEX_NAME, format_index(shards))
     except OSError as error:
@@ -100,7 +100,7 @@ def write_index(folder: Path, shards: Mapping[str, RawShard]) -> bool:
 
 
 def read_columns(folder: Path) -> Columns | None:
-    """All samples of a folder's index.json, None without the file; by way of index.npz where there are many.
+    """All samples of a folder's index.json, None without the file; read from index.npz where there are many.
 
     Raises DataError if index.json is garbled.
     """
@@ -122,7 +122,7 @@ def read_columns(folder: Path) -> Columns | None:
 
 
 def to_raw(entry: ShardEntry) -> RawShard:
-    """What index.json keeps of a shard."""
+    """The entry of a shard in index.json."""
     samples = entry.samples
     nothing = TarMember(-1, 0, 0)
     suffixes = dict.fromkeys(suffix for sample in samples for suffix in sample.members)
@@ -140,12 +140,12 @@ def to_raw(entry: ShardEntry) -> RawShard:
 
 
 def to_entry(raw: RawShard) -> ShardEntry:
-    """The inverse of `to_raw`. Raises LookupError, ValueError, AttributeError or TypeError for what is no entry."""
+    """The inverse of `to_raw`. Raises LookupError, ValueError, AttributeError or TypeError for an invalid entry."""
     members: list[dict[str, TarMember]] = [{} for _ in raw["keys"]]
     for suffix, columns in raw["members"].items():
-        for row, place in enumerate(zip(*columns, strict=True)):
-            if place[0] >= 0:
-                members[row][suffix] = TarMember(*place)
+        for row, position in enumerate(zip(*columns, strict=True)):
+            if position[0] >= 0:
+                members[row][suffix] = TarMember(*position)
     samples = [
         SampleEntry(key, members[row], tuple(label) if isinstance(label, list) else label, raw["errors"].get(str(row)))
         for row, (key, label) in enumerate(zip(raw["keys"], raw["labels"], strict=True))
@@ -154,9 +154,9 @@ def to_entry(raw: RawShard) -> ShardEntry:
 
 
 def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
-    """The samples of entries as arrays. Raises DataError, naming `where`, for what is no entry."""
+    """The samples of entries as arrays. Raises DataError, naming `where`, for an invalid entry."""
     with _readable(where):
-        places = [_clip_places(name, raw) for name, raw in shards.items()]
+        clips = [_clip_positions(name, raw) for name, raw in shards.items()]
         label = label_array([label for raw in shards.values() for label in raw["labels"]])
         counts = [len(raw["keys"]) for raw in shards.values()]
         first = np.cumsum([0, *counts])
@@ -166,7 +166,7 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
             for row, text in _errors(raw)
         }
         suffix, offset, size, crc32 = (
-            np.concatenate([place[i] for place in places]) if places else np.empty(0) for i in range(4)
+            np.concatenate([clip[i] for clip in clips]) if clips else np.empty(0) for i in range(4)
         )
         if len(label) != len(suffix):
             raise ValueError(f"{len(label)} labels for {len(suffix)} keys")
@@ -218,7 +218,7 @@ def _shards_beside(where: Path | str) -> str:
     return str(where).removesuffix(INDEX_NAME) + "*.tar"
 
 
-def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _clip_positions(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(suffix code, offset, size, crc32) of each sample's clip, the first of CLIP_SUFFIXES that it has."""
     count, size = len(raw["keys"]), int(_whole_numbers(raw["size"]))
     if size < 0 or not isinstance(raw["keys"], list):
@@ -226,22 +226,22 @@ def _clip_places(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, np.n
     code = np.zeros(count, dtype=np.uint8)
     clip = np.tile(np.array([[-1], [0], [0]], dtype=np.int64), count)
     for suffix in raw["members"]:
-        place = _whole_numbers(raw["members"][suffix])
-        if place.shape != (3, count):
+        position = _whole_numbers(raw["members"][suffix])
+        if position.shape != (3, count):
             raise ValueError(f"{suffix} of {name} is not 3 lists of {count}")
-        here = place[0] >= 0
-        if (place[0] < -1).any() or (place[1] < 0).any() or (here & (place[1] > size - place[0])).any():
+        here = position[0] >= 0
+        if (position[0] < -1).any() or (position[1] < 0).any() or (here & (position[1] > size - position[0])).any():
             raise ValueError(f"a sample of {name} lies outside its shard")
         if suffix in CLIP_SUFFIXES:
             number = SUFFIXES.index(suffix)
             better = here & ((code == 0) | (number < code))
             code[better] = number
-            clip[:, better] = place[:, better]
+            clip[:, better] = position[:, better]
     return code, clip[0], clip[1], clip[2]
 
 
 def _whole_numbers(values: Any) -> Int64:
-    """Raises ValueError for what numpy would make whole numbers of: fractions, texts, true."""
+    """int64 of whole numbers. Raises ValueError for what numpy would convert to them: fractions, texts, true."""
     numbers = np.array(values)
     if numbers.dtype.kind != "i" and numbers.size:
         raise ValueError(f"{values!r:.40} are no whole numbers")
@@ -249,7 +249,7 @@ def _whole_numbers(values: Any) -> Int64:
 
 
 def _sha256(value: Any) -> str:
-    """Raises ValueError for what is no hash: it names files."""
+    """Checks a hash, because it is used as a file name. Raises ValueError."""
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise ValueError(f"{value!r:.80} is no sha256")
     return value

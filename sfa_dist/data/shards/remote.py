@@ -1,7 +1,7 @@
-"""Bytes from s3 and http(s), by fsspec: ranges, whole files, listings. Every failure comes out as an OSError.
+"""Bytes from s3 and http(s), by fsspec: ranges, whole files, listings. Every failure is raised as an OSError.
 
-An answer is taken in bounds (answers.py): no more bytes than were asked for, the right ones, as they are (nothing is
-decompressed), and not slower than SLOWEST. This layer does not try again: `retry.with_retries` does, around it.
+Each answer is checked (answers.py): it has the requested bytes and no more, uncompressed, and is not slower than
+SLOWEST. This module does not retry; its callers use `retry.with_retries`.
 Connections belong to one process: a forked loader worker opens its own.
 """
 
@@ -21,11 +21,11 @@ from sfa_dist.data.shards.answers import LARGEST_FILE, Sink, parse_content_range
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 
-CONNECT_SECONDS, READ_SECONDS = 20, 60  # a server that says nothing for so long is asked again
+CONNECT_SECONDS, READ_SECONDS = 20, 60  # a server that is silent for longer is asked again
 LIST_SECONDS = 600
 REDIRECTS = 5
-IN_MEMORY = 16 << 20  # bytes of a whole file; a larger one waits on disk until it is complete
-# What of a network library's own errors will not pass by waiting.
+IN_MEMORY = 16 << 20  # bytes of a whole file; a larger one goes to disk
+# Parts of the names of network libraries' errors that a retry does not cure.
 _FINAL = (
     "NoCredentials",
     "PartialCredentials",
@@ -38,7 +38,7 @@ _FINAL = (
 
 
 class NoRangesError(OSError):
-    """The server sends whole files only; `size` is what it says of this one, in bytes, or None."""
+    """The server sends whole files only; `size` is the reported size of this one in bytes, or None."""
 
     def __init__(self, size: int | None) -> None:
         super().__init__(errno.ESPIPE, "the server sends no byte ranges")
@@ -46,8 +46,8 @@ class NoRangesError(OSError):
 
 
 class Answer(NamedTuple):
-    """What a server says of a file: its size in bytes (None: not told), whether it sends byte ranges, and a mark that
-    changes with its content ("": none)."""
+    """A server's answer on a file: its size in bytes (None: not reported), whether it sends byte ranges, and a mark
+    that changes with its content ("": none)."""
 
     size: int | None
     ranges: bool
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    """An HTTP answer whose body has not been read, of either kind; names of headers are in lower case."""
+    """An HTTP or s3 answer whose body has not been read; names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -72,9 +72,9 @@ class _Reply(NamedTuple):
 
 
 def read_range(url: str, start: int, size: int, remote: RemoteBlock, of: Answer | None = None) -> bytes:
-    """`size` bytes from `start` on, fewer where the file ends; `of` is what was said of the file before.
+    """`size` bytes from `start` on, fewer where the file ends; `of` is an earlier answer for the file.
 
-    Raises NoRangesError and other OSErrors, also where the file is another one by now.
+    Raises NoRangesError and other OSErrors, also where the file has changed since `of`.
     """
     data = io.BytesIO()
     with _as_oserror():
@@ -85,7 +85,7 @@ def read_range(url: str, start: int, size: int, remote: RemoteBlock, of: Answer 
 
 
 def read_whole(url: str, remote: RemoteBlock) -> bytes:
-    """All bytes of a small file of a known name (LARGEST_FILE). Raises OSError."""
+    """All bytes of a small file whose name LARGEST_FILE lists. Raises OSError."""
     limit = LARGEST_FILE[url.rpartition("/")[2]]
     with _as_oserror(), tempfile.SpooledTemporaryFile(IN_MEMORY) as data:
         _run(_files(url, remote), _take_whole, url, data, limit)
@@ -126,7 +126,7 @@ def _files(url: str, remote: RemoteBlock) -> Any:
 
 @lru_cache(maxsize=8)
 def _file_system(kind: str, anonymous: bool, _process: int) -> Any:
-    """One fsspec file system a process: they do not survive a fork."""
+    """One fsspec file system for each process: they do not survive a fork."""
     try:
         import aiohttp
         import fsspec
@@ -192,7 +192,7 @@ async def _take_whole(files: Any, url: str, sink: Sink, limit: int) -> None:
 
 @asynccontextmanager
 async def _reply(files: Any, url: str, wanted: str | None) -> AsyncIterator[_Reply]:
-    """The answer to a request for a range, or for all. Raises what the libraries raise for a status from 400 on."""
+    """The answer to a request for a range or a whole file. Raises the library's error for a status of 400 or more."""
     is_s3 = shard_kind(url) == "s3"
     async with asyncio.timeout(CONNECT_SECONDS + READ_SECONDS):
         opened = await (_ask_s3 if is_s3 else _ask_http)(files, url, wanted)
@@ -204,16 +204,16 @@ async def _reply(files: Any, url: str, wanted: str | None) -> AsyncIterator[_Rep
             raise wrong_answer("a web page (text/html) came in place of the file")
         yield reply
     finally:
-        body.close()  # a connection on which more would come is not used again
+        body.close()  # a connection with unread data is not reused
 
 
 async def _ask_http(files: Any, url: str, wanted: str | None) -> tuple[Any, _Reply]:
     session = await files.set_session()
-    place = files.encode_url(url)
+    address = files.encode_url(url)
     for _ in range(REDIRECTS + 1):
         headers = {} if wanted is None else {"Range": wanted}
-        response = await session.get(place, headers=headers, allow_redirects=False)
-        session.cookie_jar.clear()  # nothing is kept of what servers set
+        response = await session.get(address, headers=headers, allow_redirects=False)
+        session.cookie_jar.clear()  # cookies are not kept
         target = response.headers.get("Location")
         if response.status not in (301, 302, 303, 307, 308) or target is None:
             try:
@@ -224,17 +224,17 @@ async def _ask_http(files: Any, url: str, wanted: str | None) -> tuple[Any, _Rep
             fields = {name.lower(): value for name, value in response.headers.items()}
             return response, _Reply(response.status, fields, response.content.read)
         response.close()
-        place = _redirected(place, target)
+        address = _redirected(address, target)
     raise wrong_answer(f"the server redirects more than {REDIRECTS} times")
 
 
-def _redirected(place: Any, target: str) -> Any:
-    """Where a redirect leads: to any host, since mirrors do so, but to http(s) only, and never from https to http."""
+def _redirected(address: Any, target: str) -> Any:
+    """The target of a redirect: any host, because of mirrors, but http(s) only, and never from https to http."""
     import yarl
 
-    new = place.join(yarl.URL(target))
-    if new.scheme not in ("https", place.scheme) or not new.host:
-        raise wrong_answer(f"the server redirects from {place.scheme} to {new.scheme[:20]!r}, which is not followed")
+    new = address.join(yarl.URL(target))
+    if new.scheme not in ("https", address.scheme) or not new.host:
+        raise wrong_answer(f"the server redirects from {address.scheme} to {new.scheme[:20]!r}, which is not followed")
     return new
 
 

@@ -1,7 +1,7 @@
 """The index of shards that are not local files.
 
-An index.json beside them is read like a shard. Shards that have none are fetched once and indexed, and what was found
-stays in a local folder of their own (`index_home`), under the cache's folder or the user's.
+An index.json beside them is read from the server. Shards without one are fetched once and indexed; their index is kept
+in a local folder (`index_home`), under the cache's folder or the user's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def index_home(folder: str, remote: RemoteBlock) -> Path:
 
 
 def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> Columns:
-    """All known samples of a remote folder, those of `shards` among them; shards that no index knows are indexed now.
+    """All known samples of a remote folder, including those of `shards`; shards in no index are indexed now.
 
     Raises DataError, naming the URL, for a shard that is gone, cannot be read, is damaged, has another size than its
     index says, or is given twice.
@@ -73,8 +73,8 @@ def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> C
 
 
 def published_names(shards: Iterable[str]) -> dict[str, str]:
-    """By file name, as an index beside shards has it, how a shard with a query is called here. Nothing for file names
-    that several shards have: that index cannot tell them apart."""
+    """File name, as in an index beside the shards, to the local name of the shard, which includes its query. File names
+    that several shards have are left out: that index cannot distinguish them."""
     named: dict[str, set[str]] = {}
     for shard in shards:
         named.setdefault(shard_name(shard).partition("?")[0], set()).add(shard_name(shard))
@@ -82,14 +82,14 @@ def published_names(shards: Iterable[str]) -> dict[str, str]:
 
 
 def known_shards(folder: str, shards: Sequence[str], remote: RemoteBlock) -> dict[str, RawShard]:
-    """What is known of a remote folder, by shard name: beside the shards first, then what is kept here."""
+    """The known entries of a remote folder, by shard name: the index beside the shards comes before the local one."""
     data, called = read_beside(folder, INDEX_NAME, remote), published_names(shards)
     published = parse_index(data, shown(folder + INDEX_NAME)) if data else {}
     return read_raw(index_home(folder, remote)) | {called.get(name, name): raw for name, raw in published.items()}
 
 
 def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
-    """A small file beside remote shards; None where there is none, or where it is not for us to see."""
+    """A small file beside remote shards; None where it is missing or access is denied."""
     if folder == PIPE:
         return None
     try:
@@ -103,8 +103,8 @@ def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
 def walk_remote(
     folder: str, shards: Sequence[str], workers: int, remote: RemoteBlock
 ) -> dict[str, ShardEntry | DataError]:
-    """Fetches shards of one folder, `workers` at a time: what is in each, or why it cannot be told. They stay in the
-    cache if there is one."""
+    """Fetches shards of one folder, `workers` at a time: the content of each, or the error that prevents reading it.
+    They stay in the cache if there is one."""
     home = index_home(folder, remote)
     with _home_lock(home), ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         return dict(zip(shards, pool.map(lambda shard: _tried(shard, home, remote), shards), strict=True))
@@ -112,7 +112,7 @@ def walk_remote(
 
 def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> str:
     """Adds entries, by shard name, to the index of a folder: beside shards on s3 where that is allowed, else on this
-    machine. Returns where."""
+    machine. Returns the path or URL of the index."""
     if shard_kind(folder) == "s3":
         try:
             data = format_index(known_shards(folder, (), remote) | entries)
@@ -128,7 +128,7 @@ def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> s
 
 
 def _published_columns(folder: str, remote: RemoteBlock) -> Columns | None:
-    """The index beside the shards; its arrays are kept here, so that a large one is parsed once."""
+    """The index beside the shards; its arrays are kept locally, so that a large one is parsed once."""
     data = read_beside(folder, INDEX_NAME, remote)
     if data is None:
         return None
@@ -143,12 +143,12 @@ def _published_columns(folder: str, remote: RemoteBlock) -> Columns | None:
 
 
 def _kept_columns(folder: str, missing: Sequence[str], published: set[str], remote: RemoteBlock) -> Columns:
-    """The samples of shards that have no index beside them, from the one kept here, to which what it lacks is added."""
+    """The samples of shards without an index beside them, from the local index; missing shards are added to it."""
     home = index_home(folder, remote)
     kept = read_columns(home)
     if _unknown(missing, kept):
         with _home_lock(home):
-            kept = read_columns(home)  # perhaps another process had the lock, and has indexed them
+            kept = read_columns(home)  # another process may have indexed them while this one waited
             if new := _unknown(missing, kept):
                 _log.info("fetching and indexing %d shards of %s", len(new), shown(folder))
                 found = {shard_name(shard): _walk(shard, home, remote) for shard in new}
@@ -190,7 +190,7 @@ def _walk(shard: str, home: Path, remote: RemoteBlock) -> ShardEntry:
 
 
 def _check_sizes(shards: Sequence[str], sizes: dict[str, int], remote: RemoteBlock) -> None:
-    """Raises DataError for the first shard that is gone, changed, or cannot be read the way that the recipe says."""
+    """Raises DataError for the first shard that is gone, changed, or cannot be read as the recipe requires."""
 
     def check(shard: str) -> None:
         try:
@@ -224,7 +224,7 @@ def _made(folder: Path) -> bool:
 
 @contextmanager
 def _home_lock(home: Path) -> Iterator[None]:
-    """One process at a time indexes a folder. What a killed one left of a fetch is removed."""
+    """One process at a time indexes a folder. Partial fetches of killed processes are removed."""
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

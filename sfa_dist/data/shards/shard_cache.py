@@ -1,13 +1,13 @@
-"""A folder of whole shards, shared by all loader workers and ranks of a node, that never grows over its limit.
+"""A folder of whole shards, shared by all loader workers and ranks of a node, that never exceeds its limit.
 
-    shards/<sha256>.tar          a whole shard, checked against its index. The name is its content: a shard that was
-                                 replaced and indexed anew is another file
-    shards/<sha256>.<size>.part  one that is being fetched, under the lock of its name
+    shards/<sha256>.tar          a whole shard, checked against its index. The name is its hash: a shard that was
+                                 replaced and indexed again is another file
+    shards/<sha256>.<size>.part  a shard being fetched, under the lock of its hash
     locks/<sha256>, locks/room   flock: one process fetches a shard, one process makes room
 
-The kernel drops a lock with the process that held it, so what a killed process leaves is a .part without a holder,
-which nobody takes for a shard and the next who makes room removes. The least recently used shards make room; a process
-that has one of them open goes on reading it. A complete cache can be read where nothing can be written.
+The kernel drops a lock with the process that held it, so a killed process leaves a .part without a holder. It is
+never read as a shard, and the next process that makes room removes it. The least recently used shards are evicted; a
+process that has one of them open can still read it. A complete cache can be read from a read-only disk.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import BinaryIO
 from sfa_dist.data.shards.fetch import fetch_shard
 from sfa_dist.recipe.blocks import RemoteBlock
 
-USED_EVERY = 60.0  # seconds; how exactly the last use is noted
-FAILED_FOR = 60.0  # seconds for which a shard that could not be fetched is not asked for again by this process
-_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of our own disk, whoever met it
+USED_EVERY = 60.0  # seconds; precision of the recorded last use
+FAILED_FOR = 60.0  # seconds for which this process does not retry a shard that could not be fetched
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # faults of the local disk, whichever call raised them
 
 
 class CannotKeepError(OSError):
@@ -40,7 +40,7 @@ class CannotKeepError(OSError):
 
 @dataclass(frozen=True)
 class Whole:
-    """A remote shard and what it has to be, by its index; `size` in bytes."""
+    """A remote shard, with the size in bytes and the hash that its index gives."""
 
     shard: str
     size: int
@@ -48,7 +48,7 @@ class Whole:
 
 
 class ShardCache:
-    """What this process knows of the cache in `remote.cache_dir`, which must be set."""
+    """This process's view of the cache in `remote.cache_dir`, which must be set."""
 
     def __init__(self, remote: RemoteBlock) -> None:
         assert remote.cache_dir is not None
@@ -60,11 +60,11 @@ class ShardCache:
         self.has_warned = False  # that it cannot be used
 
     def open(self, whole: Whole) -> BinaryIO:
-        """The shard, opened for reading; it is fetched if need be.
+        """The shard, opened for reading; it is fetched if necessary.
 
-        Raises CannotKeepError where the cache cannot take it, and OSError where it cannot be fetched or is not what its
-        index says: at once for a while after that, since a shard has many samples, and waiting for a dead server anew
-        for each of them would take hours.
+        Raises CannotKeepError where the cache cannot store it, and OSError where it cannot be fetched or differs from
+        its index. For FAILED_FOR seconds the same error is raised again at once: a shard has many samples, and waiting
+        for a dead server for each of them would take hours.
         """
         when, fault = self._failed.get(whole.sha256, (0.0, None))
         if fault is not None and time.monotonic() - when < FAILED_FOR:
@@ -76,23 +76,23 @@ class ShardCache:
             raise
 
     def adopt(self, file: Path, whole: Whole) -> None:
-        """Takes a file of this disk, complete and checked, as a kept shard. Without room it stays where it is, and the
-        shard is fetched again when it is read."""
+        """Moves a complete and checked file of this disk into the cache. Without room the file stays where it is, and
+        the shard is fetched again when it is read."""
         part = self._part(whole)
         with suppress(CannotKeepError), self._keeping(), self._locked_shard(whole):
-            if not self._place(whole).exists():
+            if not self._kept(whole).exists():
                 self._make_room(part, whole.size)
-                os.replace(file, self._place(whole))
+                os.replace(file, self._kept(whole))
                 part.unlink(missing_ok=True)
 
     def _open_kept(self, whole: Whole) -> BinaryIO | None:
-        """The shard if it is there. Its last use is noted where that is allowed: a read-only cache evicts nothing."""
+        """The shard if the cache has it. Its last use is recorded if possible: a read-only cache evicts nothing."""
         try:
-            file = self._place(whole).open("rb")
+            file = self._kept(whole).open("rb")
         except FileNotFoundError:
             return None
         state = os.fstat(file.fileno())
-        if state.st_size != whole.size:  # not by us: a file that was cut afterwards
+        if state.st_size != whole.size:  # the file was cut later, by another program
             file.close()
             return None
         if time.time() - state.st_mtime > USED_EVERY:
@@ -100,7 +100,7 @@ class ShardCache:
                 os.utime(file.fileno())
         return file
 
-    def _place(self, whole: Whole) -> Path:
+    def _kept(self, whole: Whole) -> Path:
         return self._shards / f"{whole.sha256}.tar"
 
     def _part(self, whole: Whole) -> Path:
@@ -121,7 +121,7 @@ class ShardCache:
     def _fetch_alone(self, whole: Whole) -> BinaryIO:
         """Fetches under the shard's lock. The file stays open: another process may evict it before it is read."""
         part = self._part(whole)
-        part.unlink(missing_ok=True)  # of a process that was killed: we have the lock
+        part.unlink(missing_ok=True)  # left by a killed process: this one holds the lock
         self._make_room(part, whole.size)
         file = part.open("w+b")
         try:
@@ -129,7 +129,7 @@ class ShardCache:
             file.flush()
             os.fsync(file.fileno())
             check_whole(file, whole)
-            os.replace(part, self._place(whole))
+            os.replace(part, self._kept(whole))
         except BaseException:
             file.close()
             part.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ class ShardCache:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Turns the errors of the cache's own disk into CannotKeepError; those of the source pass."""
+        """Turns errors of the cache's own disk into CannotKeepError; errors of the source pass through."""
         try:
             yield
         except OSError as error:
@@ -171,7 +171,7 @@ class ShardCache:
 
 
 def check_whole(file: BufferedRandom, whole: Whole) -> None:
-    """Raises OSError where a file is not what the shard's index says."""
+    """Raises OSError where a file differs from the shard's index in size or hash."""
     size = os.fstat(file.fileno()).st_size
     if size != whole.size:
         raise OSError(errno.EINVAL, f"{size} bytes came, its index says {whole.size}: it was cut or replaced since")
@@ -182,7 +182,7 @@ def check_whole(file: BufferedRandom, whole: Whole) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a file's lock; without `wait` it says whether it could be had."""
+    """Holds a file's lock. Yields False where another process holds it and `wait` is False, else True."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -195,6 +195,6 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         try:
             yield True
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked in the meantime also has the descriptor
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The flat table of samples that training reads from, made of the index.json files beside shards.
+"""The flat table of samples that training reads, built from the index.json files beside the shards.
 
 A sample is (shard, key) and is read by offset, so one damaged sample can neither shift nor relabel another.
 """
@@ -43,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SampleIndex:
-    """All samples of some shards, by shard and then by place in it. Arrays are int64 of length `len(self)`.
+    """All samples of some shards, by shard and then by position in it. Arrays are int64 of length `len(self)`.
 
-    shard: number of the shard in `shards`.   offset, size, crc32: the clip's bytes in it (offset -1: there is no clip).
-    label: class number, -1 without; (len(self), 2) of LABEL_HEADS for clips of a noun and a verb.
+    shard: number of the shard in `shards`.   offset, size, crc32: the clip's bytes in it (offset -1: no clip).
+    label: class number, -1 without; (len(self), 2), in the order of LABEL_HEADS, for clips with a noun and a verb.
     suffix: of the clip ("" without).   classes: names, if known; by head where there are several.
     errors: sample number -> why it cannot be used.
-    shard_bytes: size of each shard.   remote: how shards are read that are not local files.
-    decoders: that the clips were looked at with when they were packed, as their versions say, where that is known.
+    shard_bytes: size of each shard.   remote: how remote shards are read.
+    decoders: versions of the decoders that checked the clips when they were packed, where known.
     """
 
     shards: tuple[Shard, ...]
@@ -73,7 +73,7 @@ class SampleIndex:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the shards' hashes in order: equal on all ranks and after a resume, wherever the shards lie."""
+        """Hash of the shards' hashes in order: the same on all ranks and after a resume, wherever the shards are."""
         return hashlib.sha256("\n".join(self.shard_sha256).encode()).hexdigest()
 
     @property
@@ -99,31 +99,31 @@ class SampleIndex:
 
 
 def load_index(shards: Sequence[Shard], remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
-    """The table of samples of these shards, from index.json where it knows them; other shards are indexed now.
+    """The table of samples of these shards, from index.json where it lists them; other shards are indexed now.
 
-    Raises DataError where a shard's size is not what its index says, where a shard is damaged, or where there is none.
-    A folder that cannot be written to keeps no index.json: a warning says so.
+    Raises DataError where a shard's size differs from its index, where a shard is damaged, or where there is no shard.
+    Where index.json cannot be written, a warning reports it.
     """
     if not shards:
         raise DataError("no shards given: set data.train, data.val or data.test in the recipe")
-    places: dict[Shard, tuple[Columns, int]] = {}
+    sources: dict[Shard, tuple[Columns, int]] = {}
     for folder, members in _by_folder(shards).items():
         columns = _folder_columns(folder, members, remote)
         numbers = {name: number for number, name in enumerate(columns.names)}
-        places |= {shard: (columns, numbers[shard_name(shard)]) for shard in members}
-    return _table(shards, join([columns.shard(number) for columns, number in map(places.__getitem__, shards)]), remote)
+        sources |= {shard: (columns, numbers[shard_name(shard)]) for shard in members}
+    return _table(shards, join([columns.shard(number) for columns, number in map(sources.__getitem__, shards)]), remote)
 
 
 def build_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> dict[Shard, ShardEntry]:
-    """Walks the shards (in `workers` threads: hashing lets go of the interpreter lock) and writes them into the
-    index.json of their folders, replacing what it said about them. Raises DataError for a damaged shard."""
+    """Walks the shards (in `workers` threads: hashing releases the interpreter lock) and writes them into the
+    index.json of their folders, replacing their old entries. Raises DataError for a damaged shard."""
     return build_indexes(shards, workers, remote)[0]
 
 
 def build_indexes(
     shards: Sequence[Shard], workers: int, remote: RemoteBlock
 ) -> tuple[dict[Shard, ShardEntry], list[str]]:
-    """As `build_index`; also tells where each index.json is: that of remote shards cannot always be beside them."""
+    """As `build_index`; also returns where each index.json is: that of remote shards is not always beside them."""
     found: dict[Shard, ShardEntry] = {}
     written = []
     for folder, members in _by_folder(shards).items():
@@ -139,7 +139,7 @@ def build_indexes(
 
 
 def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> list[str]:
-    """Reads every byte again and compares with index.json. One line for each problem; empty when all is well."""
+    """Reads every byte again and compares with index.json. One line for each problem; empty without problems."""
     problems: list[str] = []
     for folder, members in _by_folder(shards).items():
         known = _known(folder, members, remote)
@@ -164,7 +164,7 @@ def _by_folder(shards: Sequence[Shard]) -> dict[Path | str, list[Shard]]:
 def _walk(
     folder: Path | str, shards: Sequence[Shard], workers: int, remote: RemoteBlock
 ) -> dict[Shard, ShardEntry | DataError]:
-    """What is in each shard of a folder, or why it cannot be told."""
+    """The content of each shard of a folder, or the error that prevents reading it."""
     if isinstance(folder, str):
         fetched = walk_remote(folder, [str(shard) for shard in shards], workers, remote)
         return {shard: fetched[str(shard)] for shard in shards}
@@ -180,7 +180,7 @@ def _tried(path: Path) -> ShardEntry | DataError:
 
 
 def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: RemoteBlock) -> dict[Shard, ShardEntry]:
-    """As `_walk`; raises the first DataError, and warns once of members that are not ours."""
+    """As `_walk`; raises the first DataError, and warns once of members that are ignored."""
     entries: dict[Shard, ShardEntry] = {}
     for shard, walked in _walk(folder, shards, workers, remote).items():
         if isinstance(walked, DataError):
@@ -191,7 +191,7 @@ def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: 
 
 
 def _intact(folder: Path) -> dict[str, RawShard]:
-    """The entries of a folder's index.json; none, with a word, where they cannot be read."""
+    """The entries of a folder's index.json; none, with a warning, where they cannot be read."""
     try:
         raw = read_raw(folder)
         to_columns(raw, folder / INDEX_NAME)
@@ -202,7 +202,7 @@ def _intact(folder: Path) -> dict[str, RawShard]:
 
 
 def _folder_columns(folder: Path | str, shards: Sequence[Shard], remote: RemoteBlock) -> Columns:
-    """All known samples of a folder, those of `shards` among them."""
+    """All known samples of a folder, including those of `shards`."""
     if isinstance(folder, str):
         return remote_columns(folder, [str(shard) for shard in shards], remote)
     columns = read_columns(folder)
@@ -275,8 +275,8 @@ def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> Sa
 
 
 def _described(shards: Sequence[Shard], remote: RemoteBlock) -> tuple[ClassNames | None, tuple[str, ...]]:
-    """(class names, decoders of the packs) from manifest.json beside the shards; folders that have none do not count,
-    others must agree on the classes."""
+    """(class names, decoders of the packs) from manifest.json beside the shards; folders without one are ignored,
+    the others must agree on the classes."""
     found: dict[str, ClassNames] = {}
     decoders: dict[str, None] = {}
     for folder, members in _by_folder(shards).items():
@@ -297,13 +297,13 @@ def _described(shards: Sequence[Shard], remote: RemoteBlock) -> tuple[ClassNames
 
 
 def _decoders(manifest: dict[str, Any], names: set[str]) -> list[str]:
-    """Of the packs that made shards of these names."""
+    """The decoders of the packs that made shards of these names."""
     packs = manifest.get("packs", {}).values()
     return [str(pack["decoder"]) for pack in packs if pack.get("decoder") and names & set(pack.get("shards", ()))]
 
 
 def _class_names(manifest: dict[str, Any]) -> ClassNames | None:
-    """`classes` of a manifest, or `heads` in place of it."""
+    """The class names of a manifest: its `heads` if it has them, else its `classes`."""
     heads = manifest.get("heads")
     if heads is not None and set(heads) >= set(LABEL_HEADS):
         return {head: [str(name) for name in heads[head]] for head in LABEL_HEADS}

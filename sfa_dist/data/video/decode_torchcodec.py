@@ -22,32 +22,32 @@ from sfa_dist.data.video.video import FrameNumbers, FrameTimes, Shrink
 from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.blocks import LimitsBlock
 
-# It imports without FFmpeg since it decodes pictures too, and then says so here; older versions fail on import.
+# torchcodec also decodes pictures, so it imports without FFmpeg and reports that here; older versions fail on import.
 _FFMPEG = getattr(torchcodec, "ffmpeg_major_version", "")
 if _FFMPEG is None:
     raise ImportError("FFmpeg's shared libraries were not found")
 
 # What torchcodec raises for a bad file: RuntimeError from FFmpeg, ValueError without a video stream, IndexError and
-# TypeError where the header promises what the content does not have.
+# TypeError where the header does not match the content.
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
-_CARD_FAULTS = ("CUDA error", "out of memory")  # RuntimeErrors too
-_NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the words of VideoDecoder.cpu_fallback
+_CARD_FAULTS = ("CUDA error", "out of memory")  # in the text of a RuntimeError
+_NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the text of VideoDecoder.cpu_fallback
 
 
 def version(device: torch.device = CPU) -> str:
     """The backend's version, for env.json and the feature cache's key: the card's colours differ from the CPU's."""
-    place = "" if device.type == "cpu" else ", on the card"
-    return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}{place}"
+    where = "" if device.type == "cpu" else ", on the card"
+    return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}{where}"
 
 
 class TorchcodecVideo:
-    """A `Video` on torchcodec, for the files of which it gives the frames that are shown; PyAV reads the others.
+    """A `Video` on torchcodec, for files where it returns the frames that a player shows; PyAV reads the others.
 
-    Those are told by their packets (frame_order.py): groups of pictures that are not closed, and what has to be
-    counted; and by how they are turned: torchcodec does it by the container's angle alone, and sees neither mirrors nor
-    what the stream itself says. Beyond that each frame's own time is compared. One thread: the loader's workers are the
-    parallelism. Frames are on `device`; what a card's decoder has no units for, FFmpeg decodes on the CPU, and the card
-    makes RGB of it.
+    PyAV reads a file whose groups of pictures are not closed or whose frames must be counted (frame_order.py). It also
+    reads a file that torchcodec would orient wrongly: torchcodec applies the container's angle only, and ignores
+    mirroring and the orientation in the stream itself. In all other files the time of each frame is compared. Decoding
+    uses one thread, because the loader's workers run in parallel. Frames are on `device`. A format that the card's
+    decoder does not support is decoded by FFmpeg on the CPU and converted to RGB on the card.
     """
 
     def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
@@ -71,19 +71,19 @@ class TorchcodecVideo:
         return self._times
 
     def _usable(self, data: bytes) -> VideoDecoder | None:
-        """A decoder that counts as many frames as there are, and turns them as they are shown."""
+        """A decoder; None unless it finds the right number of frames and orients them as a player does."""
         try:
             with beside_training(self._device):
                 decoder = _opened(data, self._device)
         except _DECODE_ERRORS as error:
             _raise_card_fault(error, self._device)
-            return None  # PyAV says what is wrong
+            return None  # PyAV reports what is wrong
         turns = round((getattr(decoder.metadata, "rotation", None) or 0) / 90) % 4
         as_shown = Orientation(turns) == self._stored.orientation
         return decoder if as_shown and decoder.metadata.num_frames == self.num_frames else None
 
     def _read(self, decoder: VideoDecoder, indices: FrameNumbers, shrink: Shrink | None) -> torch.Tensor | None:
-        """The frames; None where they do not decode, or are others than asked for."""
+        """The frames; None where they do not decode, or are not those at `indices`."""
         gathered = GatheredClip(indices, self._limits, shrink, self._device)
         step = slice_frames(self.height, self.width)
         start_time = decoder.metadata.begin_stream_seconds or 0.0
@@ -106,8 +106,8 @@ class TorchcodecVideo:
 
 @cache
 def require_card_decodes(device: torch.device) -> None:
-    """Raises RecipeError where a card cannot decode: torchcodec was built without CUDA, or the driver's library for it
-    is missing, in whose place torchcodec decodes everything on the CPU and tells nobody. Opens a small video."""
+    """Raises RecipeError where a card cannot decode: torchcodec was built without CUDA, or the driver's library for
+    it is missing. In the second case torchcodec would silently decode on the CPU. Opens a small video to find out."""
     key, advice = "data.decode_device: cuda", "or set data.decode_device to cpu"
     try:
         fallback = str(getattr(_opened(_grey_video(), device), "cpu_fallback", ""))
@@ -128,7 +128,7 @@ def _opened(data: bytes, device: torch.device) -> VideoDecoder:
 
 
 def _grey_video() -> bytes:
-    """One frame of 256 x 256 pixels, by an encoder that every FFmpeg has."""
+    """An mp4 of one frame, 256 x 256 pixels, from an encoder that every FFmpeg has."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("mpeg4", rate=1)
@@ -139,11 +139,11 @@ def _grey_video() -> bytes:
 
 
 def _raise_card_fault(error: Exception, device: torch.device) -> None:
-    """Raises what is wrong with the card and not with the video: counted as bad samples, it would train on nothing."""
+    """Raises a fault of the card again. Counted as a bad sample, it would leave nothing to train on."""
     if device.type != "cpu" and any(sign in str(error) for sign in _CARD_FAULTS):
         raise error
 
 
 def _one_line(error: Exception) -> str:
-    text = re.sub(r"^.*\.cpp:\d+, ", "", " ".join(str(error).split()))  # its own source position helps nobody
+    text = re.sub(r"^.*\.cpp:\d+, ", "", " ".join(str(error).split()))  # drops the position in torchcodec's source
     return "no video stream" if "best video stream is unknown" in text else text[:200]

@@ -1,8 +1,8 @@
-"""What kind of file this is, told by its first bytes and never by its name: telephones call an mp4 .m4v or .3gp, and a
-transport stream is often called .mp4.
+"""The kind of a file, by its first bytes and never by its name: phones name an mp4 .m4v or .3gp, and a transport stream
+is often named .mp4.
 
-Kinds that are read are those that shards may hold. Of the others it is said what they are, and the command that makes
-an mp4 of them.
+The kinds that are read are those that shards may hold. For the others, messages name the kind and the command that
+converts the file to mp4.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from sfa_dist.data.shards.shard_walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sfa_dist.data.video.container import is_known
 
-HEAD_BYTES = 4096  # that tell the kind
+HEAD_BYTES = 4096  # enough to identify the kind
 READ = "mp4, mov, avi, mkv, webm, png or jpg"
-# Names of files that hold frames, whether they can be read or not: a list or a folder that has them means them.
+# Suffixes of files that hold frames, readable or not: in a list or a folder they count as samples.
 FRAME_SUFFIXES = frozenset(
     {
         *VIDEO_SUFFIXES,
@@ -26,7 +26,8 @@ FRAME_SUFFIXES = frozenset(
         *("webp", "bmp", "tif", "tiff", "avif", "heic", "apng"),
     }
 )
-_TS_PLACES = ((0, 188), (4, 192))  # where packets of 188 bytes start, and those with 4 bytes of time before each
+# (first sync byte, packet length) of a transport stream: plain packets, and packets after 4 bytes of time each.
+_TS_PACKETS = ((0, 188), (4, 192))
 _PICTURES = ("WebP", "BMP", "TIFF")
 _STARTS = (
     (b"\x00\x00\x01\xba", "an MPEG program stream (mpg, vob)"),
@@ -53,8 +54,8 @@ def suffix_of(path: Path) -> str:
 
 
 def stored_suffix(head: bytes, name: str) -> str:
-    """The suffix under which a file of this beginning goes into shards, "" where it is of no kind that is read. `name`
-    is its own suffix, which stays where several stand for one kind (mp4 and mov, mkv and webm)."""
+    """The suffix in shards for a file that starts with `head`; "" where its kind is not read. `name` is the file's own
+    suffix, which is kept where one kind has several (mp4 and mov, mkv and webm)."""
     if not is_known(head):
         return ""
     if head.startswith(b"\x89PNG"):
@@ -69,18 +70,18 @@ def stored_suffix(head: bytes, name: str) -> str:
 
 
 def foreign_kind(head: bytes) -> str:
-    """What a file is that is not read, in words; "" where that is unknown."""
+    """The kind of a file that is not read, for messages; "" where it is unknown."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP picture"
     if head[:2] == b"BM" and head[6:10] == bytes(4):
         return "a BMP picture"
-    if any(head[start : start + 1] == b"\x47" == head[start + step : start + step + 1] for start, step in _TS_PLACES):
+    if any(head[start : start + 1] == b"\x47" == head[start + step : start + step + 1] for start, step in _TS_PACKETS):
         return "an MPEG transport stream (ts, m2ts)"
     return next((kind for start, kind in _STARTS if head.startswith(start)), "")
 
 
 def unreadable(head: bytes, name: str = "FILE") -> str:
-    """Why a file of no kind that is read is refused, with the command that makes one of it. `name` is its path."""
+    """Why a file whose kind is not read is refused, with the command that converts it. `name` is its path."""
     if not head:
         return "empty file"
     reason = f"not a {READ} file"
@@ -93,7 +94,7 @@ def unreadable(head: bytes, name: str = "FILE") -> str:
 
 
 def to_mp4(name: str) -> str:
-    """The command that makes an mp4 of a video, frame for frame, near the source's quality."""
+    """The command that converts a video to mp4, frame for frame, close to the source's quality."""
     target = shlex.quote(str(Path(name).with_suffix(".mp4"))) if Path(name).suffix.lower() != ".mp4" else "OUT.mp4"
     even = "'pad=ceil(iw/2)*2:ceil(ih/2)*2'"
     options = f"-map 0:v:0 -fps_mode passthrough -vf {even} -c:v libx264 -crf 18 -pix_fmt yuv420p"

@@ -1,9 +1,9 @@
 """Which frames a file shows, and when: the same numbers for every decoder.
 
-Frame k is the k-th one that comes out where the file is played from its start. Mostly the packets tell: each becomes
-one frame, at its own time. Where they do not (no times, as of B-frames in an AVI; frames that cannot be decoded at the
-start, as where an open group of pictures was cut; packets that show nothing), only decoding does, and such a video is
-`counted`: decoded once to see what comes, and always read from its start.
+Frame k is the k-th one that is shown when the file is played from its start. Usually the packets are enough: each
+becomes one frame, at its own time. Sometimes they are not: they have no times (B-frames in an AVI), frames at the start
+cannot be decoded (a cut open group of pictures), or a packet shows nothing. Such a video is `counted`: decoded once to
+find its frames, and always read from its start.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from sfa_dist.data.video.resample import own_rate
 from sfa_dist.data.video.video import FrameTimes
 from sfa_dist.recipe.blocks import LimitsBlock
 
-# Containers whose packets bear times of their own and can be sought; others are counted.
+# Containers that can be sought and whose packets have times; videos in others are counted.
 _TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "avi"}
-# Codecs of which a packet is one frame, besides those that store every frame by itself.
+# Codecs with one frame a packet, besides those that store every frame by itself (intra only).
 _ONE_EACH = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp9", "libdav1d", "png"}
-_NOT_CODED = 8  # bytes at most of an MPEG-4 picture that says only that there is none (6 or 7, and stuffing)
-# Where a picture begins, and the bits after it that tell a B-frame (ISO/IEC 13818-2, 6.2.3; 14496-2, 6.2.5).
+_NOT_CODED = 8  # most bytes of an MPEG-4 picture marked as not coded (6 or 7, and stuffing)
+# Start code of a picture, bytes to skip after it, mask and value of a B-frame's type
+# (ISO/IEC 13818-2, 6.2.3; 14496-2, 6.2.5).
 _PICTURES = {
     "mpeg1video": (b"\0\0\1\0", 1, 0x38, 0x18),
     "mpeg2video": (b"\0\0\1\0", 1, 0x38, 0x18),
     "mpeg4": (b"\0\0\1\xb6", 0, 0xC0, 0x80),
 }
-_GUESSED_RATE = 25.0  # frames a second where a file says nothing, as FFmpeg takes it
+_GUESSED_RATE = 25.0  # frames a second for a file without a rate, as in FFmpeg
 _FAR = 1 << 62
 
 
 @dataclass(frozen=True)
 class FrameOrder:
-    """`times` are seconds from the first frame, rising, of all frames (N,), `fps` the frames a second between them.
+    """`times` (N,) are the seconds of all frames from the first, rising; `fps` is their mean rate in frames a second.
     `stamps` are their pts; None for a video that is counted. `key_frames` are (pts, where to seek for it), sorted.
-    `closed`: no frame is decoded with the help of one beyond the next key frame, so that any seek gives what playing
-    gives."""
+    `closed`: no frame depends on one beyond the next key frame, so a seek gives the same frames as playing."""
 
     times: FrameTimes
     fps: float
@@ -52,8 +52,8 @@ class FrameOrder:
 
 
 def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder | None:
-    """By the packets of a file that was just opened; None where only decoding tells. Raises BadSample, and OverLimit
-    for more than `limits.frames`."""
+    """The order by the packets of a file that was just opened; None where the video must be counted. Raises BadSample,
+    and OverLimit for more than `limits.frames`."""
     if container.format.name.endswith("_pipe"):
         return _pictures(container, stream, limits)
     codec = stream.codec_context.codec
@@ -68,7 +68,7 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
         time = shown_at(packet)
         if time is None or (mpeg4 and packet.size <= _NOT_CODED):
             return None
-        if references < 2:  # a B-frame needs two, so one that comes earlier may not decode, whatever its time
+        if references < 2:  # a B-frame needs two references, so an earlier one may not decode, whatever its time
             if _is_b_frame(packet, codec.name):
                 return None
             references += 1
@@ -77,24 +77,24 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
                 return None
             closed = closed and time > latest
             keys.append((time, time if packet.dts is None else min(time, packet.dts)))
-        elif not keys or time < keys[0][0]:  # without what it is decoded from
+        elif not keys or time < keys[0][0]:  # its reference is missing
             return None
         closed = closed and time >= keys[-1][0]
         latest = max(latest, time)
-        if not packet.is_discard:  # else cut away by an edit list
+        if not packet.is_discard:  # an edit list cuts the others
             stamps.append(time)
             _check_count(len(stamps), limits)
     in_order = sorted(stamps)
     if len(set(stamps)) < len(stamps) or not stamps:
         return None
     if len(stamps) > 1 and in_order == stamps and stream.codec_context.has_b_frames:
-        return None  # times that were made up by who copied it from an AVI: frames are reordered, and they are not
+        return None  # made-up times, from a copy of an AVI: the frames are reordered, the times are not
     times = np.asarray(in_order, dtype=np.float64) * float(stream.time_base or 0)
     return _order(times, stream, in_order, sorted(keys), closed)
 
 
 def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
-    """By decoding a file that was just opened. Raises BadSample where nothing can be decoded."""
+    """The order by decoding a file that was just opened. Raises BadSample where nothing decodes, and OverLimit."""
     stored: list[int] = []
     frames = _counted(shown_frames(_dated(container.demux(stream), stored), through_damage=True), limits)
     stamps: list[int | None] = []
@@ -114,8 +114,8 @@ def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> Fr
 def shown_frames(packets: Iterable[Any], through_damage: bool = False) -> Iterator[av.VideoFrame]:
     """All frames of a stream's packets, in the order in which a player shows them.
 
-    A recording that begins between key frames may not decode up to the first one; nobody sees that part. Damage behind
-    it raises av.FFmpegError, or is passed over so as to count what follows.
+    A recording that begins between key frames may not decode before the first one; players do not show that part.
+    Damage after it raises av.FFmpegError; with `through_damage` it is skipped, to count what follows.
     """
     begun = False
     for packet in packets:
@@ -132,8 +132,8 @@ def shown_frames(packets: Iterable[Any], through_damage: bool = False) -> Iterat
 def timed(
     frames: Iterable[av.VideoFrame], stream: Any, longest_step_back: float = math.inf
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame), the times rising: a frame without one, or with one that goes back, comes one frame after the
-    one before. A leap back of more than `longest_step_back` seconds is left as it is: there a camera begins anew."""
+    """(seconds, frame), the times rising: a frame without a time, or with one that goes back, is placed one frame after
+    the previous one. A jump back of more than `longest_step_back` seconds is kept: there a camera restarts."""
     base, step = float(stream.time_base or 0), 1 / _rate(stream)
     last: float | None = None
     shown_at = stamper(stream)
@@ -147,7 +147,7 @@ def timed(
 
 
 def stamper(stream: Any) -> Callable[[Any], int | None]:
-    """Tells when a packet or a frame of the stream is shown, in its time base; None where the file does not say."""
+    """A function from a packet or a frame to the time it is shown at, in the stream's time base; None where unknown."""
     reorders = bool(stream.codec_context.has_b_frames)
     if reorders and stream.container.format.name == "avi":
         return lambda part: None  # it stores none; FFmpeg guesses them, which is wrong where frames are reordered
@@ -157,7 +157,7 @@ def stamper(stream: Any) -> Callable[[Any], int | None]:
 
 
 def _pictures(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
-    """Of a file that is no video: each packet is a picture, and none needs another."""
+    """The order of a file of pictures: each packet is a picture that needs no other."""
     count = sum(1 for _ in _packets(container, stream))
     _check_count(count, limits)
     return _order(np.arange(count) / _rate(stream), stream, None, [], closed=True)
@@ -179,7 +179,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _dated(packets: Iterable[Any], stored: list[int]) -> Iterator[Any]:
-    """The packets; the times at which those that hold something are stored (dts) go to `stored`."""
+    """Yields the packets, and appends the dts of those that are not empty to `stored`."""
     for packet in packets:
         if packet.size and packet.dts is not None:
             stored.append(packet.dts)
@@ -210,28 +210,28 @@ def _rate(stream: Any) -> float:
 
 
 def _is_b_frame(packet: Any, codec: str) -> bool:
-    """Whether an MPEG-1, MPEG-2 or MPEG-4 packet holds a picture that is decoded from one before and one behind it."""
+    """Whether an MPEG-1, MPEG-2 or MPEG-4 packet holds a picture that depends on one before and one after it."""
     if codec not in _PICTURES:
         return False
     start, skipped, mask, kind = _PICTURES[codec]
     data = bytes(packet)
-    place = data.find(start)
-    at = place + len(start) + skipped
-    return place >= 0 and at < len(data) and data[at] & mask == kind
+    position = data.find(start)
+    at = position + len(start) + skipped
+    return position >= 0 and at < len(data) and data[at] & mask == kind
 
 
 def _is_idr(packet: Any, stream: Any) -> bool:
-    """Whether an H.264 key frame begins anew. Others (recovery points) need frames before them, or some time."""
+    """Whether an H.264 key frame is an IDR frame. Others (recovery points) need earlier frames, or some time."""
     data, extra = memoryview(packet), stream.codec_context.extradata or b""
     if extra[:1] != b"\x01":  # start codes
-        content, place = bytes(data), 0
-        while (place := content.find(b"\0\0\1", place) + 3) > 2 and place < len(content):
-            if (kind := content[place] & 31) in (1, 5):
+        content, position = bytes(data), 0
+        while (position := content.find(b"\0\0\1", position) + 3) > 2 and position < len(content):
+            if (kind := content[position] & 31) in (1, 5):
                 return kind == 5
         return False
-    size, place = (extra[4] & 3) + 1, 0
-    while place + size < len(data):
-        if (kind := data[place + size] & 31) in (1, 5):
+    size, position = (extra[4] & 3) + 1, 0
+    while position + size < len(data):
+        if (kind := data[position + size] & 31) in (1, 5):
             return kind == 5
-        place += size + int.from_bytes(data[place : place + size], "big")
+        position += size + int.from_bytes(data[position : position + size], "big")
     return False

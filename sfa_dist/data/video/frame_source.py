@@ -1,6 +1,6 @@
 """Frames one after another, from a file of any length, a camera, a stream or a pipe, at a constant rate.
 
-By PyAV alone. Nothing is held but the frame in hand, and nothing is skipped to, so what cannot be sought works too.
+PyAV decodes. Only the current frame is held and nothing is sought, so sources that cannot seek work too.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sfa_dist.recipe.blocks import LimitsBlock, Rate
 
 PIPE = "-"
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
-LONGEST_GAP = 10.0  # seconds without a frame after which a live source starts its clock anew
-_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0  # that a server may take
+LONGEST_GAP = 10.0  # seconds without a frame after which the clock of a live source restarts
+_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0  # limits for a server
 
 
 @dataclass
 class FrameSource:
-    """An opened source. `fps` is the rate at which its frames come; `skipped` counts packets of a live source that did
-    not decode."""
+    """An opened source. `fps` is the rate of `frames`; `skipped` counts the packets of a live source that did not
+    decode."""
 
     fps: float
     frames: Iterator[Pixels]
@@ -40,16 +40,16 @@ class FrameSource:
 
 
 def is_live(source: str) -> bool:
-    """Whether it has no end that is known: a pipe, a stream or a device."""
+    """Whether the source has no known end: a pipe, a stream or a device."""
     path = Path(source)
     return source == PIPE or "://" in source or path.is_char_device() or path.is_fifo()
 
 
 @contextmanager
 def open_source(source: str, rate: Rate, limits: LimitsBlock) -> Iterator[FrameSource]:
-    """Upright uint8 (H, W, 3) frames of a source at `rate` (`data.fps`). Raises BadSample, on opening and in between.
+    """Upright uint8 (H, W, 3) frames of a source at `rate` (`data.fps`). Raises BadSample, also while reading.
 
-    The own rate (None) of a file is found by reading its packets once before; of what is live, its header is believed.
+    With None, the rate of a file comes from reading its packets once before; that of a live source from its header.
     """
     live = is_live(source)
     with ExitStack() as stack:
@@ -80,8 +80,8 @@ def _order_of(path: Path) -> FrameOrder:
 
 @contextmanager
 def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream. What does not decode behind a pipe, at once or later, is told with the likely
-    reason."""
+    """The container and its video stream. A pipe that does not decode, at once or later, raises BadSample with the
+    likely reason."""
     try:
         with _container(source, live) as opening:
             yield opening
@@ -97,27 +97,27 @@ def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
 @contextmanager
 def _container(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
     with ExitStack() as stack:
-        place: str | BinaryIO
+        file: str | BinaryIO
         options: dict[str, Any] = {}
         if source == PIPE:
-            place = _Unseekable(sys.stdin.buffer)  # type: ignore[assignment]
+            file = _Unseekable(sys.stdin.buffer)  # type: ignore[assignment]
         elif live:
-            place = source
+            file = source
             options = {"timeout": (_OPEN_SECONDS, _READ_SECONDS)}
             if Path(source).is_char_device():
                 options["format"] = "v4l2"
         else:
-            # As an open file, so that a playlist in it cannot lead to others.
-            place = stack.enter_context(Path(source).open("rb"))
-            head = place.read(HEAD_BYTES)
+            # An open file and not a path, so that a playlist cannot open other files.
+            file = stack.enter_context(Path(source).open("rb"))
+            head = file.read(HEAD_BYTES)
             if not is_known(head):
                 raise BadSample(unreadable(head, source))
-            place.seek(0)
-        yield stack.enter_context(opened(place, **options))
+            file.seek(0)
+        yield stack.enter_context(opened(file, **options))
 
 
 class _Unseekable:
-    """A pipe: PyAV takes whatever can `seek` for a file."""
+    """A pipe without `seek`: PyAV treats any object that has `seek` as a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
@@ -125,7 +125,7 @@ class _Unseekable:
 
 
 def _by_order(frames: Iterator[av.VideoFrame], order: FrameOrder | None) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame) of a file. Without an order the times are not asked for."""
+    """(seconds, frame) of a file. Without an order all times are 0.0, because they are not used."""
     number = -1
     for number, frame in enumerate(frames):
         if order is not None and number >= len(order.times):
@@ -147,11 +147,11 @@ def _live_frames(container: Any, stream: Any, skipped: list[int]) -> Iterator[av
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
-            skipped[0] += 1  # a stream that loses packets goes on
+            skipped[0] += 1  # a stream continues after lost packets
 
 
 def _converted(frames: Iterator[av.VideoFrame], to_rgb: RgbConverter) -> Iterator[Pixels]:
-    """A frame that is shown again is converted once."""
+    """RGB pixels; a frame that is repeated is converted once."""
     last: av.VideoFrame | None = None
     pixels: Pixels = np.empty((0, 0, 3), np.uint8)
     for frame in frames:

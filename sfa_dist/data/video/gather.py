@@ -1,5 +1,5 @@
-"""The frames of a clip, put together as a decoder gives them: each is made smaller before the next few are decoded, so
-that a clip is never held at the size that it is stored in."""
+"""Collects the frames of a clip as they are decoded. Each few are shrunk before the next few are decoded, so a whole
+clip is never held at its stored size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sfa_dist.data.video.decode_limits import MIB, check_clip_bytes
 from sfa_dist.data.video.video import FrameNumbers, Shrink
 from sfa_dist.recipe.blocks import LimitsBlock
 
-SLICE = 8  # frames that a decoder gives at a time: between two of them it looks at the clock
-SLICE_BYTES = 64 * MIB  # that they take at most, where one frame does not
+SLICE = 8  # frames decoded at a time; the time limit is checked between slices
+SLICE_BYTES = 64 * MIB  # limit for a slice of more than one frame
 
 
 def slice_frames(height: int, width: int) -> int:
@@ -22,7 +22,7 @@ def slice_frames(height: int, width: int) -> int:
 
 
 class GatheredClip:
-    """A clip of frames `indices`, of which `shrink` makes what is kept. `wanted` are the frames to decode, rising."""
+    """A clip of the frames `indices`, each after `shrink`. `wanted` are the frames to decode, in rising order."""
 
     def __init__(
         self, indices: FrameNumbers, limits: LimitsBlock, shrink: Shrink | None, device: torch.device = CPU
@@ -37,8 +37,8 @@ class GatheredClip:
         self._clip: torch.Tensor | None = None
 
     def add(self, numbers: list[int], frames: torch.Tensor) -> None:
-        """Some of the wanted frames, each once, uint8 (len(numbers), H, W, 3). Raises BadSample where frames are of
-        different sizes, and OverLimit where the clip would take too much."""
+        """Adds some of the wanted frames, each once, uint8 (len(numbers), H, W, 3). Raises BadSample where frames
+        differ in size, and OverLimit where the clip would take too much."""
         if self._stored is None:
             self._stored = frames.shape[1:]
         if frames.shape[1:] != self._stored:

@@ -1,7 +1,7 @@
 """How a stored picture is turned and mirrored before it is shown.
 
-A container's header (mp4, mov, mkv), a stream (H.264 and HEVC's SEI) or a picture (EXIF) may say so; FFmpeg hands all
-of them on with the decoded frame, as one display matrix. What is made of it here is what `ffmpeg` and its players show.
+A container's header (mp4, mov, mkv), a stream (H.264 and HEVC's SEI) or a picture (EXIF) may set it. FFmpeg reports
+all of them with the decoded frame, as one display matrix. It is applied here as `ffmpeg` and its players apply it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOLERANCE = 0.5  # degrees from a quarter turn that players round away
 
 
 class Orientation(NamedTuple):
-    """Counter-clockwise quarter turns (0 to 3), and whether left and right are exchanged after them."""
+    """Counter-clockwise quarter turns (0 to 3), then whether left and right are swapped."""
 
     turns: int = 0
     mirrored: bool = False
@@ -50,9 +50,9 @@ _EXIF = {
 def orientation_of(matrix: Sequence[int] | None) -> Orientation:
     """The orientation that a display matrix (nine 16.16 numbers, by rows; None: no matrix) stands for.
 
-    The rules are those of ffmpeg's autorotate: the angle of the first row, then the signs that tell a mirror. A matrix
-    without an angle (a row of zeros) and any scale or shift change nothing. Raises BadSample for an angle that is no
-    multiple of 90 degrees: players show such a picture on a black ground.
+    The rules are those of ffmpeg's autorotate: the angle of the first row, then the signs that show mirroring. A matrix
+    without an angle (a row of zeros) and any scale or shift change nothing. Raises BadSample for an angle that is not
+    a multiple of 90 degrees, which players show with black corners.
     """
     if matrix is None:
         return UPRIGHT
@@ -76,9 +76,9 @@ def orientation_of(matrix: Sequence[int] | None) -> Orientation:
 
 
 def exif_orientation(picture: bytes) -> Orientation | None:
-    """What the EXIF of a jpeg or png says; None where it has none."""
+    """The orientation in the EXIF of a jpeg or png; None where it has none."""
     try:
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as image:
             return _EXIF.get(image.getexif().get(_EXIF_TAG, 0))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return None  # Not a picture: the frame itself is asked.
+        return None  # not a picture that PIL reads: the orientation comes from the decoded frame

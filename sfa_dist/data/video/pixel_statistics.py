@@ -1,4 +1,4 @@
-"""Mean and standard deviation of pixels, which a recipe's `data.mean` and `data.std` are to be."""
+"""Mean and standard deviation of pixels, for a recipe's `data.mean` and `data.std`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 import torch
 
-_SIDE = 64  # about so many pixels of a side are looked at: enough for a mean over many clips
+_SIDE = 64  # about this many pixels of a side are sampled: enough for a mean over many clips
 
 
 def pixel_moments(frames: torch.Tensor) -> tuple[float, ...]:
-    """Of uint8 frames (n, height, width, 3): the mean of each channel, then the mean of its square; pixels count from 0
-    to 1."""
+    """The mean of each channel, then the mean of each channel's square, of uint8 frames (n, height, width, 3) scaled to
+    0..1."""
     step = max(1, min(frames.shape[1:3]) // _SIDE)
     pixels = frames[:, ::step, ::step].reshape(-1, 3).double() / 255
     return tuple(torch.cat([pixels.mean(0), pixels.square().mean(0)]).tolist())
 
 
 def mean_and_std(moments: Sequence[Sequence[float]]) -> tuple[list[float] | None, list[float] | None]:
-    """(mean, std) of three channels over all clips, each of the same weight; None where there is none."""
+    """(mean, std) of three channels over all clips, equally weighted; None where there are no clips."""
     if not moments:
         return None, None
     means = [math.fsum(values) / len(moments) for values in zip(*moments, strict=True)]

@@ -1,9 +1,9 @@
 """Frames by time: a video as if it had been stored at a constant rate.
 
-A clip is every `stride`-th frame, so its frames are equally far apart in time only where the video's are. What is not
-comes as FFmpeg's `fps` filter (and `ffmpeg -r`) would store it: each frame goes to the nearest slot of the new rate,
-and a slot shows the last frame that came until then. That is how the official data sets were brought to their rates
-(25 for Kinetics, 12 for Something-Something v2). Only the frame numbers are computed; no pixel is blended.
+A clip is every `stride`-th frame, so its frames are equally far apart in time only where the video's are. Other videos
+are resampled as by FFmpeg's `fps` filter (and `ffmpeg -r`): each frame goes to the nearest slot of the new rate, and a
+slot shows the latest frame up to it. The official data sets were brought to their rates in this way (25 for Kinetics,
+12 for Something-Something v2). Only the frame numbers are computed; no pixel is blended.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sfa_dist.data.video.decode_limits import check_frame_count
 from sfa_dist.data.video.video import Derived, FrameNumbers, FrameTimes, Shrink, StoredVideo, Video
 from sfa_dist.recipe.blocks import LimitsBlock, Rate
 
-# In frames of the new rate. Times are binary fractions, so what is half-way may come out a little less.
+# In frames of the new rate. Times are binary fractions, so a time half-way between slots may be slightly too small.
 _ROUNDING = 1e-6
 T = TypeVar("T")
 
 
 class Resampled(Derived):
-    """Frame k is frame `numbers[k]` (rising) of `video`, at `fps` frames a second: a `Video` too."""
+    """Frame k is frame `numbers[k]` (rising) of `video`, at `fps` frames a second; itself a `Video`."""
 
     def __init__(self, video: Video, numbers: Indices, fps: float) -> None:
         super().__init__(video, len(numbers), fps)
@@ -49,8 +49,8 @@ class Resampled(Derived):
 
 
 def at_rate(video: StoredVideo, data: bytes, rate: Rate, limits: LimitsBlock) -> Video:
-    """The video at `rate` frames a second; None: at its own mean rate, which changes nothing where it is constant;
-    `stored`: as it is stored. Raises BadSample."""
+    """The video at `rate` frames a second; None: at its own mean rate, which changes nothing where the rate is
+    constant; `stored`: as it is stored. Raises BadSample."""
     constant = video.num_frames < 3 or has_constant_rate(data)
     if rate == "stored" or video.num_frames == 1 or (rate is None and constant):
         return video
@@ -72,32 +72,32 @@ def own_rate(starts: FrameTimes) -> float:
 
 
 def end_of(starts: FrameTimes) -> float:
-    """When the last frame is over: it lasts as long as the others on average. (What packets say of their durations
-    belongs to the order in which they are decoded.)"""
+    """When the last frame ends, in seconds: it lasts as long as the others on average. (The durations of packets refer
+    to decoding order.)"""
     return float(starts[-1]) + 1 / own_rate(starts)
 
 
 def frame_numbers(starts: FrameTimes, fps: float) -> Indices:
-    """Which frames a video at `fps` shows, int64, at least one; `starts` as of `StoredVideo.times`."""
+    """Number of the frame in each slot of a video at `fps`, int64, at least one; `starts` as `StoredVideo.times`."""
     slots = np.floor(starts * fps + 0.5 + _ROUNDING)
     count = max(1, slot_of(end_of(starts), fps))
     return np.searchsorted(slots, np.arange(count), side="right").astype(np.int64) - 1
 
 
 def slot_of(seconds: float, fps: float) -> int:
-    """The frame of a video at `fps` that is nearest to a time."""
+    """The slot of a video at `fps` that is nearest to a time."""
     return math.floor(seconds * fps + 0.5 + _ROUNDING)
 
 
 def held(frames: Iterable[tuple[float, T]], fps: float, longest_gap: float | None = None) -> Iterator[T]:
-    """`frame_numbers` of a video that comes frame by frame: the frames that a video at `fps` shows.
+    """`frame_numbers` for a video that arrives frame by frame: yields the frames that a video at `fps` shows.
 
-    `frames` are (seconds, frame), rising. After a leap in time of more than `longest_gap` seconds, back or forth, the
-    clock starts anew: a camera that was away is not filled up with a frozen picture (None: no leap is too long).
+    `frames` are (seconds, frame), rising. After a jump in time of more than `longest_gap` seconds, back or forth, the
+    clock restarts: the gap of a camera that was away is not filled with a frozen picture (None: no jump is too long).
     """
     last: T | None = None
-    starts: list[float] = []  # first, last and how many frames of this clock
-    shown = base = count = 0  # frames shown; slot of the clock's first frame; frames that came since
+    starts: list[float] = []  # times of the first and the latest frame of this clock
+    shown = base = count = 0  # frames yielded; slot of the clock's first frame; frames received since
     for start, frame in frames:
         if not starts or (longest_gap is not None and abs(start - starts[1]) > longest_gap):
             base = shown + 1 if starts else 0

@@ -11,7 +11,7 @@ import torch
 
 FrameNumbers = Sequence[int] | npt.NDArray[np.int64]
 FrameTimes = npt.NDArray[np.float64]
-# Makes of any few frames of one video, uint8 (n, H, W, 3), what is kept of them: uint8 (n, h, w, 3).
+# Shrinks a few frames of one video, uint8 (n, H, W, 3), to what is kept of them, uint8 (n, h, w, 3).
 Shrink = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -31,8 +31,8 @@ class Video(Protocol):
     def width(self) -> int: ...
 
     def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
-        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. With `shrink`, what it makes of them:
-        each frame goes through it once, some at a time and in any order. Raises BadSample."""
+        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. With `shrink`, its
+        output (len(indices), h, w, 3): it receives each frame once, a few at a time, in any order. Raises BadSample."""
         ...
 
 
@@ -45,7 +45,7 @@ class StoredVideo(Video, Protocol):
 
 
 class Derived:
-    """What a video made of another one has of it: the size of its frames, and the frames themselves."""
+    """A video derived from another one, with the same frames and frame size."""
 
     def __init__(self, video: Video, num_frames: int, fps: float) -> None:
         self._video, self.num_frames, self.fps = video, num_frames, fps
