@@ -1,15 +1,15 @@
-"""Checkpoints: safetensors and JSON, made complete by one rename, readable by any number of ranks and either engine.
+"""Checkpoints: safetensors and JSON, committed by one rename, readable by any number of ranks and every engine.
 
     <stage>/checkpoints/step-00000120/
       model.safetensors                     fp32 master value of every trained parameter, by name
       optimizer-00000-of-00002.safetensors  the moments that each rank owns: `<parameter>/<start>/<moment>`
-      state.json                            step, place in the data, counters, hashes of trunk and recipe, probe
+      state.json                            step, position in the data, counters, hashes of trunk and recipe, probe
       MANIFEST.json                         size and sha256 of the files above; written last
 
 The frozen trunk is not in it: `state.json` carries its hash. A directory ending in `.tmp` is a save that did not
 finish; it is never read.
 
-    files     bytes on a disk, flushed and asked for again            layout   a safetensors file by its offsets
+    files     flushed writes, and reads tried again                   layout   the offsets of a safetensors file
     staging   an engine's state copied to host memory                 writing  what one rank writes of a save
     folder    which checkpoints there are, intact, committed, kept    saver    a save in the background, over all ranks
     loading   from any number of ranks to any other

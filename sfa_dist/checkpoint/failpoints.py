@@ -1,4 +1,4 @@
-"""Named points of a run at which a process can be made to die, to stall or to fail: for tests of what happens then.
+"""Named points of a run at which a process can be made to die, stall or fail, so that recovery can be tested.
 
     SFA_FAILPOINT="save.write:kill@step=4,rank=1"               dies in the middle of writing a file of step 4's save
     SFA_FAILPOINT="save.write:enospc@step=4; load.read:estale@times=2"
@@ -20,7 +20,7 @@ fires in one process (default 1). Points of a checkpoint, in the order in which 
     save.after_purge     the save is over                                                   rank 0
     load.read            a file of a checkpoint is about to be read                         each rank that reads it
 
-Without a rule a point costs one look at an empty tuple. The wiring reads the variable and hands the rules down.
+Without a rule a point costs one look at an empty tuple. `run_recipe` reads the variable and passes the rules down.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONDITIONS = ("rank", "step", "stage")
 
 @dataclass
 class Rule:
-    """What happens at a point, under which conditions, and how often still."""
+    """What happens at a point, under which conditions, and how many times more."""
 
     point: str
     action: str
@@ -52,7 +52,7 @@ class Rule:
     times: int = 1
 
     def fire(self) -> None:
-        """Does it. Raises OSError for the actions that are errors."""
+        """Takes the action. Raises OSError for the actions that are errors."""
         self.times -= 1
         if self.action in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.action])
@@ -62,20 +62,20 @@ class Rule:
 
 
 class Failpoints:
-    """The rules of one process, none by default, and what is known of the place in which they are asked for."""
+    """The rules of one process, none by default, and the known values of the conditions (rank, step, stage)."""
 
-    def __init__(self, rules: tuple[Rule, ...] = (), **place: int | str) -> None:
-        self.rules, self._place = rules, place
+    def __init__(self, rules: tuple[Rule, ...] = (), **context: int | str) -> None:
+        self.rules, self._context = rules, context
 
-    def within(self, **place: int | str) -> Failpoints:
-        """The same rules, asked for in a place of which more is known."""
-        return Failpoints(self.rules, **{**self._place, **place})
+    def within(self, **context: int | str) -> Failpoints:
+        """The same rules with more values known."""
+        return Failpoints(self.rules, **{**self._context, **context})
 
     def reach(self, point: str, **more: int | str) -> None:
         """Fires the rules of this point whose conditions hold here (rank, step, stage)."""
         for rule in self.rules:
-            place = {**self._place, **more}
-            here = all(str(place.get(key)) == value for key, value in rule.conditions.items())
+            context = {**self._context, **more}
+            here = all(str(context.get(key)) == value for key, value in rule.conditions.items())
             if rule.point == point and here and rule.times > 0:
                 rule.fire()
 

@@ -1,4 +1,4 @@
-"""Bytes on a disk: flushed, hashed, replaced whole, asked for again, and what the disk says when it refuses."""
+"""Files on a disk: flushed, hashed and replaced whole, read again after a passing error."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from sfa_dist.boundary.disk import explain, file_sha256, nearest_folder
 from sfa_dist.errors import CheckpointError
 
 T = TypeVar("T")
-# What a network disk says while it recovers, and also for a file that another node has just written.
+# The errors of a network disk while it recovers, and for a file that another node has just written.
 FAILING = (errno.ESTALE, errno.EIO)
 LATE = (*FAILING, errno.ENOENT)
 RETRY_DELAYS_S = (0.2, 0.8, 2.0, 4.0, 8.0)
-# File systems that do not promise that nodes which write disjoint parts of one file leave each other's bytes alone:
-# they write whole pages back from each node's cache. Lustre, GPFS, CephFS and local ones promise it (POSIX).
+# File systems on which nodes that write disjoint parts of one file may overwrite each other's bytes: each node writes
+# whole pages back from its cache. Lustre, GPFS, CephFS and local file systems rule it out (POSIX).
 LOOSE_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse", "afs", "ncpfs", "virtiofs")
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system under `path`, as the kernel names it (`ext4`, `nfs4`, ...); empty where it cannot be
-    told."""
+    """The kind of file system under `path`, as the kernel names it (`ext4`, `nfs4`, ...); empty where it is
+    unknown."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:
         return ""
-    kinds: dict[str, str] = {}  # A later mount hides an earlier one at the same place.
+    kinds: dict[str, str] = {}  # A later mount hides an earlier one at the same path.
     for line in mounts.splitlines():
-        place, _, source = line.partition(" - ")
-        kinds[place.split()[4].encode().decode("unicode_escape")] = source.split()[0]
+        mount, _, source = line.partition(" - ")
+        kinds[mount.split()[4].encode().decode("unicode_escape")] = source.split()[0]
     real = nearest_folder(path).resolve()
     return next((kinds[str(p)] for p in (real, *real.parents) if str(p) in kinds), "")
 
@@ -78,7 +78,7 @@ def _sort_metadata(file: BinaryIO) -> None:
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
-    """A stage's final weights, by write and rename; gives their `size` and `sha256`. Raises CheckpointError when the
+    """A stage's final weights, by write and rename. Returns their `size` and `sha256`. Raises CheckpointError when the
     disk refuses."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -95,7 +95,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a folder last."""
+    """Flushes the names in a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

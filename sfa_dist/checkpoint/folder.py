@@ -1,7 +1,7 @@
-"""Which checkpoints a folder holds, which of them are intact, and how a new one joins them.
+"""Which checkpoints a folder holds, which of them are intact, and how a new one is committed.
 
-A checkpoint is there when its folder bears its final name, and intact when each file has the size and sha256 of the
-manifest. No time of any file counts: clocks differ between nodes.
+A checkpoint is committed when its folder has its final name, and intact when each file has the size and sha256 of the
+manifest. File times are never used: clocks differ between nodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_JSON = 512 * 2**20  # Bytes; a ledger of millions of bad clips is smaller.
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Committed checkpoints, intact or not, oldest first; what one replaced (`.old`, until it is removed) before it."""
+    """Committed checkpoints, intact or not, oldest first; a replaced one (`.old`) precedes its successor."""
     if not root.is_dir():
         return []
     found = (path for path in root.iterdir() if STEP_NAME.fullmatch(path.name))
@@ -40,7 +40,7 @@ def newest_valid(
     root: Path, runtime: Runtime | None = None, failpoints: Failpoints = NO_FAILPOINTS
 ) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint, and a line for each newer one that is not. With a runtime it is collective: rank 0
-    says which there are, and the ranks hash their files between them.
+    lists them, and the ranks share the hashing.
 
     Raises CheckpointError when there are checkpoints and none is intact (starting over in silence would lose the run),
     and when the disk fails for longer than `files.patiently` waits.
@@ -77,8 +77,8 @@ def verify(path: Path, runtime: Runtime | None = None, failpoints: Failpoints = 
 
 
 def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
-    """What the manifest says of each file, all of which are there, or what is wrong. Raises CheckpointError when the
-    disk fails."""
+    """The manifest's entry of each file, once all are found; or what is wrong. Raises CheckpointError when the disk
+    fails."""
 
     def look() -> tuple[dict[str, Described], str | None]:
         files = read_manifest(path)
@@ -96,7 +96,7 @@ def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
 def read_manifest(path: Path) -> dict[str, Described]:
     """Size and sha256 of each file of a checkpoint. Raises ValueError where it is no manifest, OSError.
 
-    It names files of this format and nothing else: no other folder, nothing that would be read otherwise.
+    It may name only the files of this format, none in another folder.
     """
     if path.is_symlink():
         raise ValueError("the folder is a symbolic link")
@@ -118,7 +118,7 @@ def read_manifest(path: Path) -> dict[str, Described]:
 
 
 def _fault(file: Path, expected: Described, failpoints: Failpoints) -> str | None:
-    """What is wrong with one file. Raises CheckpointError when the disk does not say."""
+    """What is wrong with one file. Raises CheckpointError when the disk fails."""
 
     def check() -> str | None:
         failpoints.reach("load.read")
@@ -159,7 +159,7 @@ def _read_small(path: Path) -> bytes:
 
 
 def clear_remains(root: Path) -> None:
-    """Removes what saves have left that did not finish."""
+    """Removes what unfinished saves have left."""
     for remains in root.glob("step-*.tmp"):
         if remains.is_symlink() or not remains.is_dir():
             remains.unlink()
@@ -176,14 +176,14 @@ class CheckpointDir:
         self._intact: dict[str, dict[str, Described]] = {}  # Manifests of those that were seen intact.
 
     def names(self, step: int) -> tuple[Path, Path, Path]:
-        """Where the checkpoint of a step stands, is made, and stands while it is replaced."""
+        """The paths of a step's checkpoint: final, while it is written, and while it is being replaced."""
         final, temporary, replaced = (self.root / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp", ".old"))
         return final, temporary, replaced
 
     def commit(self, step: int, layout: Layout, written: Sequence[Written], failpoints: Failpoints) -> Path:
-        """Makes a save that all ranks have written to a checkpoint, and drops old ones. Raises OSError.
+        """Turns a save that all ranks have written into a checkpoint, and drops old ones. Raises OSError.
 
-        A kill at any moment leaves an intact one: the new one stands before an old one goes.
+        A kill at any moment leaves an intact one: the new one is in place before an old one is removed.
         """
         final, temporary, replaced = self.names(step)
         files = {name: described for rank in written for name, described in rank.files.items()}
@@ -211,8 +211,8 @@ class CheckpointDir:
         return final
 
     def _purge(self, newest: Path) -> None:
-        """Later steps than `newest` are of a course that was left by going back: they must neither be resumed nor push
-        out others."""
+        """Drops old checkpoints, and those of later steps than `newest`: the run went back before them, so they must
+        neither be resumed nor displace others."""
         stay: list[Path] = []
         for path in reversed([path for path in list_checkpoints(self.root) if path.name <= newest.name]):
             if len(stay) < self.keep and self._is_intact(path):
@@ -225,7 +225,7 @@ class CheckpointDir:
                 shutil.rmtree(path)
 
     def _is_intact(self, path: Path) -> bool:
-        """Hashed once a process; after that a look at the manifest and the sizes must do."""
+        """Hashed once per process; later calls compare the manifest and the sizes."""
         files, fault = _manifest(path)
         if fault is None and self._intact.get(path.name) == files:
             return all((path / name).stat().st_size == described["size"] for name, described in files.items())

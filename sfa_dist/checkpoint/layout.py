@@ -1,6 +1,6 @@
-"""A safetensors file by its layout: names and shapes alone fix where each tensor's bytes stand.
+"""The layout of a safetensors file: names and shapes alone fix where each tensor's bytes are.
 
-So several ranks can write one file, each its own spans, and a reader takes the elements that it owns and no others.
+So several ranks can write one file, each its own spans, and a rank reads only the elements that it owns.
 All tensors are fp32, little endian, in order of their names, without a gap (https://github.com/huggingface/safetensors):
 
     8 bytes  length N of the header, little endian
@@ -47,14 +47,14 @@ class Layout:
 def plan_layout(shapes: Mapping[str, Sequence[int]]) -> Layout:
     """The layout of a file of fp32 tensors with these names and shapes."""
     entries: dict[str, Any] = {}
-    place = 0
+    position = 0
     for name in sorted(shapes):
-        end = place + ITEM * math.prod(shapes[name])
-        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [place, end]}
-        place = end
+        end = position + ITEM * math.prod(shapes[name])
+        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    return _layout(len(text).to_bytes(8, "little") + text, entries, place)
+    return _layout(len(text).to_bytes(8, "little") + text, entries, position)
 
 
 def _layout(header: bytes, entries: Mapping[str, Any], data: int) -> Layout:
@@ -64,7 +64,7 @@ def _layout(header: bytes, entries: Mapping[str, Any], data: int) -> Layout:
 
 
 def read_layout(descriptor: int) -> Layout:
-    """The layout of an open file. Raises ValueError for what is no safetensors file, TypeError for one of another
+    """The layout of an open file. Raises ValueError when it is not a safetensors file, TypeError for another
     dtype."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
@@ -75,7 +75,7 @@ def read_layout(descriptor: int) -> Layout:
     if not isinstance(entries, dict):
         raise ValueError("its header is no object")
     entries.pop("__metadata__", None)
-    place = 0
+    position = 0
     for name, entry in sorted(entries.items(), key=lambda item: _offsets(*item)):
         first, end = _offsets(name, entry)
         shape = entry.get("shape")
@@ -83,12 +83,12 @@ def read_layout(descriptor: int) -> Layout:
             raise TypeError(f"{name} is {entry.get('dtype')}, wanted F32")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"the shape of {name} is {shape!r}")
-        if first != place or end - first != ITEM * math.prod(shape):
+        if first != position or end - first != ITEM * math.prod(shape):
             raise ValueError(f"the bytes of {name} are not where they belong")
-        place = end
-    if len(header) + place != size:
-        raise ValueError(f"it has {size} bytes, its header tells of {len(header) + place}")
-    return _layout(header, entries, place)
+        position = end
+    if len(header) + position != size:
+        raise ValueError(f"it has {size} bytes, its header tells of {len(header) + position}")
+    return _layout(header, entries, position)
 
 
 def _offsets(name: str, entry: Any) -> tuple[int, int]:
@@ -106,7 +106,7 @@ def bytes_of(values: Tensor) -> memoryview:
 class TensorReader:
     """An open safetensors file of fp32 tensors. Raises what `read_layout` raises, and OSError.
 
-    It reads by offset and maps no memory: a mapped file on a disk that fails kills the process instead.
+    It reads by offset and maps no memory: a failing disk kills a process that reads a mapped file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,12 +133,12 @@ class TensorReader:
     def read(self, name: str, start: int, numel: int) -> Tensor:
         """Elements [start, start + numel) of the flattened tensor `name`, fp32 (numel,)."""
         out = torch.empty(numel, dtype=torch.float32)
-        view, place = bytes_of(out), self.layout.offsets[name] + ITEM * start
+        view, position = bytes_of(out), self.layout.offsets[name] + ITEM * start
         while view:
-            count = os.preadv(self._descriptor, [view[:CHUNK]], place)
+            count = os.preadv(self._descriptor, [view[:CHUNK]], position)
             if count == 0:
                 raise OSError(f"{self.path} ends inside of {name}")
-            view, place = view[count:], place + count
+            view, position = view[count:], position + count
         return out
 
     def read_whole(self, name: str) -> Tensor:

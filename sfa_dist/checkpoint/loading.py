@@ -1,4 +1,4 @@
-"""A checkpoint into an engine, from whatever pieces it was saved in to whatever pieces this rank owns."""
+"""Loads a checkpoint into an engine: the saved pieces need not match those that this rank owns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pieces = dict[tuple[str, str], list[tuple[int, int, TensorReader, str]]]  # (sta
 
 
 def read_parameters(path: Path, failpoints: Failpoints = NO_FAILPOINTS) -> dict[str, Tensor]:
-    """fp32 parameters of a checkpoint by name. Raises CheckpointError, and RecipeError for another dtype."""
+    """Whole fp32 parameters of a checkpoint, by name. Raises CheckpointError, RecipeError for another dtype."""
 
     def read() -> dict[str, Tensor]:
         failpoints.reach("load.read")
@@ -35,8 +35,8 @@ def read_parameters(path: Path, failpoints: Failpoints = NO_FAILPOINTS) -> dict[
 
 
 def load_engine(path: Path, engine: Engine, step: int, failpoints: Failpoints = NO_FAILPOINTS) -> None:
-    """Masters and moments of the pieces that this rank owns. The parameters that it computes with come by
-    `read_parameters` before the engine is made.
+    """Fills the masters and moments of the pieces that this rank owns. The parameters themselves are loaded
+    with `read_parameters` before the engine is made.
 
     Raises CheckpointError when something is missing or cannot be read, RecipeError for another dtype.
     """
@@ -58,7 +58,7 @@ def load_engine(path: Path, engine: Engine, step: int, failpoints: Failpoints = 
 
 
 def _reading(path: Path, read: Callable[[], T]) -> T:
-    """`read()` with patience; what a file of another kind or a failing disk raises becomes the user's error."""
+    """`read()` with retries; an error of a wrong file or a failing disk becomes one for the user."""
     try:
         return patiently(read)
     except OSError as error:

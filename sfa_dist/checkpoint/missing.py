@@ -1,6 +1,6 @@
-"""Checkpoints that are gone: log.jsonl remembers them when the folder does not.
+"""Checkpoints that are gone from the folder but recorded in log.jsonl.
 
-A purged scratch disk, one that is not mounted here and a dangling link all look like a stage that has not begun.
+A purged scratch disk, an unmounted one and a dangling link all look like a stage that has not begun.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfa_dist.boundary.disk import parse_json
 
-MAX_LINE = 2**20  # Bytes; no line that counts is as long.
+MAX_LINE = 2**20  # Bytes; no relevant line is as long.
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Told:
 
 
 def told_by_log(log: Path, stage: str, member: str | None = None) -> Told:
-    """What log.jsonl tells of a stage, or of a member of its sweep. Lines that cannot be read tell nothing."""
+    """What log.jsonl records of a stage, or of a member of its sweep. Unreadable lines are skipped."""
     told, mark = Told(), f'"stage": "{stage}"'.encode()
     try:
         with log.open("rb") as file:
@@ -52,11 +52,11 @@ def _after(told: Told, line: bytes, stage: str, member: str | None) -> Told:
 
 
 def missing(told: Told, root: Path, newest: int) -> tuple[str, bool]:
-    """(what is gone, in words; whether that forbids to go on) where the newest checkpoint under `root` is of step
-    `newest`, 0 for none. No words where nothing is.
+    """(what is gone, in words; whether the run must stop for it), where the newest checkpoint under `root` is of step
+    `newest` (0: none). The words are empty when nothing is gone.
 
-    A stage whose folder stands, and whose checkpoints have all gone, is not begun anew by itself: they may be on a
-    disk that is away, and the new ones would replace them. Whoever removes the folder wants it anew.
+    A stage whose folder exists but whose checkpoints are all gone does not start over by itself: they may be on a
+    disk that is not mounted, and new ones would replace them. Removing the folder asks for a new start.
     """
     if newest >= told.saved:
         if newest or not told.step:

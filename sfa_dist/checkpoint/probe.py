@@ -1,7 +1,7 @@
-"""The probe: one synthetic clip whose loss stands in each checkpoint and is computed again after loading.
+"""The probe: one synthetic clip whose loss is stored in each checkpoint and computed again after loading.
 
-It goes the whole way, through frozen trunk and engine, so it shows what no hash of a file can: a trunk, a library or
-a device that computes something else from the same bytes. On the same engine, ranks, device and versions the loss is
+It passes through frozen trunk and engine, so it shows what no hash of a file can: a trunk, a library or a device
+that computes something else from the same bytes. On the same engine, ranks, device and versions the loss is
 the same to the last bit; elsewhere it may differ by rounding, `TOLERANCE`.
 """
 
@@ -33,7 +33,7 @@ def probe_batch(stage: StageBlock, seed: int) -> tuple[Tensor, Tensor]:
     """uint8 clips (1, 3, T, S, S) and labels (1,): a pattern that moves, drawn from the seed alone."""
     rng = sample_rng(seed, 0, 0, "probe")
     size = stage.model.image_size
-    # Blocks of 1/7 of the frame: noise in each pixel would average out in a patch and tell nothing of it.
+    # Blocks of 1/7 of the frame: noise in each pixel would average out in a patch and say nothing about it.
     blocks = (rng.random((3, stage.frames, 7, 7)) * 256).astype(np.uint8)
     clip = F.interpolate(torch.from_numpy(blocks), size=(size, size), mode="nearest")
     return clip.unsqueeze(0), torch.tensor([int(rng.random() * stage.model.classes)])

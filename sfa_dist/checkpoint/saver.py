@@ -3,11 +3,11 @@
     boundary of step s     space is checked, rank 0 makes the folder, state is staged in host memory
     steps s+1, ...         each rank's thread writes, flushes and hashes its part
     a later boundary       all parts are written: rank 0's thread checks the whole, renames it, purges old ones
-    a later boundary       it stands
+    a later boundary       the checkpoint is complete
 
-How far the ranks are, and whether one has failed, are two numbers in the sum that every step makes anyway
+How far the ranks are, and whether one has failed, are two numbers in the sum that every step computes anyway
 (`Saver.status`, `Saver.advance`), so all ranks take each turn at the same boundary. One save is in flight at a time.
-A synchronous save is the same one, waited for.
+A synchronous save is the same save, followed by a wait.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Outcome:
     step: int
     path: Path
     refused: str | None
-    blocked_seconds: float  # The training stood still for it.
+    blocked_seconds: float  # How long training stood still.
     seconds: float  # From its start until all ranks knew.
 
 
@@ -74,21 +74,21 @@ class Saver:
     ) -> None:
         self.runtime, self.failpoints = runtime, failpoints
         self._root = root
-        self._shelf = CheckpointDir(root, keep)
+        self._checkpoints = CheckpointDir(root, keep)
         self._memory = HostMemory()
         self._share_file = self._may_share() if share_file is None else share_file
-        self._flight: PendingSave | None = None
+        self._pending: PendingSave | None = None
 
     def _may_share(self) -> bool:
-        told = self.runtime.gather((self.runtime.host, file_system(self._root).startswith(LOOSE_FILE_SYSTEMS)))
-        return len({host for host, _ in told}) == 1 or not any(loose for _, loose in told)
+        ranks = self.runtime.gather((self.runtime.host, file_system(self._root).startswith(LOOSE_FILE_SYSTEMS)))
+        return len({host for host, _ in ranks}) == 1 or not any(loose for _, loose in ranks)
 
     def begin(self, step: int, engine: Engine, state: Mapping[str, Any]) -> None:
         """Stages the engine's state and starts to write it. Collective, with no save in flight.
 
         Raises CheckpointError on every rank when any rank's disk refuses; what was there before stays.
         """
-        if self._flight is not None:
+        if self._pending is not None:
             raise RuntimeError("there is a save in flight")
         started = time.monotonic()
         layout = plan_layout(engine.shapes())
@@ -98,7 +98,10 @@ class Saver:
                 clear_remains(self._root)
             fault = None
         except OSError as error:
-            part, fault = None, ("disk", self._told(error, f"stage {self._shelf.names(step)[1]}", layout.size))
+            part, fault = (
+                None,
+                ("disk", self._describe(error, f"stage {self._checkpoints.names(step)[1]}", layout.size)),
+            )
         sizes = self.runtime.gather(part.size if part else 0)
         needed = sum(sizes) + len(layout.header)
         if fault is None:
@@ -107,7 +110,7 @@ class Saver:
         assert part is not None
         called_off = threading.Event()
         worker = _Worker(lambda: write_part(part, self.failpoints, called_off))
-        self._flight = PendingSave(step, layout, needed, worker, called_off, started, time.monotonic() - started)
+        self._pending = PendingSave(step, layout, needed, worker, called_off, started, time.monotonic() - started)
 
     def _stage(self, step: int, engine: Engine, layout: Layout, state: Mapping[str, Any]) -> SavePart:
         runtime = self.runtime
@@ -119,7 +122,7 @@ class Saver:
             masters = [Piece(name, 0, "master", value.view(-1)) for name, value in whole.items()]
         self.failpoints.reach("save.stage", step=step)
         return SavePart(
-            folder=self._shelf.names(step)[1],
+            folder=self._checkpoints.names(step)[1],
             layout=layout,
             masters=masters,
             moments=[piece for piece in pieces if piece.key != "master"],
@@ -130,99 +133,100 @@ class Saver:
 
     def _prepare(self, step: int, layout: Layout, needed: int) -> tuple[str, str] | None:
         """Room for it, and on rank 0 the folder and the common file. What went wrong, if anything."""
-        _, temporary, _ = self._shelf.names(step)
+        _, temporary, _ = self._checkpoints.names(step)
         try:
             if free_bytes(self._root) < needed:
-                return "disk", self._told(no_space(self._root, needed), f"write {temporary}", needed)
+                return "disk", self._describe(no_space(self._root, needed), f"write {temporary}", needed)
             if self.runtime.is_main:
                 temporary.mkdir(parents=True)
                 begin_model(temporary / MODEL, layout)
         except OSError as error:
-            return "disk", self._told(error, f"prepare {temporary}", needed)
+            return "disk", self._describe(error, f"prepare {temporary}", needed)
         return None
 
     def status(self) -> tuple[bool, bool]:
-        """(this rank is still busy with a save, it has failed): what `advance` wants the sums of."""
-        worker = self._flight.worker if self._flight else None
+        """(this rank is still busy with a save, its part has failed); `advance` takes their sums over all ranks."""
+        worker = self._pending.worker if self._pending else None
         if worker is None:
             return False, False
         busy = worker.is_alive()
         return busy, not busy and worker.error is not None
 
     def advance(self, busy: float, failed: float) -> Outcome | None:
-        """Takes the next turn of the save in flight when all ranks are ready for it, told by the sums of `status` over
-        all ranks. Gives its outcome when it is over.
+        """Takes the next turn of the save in flight once all ranks are ready for it. `busy` and `failed` are the sums
+        of `status` over all ranks. Returns the outcome when the save is over.
 
         Raises CheckpointError on every rank when one has failed; older checkpoints are as they were.
         """
-        flight = self._flight
-        if flight is None or (busy and not failed):
+        pending = self._pending
+        if pending is None or (busy and not failed):
             return None
         if failed:
-            return self._give_up(flight)
-        if not flight.committing:
-            written: list[Written] = self.runtime.gather(flight.worker.value if flight.worker else None)
-            flight.committing, flight.worker = True, None
+            return self._give_up(pending)
+        if not pending.committing:
+            written: list[Written] = self.runtime.gather(pending.worker.value if pending.worker else None)
+            pending.committing, pending.worker = True, None
             if self.runtime.is_main:
-                flight.worker = _Worker(
-                    lambda: self._shelf.commit(flight.step, flight.layout, written, self.failpoints)
+                pending.worker = _Worker(
+                    lambda: self._checkpoints.commit(pending.step, pending.layout, written, self.failpoints)
                 )
             return None
-        self._flight = None
-        return self._outcome(flight, None)
+        self._pending = None
+        return self._outcome(pending, None)
 
-    def _give_up(self, flight: PendingSave) -> Outcome:
-        flight.called_off.set()
+    def _give_up(self, pending: PendingSave) -> Outcome:
+        pending.called_off.set()
         fault = None
-        if flight.worker is not None:
-            flight.worker.join()
-            fault = self._fault(flight, flight.worker.error)
-        self._flight = None
+        if pending.worker is not None:
+            pending.worker.join()
+            fault = self._fault(pending, pending.worker.error)
+        self._pending = None
         faults = self.runtime.gather(fault)
-        if self.runtime.is_main:  # The disk may be full of it. If it cannot be removed now, the next save tries.
-            shutil.rmtree(self._shelf.names(flight.step)[1], ignore_errors=True)
+        if self.runtime.is_main:  # It may fill the disk. If it cannot be removed now, the next save tries again.
+            shutil.rmtree(self._checkpoints.names(pending.step)[1], ignore_errors=True)
         refused = next((text for kind, text in filter(None, faults) if kind == "not finite"), None)
         self._raise_first([fault for fault in faults if fault is None or fault[0] != "not finite"])
-        return self._outcome(flight, refused)
+        return self._outcome(pending, refused)
 
-    def _fault(self, flight: PendingSave, error: BaseException | None) -> tuple[str, str] | None:
+    def _fault(self, pending: PendingSave, error: BaseException | None) -> tuple[str, str] | None:
         """(kind, line) of what went wrong on this rank."""
-        what = f"{'commit' if flight.committing else 'write'} {self._shelf.names(flight.step)[flight.committing ^ 1]}"
+        final, temporary, _ = self._checkpoints.names(pending.step)
+        what = f"commit {final}" if pending.committing else f"write {temporary}"
         if error is None or isinstance(error, CalledOffError):
             return None
         if isinstance(error, NotFiniteError):
             return "not finite", f"{error} on rank {self.runtime.rank}"
         if isinstance(error, OSError | SafetensorError | CheckpointError):
-            return "disk", self._told(error, what, flight.needed)
-        return "internal", self._told(f"{type(error).__name__}: {error}", what, 0)
+            return "disk", self._describe(error, what, pending.needed)
+        return "internal", self._describe(f"{type(error).__name__}: {error}", what, 0)
 
-    def _told(self, error: BaseException | str, what: str, needed: int) -> str:
+    def _describe(self, error: BaseException | str, what: str, needed: int) -> str:
         reason = explain(error, self._root, needed) if isinstance(error, OSError | SafetensorError) else error
         return f"rank {self.runtime.rank} on {self.runtime.host} could not {what}: {reason}"
 
     def _raise_first(self, faults: list[tuple[str, str] | None]) -> None:
         for kind, text in filter(None, faults):
-            said = f"{text}; older checkpoints are untouched"
-            raise self.runtime.for_all(CheckpointError(said) if kind == "disk" else LostRankError(said))
+            message = f"{text}; older checkpoints are untouched"
+            raise self.runtime.for_all(CheckpointError(message) if kind == "disk" else LostRankError(message))
 
-    def _outcome(self, flight: PendingSave, refused: str | None) -> Outcome:
-        path = self._shelf.names(flight.step)[0]
-        return Outcome(flight.step, path, refused, flight.blocked, time.monotonic() - flight.started)
+    def _outcome(self, pending: PendingSave, refused: str | None) -> Outcome:
+        path = self._checkpoints.names(pending.step)[0]
+        return Outcome(pending.step, path, refused, pending.blocked, time.monotonic() - pending.started)
 
     def finish(self) -> Outcome | None:
         """Waits for the save in flight, where there is one. Collective. Raises CheckpointError as `advance`."""
-        while self._flight is not None:
-            if self._flight.worker is not None:
-                self._flight.worker.join()
+        while self._pending is not None:
+            if self._pending.worker is not None:
+                self._pending.worker.join()
             outcome = self.advance(*self.runtime.sum(*self.status()))
             if outcome is not None:
                 return outcome
         return None
 
     def abandon(self) -> None:
-        """Calls the save in flight off, because the run ends by an error. Not collective."""
-        if self._flight is not None:
-            self._flight.called_off.set()
+        """Calls off the save in flight because the run ends with an error. Not collective."""
+        if self._pending is not None:
+            self._pending.called_off.set()
 
 
 @dataclass
@@ -240,9 +244,9 @@ class PendingSave:
 
 
 class _Worker(threading.Thread, Generic[T]):
-    """`work()` in a thread; `value` or `error` is there when it has ended.
+    """`work()` in a thread; `value` or `error` is set when it has ended.
 
-    Not a daemon: Python would end it in the middle of a C++ call when the process ends, and take that down with it.
+    Not a daemon: at exit Python would stop it in the middle of a C++ call, which crashes the process.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -256,5 +260,5 @@ class _Worker(threading.Thread, Generic[T]):
         """Called by the thread."""
         try:
             self.value = self._work()
-        except BaseException as error:  # noqa: BLE001 (told to all ranks at the next boundary)
+        except BaseException as error:  # noqa: BLE001 (reported to all ranks at the next boundary)
             self.error = error

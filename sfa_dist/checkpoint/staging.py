@@ -1,7 +1,7 @@
 """An engine's state copied to host memory at a step's boundary, so that the next step may change the original.
 
-The memory is taken at the first save and used again by each later one: 4 bytes x (1 + moments) for each element that
-the rank owns. Where there is a card it is pinned, and all copies are under way together.
+The memory is allocated at the first save and reused by later ones: 4 bytes x (1 + moments) for each element that
+the rank owns. With a GPU it is pinned, and all copies run at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sfa_dist.parallel.engines.engine import Fragment
 class Piece:
     """Elements [start, start + len(values)) of the flattened parameter `name`: its `master` values or a moment of it.
 
-    `values` is fp32 on the host and is nobody else's.
+    `values` is fp32 on the host, in memory that nothing else writes.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Piece:
 
 
 class HostMemory:
-    """Where the pieces of one save stand until the next one."""
+    """The buffers that hold the pieces of one save until the next."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, int, str, int], Tensor] = {}
@@ -57,8 +57,8 @@ class HostMemory:
                 torch.cuda.synchronize(device)
         return pieces
 
-    def _buffer(self, place: tuple[str, int, str, int], tensor: Tensor) -> Tensor:
-        if place not in self._buffers:
+    def _buffer(self, slot: tuple[str, int, str, int], tensor: Tensor) -> Tensor:
+        if slot not in self._buffers:
             pinned = tensor.device.type == "cuda"
-            self._buffers[place] = torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=pinned)
-        return self._buffers[place]
+            self._buffers[slot] = torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=pinned)
+        return self._buffers[slot]

@@ -1,8 +1,8 @@
-"""What one rank writes of a save: its moments into a file of its own, its masters into the file of all.
+"""What one rank writes of a save: its moments into a file of its own, its masters into the common file.
 
-It runs beside the training, so it touches staged copies alone, and between two chunks it looks whether it was called
-off. A file's sha256 is that of the bytes that were meant, so what a disk makes of them shows when they are read. For
-its spans in the common file a rank tells the crc32 of what was meant; rank 0 reads the whole and compares.
+It runs beside the training, so it reads staged copies only, and between two chunks it checks whether the save was
+called off. A file's sha256 is computed from the bytes in memory, so damage by the disk shows when they are read. For
+its spans in the common file a rank reports the crc32 of the bytes in memory; rank 0 reads the file and compares.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Span = tuple[int, int, int]  # First byte in the file, bytes, crc32.
 
 
 class NotFiniteError(Exception):
-    """NaN or infinity where it would be saved: a checkpoint of it would push out a good one."""
+    """NaN or infinity in what would be saved: its checkpoint would disposition a good one."""
 
 
 class CalledOffError(Exception):
@@ -55,7 +55,7 @@ class SavePart:
 
     @property
     def size(self) -> int:
-        """Bytes that this rank is going to write, headers not counted."""
+        """Bytes that this rank will write, headers not counted."""
         return sum(piece.size for piece in (*self.masters, *self.moments))
 
 
@@ -84,33 +84,33 @@ def write_part(part: SavePart, failpoints: Failpoints, called_off: threading.Eve
         shapes = {f"{p.name}/{p.start}/{p.key}": (len(p.values),) for p in part.moments}
         layout = plan_layout(shapes)
         digest = hashlib.sha256(layout.header)
-        places = [(layout.offsets[f"{p.name}/{p.start}/{p.key}"], p) for p in part.moments]
-        _write(part.folder / part.optimizer, layout.header, places, digest.update, at_half, called_off)
+        positions = [(layout.offsets[f"{p.name}/{p.start}/{p.key}"], p) for p in part.moments]
+        _write(part.folder / part.optimizer, layout.header, positions, digest.update, at_half, called_off)
         files[part.optimizer] = {"size": layout.size, "sha256": digest.hexdigest()}
         failpoints.reach("save.between_files", step=part.step)
-    places = [(part.layout.offsets[p.name] + ITEM * p.start, p) for p in part.masters]
-    if places:
-        _write(part.folder / MODEL, b"", places, _ignore, at_half, called_off)
+    positions = [(part.layout.offsets[p.name] + ITEM * p.start, p) for p in part.masters]
+    if positions:
+        _write(part.folder / MODEL, b"", positions, _ignore, at_half, called_off)
         failpoints.reach("save.between_files", step=part.step)
     if part.state is not None:
         write_json(part.folder / STATE, part.state)
-    return Written(files, [(place, p.size, zlib.crc32(bytes_of(p.values))) for place, p in places])
+    return Written(files, [(position, p.size, zlib.crc32(bytes_of(p.values))) for position, p in positions])
 
 
 def _write(
     path: Path,
     header: bytes,
-    places: Sequence[tuple[int, Piece]],
+    positions: Sequence[tuple[int, Piece]],
     note: Callable[[memoryview], object],
     at_half: Callable[[], None],
     called_off: threading.Event,
 ) -> None:
-    """Pieces at their places in a file, in order, flushed; `note` is told all bytes after the header."""
+    """Writes pieces at their positions in a file, in order, and flushes it; `note` gets all bytes after the header."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         _write_all(descriptor, memoryview(header), 0)
-        for number, (place, piece) in enumerate(sorted(places, key=lambda item: item[0])):
-            if number == len(places) // 2:
+        for number, (position, piece) in enumerate(sorted(positions, key=lambda item: item[0])):
+            if number == len(positions) // 2:
                 at_half()
             data = bytes_of(piece.values)
             for first in range(0, len(data), CHUNK):
@@ -118,16 +118,16 @@ def _write(
                     raise CalledOffError
                 chunk = data[first : first + CHUNK]
                 note(chunk)
-                _write_all(descriptor, chunk, place + first)
+                _write_all(descriptor, chunk, position + first)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: memoryview, place: int) -> None:
+def _write_all(descriptor: int, data: memoryview, position: int) -> None:
     while data:
-        count = os.pwrite(descriptor, data, place)
-        data, place = data[count:], place + count
+        count = os.pwrite(descriptor, data, position)
+        data, position = data[count:], position + count
 
 
 def _ignore(data: memoryview) -> None:
@@ -156,20 +156,20 @@ def check_model(path: Path, layout: Layout, spans: Sequence[Span]) -> Described:
         if file.read(len(layout.header)) != layout.header:
             raise OSError(f"{path}: its header is not what rank 0 wrote")
         digest.update(layout.header)
-        place = len(layout.header)
+        position = len(layout.header)
         for start, size, expected in sorted(spans):
-            if start != place:
-                raise ValueError(f"{path}: the ranks' parts leave a gap or overlap at byte {min(start, place)}")
+            if start != position:
+                raise ValueError(f"{path}: the ranks' parts leave a gap or overlap at byte {min(start, position)}")
             crc = 0
-            while place < start + size:
-                chunk = file.read(min(CHUNK, start + size - place))
+            while position < start + size:
+                chunk = file.read(min(CHUNK, start + size - position))
                 if not chunk:
-                    raise OSError(f"{path} ends at byte {place} of {layout.size}")
+                    raise OSError(f"{path} ends at byte {position} of {layout.size}")
                 digest.update(chunk)
                 crc = zlib.crc32(chunk, crc)
-                place += len(chunk)
+                position += len(chunk)
             if crc != expected:
                 raise OSError(f"{path}: bytes {start} to {start + size} are not what was written")
-        if place != layout.size or file.read(1):
-            raise ValueError(f"{path}: the ranks' parts cover {place} bytes of {layout.size}")
+        if position != layout.size or file.read(1):
+            raise ValueError(f"{path}: the ranks' parts cover {position} bytes of {layout.size}")
     return {"size": layout.size, "sha256": digest.hexdigest()}

@@ -29,9 +29,9 @@ from sfa_dist.stages.scoring import load_parts, score_all_views
 from sfa_dist.training.prediction_file import require_writer
 
 
-def evaluate_subject(
+def evaluate_finished(
     recipe: Recipe,
-    subject: FinishedStage,
+    finished: FinishedStage,
     any_frames: bool,
     out: Path | None,
     asked: Mapping[str, Any],
@@ -46,14 +46,14 @@ def evaluate_subject(
     try:
         on_stderr = Tracker.console_only(recipe.log, on_stderr=as_json)
         tracker = on_stderr if runtime.is_main else Tracker(None, recipe.log, {}, {})
-        folder = subject.run_dir or (out or subject.weights).parent
+        folder = finished.run_dir or (out or finished.weights).parent
         address = environment().get("MASTER_ADDR", "127.0.0.1")
         with watched(runtime, address, None, stop) as watch:
             run = Run(recipe, folder, runtime, tracker, stop, dry_run=False, watch=watch)
             runtime.require_equal("the resolved recipe (sha256)", _sha256(record_recipe(recipe)))
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
             with out_of_memory.told(runtime, watch):
-                summary = {**_scores(run, subject, any_frames, out), "evaluated": dict(asked)}
+                summary = {**_scores(run, finished, any_frames, out), "evaluated": dict(asked)}
             if runtime.is_main:  # First: a disk that refuses the file does not take the scores with it.
                 _print(tracker, summary, as_json)
             if out is not None:
@@ -64,27 +64,27 @@ def evaluate_subject(
         parallel_runtime.stop()
 
 
-def _scores(run: Run, subject: FinishedStage, any_frames: bool, out: Path | None) -> dict[str, Any]:
+def _scores(run: Run, finished: FinishedStage, any_frames: bool, out: Path | None) -> dict[str, Any]:
     """The keys of result.json, of this test."""
-    stage: StageBlock = getattr(run.recipe, subject.stage)
+    stage: StageBlock = getattr(run.recipe, finished.stage)
     run.watch.phase("evaluate")
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
     key = "test" if stage.data.test else "val"
-    index = open_split(run, stage.data.test or stage.data.val, f"{subject.stage}.data.{key}", stage.data)
+    index = open_split(run, stage.data.test or stage.data.val, f"{finished.stage}.data.{key}", stage.data)
     run.runtime.on_main(lambda: check_labels(index, stage.model))
-    run.runtime.on_main(lambda: check_classes(trained_classes(subject.weights), index))
-    trained = metadata_value(subject.weights, "frames")
+    run.runtime.on_main(lambda: check_classes(trained_classes(finished.weights), index))
+    trained = metadata_value(finished.weights, "frames")
     if any_frames and type(trained) is int and trained != stage.frames:
         run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
-    parts = load_parts(run, stage, subject.weights, subject.trunk_weights, any_frames)
+    parts = load_parts(run, stage, finished.weights, finished.trunk_weights, any_frames)
     result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
-    return {**result, "frames": stage.frames, **_record(subject, parts)}
+    return {**result, "frames": stage.frames, **_record(finished, parts)}
 
 
-def _record(subject: FinishedStage, parts: Parts) -> dict[str, Any]:
+def _record(finished: FinishedStage, parts: Parts) -> dict[str, Any]:
     trainable, frozen = parts.parameters()
     unknown = dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", "cost_ratio"))
-    trained = collect_results(subject.run_dir) if subject.run_dir else {"stages": {}, **unknown}
+    trained = collect_results(finished.run_dir) if finished.run_dir else {"stages": {}, **unknown}
     return {**trained, "trainable_parameters": trainable, "frozen_parameters": frozen}
 
 

@@ -1,4 +1,4 @@
-"""Weights that are there, found by their run or by their file: what `sfa evaluate` and `sfa predict` work on."""
+"""Finished weights, found by their run or by their file: what `sfa evaluate` and `sfa predict` work on."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def recipe_of_run(run_dir: Path) -> Path:
     return file
 
 
-def subject_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> FinishedStage:
-    """A stage of a run (None: its last; of a sweep the member that its test chose). Never another one in its place.
+def finished_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> FinishedStage:
+    """A stage of a run (None: its last; of a sweep the member that its test chose). Never falls back to another one.
 
     Raises UsageError for a stage that the recipe has not, CheckpointError for one without final weights yet.
     """
@@ -64,16 +64,16 @@ def _best_member(run_dir: Path) -> str:
         ) from None
 
 
-def subject_of_weights(
+def finished_of_weights(
     recipe: Recipe, recipe_file: Path, weights: Path, trunk_weights: Path | None, stage: str | None
 ) -> FinishedStage:
-    """Weights by their file, which tells which stage's they are where `stage` does not. The trunk of stage 2 is that
+    """A stage by its weights file. Without `stage` the file's metadata names it. The trunk of stage 2 is that
     of `trunk_weights`, else of the recipe's `stage1.weights`.
 
-    Raises CheckpointError for a file that is missing, UsageError where stage or trunk are not known, RecipeError where
+    Raises CheckpointError for a file that is missing, UsageError where stage or trunk is unknown, RecipeError where
     the recipe has no such stage.
     """
-    # Here, since it brings torch, and commands check their words first.
+    # Imported here: it loads torch, and commands check their arguments first.
     from sfa_dist.models.weights_file import read_metadata
 
     _there(weights)

@@ -33,11 +33,11 @@ class Model:
     Scores that are not finite raise SfaError.
     """
 
-    def __init__(self, recipe: Recipe, subject: FinishedStage, device: torch.device) -> None:
-        stage: StageBlock = getattr(recipe, subject.stage)
-        parts = load_for_test(stage, subject.weights, subject.trunk_weights)
-        self.stage, self.classes = stage, classes_of(subject.weights, stage.model)
-        self._weights = subject.weights
+    def __init__(self, recipe: Recipe, finished: FinishedStage, device: torch.device) -> None:
+        stage: StageBlock = getattr(recipe, finished.stage)
+        parts = load_for_test(stage, finished.weights, finished.trunk_weights)
+        self.stage, self.classes = stage, classes_of(finished.weights, stage.model)
+        self._weights = finished.weights
         if isinstance(parts.trainable, ViViT):
             trunk, self.tail = parts.trainable.trunk, parts.trainable.tail
             dtype = trunk.embed.bias.dtype

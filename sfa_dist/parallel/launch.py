@@ -1,7 +1,7 @@
 """What started this process, as which rank, and whether it is still there. No torch: it is read before torch is.
 
-One entry serves `python`, `torchrun`, `deepspeed` and `srun python`: the first two
-variables that agree win, torchrun's (which the deepspeed launcher sets too) before Slurm's.
+One entry serves `python`, `torchrun`, `deepspeed` and `srun python`. torchrun's variables, which the deepspeed launcher
+sets too, take precedence over Slurm's.
 
 A launcher that dies of a signal leaves its ranks behind, and they would train on with nobody to stop them: measured for
 SIGUSR1 to torchrun, and SIGUSR1 and SIGTERM to a single-node deepspeed, whose runner has another process between
@@ -37,15 +37,15 @@ class Launch:
 
     @property
     def prints_errors(self) -> bool:
-        """Whether this rank prints an error that all of them raise: once a console. srun gathers what all nodes say;
-        the other launchers may stand in a terminal of each node."""
+        """Whether this rank prints an error that all of them raise: once per console. srun gathers the output of all
+        nodes; the other launchers may run in a terminal of each node."""
         return self.rank == 0 or (self.local_rank == 0 and self.launcher != "srun")
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
     """Rank and world size from torchrun's and deepspeed's variables, then from srun's, else a single process.
 
-    Raises UsageError when a launcher's variables are there in part.
+    Raises UsageError when only some of a launcher's variables are set.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         missing = [key for key in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT") if key not in environ]
@@ -55,7 +55,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
             )
         local_world = int(environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE", "1")))
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "deepspeed"
-        return Launch(launcher, *_place(environ, RANK_VARIABLES), local_world)
+        return Launch(launcher, *_rank_of(environ, RANK_VARIABLES), local_world)
     # A batch script has SLURM_NTASKS too, but only a step started by srun has a step id. The job may have more tasks
     # than the step.
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
@@ -67,12 +67,12 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
             )
         per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_NTASKS_PER_NODE", "1")
         local_world = int(per_node.split("(")[0].split(",")[0])
-        return Launch("srun", *_place(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
+        return Launch("srun", *_rank_of(environ, ("SLURM_PROCID", tasks, "SLURM_LOCALID")), local_world)
     return Launch("python", 0, 1, 0, 1)
 
 
 def nodes_of_ranks(environ: Mapping[str, str], launch: Launch) -> tuple[str, ...]:
-    """The names of all ranks' nodes, by rank; nothing where neither SFA_NODES nor the deepspeed launcher tells them."""
+    """The names of all ranks' nodes, by rank; empty when neither SFA_NODES nor the deepspeed launcher names them."""
     names = environ.get(NODES_VARIABLE, "").split()
     if names and launch.world_size % len(names) == 0:
         each = launch.world_size // len(names)
@@ -88,8 +88,9 @@ def nodes_of_ranks(environ: Mapping[str, str], launch: Launch) -> tuple[str, ...
     return ()
 
 
-def _place(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from the variables of these names. Raises UsageError where they are no place."""
+def _rank_of(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
+    """(rank, world size, local rank) from the variables of these names. Raises UsageError when they do not
+    describe a rank."""
     shown = ", ".join(f"{key}={environ[key]!r}" for key in keys)
     try:
         rank, world_size, local_rank = (int(environ[key]) for key in keys)

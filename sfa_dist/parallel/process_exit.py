@@ -66,7 +66,7 @@ def exit_process(code: int, patience: float = 0.0) -> NoReturn:
 
 
 def _flush(stream: TextIO | None) -> int:
-    """0, or the exit code for a disk that is full, which is told. A reader that has left has what it wanted."""
+    """0, or the exit code for a full disk, which is reported. A closed pipe is no error."""
     if stream is None or stream.closed:  # The process was started without it, or it was closed for its reader's sake.
         return 0
     try:

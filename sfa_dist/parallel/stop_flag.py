@@ -1,6 +1,6 @@
 """Stop requests: by a signal, by another rank, or because the launcher is gone. The loop reads them where it may stop.
 
-A handler does nothing but note the request: saving inside one would deadlock collectives. Python runs handlers late,
+A handler only records the request: saving inside one would deadlock collectives. Python runs handlers late,
 though: a rank that waits in a collective gets there when the collective ends. So a thread hears of each signal as it
 comes, through the wakeup descriptor, and tells those who listen, the watch for one, which tells the other ranks.
 
@@ -39,7 +39,7 @@ class StopFlag:
         self.reason = ""  # Who asked; empty as long as nobody has.
         self._signals: tuple[signal.Signals, ...] = (signal.SIGINT,)
         self._interrupts_taken = self._interrupts_heard = 0
-        self._nothing_to_save = self._told = False
+        self._nothing_to_save = self._reported = False
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
@@ -70,11 +70,11 @@ class StopFlag:
             signal.pthread_kill(main, self._signals[0])  # Also out of a system call.
 
     def _note(self, reason: str) -> bool:
-        """Whether this is the first request that is told to those who listen."""
+        """Whether this is the first request, which is passed on to the listeners."""
         with self._lock:
-            if self._told:
+            if self._reported:
                 return False
-            self._told = True
+            self._reported = True
         self.reason = self.reason or reason
         for tell in self._listeners:
             tell()
@@ -83,7 +83,7 @@ class StopFlag:
     def on_request(self, tell: Callable[[], None]) -> None:
         """Calls `tell` at the first request, in whatever thread hears of it; now where there was one."""
         self._listeners.append(tell)
-        if self._told:
+        if self._reported:
             tell()
 
     @contextmanager

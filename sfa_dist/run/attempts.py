@@ -4,7 +4,7 @@ place does not get better by another start; the one after the third is refused, 
 Only internal errors and lost ranks (code 70) count, with the same text but for its numbers, of the same recipe and the
 same code. A start that was killed leaves `code: null`: nobody knows why.
 
-A disk that does not take the file is told and nothing else: how a run ends is not for its bookkeeping to decide.
+A failed write of the file is reported and changes nothing: bookkeeping must not decide how a run ends.
 """
 
 from __future__ import annotations

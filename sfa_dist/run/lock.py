@@ -124,5 +124,5 @@ def _write(descriptor: int, path: Path, holder: dict[str, Any]) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         os.fsync(descriptor)
-    except OSError as error:  # It is locked; only who holds it stays untold.
+    except OSError as error:  # It is locked; only the holder's name is missing.
         tell_unwritten(path, error)

@@ -1,4 +1,4 @@
-"""Running out of memory, told in words: who, where, what was taken, and which keys of the recipe take less."""
+"""Reports running out of memory: who, where, what was in use, and which keys of the recipe need less."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain Runti
 
 @contextmanager
 def told(runtime: Runtime, watch: Watch) -> Iterator[None]:
-    """Turns running out of memory into a LostRankError of one line; the other ranks are told by the watch."""
+    """Turns running out of memory into a LostRankError of one line; the watch informs the other ranks."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -2,12 +2,10 @@
 
     python -m sfa_dist.tools.demo_data --out data/demo
 
-The label needs both which digit it is and how it moves: (digit mod 5) x direction, 20 classes. Single frames tell
-the digit and not
-the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at random places)
-trains an
-image checkpoint that is good at appearance and has seen no motion. Digits 0 to 1299 of the 1,797 are for training,
-the rest for test.
+The label needs both which digit it is and how it moves: (digit mod 5) x direction, 20 classes. A single frame shows
+the digit and not the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at
+random positions) trains an image checkpoint that is good at appearance and has seen no motion. Digits 0 to 1299 of the
+1,797 are for training, the rest for test.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.errors import SfaError, UsageError
-from sfa_dist.inference.finished_stage import FinishedStage, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.finished_stage import FinishedStage, finished_of_run, finished_of_weights, recipe_of_run
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import LoadedRecipe, load_recipe
 
@@ -69,23 +69,23 @@ def run(arguments: argparse.Namespace) -> None:
             LauncherWatch(read_launch(environ).launcher).lost,
         )
         with stop.nothing_to_save():
-            from sfa_dist.inference.evaluate import default_out, evaluate_subject
-        subject = _subject(arguments, loaded)
-        wanted = _overrides(arguments, subject.stage, views)
-        recipe = load_recipe(subject.recipe_file, [*arguments.set, *wanted], environ).recipe
+            from sfa_dist.inference.evaluate import default_out, evaluate_finished
+        finished = _finished(arguments, loaded)
+        wanted = _overrides(arguments, finished.stage, views)
+        recipe = load_recipe(finished.recipe_file, [*arguments.set, *wanted], environ).recipe
     except SfaError as error:  # Every rank of this machine reads the same files: one of them tells.
         error.print_suppressed = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
         raise
     asked = {
-        "stage": subject.stage,
-        "weights": str(subject.weights),
+        "stage": finished.stage,
+        "weights": str(finished.weights),
         "set": without_secrets_in(arguments.set),
         "shards": without_secrets_in(arguments.shards) or None,
     }
     out = arguments.out
-    if out is None and subject.run_dir is not None:
-        out = default_out(subject.run_dir, subject.stage, recipe, asked)
-    evaluate_subject(recipe, subject, arguments.frames is not None, out, asked, arguments.json, stop)
+    if out is None and finished.run_dir is not None:
+        out = default_out(finished.run_dir, finished.stage, recipe, asked)
+    evaluate_finished(recipe, finished, arguments.frames is not None, out, asked, arguments.json, stop)
 
 
 def _check(arguments: argparse.Namespace) -> Path:
@@ -111,11 +111,11 @@ def _views(text: str | None) -> list[tuple[int, int]]:
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
-def _subject(arguments: argparse.Namespace, loaded: LoadedRecipe) -> FinishedStage:
+def _finished(arguments: argparse.Namespace, loaded: LoadedRecipe) -> FinishedStage:
     if arguments.run_dir is not None:
-        return subject_of_run(loaded.recipe, arguments.run_dir, arguments.stage)
+        return finished_of_run(loaded.recipe, arguments.run_dir, arguments.stage)
     files = (arguments.recipe, arguments.weights, arguments.trunk_weights)
-    return subject_of_weights(loaded.recipe, *files, arguments.stage)
+    return finished_of_weights(loaded.recipe, *files, arguments.stage)
 
 
 def _overrides(arguments: argparse.Namespace, stage: str, views: Sequence[tuple[int, int]]) -> list[str]:

@@ -19,7 +19,7 @@ from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.frame_source import PIPE, SCHEMES, FrameSource, is_live, open_source
 from sfa_dist.errors import DataError, RecipeError, UsageError
 from sfa_dist.inference.class_scores import title_of
-from sfa_dist.inference.finished_stage import FinishedStage, recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.finished_stage import FinishedStage, finished_of_run, finished_of_weights, recipe_of_run
 from sfa_dist.inference.predictor import FilePredictor, Model
 from sfa_dist.inference.timeline import Scored, Windows, slide, snapped_hop
 from sfa_dist.inference.timeline_output import Curve, TimelineFile, clock, draw_timeline
@@ -30,8 +30,8 @@ from sfa_dist.recipe.schema import Recipe, StageBlock, load_recipe
 def predict_videos(arguments: argparse.Namespace) -> int:
     """Predicts and prints. Raises SfaError: the exit codes of the contract."""
     _check(arguments)
-    recipe, subject = _subject(arguments)
-    model = Model(recipe, subject, _device(arguments.device))
+    recipe, finished = _finished(arguments)
+    model = Model(recipe, finished, _device(arguments.device))
     if arguments.timeline:
         arguments.out.mkdir(parents=True, exist_ok=True)
         return _each(arguments, lambda video: _timeline(video, arguments, model))
@@ -63,7 +63,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--top must be at least 1, not {arguments.top}")
 
 
-def _subject(arguments: argparse.Namespace) -> tuple[Recipe, FinishedStage]:
+def _finished(arguments: argparse.Namespace) -> tuple[Recipe, FinishedStage]:
     files = (arguments.recipe, arguments.weights, arguments.trunk_weights)
     if arguments.run_dir is not None and any(files):
         raise UsageError("give either --run, or --recipe and --weights")
@@ -72,12 +72,12 @@ def _subject(arguments: argparse.Namespace) -> tuple[Recipe, FinishedStage]:
     file = arguments.recipe if arguments.run_dir is None else recipe_of_run(arguments.run_dir)
     recipe = load_recipe(file, arguments.set, environment()).recipe
     if arguments.run_dir is None:
-        subject = subject_of_weights(recipe, *files, arguments.stage)
+        finished = finished_of_weights(recipe, *files, arguments.stage)
     else:
-        subject = subject_of_run(recipe, arguments.run_dir, arguments.stage)
-    if subject.stage == "image":
-        raise UsageError(f"{subject.weights} are of the stage image, which tells no classes of videos")
-    return load_recipe(subject.recipe_file, arguments.set, environment()).recipe, subject
+        finished = finished_of_run(recipe, arguments.run_dir, arguments.stage)
+    if finished.stage == "image":
+        raise UsageError(f"{finished.weights} are of the stage image, which tells no classes of videos")
+    return load_recipe(finished.recipe_file, arguments.set, environment()).recipe, finished
 
 
 def _device(wanted: str) -> torch.device:

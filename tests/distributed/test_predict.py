@@ -27,7 +27,7 @@ from sfa_dist.data.sampling.clip_sampling import frame_indices
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.video.decode import choose_decoder
-from sfa_dist.inference.finished_stage import subject_of_run
+from sfa_dist.inference.finished_stage import finished_of_run
 from sfa_dist.inference.predictor import Model
 from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import main
@@ -166,7 +166,7 @@ def test_what_is_not_there_or_does_not_fit(here, capsys, tmp_path):
 def model_of(run: Path, stage: str = "stage2", overrides: Sequence[str] = ()) -> Model:
     """A run's stage, as the command loads it."""
     recipe = load_recipe(run / "recipe.yaml", overrides, {}).recipe
-    return Model(recipe, subject_of_run(recipe, run, stage), torch.device("cpu"))
+    return Model(recipe, finished_of_run(recipe, run, stage), torch.device("cpu"))
 
 
 def alone(place: Path, run: str, starts: list[int], **overrides: Any) -> torch.Tensor:

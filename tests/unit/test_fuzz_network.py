@@ -125,7 +125,7 @@ def test_the_child_of_a_rank(inputs: int) -> None:
     told: list[dict[str, object]] = []
     child = Child.__new__(Child)
     child._over = child._stop_heard = False
-    child._tell_parent = told.append  # type: ignore[method-assign]
+    child._send_parent = told.append  # type: ignore[method-assign]
     child._see_off = lambda verdict: None  # type: ignore[method-assign]
 
     def parse(data: bytes) -> None:

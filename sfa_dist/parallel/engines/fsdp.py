@@ -41,7 +41,7 @@ class FsdpEngine:
         self.moments = moments_of(stage.optimizer)
         mesh = _mesh(stage, device)
         self.owners, self._sharers = mesh.size(-1), mesh.get_group("shard")
-        self._place = dist.get_rank(self._sharers)  # Among the ranks that share this copy.
+        self._slot = dist.get_rank(self._sharers)  # Among the ranks that share this copy.
         self.module: Any = _shard(module, stage, device, mesh)
         # Taken now: during a forward the module shows its gathered parameters in their place.
         self._parameters: dict[str, Any] = dict(self.module.named_parameters())
@@ -98,7 +98,7 @@ class FsdpEngine:
         Rows are dealt as by torch.chunk: ceil(rows / ranks) to each rank until none are left.
         """
         share = -(-parameter.shape[0] // self.owners)
-        return share * self._place * math.prod(parameter.shape[1:])
+        return share * self._slot * math.prod(parameter.shape[1:])
 
     def make_optimizer_state(self, step: int) -> None:
         reset_state(self._optimizer, self._rows.values(), self.moments, step)

@@ -39,7 +39,7 @@ from sfa_dist.parallel.watch.lines import Lines, Message
 from sfa_dist.parallel.watch.verdict import ENDED, LOST, UNWATCHED, WAITS
 from sfa_dist.parallel.watch.watch_process import BOARD, STOP_AT
 
-WHY_CHARACTERS = 500  # Of an error, told to the other ranks.
+WHY_CHARACTERS = 500  # Of an error, as reported to the other ranks.
 
 # Seconds.
 START_S = 30.0
@@ -48,27 +48,27 @@ CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
 ANSWERED = 256  # Connections kept open for a while behind the answer that there is no hub.
 LOOPBACK = "127.0.0.1"
 
-_PLACE = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
+_PROGRESS = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
 
 
 class Watch:
-    """Where this rank stands. Made without a board, it is nobody's business."""
+    """The phase and step of this rank, on a board that its watch process reads. Without a board nobody reads them."""
 
     def __init__(self, board: mmap.mmap | None = None) -> None:
         self._board = board or bytearray(BOARD.size)
 
     def phase(self, name: str, step: int = 0) -> None:
-        """Notes what the rank does from here on, and the steps that it has behind it. Costs a memory write."""
-        _PLACE.pack_into(self._board, 0, step, name.encode())
+        """Records the phase that begins and the steps done so far. Costs a memory write."""
+        _PROGRESS.pack_into(self._board, 0, step, name.encode())
 
     @property
     def place(self) -> tuple[str, int]:
-        """The phase and the step that were noted last."""
-        step, name = _PLACE.unpack_from(self._board)
+        """The phase and the step recorded last."""
+        step, name = _PROGRESS.unpack_from(self._board)
         return name.rstrip(b"\0").decode(errors="replace"), step
 
     def ask_to_stop(self) -> None:
-        """Tells the other ranks that this one was asked to stop."""
+        """Passes on to the other ranks that this one was asked to stop."""
         self._board[STOP_AT] = 1
 
 
@@ -76,7 +76,7 @@ class Watch:
 def watched(
     runtime: Runtime, address: str, logs: Path | None, stop: StopFlag, on_loss: Callable[[int, str], None] | None = None
 ) -> Iterator[Watch]:
-    """The ranks watch over each other inside of the block, and hand requests to `stop` on to each other. Collective.
+    """Inside the block the ranks watch each other and pass on requests to `stop`. Collective.
 
     `address` is where other nodes reach rank 0; on one node it is not used, and nothing listens to other nodes. Into
     the folder `logs`, where there is one, each rank writes its stacks before it leaves because another one was lost; it
@@ -106,7 +106,7 @@ def watched(
 
 
 def _start(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> _Guard | None:
-    """The guard of this rank; None where one of them is alone, or where a child cannot do its work."""
+    """The guard of this rank; None for a single rank, or when any rank's child cannot start."""
     if runtime.world_size == 1:
         return None
     guard = _Guard(runtime, address, logs, stop)
@@ -153,11 +153,11 @@ class _Guard:
         self._goodbye: str | None = None
         self.held_back: BaseException | None = None
         self.on_loss: Callable[[int, str], None] | None = None
-        self.settled = threading.Event()  # The hub has nothing more to say to this rank.
+        self.settled = threading.Event()  # The hub has no more messages for this rank.
         self.watch = Watch()
 
     def start(self) -> str | None:
-        """Starts the child; gives None when it has reached the hub, else why it has not."""
+        """Starts the child. Returns None when it has reached the hub, else why it has not."""
         if self._fault:
             return self._fault
         ours, theirs = socket.socketpair()
@@ -191,7 +191,7 @@ class _Guard:
         return answer.get("reason")
 
     def close(self) -> None:
-        """Ends a child that shall not work, as another rank has none."""
+        """Ends the child, because another rank has none."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -201,7 +201,7 @@ class _Guard:
             self._listener.close()
 
     def say_goodbye(self, state: str, code: int, why: str = "") -> None:
-        """Tells the child how this rank ends, and why, so that its end is no loss."""
+        """Reports to the child how this rank ends, and why, so that its end does not count as a loss."""
         self._goodbye = state
         assert self._post is not None
         with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
@@ -209,7 +209,7 @@ class _Guard:
             self._post.send({"state": state, "code": code, "why": why})
 
     def listen(self) -> None:
-        """Hears what the child has to say, as long as it lives."""
+        """Handles the child's messages as long as it lives."""
         assert self._post is not None
         try:
             while True:
@@ -225,7 +225,7 @@ class _Guard:
                 self._go_without(error)
 
     def _is_meant(self, verdict: Message) -> bool:
-        """A rank that ends with an error of its own goes its own way."""
+        """A rank that ends with an error of its own ignores the verdict."""
         return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
 
     def _leave(self, verdict: Message) -> None:
@@ -236,7 +236,7 @@ class _Guard:
             try:
                 self._logs.mkdir(parents=True, exist_ok=True)
                 with (self._logs / f"rank-{self._rank:05d}.stacks").open("w") as file:
-                    if self.held_back is not None:  # Then the main thread has left the place that matters.
+                    if self.held_back is not None:  # The main thread has already left the failing frame.
                         file.write(without_secrets("".join(traceback.format_exception(self.held_back))))
                         file.flush()
                     faulthandler.dump_traceback(file)
@@ -253,7 +253,7 @@ class _Guard:
         os._exit(verdict["exit_code"])
 
     def _go_without(self, error: OSError) -> None:
-        """The child has died. Others must not take that for the death of this rank."""
+        """The child has died. Other ranks must not take that for the death of this rank."""
         assert self._process is not None
         code = self._process.wait()
         who = f"rank {self._rank} on {self._host}"
@@ -264,25 +264,25 @@ class _Guard:
             _say(f"{who}: the hub of the watch ended with code {code}; the run goes on without the watch")
             self._turn_away()
         _say(f"{who}: its watch process ended with code {code} ({error}); the run goes on, this rank unwatched")
-        place = self._settings
+        settings = self._settings
         report = {"state": UNWATCHED, "code": 0, "phase": "", "step": 0}
         try:
-            with socket.create_connection(tuple(place["hub"]), timeout=START_S) as stream:
+            with socket.create_connection(tuple(settings["hub"]), timeout=START_S) as stream:
                 lines = Lines(stream)
-                lines.send({**{key: place[key] for key in ("token", "rank", "host")}, **report})
+                lines.send({**{key: settings[key] for key in ("token", "rank", "host")}, **report})
                 lines.receive()
         except OSError as unreachable:
             _say(f"{who} cannot tell the hub of the watch ({unreachable}); it may take this rank for lost")
 
     def _turn_away(self) -> NoReturn:
-        """Answers, in place of the hub, that there is none any more, and waits for nobody's question."""
+        """Answers in place of the hub that the watch is off, without reading the requests."""
         assert self._listener is not None
         self._listener.setblocking(True)
         answered: deque[socket.socket] = deque()
         while True:
             with contextlib.suppress(OSError):
                 stream, _ = self._listener.accept()
-                answered.append(stream)  # Closed at once, with its question unread, it would lose the answer.
+                answered.append(stream)  # Kept open: closing it with its request unread would lose the answer.
                 stream.setblocking(False)
                 Lines(stream).send({"kind": "off"})
             if len(answered) > ANSWERED:

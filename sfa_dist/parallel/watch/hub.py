@@ -1,7 +1,7 @@
-"""The listening end of the watch: hears every rank's child, and tells all of them who is lost. Standard library only.
+"""The listening end of the watch: hears every child, and reports a lost rank to all. Standard library only.
 
 It lives in a thread of the child of rank 0. Each child connects once and then reports once a second; the answers carry
-rank 0's own phase, and one of them, at last, the verdict:
+rank 0's phase, and the last one the verdict:
 
     child -> hub  {"token", "rank", "host", "state", "code", "why", "phase", "step", "stop"}
     hub -> child  {"kind": "welcome"}
@@ -40,7 +40,7 @@ class Hub:
         now = time.monotonic()
         self._listener, self._token = listener, token
         self._stop = self._stop_is_news = False
-        self._seats = [RankState(rank, now) for rank in range(world_size)]
+        self._ranks = [RankState(rank, now) for rank in range(world_size)]
         self._links: dict[Lines, int] = {}  # The rank behind each connection.
         self._unknown: dict[Lines, float] = {}  # Connections that have not said it, oldest first, and since when.
         self._greeting: Message = {"kind": "welcome"}
@@ -49,27 +49,27 @@ class Hub:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Returns when all ranks were told how it ended."""
+        """Returns when the end has been reported to all ranks."""
         next_beat = 0.0
         last = time.monotonic()
         while True:
             self._hear(TICK_S)
             now = time.monotonic()
-            self._turn_out(now)
+            self._drop_unknown(now)
             if now - last > SUSPENDED_S:
-                for rank_state in self._seats:
+                for rank_state in self._ranks:
                     rank_state.excuse(now - last)
             last = now
-            if lost := find_lost(self._seats, now):
+            if lost := find_lost(self._ranks, now):
                 self._finish(self._verdict(lost, now))
                 return
-            if is_over(self._seats):
+            if is_over(self._ranks):
                 self._finish({"kind": "end"})
                 return
             if now >= next_beat or self._stop_is_news:
                 next_beat, self._stop_is_news = now + BEAT_S, False
-                first = self._seats[0]
-                self._tell({"kind": "beat", "phase": first.phase, "step": first.step, "stop": self._stop})
+                first = self._ranks[0]
+                self._send_all({"kind": "beat", "phase": first.phase, "step": first.step, "stop": self._stop})
 
     def _verdict(self, lost: RankState, now: float) -> Message:
         return {
@@ -77,7 +77,7 @@ class Hub:
             "rank": lost.rank,
             "text": describe(lost, now),
             "exit_code": exit_code(lost),
-            "speaker": speaker(self._seats, lost),
+            "speaker": speaker(self._ranks, lost),
         }
 
     def _hear(self, seconds: float) -> None:
@@ -99,11 +99,11 @@ class Hub:
             lines = Lines(stream)
             self._unknown[lines] = time.monotonic()
             self._selector.register(lines, selectors.EVENT_READ)
-            if len(self._unknown) > len(self._seats) + UNKNOWN:
+            if len(self._unknown) > len(self._ranks) + UNKNOWN:
                 self._drop(next(iter(self._unknown)))
 
-    def _turn_out(self, now: float) -> None:
-        """Closes connections that have not said in time who they are."""
+    def _drop_unknown(self, now: float) -> None:
+        """Closes connections that have not sent the token in time."""
         for lines in [lines for lines, since in self._unknown.items() if now - since > UNKNOWN_S]:
             self._drop(lines)
 
@@ -116,14 +116,14 @@ class Hub:
             self._drop(lines)
 
     def _take(self, lines: Lines, message: Message) -> None:
-        """Raises ValueError for what no rank says."""
+        """Raises ValueError for a message that no rank sends."""
         token = typed(message, token=str)["token"]
         if not compare_digest(token.encode(errors="replace"), self._token.encode()):
             raise ValueError("a stranger")
         typed(message, rank=int, host=str, state=str, code=int, phase=str, step=int)
-        if message["rank"] not in range(len(self._seats)) or message["state"] not in REPORTED:
+        if message["rank"] not in range(len(self._ranks)) or message["state"] not in REPORTED:
             raise ValueError("no rank of this run, or no state of one")
-        rank_state = self._seats[message["rank"]]
+        rank_state = self._ranks[message["rank"]]
         if lines not in self._links:
             del self._unknown[lines]
             self._links[lines] = rank_state.rank
@@ -135,17 +135,17 @@ class Hub:
         if message.get("stop") and not self._stop:
             self._stop = self._stop_is_news = True
 
-    def _tell(self, message: Message) -> None:
+    def _send_all(self, message: Message) -> None:
         for lines in list(self._links):
             try:
                 lines.send(message)
-            except OSError:  # Its silence is noticed where it matters.
+            except OSError:  # Its silence is noticed by the verdict.
                 self._drop(lines)
 
     def _finish(self, message: Message) -> None:
-        """Says the last word, also to who comes back for it, and waits until all have hung up."""
+        """Sends the last message, also to ranks that reconnect, and waits until all have closed."""
         self._greeting = message
-        self._tell(message)
+        self._send_all(message)
         end = time.monotonic() + DRAIN_S
         while self._links and time.monotonic() < end:
             self._hear(TICK_S)

@@ -1,7 +1,7 @@
-"""One JSON object a line over a stream socket: how the processes of the watch speak. Standard library only.
+"""One JSON object a line over a stream socket: the protocol of the watch. Standard library only.
 
-Whoever reaches the port may write to it, so a line has a greatest length, which is checked before anything is parsed,
-and every line that is not an object is a ValueError.
+Anyone who reaches the port may write to it, so a line has a maximum length, which is checked before parsing, and
+a line that is not an object is a ValueError.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST_LINE = 16_384  # Bytes; whoever sends more is none of us. An error's 500 characters may take 6,000 as JSON.
+LONGEST_LINE = 16_384  # Bytes; no rank sends more: an error's 500 characters take at most 6,000 as JSON.
 
 Message = dict[str, Any]
 
 
 class Lines:
-    """Sends and receives messages; waits for them exactly if `stream` is a blocking socket."""
+    """Sends and receives messages; waits for them only if `stream` is a blocking socket."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
@@ -30,9 +30,9 @@ class Lines:
             raise BlockingIOError("the other end does not read")
 
     def receive(self) -> Iterator[Message]:
-        """The messages that came in by now; each is parsed when it is taken.
+        """The messages received so far; each is parsed when it is taken.
 
-        Raises OSError when the other end is gone, ValueError for what is no message.
+        Raises OSError when the other end is gone, ValueError for a line that is not a message.
         """
         try:
             chunk = self.stream.recv(LONGEST_LINE)

@@ -1,8 +1,8 @@
-"""Which rank is lost, from what was heard of all: the rule alone, without sockets or clocks. Standard library only.
+"""Which rank is lost, from the reports of all: the rule alone, without sockets or clocks. Standard library only.
 
 A loss rarely comes alone. When one rank is killed, the collectives of the others fail a moment later, and each of them
-reports an error of its own; when one rank hangs, the others wait in silence. The rule names the cause, and it leaves a
-run in peace as long as all that is odd is the watch itself.
+reports an error of its own; when one rank hangs, the others wait in silence. The rule names the cause, and it never
+ends a run for a fault of the watch itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SUSPECT_S = 3.0  # Nothing heard, and another rank has just failed.
 AWAITED, RUNS, STOPPED = "awaited", "runs", "stopped"
 WAITS, ENDED, GONE, UNWATCHED = "waits", "ended", "gone", "unwatched"
 REPORTED = (RUNS, STOPPED, WAITS, ENDED, GONE, UNWATCHED)
-OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and stays until it is told whether it was the cause.
+OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and stays until it learns whether it was the cause.
 
 LOST = 70  # The contract's exit code for a lost rank.
 PASSED_ON = (64, 65, 74, 78)  # Codes of orderly errors: the job's code says why the first rank ended.
@@ -49,7 +49,7 @@ class RankState:
 
 
 def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
-    """The rank that the others have to be told of, as soon as it is certain which one it is."""
+    """The lost rank to report to the others, once it is certain which one it is."""
     silent = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SILENT_S]
     if gone := [rank_state for rank_state in rank_states if rank_state.state == GONE]:
         return _first(gone)
@@ -78,7 +78,7 @@ def _find_failed(rank_states: Sequence[RankState], stopped: Sequence[RankState],
 
 
 def is_over(rank_states: Sequence[RankState]) -> bool:
-    """Whether there is nobody left to wait for."""
+    """Whether no rank is left to wait for."""
     return all(rank_state.state in OVER for rank_state in rank_states)
 
 

@@ -1,4 +1,4 @@
-"""The child process that watches over one rank: tells the hub how its parent is, and its parent who was lost.
+"""The child process that watches over one rank: reports its parent's state to the hub, and a lost rank to its parent.
 
     rank 0 ─ child 0 ─┐        parent and child: a socket pair, and a few bytes of shared memory for the phase
     rank 1 ─ child 1 ─┼─ hub   children and hub: TCP; the hub is a thread of child 0
@@ -36,13 +36,13 @@ from sfa_dist.parallel.watch.hub import BEAT_S, SUSPENDED_S, TICK_S, Hub
 from sfa_dist.parallel.watch.lines import Lines, Message, typed
 from sfa_dist.parallel.watch.verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, RankState, describe
 
-BOARD = struct.Struct("<q24s?")  # What a rank writes down of itself: step, phase, whether it was asked to stop.
+BOARD = struct.Struct("<q24s?")  # What a rank records: step, phase, whether it was asked to stop.
 STOP_AT = BOARD.size - 1
 
 # Seconds.
 CONNECT_S = 10.0
 RETRY_S = 5.0  # For a connection that broke.
-LEAVE_S = 8.0  # For a rank that was told to leave.
+LEAVE_S = 8.0  # For a rank that was asked to leave.
 LINGER_S = 20.0  # For the hub, after rank 0 has ended.
 
 # Terminals, launchers and Slurm signal every process of a job; this one goes by its parent alone.
@@ -56,8 +56,8 @@ class Child:
         self._parent, self._post, self._settings = parent, post, settings
         self._board = mmap.mmap(settings["board"], BOARD.size, prot=mmap.PROT_READ)
         self._state, self._code, self._why = RUNS, 0, ""
-        self._over = self._stop_told = self._stop_heard = False
-        self._hub_heard, self._hub_place = time.monotonic(), ("start", 0)
+        self._over = self._stop_sent = self._stop_heard = False
+        self._hub_heard, self._hub_progress = time.monotonic(), ("start", 0)
         self._selector = selectors.DefaultSelector()
         self._selector.register(post, selectors.EVENT_READ, self._hear_parent)
         end = _end_of(parent)
@@ -79,7 +79,7 @@ class Child:
             if now - last > SUSPENDED_S:
                 self._hub_heard += now - last
             last = now
-            if now >= next_beat or self._stop_asked() != self._stop_told:
+            if now >= next_beat or self._stop_asked() != self._stop_sent:
                 next_beat = now + BEAT_S
                 self._look()
                 self._report()
@@ -89,7 +89,7 @@ class Child:
     # -------------------------------------------------------------------------------------------- the parent
 
     def _look(self) -> None:
-        """How the parent is; once it has said how it ends, nothing more is to be seen."""
+        """Updates the parent's state, unless it has already reported how it ends."""
         if self._state in (RUNS, STOPPED):
             kernel = state_of(self._parent) if os.getppid() == self._parent else None
             # "T" is a stop by a signal; "t" is a debugger's, and no loss.
@@ -111,8 +111,8 @@ class Child:
             with contextlib.suppress(KeyError):  # Heard before.
                 self._selector.unregister(self._post)
 
-    def _tell_parent(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # It has ended, which the kernel tells.
+    def _send_parent(self, message: Message) -> None:
+        with contextlib.suppress(OSError):  # It has ended; the kernel reports that.
             self._post.send(message)
 
     # -------------------------------------------------------------------------------------------- the hub
@@ -130,7 +130,7 @@ class Child:
 
     def _message(self) -> Message:
         step, phase, _ = BOARD.unpack(self._board[:])
-        self._stop_told = self._stop_asked()
+        self._stop_sent = self._stop_asked()
         return {
             **{key: self._settings[key] for key in ("token", "rank", "host")},
             "state": self._state,
@@ -138,7 +138,7 @@ class Child:
             "why": self._why,
             "phase": phase.rstrip(b"\0").decode(errors="replace"),
             "step": step,
-            "stop": self._stop_told,
+            "stop": self._stop_sent,
         }
 
     def _stop_asked(self) -> bool:
@@ -159,21 +159,21 @@ class Child:
             self._reconnect()
 
     def _take(self, messages: Iterable[Message]) -> None:
-        """Raises ValueError for what no hub says."""
+        """Raises ValueError for a message that no hub sends."""
         for message in messages:
             kind = typed(message, kind=str)["kind"]
             self._hub_heard = time.monotonic()
             if kind == "beat":
                 typed(message, phase=str, step=int, stop=bool)
-                self._hub_place = (message["phase"], message["step"])
+                self._hub_progress = (message["phase"], message["step"])
                 if message["stop"] and not self._stop_heard:
                     self._stop_heard = True
-                    self._tell_parent({"kind": "stop"})
+                    self._send_parent({"kind": "stop"})
             elif kind in ("lost", "off", "end"):
                 if kind == "lost":
                     typed(message, rank=int, text=str, exit_code=int, speaker=int)
                 self._over = True
-                self._tell_parent(message)
+                self._send_parent(message)
             if kind == "lost":
                 self._see_off(message)
 
@@ -192,10 +192,10 @@ class Child:
                 time.sleep(TICK_S)
 
     def _lose_hub(self) -> None:
-        """Rank 0 and its child are silent both, so its node is gone."""
+        """Rank 0 and its child are both silent, so their node is gone."""
         if self._state != ENDED:
             rank_state = RankState(0, self._hub_heard)
-            rank_state.host, (rank_state.phase, rank_state.step) = self._settings["hub"][0], self._hub_place
+            rank_state.host, (rank_state.phase, rank_state.step) = self._settings["hub"][0], self._hub_progress
             text = describe(rank_state, time.monotonic())
             self._take([{"kind": "lost", "rank": 0, "text": text, "exit_code": LOST, "speaker": 1}])
         self._over = True

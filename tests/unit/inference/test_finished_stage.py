@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
-from sfa_dist.inference.finished_stage import recipe_of_run, subject_of_run, subject_of_weights
+from sfa_dist.inference.finished_stage import finished_of_run, finished_of_weights, recipe_of_run
 from sfa_dist.recipe.schema import Recipe, load_recipe
 
 RECIPE = """\
@@ -40,34 +40,34 @@ def refused(error: type[SfaError], said: str) -> pytest.RaisesExc[SfaError]:
 class TestRun:
     def test_the_last_stage_with_its_trunk(self, tmp_path: Path) -> None:
         recipe = write(tmp_path, "stage1", "stage2")
-        found = subject_of_run(recipe, tmp_path, None)
+        found = finished_of_run(recipe, tmp_path, None)
         assert (found.stage, found.run_dir, found.recipe_file) == ("stage2", tmp_path, recipe_of_run(tmp_path))
         assert found.weights == tmp_path / "stage2" / "weights.safetensors"
         assert found.trunk_weights == tmp_path / "stage1" / "weights.safetensors"
-        first = subject_of_run(recipe, tmp_path, "stage1")
+        first = finished_of_run(recipe, tmp_path, "stage1")
         assert (first.weights, first.trunk_weights) == (found.trunk_weights, None)
 
     def test_no_stage_stands_in_for_one_that_is_not_done(self, tmp_path: Path) -> None:
         recipe = write(tmp_path, "stage1")
         with refused(CheckpointError, "stage2 of .* train it to the end first or --stage stage1"):
-            subject_of_run(recipe, tmp_path, None)
-        assert subject_of_run(recipe, tmp_path, "stage1").stage == "stage1"
+            finished_of_run(recipe, tmp_path, None)
+        assert finished_of_run(recipe, tmp_path, "stage1").stage == "stage1"
 
     def test_a_stage_that_it_has_not(self, tmp_path: Path) -> None:
         with refused(UsageError, "no such stage .it has stage1, stage2"):
-            subject_of_run(write(tmp_path), tmp_path, "image")
+            finished_of_run(write(tmp_path), tmp_path, "image")
 
     def test_a_trunk_that_is_gone(self, tmp_path: Path) -> None:
         with refused(CheckpointError, "no weights file .*stage1"):
-            subject_of_run(write(tmp_path, "stage2"), tmp_path, None)
+            finished_of_run(write(tmp_path, "stage2"), tmp_path, None)
 
     def test_the_member_that_a_sweeps_test_chose(self, tmp_path: Path) -> None:
         text = RECIPE.replace("16}", "16, cache: {views: 1}}") + "sweep: {seed: [0, 1]}\n"
         recipe = write(tmp_path, "stage1", "stage2/members/m1", recipe=text)
         with refused(CheckpointError, "not tested yet"):
-            subject_of_run(recipe, tmp_path, None)
+            finished_of_run(recipe, tmp_path, None)
         (tmp_path / "result.json").write_text(json.dumps({"best": "m1"}))
-        found = subject_of_run(recipe, tmp_path, None)
+        found = finished_of_run(recipe, tmp_path, None)
         assert found.weights.parent == found.recipe_file.parent == tmp_path / "stage2" / "members" / "m1"
 
     def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
@@ -79,16 +79,16 @@ class TestFiles:
     def test_they_tell_their_stage(self, tmp_path: Path) -> None:
         recipe, file = write(tmp_path, "stage1", "stage2"), tmp_path / "recipe.yaml"
         one, two = (tmp_path / name / "weights.safetensors" for name in ("stage1", "stage2"))
-        assert subject_of_weights(recipe, file, one, None, None).stage == "stage1"
-        assert subject_of_weights(recipe, file, two, one, None).trunk_weights == one
+        assert finished_of_weights(recipe, file, one, None, None).stage == "stage1"
+        assert finished_of_weights(recipe, file, two, one, None).trunk_weights == one
         with refused(UsageError, "holds no trunk"):
-            subject_of_weights(recipe, file, two, None, None)
+            finished_of_weights(recipe, file, two, None, None)
 
     def test_the_trunk_of_the_recipe(self, tmp_path: Path) -> None:
         write(tmp_path, "stage1", "stage2")
         one, two = (tmp_path / name / "weights.safetensors" for name in ("stage1", "stage2"))
         recipe = load_recipe(tmp_path / "recipe.yaml", [f"stage1.weights={one}"], {}).recipe
-        assert subject_of_weights(recipe, tmp_path / "recipe.yaml", two, None, None).trunk_weights == one
+        assert finished_of_weights(recipe, tmp_path / "recipe.yaml", two, None, None).trunk_weights == one
 
     def test_files_that_are_not_there(self, tmp_path: Path) -> None:
         recipe, file = write(tmp_path, "stage2"), tmp_path / "recipe.yaml"
@@ -96,12 +96,12 @@ class TestFiles:
         for weights, trunk in ((tmp_path / "x", None), (two, tmp_path / "x")):
             for stage in ("stage2", None):
                 with refused(CheckpointError, "no weights file .*x"):
-                    subject_of_weights(recipe, file, weights, trunk, stage)
+                    finished_of_weights(recipe, file, weights, trunk, stage)
 
     def test_weights_that_tell_nothing_or_do_not_fit(self, tmp_path: Path) -> None:
         recipe, file = write(tmp_path), tmp_path / "recipe.yaml"
         save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
         with refused(UsageError, "give --stage"):
-            subject_of_weights(recipe, file, tmp_path / "w.safetensors", None, None)
+            finished_of_weights(recipe, file, tmp_path / "w.safetensors", None, None)
         with refused(RecipeError, "of image, and the recipe has no such stage"):
-            subject_of_weights(recipe, file, tmp_path / "w.safetensors", None, "image")
+            finished_of_weights(recipe, file, tmp_path / "w.safetensors", None, "image")
