@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sfa_dist.models.assembly import shards_parameters
 from sfa_dist.plan.cards import Card
 from sfa_dist.plan.dataset import ClipCounts, count_clips
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
-from sfa_dist.plan.modules import gathers, keeps_clips_on_host
+from sfa_dist.plan.modules import keeps_clips_on_host
 from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock, sweep_members
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
@@ -98,7 +99,7 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
     # A smaller micro-batch keeps a card less busy: assumed 2 % at one clip, halved with each doubling.
     micro_batch *= 1 + 0.02 / stage.batch.micro
     if setting.world > 1:
-        micro_batch += (3 if gathers(stage.engine) else 1) * trained * width / LINK_BYTES_PER_SECOND
+        micro_batch += (3 if shards_parameters(stage.engine) else 1) * trained * width / LINK_BYTES_PER_SECOND
     if stage.activation.endswith("offload") or keeps_clips_on_host(stage):
         micro_batch += 2 * plan.host_bytes / LINK_BYTES_PER_SECOND
     step = setting.accumulation * micro_batch
