@@ -1,7 +1,6 @@
 """The modules that a stage trains and freezes, as shapes on the meta device: what the traces run.
 
-The same constructors as in `assemble.py` and the same settings as in `trunk_setup.py`, which stand in a later layer and
-load weights and look at the machine too; a test compares the modules.
+They come from `models/assembly.py`, as in training, which also loads weights and looks at the machine.
 """
 
 from __future__ import annotations
@@ -17,16 +16,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from sfa_dist.errors import RecipeError
 from sfa_dist.models import frozen as frozen_module
-from sfa_dist.models.footprint import offloads, trunk_dtype, trunk_eight_bits
+from sfa_dist.models.assembly import (
+    LARGEST_CHUNK_FRAMES,
+    freeze,
+    set_recompute,
+    tail_of,
+    trunk_of,
+    whole_model,
+    without_storage,
+)
+from sfa_dist.models.footprint import offloads
 from sfa_dist.models.frozen import FrozenTrunk
-from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe.schema import Stage2, StageBlock
-
-AUTO_CHUNK_FRAMES = 64  # The most that `chunk_frames: auto` takes; on a full card it takes fewer.
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,15 @@ class Shapes:
 
 def shapes_of(stage: StageBlock) -> Shapes:
     """A stage's modules without storage. Raises RecipeError for sizes that do not go together."""
-    data = stage.data
-    try:
-        with torch.device("meta"):
-            if not isinstance(stage, Stage2):
-                return Shapes(ViViT(stage.model, stage.frames, mean=data.mean, std=data.std), None)
-            trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
-            dtype, eight_bits = trunk_dtype(stage), trunk_eight_bits(stage)
-            chunk = AUTO_CHUNK_FRAMES if stage.chunk_frames == "auto" else stage.chunk_frames
-            pooled = not tail.takes_tokens
-            frozen = FrozenTrunk(trunk, chunk, pooled, data.mean, data.std, dtype, eight_bits=eight_bits)
-            if tail.adapter is not None:
-                tail.adapter.recompute = "checkpoint" if stage.engine.gathers_parameters else "function"
-            return Shapes(tail, frozen)
-    except ValueError as error:
-        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
+    if not isinstance(stage, Stage2):
+        return Shapes(whole_model(stage), None)
+    trunk, tail = trunk_of(stage), tail_of(stage)
+    with without_storage():
+        frozen = freeze(trunk, stage, pooled=not tail.takes_tokens)
+    if stage.chunk_frames == "auto":
+        frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # On a full card it takes fewer.
+    set_recompute(tail, stage)
+    return Shapes(tail, frozen)
 
 
 def keeps_clips_on_host(stage: StageBlock) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sfa_dist.boundary.disk import parse_json
 from sfa_dist.checkpoint import write_weights
 from sfa_dist.data.shards.shard_index import ClassNames
 from sfa_dist.errors import RecipeError
-from sfa_dist.models.footprint import trunk_dtype, trunk_eight_bits
+from sfa_dist.models.assembly import freeze, tail_of, trunk_of, whole_model
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.image_function import function_of_own
 from sfa_dist.models.image_vit import Loaded, load_image_vit
@@ -60,8 +59,7 @@ class Parts:
 
 def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
     """The whole ViViT, trainable; the trunk from an image checkpoint where one is given."""
-    with _without_storage():
-        model = ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
+    model = whole_model(stage)
     build(model)
     loaded = None
     if image_checkpoint is not None:
@@ -75,8 +73,7 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
     `classes` identifies the class list of the data; the head is kept when it is that of stage 1. `cached_trunk` is the
     sha256 of a trunk whose stored features are read: it takes no memory then.
     """
-    with _without_storage():
-        trunk, tail = Trunk(stage.model), Tail(stage.model, stage.frames, stage.adapter)
+    trunk, tail = trunk_of(stage), tail_of(stage)
     state = read_state(stage1) if stage1 else None
     if cached_trunk is not None:
         parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
@@ -92,15 +89,12 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
 
 def trunk_parameters(stage: StageBlock) -> int:
     """How many parameters the trunk has, without building it."""
-    with _without_storage():
-        return sum(p.numel() for p in Trunk(stage.model).parameters())
+    return sum(p.numel() for p in trunk_of(stage).parameters())
 
 
 def assemble_trunk(stage: Stage2, stage1: Path, pooled: bool = True) -> FrozenTrunk:
     """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
-    with _without_storage():
-        trunk = Trunk(stage.model)
-    return _built_frozen(trunk, stage, read_state(stage1), stage1, pooled)
+    return _built_frozen(trunk_of(stage), stage, read_state(stage1), stage1, pooled)
 
 
 def _built_frozen(
@@ -115,24 +109,6 @@ def _built_frozen(
             function.refuse_other(trunk.encoder, (stage.data.mean, stage.data.std), str(source))
         load_trunk(trunk, state, str(source))
     return freeze(trunk, stage, pooled)
-
-
-@contextmanager
-def _without_storage() -> Iterator[None]:
-    """Modules made in it have shapes only. Sizes that do not go together are the recipe's fault."""
-    try:
-        with torch.device("meta"):
-            yield
-    except ValueError as error:
-        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
-
-
-def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
-    """The trunk as stage 2 runs it: in its precision, in chunks (of one tubelet step until
-    `trunk_setup.place_trunk` has looked how large they may be, for `chunk_frames: auto`)."""
-    frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
-    data, eight_bits = stage.data, trunk_eight_bits(stage)
-    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
 
 
 def save_final(

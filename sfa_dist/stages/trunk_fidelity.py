@@ -12,11 +12,12 @@ from torch import Tensor
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import DataError
+from sfa_dist.models.assembly import freeze
 from sfa_dist.models.footprint import takes_tokens, trunk_eight_bits
 from sfa_dist.recipe.blocks import BatchBlock
 from sfa_dist.recipe.schema import Stage2
 from sfa_dist.run.context import Run
-from sfa_dist.stages.assemble import assemble_trunk, freeze
+from sfa_dist.stages.assemble import assemble_trunk
 from sfa_dist.stages.trunk_setup import require_units
 
 CLIPS = 4

@@ -9,17 +9,15 @@ import torch
 from torch import nn
 
 from sfa_dist.errors import RecipeError
+from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES, set_recompute
 from sfa_dist.models.compiled import compile_blocks
-from sfa_dist.models.footprint import offloads, peak_bytes, takes_tokens, trunk_eight_bits
+from sfa_dist.models.footprint import offloads, peak_bytes, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
-from sfa_dist.models.vivit import Tail
 from sfa_dist.parallel.engines.activation import treat_activations
 from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
-# Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
-LARGEST_CHUNK_FRAMES = 64
 FP8_SINCE = (8, 9)  # Compute capability.
 # Of the free memory: the first step makes gradients and moments behind it.
 SHARE_OF_FREE_MEMORY = 0.25
@@ -115,11 +113,8 @@ def prepare_trainable(module: nn.Module, stage: StageBlock) -> list[str]:
     treat_activations(module, stage)
     if stage.activation != "keep":
         words.append(f"activations of the trained blocks: {stage.activation} ({stage.activation_backend})")
-    chunked = isinstance(stage, Stage2) and takes_tokens(stage) and offloads(stage)
-    if chunked and isinstance(module, Tail) and module.adapter is not None:
-        gathered = stage.engine.gathers_parameters
-        module.adapter.recompute = "checkpoint" if gathered else "function"
-        how = "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
+    how = set_recompute(module, stage)
+    if how is not None:
         words.append(f"adapter: backward runs again over the offloaded tokens, chunk by chunk, {how}")
     return words
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, probe_batch
 from sfa_dist.errors import CheckpointError
+from sfa_dist.models.assembly import freeze
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, build
 from sfa_dist.recipe.schema import Stage2
-from sfa_dist.stages.assemble import freeze
 
 MODEL = {"size": "tiny", "classes": 5, "temporal_depth": 1, "width": 24, "heads": 2, "mlp": 32, "depth": 1, "patch": 8}
 CPU = torch.device("cpu")

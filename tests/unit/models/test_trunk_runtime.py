@@ -10,13 +10,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 
+from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
 from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
 from sfa_dist.models.vivit import Tail, Trunk, normalise
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.recipe.blocks import AdapterBlock
 from sfa_dist.recipe.schema import Stage2
-from sfa_dist.stages.trunk_setup import LARGEST_CHUNK_FRAMES, chunk_that_fits, free_bytes
+from sfa_dist.stages.trunk_setup import chunk_that_fits, free_bytes
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -1,0 +1,73 @@
+"""A stage's modules as its recipe describes them, without weights and without a device.
+
+Training builds its modules here, and so does the planner, which only needs their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from sfa_dist.errors import RecipeError
+from sfa_dist.models.footprint import offloads, takes_tokens, trunk_dtype, trunk_eight_bits
+from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.vivit import Tail, Trunk, ViViT
+from sfa_dist.recipe.schema import Stage2, StageBlock
+
+# Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
+LARGEST_CHUNK_FRAMES = 64
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Modules made in it have shapes only. Raises RecipeError for sizes that do not go together."""
+    try:
+        with torch.device("meta"):
+            yield
+    except ValueError as error:
+        raise RecipeError(f"the recipe's model cannot be built: {error}") from error
+
+
+def whole_model(stage: StageBlock) -> ViViT:
+    """The ViViT that a stage trains as a whole, without storage. Raises RecipeError as `without_storage`."""
+    with without_storage():
+        return ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
+
+
+def trunk_of(stage: StageBlock) -> Trunk:
+    """A stage's trunk, without storage. Raises RecipeError as `without_storage`."""
+    with without_storage():
+        return Trunk(stage.model)
+
+
+def tail_of(stage: Stage2) -> Tail:
+    """What stage 2 trains, without storage. Raises RecipeError as `without_storage`."""
+    with without_storage():
+        return Tail(stage.model, stage.frames, stage.adapter)
+
+
+def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
+    """The trunk as stage 2 runs it, in its precision and in chunks.
+
+    With `chunk_frames: auto` a chunk is one tubelet step until the free memory of the device is known.
+    """
+    frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
+    data, eight_bits = stage.data, trunk_eight_bits(stage)
+    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
+
+
+def set_recompute(module: nn.Module, stage: StageBlock) -> str | None:
+    """Sets how an adapter's backward recomputes over offloaded tokens, and describes it.
+
+    Returns None, and sets nothing, where no tokens are offloaded.
+    """
+    if not (isinstance(stage, Stage2) and takes_tokens(stage) and offloads(stage)):
+        return None
+    if not isinstance(module, Tail) or module.adapter is None:
+        return None
+    gathered = stage.engine.gathers_parameters
+    module.adapter.recompute = "checkpoint" if gathered else "function"
+    return "by checkpoint, for the engine's hooks" if gathered else "with fp32 sums"
