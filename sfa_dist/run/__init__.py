@@ -5,6 +5,7 @@
     tracking   log.jsonl, console, wandb           report    the page of a run; report_classes its classes
     command_line  the parser, errors and exit codes   train_options  the options of a training run
     chance     is a score better than guessing     out_of_memory  what to change when memory runs out
+    session    what a start opens and closes, in which order
 
 Start with `context`.
 """

@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, tell, write_json
 from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE, WEIGHTS
-from sfa_dist.boundary.secret import without_secrets_in
-from sfa_dist.checkpoint.failpoints import VARIABLE, parse_failpoints
 from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError
-from sfa_dist.parallel import runtime as parallel_runtime
-from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.parallel.watch.guard import Watch, watched
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import CACHE, REPORT, TEST
 from sfa_dist.run import out_of_memory
-from sfa_dist.run.attempts import Attempts
-from sfa_dist.run.context import LOGS, Run, leave_if_asked
-from sfa_dist.run.lock import held
+from sfa_dist.run.context import Run, leave_if_asked
 from sfa_dist.run.record import (
     code_sha256,
     environment_record,
@@ -42,7 +34,7 @@ from sfa_dist.run.record import (
     write_done,
 )
 from sfa_dist.run.report import write_report
-from sfa_dist.run.tracking import Tracker
+from sfa_dist.run.session import session
 from sfa_dist.stages.assemble import save_final
 from sfa_dist.stages.cache_build import run_cache_stage
 from sfa_dist.stages.feature_cache import cache_block
@@ -62,55 +54,36 @@ def run_recipe(
 
     Raises SfaError: the exit codes of errors.py.
     """
-    with stop.nothing_to_save():
-        runtime = parallel_runtime.start(environment())
-    tracker = Tracker(None, loaded.recipe.log, {}, {})
-    lock = ExitStack()
-    try:
-        resume_from = runtime.on_main(lambda: _resume_from(resume, run_dir, loaded.recipe))
-        if not dry_run:
-            runtime.on_main(lambda: lock.enter_context(held(run_dir, environment())))
-
-        def open_tracker() -> None:
-            nonlocal tracker
-            config = without_secrets_in(loaded.recipe.model_dump(mode="json"))
-            silent = Tracker.console_only(loaded.recipe.log)
-            told = (run_dir, loaded.recipe.log, config, environment())
-            tracker = silent if dry_run else Tracker(*told, stopping=lambda: bool(stop))
-
-        runtime.on_main(open_tracker)
-        main_address = environment().get("MASTER_ADDR", "127.0.0.1")
-        logs = None if dry_run else run_dir / LOGS
-        attempts = Attempts(run_dir, _identity(loaded.recipe), loaded.recipe.stop.same_failures)
-        if not dry_run:
-            runtime.on_main(attempts.begin)
-        watch = Watch()
-
-        def note_end(code: int, text: str) -> None:
-            phase, step = watch.place
-            attempts.end(code, text, phase.partition(" ")[0], step)
-
-        failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
-        try:
-            with watched(runtime, main_address, logs, stop, note_end) as watch:
-                run = Run(loaded.recipe, run_dir, runtime, tracker, stop, dry_run, resume_from, watch, failpoints)
-                _require_agreement(run)
-                _record_run(run)
-                with out_of_memory.told(runtime, watch):
-                    run_stages(run, only)
-        except Exception as error:
-            note_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
-            raise
-        note_end(0, "")
-    finally:
-        tracker.close()
-        lock.close()
-        parallel_runtime.stop()
+    recipe = loaded.recipe
+    with session(recipe, run_dir, stop, dry_run, lambda: _resume_from(resume, run_dir, recipe)) as run:
+        _require_agreement(run)
+        _record_run(run)
+        with out_of_memory.told(run.runtime, run.watch):
+            run_stages(run, only)
 
 
-def _identity(recipe: Recipe) -> str:
-    """Of recipe and code: what a failure may be due to."""
-    return hashlib.sha256(f"{record_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]
+def run_stages(run: Run, only: str | None) -> None:
+    """All stages of the recipe in order, or one of them."""
+    stages = _on_ranks(run)
+    if only in STAGE_NAMES and only not in stages:
+        text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
+        raise run.runtime.for_all(RecipeError(text))
+    if only == CACHE:
+        run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
+    run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
+    for name, stage in stages.items():
+        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE):
+            run_cache_stage(run, stage)
+            gc.collect()
+        if only in (None, name):
+            leave_if_asked(run, f"before {name}")
+            train(run, name, stage)
+            gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
+    if only in (None, TEST):
+        leave_if_asked(run, "before the test")
+        test(run, *list(stages.items())[-1], again=only == TEST)
+    if only in (None, REPORT) and not run.dry_run:
+        run.runtime.on_main(lambda: _report(run, asked=only is not None))
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:
@@ -170,30 +143,6 @@ def _on_ranks(run: Run) -> dict[str, StageBlock]:
         return {name: stage.on_ranks(run.runtime.world_size) for name, stage in _stages(run.recipe).items()}
     except RecipeError as error:  # Each rank finds the same.
         raise run.runtime.for_all(error) from None
-
-
-def run_stages(run: Run, only: str | None) -> None:
-    """All stages of the recipe in order, or one of them."""
-    stages = _on_ranks(run)
-    if only in STAGE_NAMES and only not in stages:
-        text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
-        raise run.runtime.for_all(RecipeError(text))
-    if only == CACHE:
-        run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
-    run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
-    for name, stage in stages.items():
-        if isinstance(stage, Stage2) and stage.cache is not None and only in (None, CACHE):
-            run_cache_stage(run, stage)
-            gc.collect()
-        if only in (None, name):
-            leave_if_asked(run, f"before {name}")
-            train(run, name, stage)
-            gc.collect()  # An engine's cycles would hold a stage's memory while the next one is built.
-    if only in (None, TEST):
-        leave_if_asked(run, "before the test")
-        test(run, *list(stages.items())[-1], again=only == TEST)
-    if only in (None, REPORT) and not run.dry_run:
-        run.runtime.on_main(lambda: _report(run, asked=only is not None))
 
 
 def _report(run: Run, asked: bool) -> None:
