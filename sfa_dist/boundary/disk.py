@@ -95,7 +95,7 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line to stderr, without secrets and terminal escapes. Never raises: stderr may be a file on a full disk
     or a terminal that has closed."""
     with contextlib.suppress(OSError, ValueError):
@@ -105,12 +105,14 @@ def tell(line: str) -> None:
 _unwritten: set[tuple[Path, int | None]] = set()  # Folders already reported, and the errno of each.
 
 
-def tell_unwritten(path: Path, error: OSError) -> None:
+def warn_unwritten(path: Path, error: OSError) -> None:
     """Reports that a record is not written, once for each folder and reason."""
     refusal = (path.parent, error.errno)
     if refusal not in _unwritten:
         _unwritten.add(refusal)
-        tell(f"warning: {path} is not written: {explain(error, path)}; nor are other records until that is mended")
+        print_line(
+            f"warning: {path} is not written: {explain(error, path)}; nor are other records until that is mended"
+        )
 
 
 def write_whole(path: Path, data: bytes) -> None:

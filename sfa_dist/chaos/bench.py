@@ -43,7 +43,7 @@ class BrokenError(Exception):
 class References:
     """Undisturbed runs, and one that was killed half-way, by ranks and overrides: made once, then only read."""
 
-    place: Workplace
+    workplace: Workplace
     made: dict[Any, Path] = field(default_factory=dict)
 
     def undisturbed(self, ranks: int, sets: tuple[str, ...] = ()) -> Path:
@@ -54,9 +54,9 @@ class References:
         """A run whose ranks were all killed in its first stage, with several checkpoints behind it."""
 
         def begin(bench: Bench, run: str) -> None:
-            stage = next(iter(self.place.stages))
+            stage = next(iter(self.workplace.stages))
             job = bench.start(run, sets=sets)
-            half = self.place.steps // 2 // SAVE_EVERY * SAVE_EVERY
+            half = self.workplace.steps // 2 // SAVE_EVERY * SAVE_EVERY
             bench.until(job, (bench.folder / run / stage / CHECKPOINTS / f"step-{half:08d}").exists)
             job.send_to_groups(signal.SIGKILL)
             job.ends(PATIENCE_S)
@@ -65,7 +65,7 @@ class References:
 
     def _once(self, key: Any, make: Callable[[Bench, str], object]) -> Path:
         if key not in self.made:
-            folder = self.place.folder / "references" / str(len(self.made))
+            folder = self.workplace.folder / "references" / str(len(self.made))
             with Bench(self, folder, key[1], random.Random(0)).closing() as bench:
                 make(bench, "run")
             self.made[key] = folder / "run"
@@ -84,7 +84,7 @@ class Bench:
         rounds: int = 1,
         thorough: bool = False,
     ) -> None:
-        self.place, self.references, self.folder, self.ranks = references.place, references, folder, ranks
+        self.workplace, self.references, self.folder, self.ranks = references.workplace, references, folder, ranks
         self.chance, self.rounds, self.thorough = chance, rounds, thorough
         self._jobs: list[Job] = []
         folder.mkdir(parents=True)
@@ -101,7 +101,7 @@ class Bench:
     @property
     def first_stage(self) -> str:
         """The stage in which most faults strike."""
-        return next(iter(self.place.stages))
+        return next(iter(self.workplace.stages))
 
     # ------------------------------------------------------------------------------------------------ runs
 
@@ -122,7 +122,7 @@ class Bench:
         job = Job(
             self.folder,
             outputs,
-            ["--recipe", str(self.place.recipe_file), "--run-dir", str(self.folder / run), *words, *more],
+            ["--recipe", str(self.workplace.recipe_file), "--run-dir", str(self.folder / run), *words, *more],
             world_size=ranks or self.ranks,
             environ={"TMPDIR": str(scratch), **(environ or {})},
             prepare=prepare,
@@ -132,7 +132,7 @@ class Bench:
 
     def for_each_stage(self, sets: Sequence[str]) -> list[str]:
         """`data.workers=1` for every stage that the recipe has."""
-        names = [name for name in STAGE_NAMES if getattr(self.place.recipe, name) is not None]
+        names = [name for name in STAGE_NAMES if getattr(self.workplace.recipe, name) is not None]
         return [f"{name}.{override}" for name in names for override in sets]
 
     def until(self, job: Job, condition: Callable[[], bool]) -> None:
@@ -173,7 +173,7 @@ class Bench:
     def own_clips(self) -> tuple[list[Path], list[str]]:
         """Copies of the first stage's training shards, to be damaged, and the arguments that make a run read them."""
         split = f"{self.first_stage}.train"
-        source = self.place.clips[split][0].parent
+        source = self.workplace.clips[split][0].parent
         folder = self.folder / "clips"
         shutil.copytree(source, folder)
         return sorted(folder.glob("*.tar")), ["--set", f"{self.first_stage}.data.train=['{folder}/*.tar']"]
@@ -192,7 +192,7 @@ class Bench:
 
     def close_to(self, run: str, ranks: int) -> float:
         """The run computes what an undisturbed one on so many ranks does; gives the largest relative gap of a loss."""
-        precision = self.place.stages[self.first_stage].engine.precision
+        precision = self.workplace.stages[self.first_stage].engine.precision
         differences, largest = compare_closely(self.folder / run, self.references.undisturbed(ranks), *CLOSE[precision])
         if differences:
             raise BrokenError(f"losses differ, in {len(differences)} places; the first: {differences[0]}", differences)

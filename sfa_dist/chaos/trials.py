@@ -107,7 +107,7 @@ def play_all(
 
 
 def _play(each: Trial, references: References, ranks: int, options: Options) -> Result:
-    folder = references.place.folder / "trials" / f"{each.name}-on-{ranks}"
+    folder = references.workplace.folder / "trials" / f"{each.name}-on-{ranks}"
     chance = random.Random(f"{options.seed} {each.name} {ranks}")  # Its own, so that --only plays the same faults.
     details: list[str] = []
     passed = False

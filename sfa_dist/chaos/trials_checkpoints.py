@@ -103,11 +103,11 @@ def hostile_checkpoint(bench: Bench) -> str:
     ends = bench.start("run", "--stage", bench.first_stage).ends(PATIENCE_S)
     taken = all(end.code == 0 for end in ends)
     lines = [f"the one before was taken ({bench.fell_back()})" if taken else bench.refused(ends, (74, 78))]
-    if "stage1" in bench.place.stages:
+    if "stage1" in bench.workplace.stages:
         for key, suffix in (("image_checkpoint", "pth"), ("weights", "safetensors")):
             hostile = bench.folder / f"hostile.{suffix}"
             hostile.write_bytes(injectors.pickle_that_touches(canary))
-            stage = "stage2" if key == "weights" and bench.place.recipe.stage2 else "stage1"
+            stage = "stage2" if key == "weights" and bench.workplace.recipe.stage2 else "stage1"
             arguments = ("--set", f"stage1.{key}={hostile}", "--stage", stage)
             lines.append(bench.refused(bench.start(key, *arguments).ends(PATIENCE_S), (74, 78), hostile.name))
     if canary.exists():

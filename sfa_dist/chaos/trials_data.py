@@ -27,7 +27,7 @@ def flipped_clip(bench: Bench) -> str:
     """It has weight 0 and is named, each epoch; nothing takes its place."""
     shards, arguments = bench.own_clips()
     name = injectors.damage_clip(bench.chance.choice(shards), bench.chance)
-    epochs = bench.place.stages[bench.first_stage].schedule.epochs
+    epochs = bench.workplace.stages[bench.first_stage].schedule.epochs
     job = bench.start("run", *_first_stage_only(bench), *arguments, sets=("data.max_bad_fraction=1.0",))
     ends = job.ends(PATIENCE_S)
     if any(end.code for end in ends):
@@ -37,7 +37,7 @@ def flipped_clip(bench: Bench) -> str:
         raise BrokenError(f"{name} was damaged; named is {dict(told)}")
     last = [line for line in log_lines(bench.folder / "run") if line["kind"] == "train"][-1]
     clips = len(load_index(shards))
-    whole = bench.place.stages[bench.first_stage].schedule.max_steps is None
+    whole = bench.workplace.stages[bench.first_stage].schedule.max_steps is None
     if whole and (last["samples_seen"], last["bad_samples"]) != ((clips - 1) * epochs, epochs):
         raise BrokenError(f"{last['samples_seen']} clips seen and {last['bad_samples']} bad ones of {clips} x {epochs}")
     return f"{name} named {told[name]} times, {last['samples_seen']} good clips seen and {last['bad_samples']} bad ones"
@@ -123,7 +123,7 @@ def exactly_once(bench: Bench) -> str:
     """Through the real loader: ids with weight 1, and the ids of damaged clips, are together the index."""
     shards, _ = bench.own_clips()
     name = injectors.damage_clip(bench.chance.choice(shards), bench.chance)
-    stage = bench.place.stages[bench.first_stage]
+    stage = bench.workplace.stages[bench.first_stage]
     index = load_index(shards)
     audits = 0
     for epoch in range(2):
@@ -148,7 +148,7 @@ def _seen(
             stage.batch,
             frames=stage.frames,
             crop=stage.model.image_size,
-            seed=bench.place.recipe.seed,
+            seed=bench.workplace.recipe.seed,
             epoch=epoch,
             rank=rank,
             world_size=ranks,
@@ -175,13 +175,15 @@ def _audit(index: SampleIndex, seen: list[tuple[int, bool]], damaged: str) -> No
 
 def _audit_real(bench: Bench) -> str:
     """The plan over all of the user's training shards, where their index is there to read."""
-    paths = bench.place.real_shards
+    paths = bench.workplace.real_shards
     if not paths:
-        return "" if bench.place.source.startswith("the built-in") else "; the recipe's own shards have no index yet"
+        return (
+            "" if bench.workplace.source.startswith("the built-in") else "; the recipe's own shards have no index yet"
+        )
     index = load_index(paths)
-    stage = bench.place.stages[bench.first_stage]
+    stage = bench.workplace.stages[bench.first_stage]
     for ranks in AUDITED_RANKS:
-        plan = train_plan(index, stage.data, stage.batch, bench.place.recipe.seed, stage.augment.mixup)
+        plan = train_plan(index, stage.data, stage.batch, bench.workplace.recipe.seed, stage.augment.mixup)
         times: Counter[int] = Counter()
         for step in range(plan.steps_per_epoch):
             for rank in range(ranks):

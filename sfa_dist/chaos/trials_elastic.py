@@ -35,9 +35,9 @@ def other_ranks_exactly(bench: Bench) -> str:
 @trial(MOVES, "resume under the other engine", rows=(27,))
 def other_engine(bench: Bench) -> str:
     """DeepSpeed's checkpoint goes on under FSDP2, and the other way round."""
-    engine = bench.place.stages[bench.first_stage].engine
+    engine = bench.workplace.stages[bench.first_stage].engine
     other = ("engine.name=fsdp", "deepspeed=null") if engine.name == "deepspeed" else ("engine.name=deepspeed",)
-    if not bench.place.stages[bench.first_stage].deepspeed:
+    if not bench.workplace.stages[bench.first_stage].deepspeed:
         other = other[:1]
     bench.killed_run()
     bench.complete(sets=other)
@@ -50,7 +50,7 @@ def other_workers(bench: Bench) -> str:
     """From none to two, then to one."""
     bench.killed_run()
     job = bench.start(sets=("data.workers=2",))
-    bench.until_step(job, bench.place.steps - 3)
+    bench.until_step(job, bench.workplace.steps - 3)
     job.send_to_groups(signal.SIGKILL)
     job.ends(PATIENCE_S)
     bench.complete(sets=("data.workers=1",))

@@ -40,7 +40,7 @@ def kill_anywhere(bench: Bench) -> str:
 
 
 def _points(bench: Bench, count: int) -> list[tuple[str, int]]:
-    everywhere = [(stage, step) for stage in bench.place.stages for step in range(bench.place.steps)]
+    everywhere = [(stage, step) for stage in bench.workplace.stages for step in range(bench.workplace.steps)]
     return [everywhere[i] for i in sorted(bench.chance.sample(range(len(everywhere)), min(count, len(everywhere))))]
 
 
@@ -162,7 +162,7 @@ def stop_request_to_the_group(bench: Bench) -> str:
 
 def _stop_three_times(bench: Bench, send: Callable[[Job, signal.Signals], None], sets: tuple[str, ...]) -> str:
     steps = []
-    last = bench.place.steps
+    last = bench.workplace.steps
     for number, step in zip((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), (2, last // 2, last - 4), strict=True):
         job = bench.start(sets=sets)
         bench.until_step(job, step)

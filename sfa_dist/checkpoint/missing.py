@@ -14,16 +14,16 @@ MAX_LINE = 2**20  # Bytes; no relevant line is as long.
 
 
 @dataclass(frozen=True)
-class Told:
+class LoggedSteps:
     """How far a stage has come since it began last: its last step, and that of its last checkpoint (0: none)."""
 
     step: int = 0
     saved: int = 0
 
 
-def told_by_log(log: Path, stage: str, member: str | None = None) -> Told:
+def logged_steps(log: Path, stage: str, member: str | None = None) -> LoggedSteps:
     """What log.jsonl records of a stage, or of a member of its sweep. Unreadable lines are skipped."""
-    told, mark = Told(), f'"stage": "{stage}"'.encode()
+    told, mark = LoggedSteps(), f'"stage": "{stage}"'.encode()
     try:
         with log.open("rb") as file:
             while line := file.readline(MAX_LINE):
@@ -34,7 +34,7 @@ def told_by_log(log: Path, stage: str, member: str | None = None) -> Told:
     return told
 
 
-def _after(told: Told, line: bytes, stage: str, member: str | None) -> Told:
+def _after(told: LoggedSteps, line: bytes, stage: str, member: str | None) -> LoggedSteps:
     try:
         record = parse_json(line)
     except ValueError:
@@ -45,13 +45,13 @@ def _after(told: Told, line: bytes, stage: str, member: str | None) -> Told:
     if type(step) is not int:
         return told
     if event in ("start", "resume"):
-        return Told(step, step)
+        return LoggedSteps(step, step)
     if event == "checkpoint":
-        return Told(max(told.step, step), step)
-    return Told(step, told.saved) if record.get("kind") == "train" else told
+        return LoggedSteps(max(told.step, step), step)
+    return LoggedSteps(step, told.saved) if record.get("kind") == "train" else told
 
 
-def missing(told: Told, root: Path, newest: int) -> tuple[str, bool]:
+def missing(told: LoggedSteps, root: Path, newest: int) -> tuple[str, bool]:
     """(what is gone, in words; whether the run must stop for it), where the newest checkpoint under `root` is of step
     `newest` (0: none). The words are empty when nothing is gone.
 

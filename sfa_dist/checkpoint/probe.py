@@ -66,7 +66,7 @@ class Probe:
         return float(F.cross_entropy(engine.evaluate(self.inputs), self.labels))
 
 
-def place_of(stage: StageBlock, runtime: Runtime) -> dict[str, Any]:
+def platform_of(stage: StageBlock, runtime: Runtime) -> dict[str, Any]:
     """What the last bits of a loss depend on, besides the weights."""
     on_card = runtime.device.type == "cuda"
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}

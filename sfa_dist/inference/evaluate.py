@@ -52,7 +52,7 @@ def evaluate_finished(
             run = Run(recipe, folder, runtime, tracker, stop, dry_run=False, watch=watch)
             runtime.require_equal("the resolved recipe (sha256)", _sha256(record_recipe(recipe)))
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
-            with out_of_memory.told(runtime, watch):
+            with out_of_memory.reported(runtime, watch):
                 summary = {**_scores(run, finished, any_frames, out), "evaluated": dict(asked)}
             if runtime.is_main:  # First: a disk that refuses the file does not take the scores with it.
                 _print(tracker, summary, as_json)

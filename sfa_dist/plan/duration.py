@@ -51,11 +51,11 @@ def stage_duration(
     return Duration(steps, hours, hours * world_size, evaluations * per_micro * share / 3600)
 
 
-def heads_duration(
-    heads: Sequence[StageBlock], clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
+def members_duration(
+    members: Sequence[StageBlock], clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
 ) -> Duration:
-    """The same of a sweep's heads, which take turns step by step: their times add up, their steps are the same ones."""
-    each = [stage_duration(stage, clips, card, world_size, micro_seconds) for stage in heads]
+    """The duration of a sweep's members, which take turns in each step: their times add up, their steps do not."""
+    each = [stage_duration(stage, clips, card, world_size, micro_seconds) for stage in members]
 
     def total(name: str) -> float | None:
         values = [getattr(duration, name) for duration in each]
@@ -119,8 +119,8 @@ def cost_ratio(recipe: Recipe, clips: int | None = None) -> float | None:
     first, second = recipe.stage1, recipe.stage2
     macs = forward_macs(second.model, second.frames)
     baseline = 6.0 * (macs.trunk + macs.tail) * second.schedule.epochs
-    heads = [member.stage for member in sweep_members(recipe)] or [second]
-    own = sum(trained_flops(head) for head in heads) * second.schedule.epochs
+    members = [member.stage for member in sweep_members(recipe)] or [second]
+    own = sum(trained_flops(member) for member in members) * second.schedule.epochs
     if second.cache is not None:
         known = count_clips(second, clips)
         own += extraction_flops(second, known) / known.train if known.train else 0.0

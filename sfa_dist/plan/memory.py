@@ -163,7 +163,7 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
 
 
 def predict_together(stages: Sequence[StageBlock], world_size: int = 1) -> MemoryPlan:
-    """The memory plan of stages that train together and take turns, as the heads of a sweep: all of them rest on the
+    """The memory plan of stages that train together and take turns, as the members of a sweep: all of them rest on the
     device, and one at a time works."""
     kinds: dict[str, MemoryPlan] = {}
     plans = [kinds.get(kind) or kinds.setdefault(kind, predict(stage, world_size)) for kind, stage in _kinds(stages)]

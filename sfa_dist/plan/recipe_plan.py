@@ -13,7 +13,7 @@ from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
 from sfa_dist.plan.dataset import ClipCounts, count_clips
-from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, heads_duration
+from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, members_duration
 from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict_together, stages_of
@@ -40,11 +40,11 @@ class Need:
 
 @dataclass(frozen=True)
 class StagePlan(Need):
-    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for. `heads` are
+    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for. `members` are
     those that a sweep trains together, and the stage alone where there is none."""
 
     stage: StageBlock
-    heads: Sequence[StageBlock]
+    members: Sequence[StageBlock]
     max_frames: int | None
     max_micro: int | None
     clips: ClipCounts
@@ -169,9 +169,9 @@ def plan_recipe(
         stage = whole.on_ranks(world_size)
         if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
             continue
-        heads = _heads(recipe, name, world_size) or [stage]
+        members = _members(recipe, name, world_size) or [stage]
         tell(f"{name}: memory of {stage.frames} frames")
-        memory = predict_together(heads, world_size)
+        memory = predict_together(members, world_size)
         fits = memory.peak_bytes <= limit
         tell(f"{name}: clips of the data set")
         known = count_clips(stage, clips)
@@ -187,23 +187,23 @@ def plan_recipe(
                 memory=memory,
                 fits=fits,
                 stage=stage,
-                heads=heads,
-                max_frames=largest_frames(heads, world_size, limit, memory.peak_bytes) if search else None,
-                max_micro=largest_micro(heads, world_size, limit, memory.peak_bytes) if search else None,
+                members=members,
+                max_frames=largest_frames(members, world_size, limit, memory.peak_bytes) if search else None,
+                max_micro=largest_micro(members, world_size, limit, memory.peak_bytes) if search else None,
                 clips=known,
-                duration=heads_duration(heads, known, card, world_size, (micro_seconds or {}).get(name)),
+                duration=members_duration(members, known, card, world_size, (micro_seconds or {}).get(name)),
                 checkpoint_bytes=checkpoint_bytes(stage, memory),
-                wire_bytes=sum(wire_bytes(head, world_size) for head in heads),
+                wire_bytes=sum(wire_bytes(member, world_size) for member in members),
                 advice=cheapest_fit(name, stage, card, world_size, memory)
-                if search and not fits and len(heads) == 1
+                if search and not fits and len(members) == 1
                 else None,
             )
         )
     return RecipePlan(recipe, card, world_size, plans, extraction)
 
 
-def _heads(recipe: Recipe, name: str, world_size: int) -> list[StageBlock]:
-    """The heads that the recipe's sweep trains together in this stage; none without."""
+def _members(recipe: Recipe, name: str, world_size: int) -> list[StageBlock]:
+    """The members that the recipe's sweep trains together in this stage; none without."""
     return [member.stage.on_ranks(world_size) for member in sweep_members(recipe)] if name == "stage2" else []
 
 
@@ -227,9 +227,9 @@ def categories_gib(plan: Need) -> dict[str, float]:
     return {name: size / GIB for name, size in sizes.items()}
 
 
-def memory_line(heads: Sequence[StageBlock], world_size: int, device: torch.device) -> str:
-    """One line on whether a stage, or the heads of a sweep together, fit the card of this process, for `--dry-run`."""
-    peak = predict_together(heads, world_size).peak_bytes
+def memory_line(members: Sequence[StageBlock], world_size: int, device: torch.device) -> str:
+    """For `--dry-run`: whether a stage, or the members of a sweep together, fit the card of this process."""
+    peak = predict_together(members, world_size).peak_bytes
     needed = f"memory plan: {(peak + reserve_bytes(peak)) / GIB:.1f} GiB a GPU, {peak / GIB:.1f} GiB of it tensors"
     if device.type != "cuda":
         return f"{needed}; there is no GPU here to compare it with"
@@ -255,7 +255,7 @@ def _stage_json(plan: StagePlan) -> dict[str, Any]:
     return {
         **_need_json(plan),
         "host_gib": plan.host_bytes / GIB,
-        "heads": len(plan.heads),
+        "heads": len(plan.members),
         "frames": plan.stage.frames,
         "max_frames": plan.max_frames,
         "micro_batch": plan.stage.batch.micro,
@@ -280,10 +280,12 @@ def _too_much(need: Need, card: Card) -> str:
 
 def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
     needed, found = _too_much(plan, card), plan.advice
-    if len(plan.heads) > 1:
-        few = heads_that_fit(plan.heads, card, world_size)
+    if len(plan.members) > 1:
+        few = members_that_fit(plan.members, card, world_size)
         share = f"the first {few} fit together" if few else "not one of them fits alone"
-        return f"{needed}: {len(plan.heads)} heads train together, {share}; take fewer of them (sweep), or more ranks"
+        return (
+            f"{needed}: {len(plan.members)} members train together, {share}; take fewer of them (sweep), or more ranks"
+        )
     if found is None:
         return f"{needed}: nothing that was tried makes it fit; take a larger card, a smaller model or fewer frames"
     what = " ".join(f"--set {value}" for value in found.sets)
@@ -296,12 +298,12 @@ def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
     return f"{needed}: {what} makes it {found.gib:.1f} GiB, {cost}"
 
 
-def heads_that_fit(heads: Sequence[StageBlock], card: Card, world_size: int) -> int:
-    """How many of a sweep's heads, from the first on, fit together."""
-    low, high = 0, len(heads)
+def members_that_fit(members: Sequence[StageBlock], card: Card, world_size: int) -> int:
+    """How many of a sweep's members, from the first on, fit together."""
+    low, high = 0, len(members)
     while low < high:
         middle = (low + high + 1) // 2
-        if predict_together(heads[:middle], world_size).peak_bytes <= largest_peak(card):
+        if predict_together(members[:middle], world_size).peak_bytes <= largest_peak(card):
             low = middle
         else:
             high = middle - 1

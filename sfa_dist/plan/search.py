@@ -52,7 +52,7 @@ def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ce
 def largest_frames(
     stages: Sequence[StageBlock], world_size: int, limit: int, known: int, ceiling: int = FRAMES_LIMIT
 ) -> int:
-    """Frames up to `ceiling` with which the peak of a stage, or of the heads of a sweep that train together, stays
+    """Frames up to `ceiling` with which the peak of a stage, or of the members of a sweep that train together, stays
     within `limit` bytes."""
 
     def peak(frames: int) -> int:

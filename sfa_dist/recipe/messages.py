@@ -1,4 +1,4 @@
-"""Turns the schema's complaints into lines a user can act on: place, key, what was expected, and a suggestion."""
+"""Turns the schema's complaints into lines a user can act on: source, key, what was expected, and a suggestion."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def describe_errors(error: ValidationError, root: Node, schema: type[RecipeBlock
 def _describe(detail: ErrorDetails, root: Node, homes: Mapping[str, list[str]], shared: Collection[str]) -> str:
     path = [*detail["loc"], *_field_of(detail)]
     node, depth = find(root, path)
-    kind, start = detail["type"], f"{node.place}: {node.key}: " if node.key else f"{node.place}: "
+    kind, start = detail["type"], f"{node.source}: {node.key}: " if node.key else f"{node.source}: "
     if kind == "missing":
         name = str(path[-1])
         top = " (it may also stand at the top level)" if name in shared else ""
         return f"{start}'{name}' is missing{top}"
     if kind == "extra_forbidden":
         parent = path[1:-1] if len(path) > 2 and path[1] in shared else path[:-1]
-        return f"{node.place}: unknown key '{node.key}'; {_suggest(str(path[-1]), '.'.join(map(str, parent)), homes)}"
+        return f"{node.source}: unknown key '{node.key}'; {_suggest(str(path[-1]), '.'.join(map(str, parent)), homes)}"
     expected = _EXPECTED.get(kind)
     if expected is None:
         return start + detail["msg"].removeprefix("Value error, ")

@@ -189,10 +189,10 @@ def _spread_defaults(root: Node) -> Node:
             spread = {key: merge(value, own[key]) if key in own else value for key, value in defaults.items()}
             top[name] = replace(top[name], value={**own, **spread})
     whole = drop_marks(replace(root, value=top))
-    taken = {leaf.place for leaf in leaves(whole)}
+    taken = {leaf.source for leaf in leaves(whole)}
     for leaf in (leaf for block in defaults.values() for leaf in leaves(block)):
-        if leaf.place.startswith("--set ") and leaf.place not in taken and any(stages.values()):
-            raise RecipeError(f"{leaf.place}: has no effect, each stage sets its own: write <stage>.{leaf.key}=...")
+        if leaf.source.startswith("--set ") and leaf.source not in taken and any(stages.values()):
+            raise RecipeError(f"{leaf.source}: has no effect, each stage sets its own: write <stage>.{leaf.key}=...")
     return whole
 
 
@@ -204,7 +204,7 @@ def _origins(tree: dict[str, Any], root: Node, path: tuple[str, ...]) -> dict[st
             origins |= _origins(value, root, here)
         else:
             node, depth = find(root, here)
-            origins[".".join(here)] = node.place if depth == len(here) else "default"
+            origins[".".join(here)] = node.source if depth == len(here) else "default"
     return origins
 
 

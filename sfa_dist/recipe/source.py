@@ -1,6 +1,6 @@
 """The sources of a recipe, put together: its file, the files under `_base_`, `--set` overrides and `${VAR}`s.
 
-Everything stays a tree of `Node`s, so each value carries the place it came from through all of it. This module knows
+Everything stays a tree of `Node`s, so each value carries the source it came from through all of it. This module knows
 no schema: `schema.py` types the tree.
 """
 
@@ -37,7 +37,7 @@ def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]
     """The whole tree of a recipe: bases merged, overrides set, variables filled in.
 
     `_delete_` marks are still in it, because stage defaults obey them too: `drop_marks` takes them out.
-    Raises RecipeError with the place, for all that is wrong before types are known.
+    Raises RecipeError with the source, for all that is wrong before types are known.
     """
     root = _Files(environ).read(path)
     for override in overrides:
@@ -70,7 +70,7 @@ def drop_marks(node: Node) -> Node:
         return node
     mark = node.value.get(DELETE)
     if mark is not None and not isinstance(mark.value, bool):
-        raise RecipeError(f"{mark.place}: {mark.key}: expected true or false, got {plain(mark)!r}")
+        raise RecipeError(f"{mark.source}: {mark.key}: expected true or false, got {plain(mark)!r}")
     return replace(node, value={key: drop_marks(child) for key, child in node.value.items() if key != DELETE})
 
 
@@ -115,23 +115,23 @@ class _Files:
         self._count = 0
 
     def read(self, path: Path, chain: tuple[Path, ...] = (), asked_at: str = "") -> Node:
-        """One file. `chain` holds the files that led here, `asked_at` the place of the `_base_`."""
+        """One file. `chain` holds the files that led here, `asked_at` the source of the `_base_`."""
         if path.resolve() in [earlier.resolve() for earlier in chain]:
             names = " -> ".join(str(file) for file in (*chain, path))
             raise RecipeError(f"{asked_at}: {BASE} goes round in a circle: {names}")
         self._count += 1
         if self._count > MAX_FILES:
             raise RecipeError(f"{asked_at}: {BASE}: the recipe is put together from more than {MAX_FILES} files")
-        root = parse(_read_text(path, asked_at), place=lambda line: f"{path}:{line}")
+        root = parse(_read_text(path, asked_at), source=lambda line: f"{path}:{line}")
         if root.value is None:
             root = Node({}, str(path))
         if not isinstance(root.value, dict):
-            raise RecipeError(f"{root.place}: a recipe is a block of `key: value` lines")
-        own = replace(root, place=str(path), value={key: child for key, child in root.value.items() if key != BASE})
+            raise RecipeError(f"{root.source}: a recipe is a block of `key: value` lines")
+        own = replace(root, source=str(path), value={key: child for key, child in root.value.items() if key != BASE})
         merged = Node({}, str(path))
         for base in _bases(root.value.get(BASE), self._environ):
             base_path = _base_path(path.parent, str(base.value))
-            merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), asked_at=base.place)))
+            merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), asked_at=base.source)))
         return merge(merged, own)
 
 
@@ -153,7 +153,7 @@ def _bases(entry: Node | None, environ: Mapping[str, str]) -> list[Node]:
     names = entry.value if isinstance(entry.value, list) else [entry]
     for name in names:
         if not isinstance(name.value, str):
-            raise RecipeError(f"{name.place}: {BASE}: expected a path or a list of paths, got {plain(name)!r}")
+            raise RecipeError(f"{name.source}: {BASE}: expected a path or a list of paths, got {plain(name)!r}")
     return [_expand(name, environ) for name in names]
 
 
@@ -193,14 +193,14 @@ def _neighbours(path: Path) -> str:
 
 def _override(root: Node, text: str) -> Node:
     """Sets one `key.path=value`. Raises RecipeError where it cannot be read or its path leads through a value."""
-    place = f"--set {text}"
+    source = f"--set {text}"
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"{place}: expected key.path=value")
+        raise RecipeError(f"{source}: expected key.path=value")
     if len(keys) > MAX_SET_KEYS:
-        raise RecipeError(f"{place[:200]}...: {len(keys)} keys deep, a recipe has at most {MAX_SET_KEYS}")
-    leaf = parse(value, place=lambda line: place, key=".".join(keys), flow_only=True)
+        raise RecipeError(f"{source[:200]}...: {len(keys)} keys deep, a recipe has at most {MAX_SET_KEYS}")
+    leaf = parse(value, source=lambda line: source, key=".".join(keys), flow_only=True)
     return _assign(root, keys, leaf)
 
 
@@ -208,10 +208,10 @@ def _assign(node: Node, keys: list[str], leaf: Node) -> Node:
     if not keys:
         return merge(node, leaf)
     if not isinstance(node.value, dict):
-        raise RecipeError(f"{leaf.place}: '{node.key}' is {_short(node)} ({node.place}), not a block")
+        raise RecipeError(f"{leaf.source}: '{node.key}' is {_short(node)} ({node.source}), not a block")
     name = keys[0]
     key = f"{node.key}.{name}" if node.key else name
-    child = node.value.get(name) or Node({}, leaf.place, key)
+    child = node.value.get(name) or Node({}, leaf.source, key)
     return replace(node, value={**node.value, name: _assign(child, keys[1:], leaf)})
 
 
@@ -242,14 +242,14 @@ def _expand(node: Node, environ: Mapping[str, str]) -> Node:
             return "${"
         if name is None:
             raise RecipeError(
-                f"{node.place}: {node.key}: '${{' opens no variable: write ${{NAME}}, ${{NAME:-default}}, "
+                f"{node.source}: {node.key}: '${{' opens no variable: write ${{NAME}}, ${{NAME:-default}}, "
                 "or $${ for the two characters"
             )
         if default is not None:
             return environ.get(name) or default
         if name not in environ:
             raise RecipeError(
-                f"{node.place}: {node.key}: the environment variable {name} is not set; "
+                f"{node.source}: {node.key}: the environment variable {name} is not set; "
                 f"set it or write ${{{name}:-default}}"
             )
         return environ[name]
@@ -265,7 +265,7 @@ def _expand(node: Node, environ: Mapping[str, str]) -> Node:
 def _require_usable(text: str, node: Node) -> None:
     if found := _UNUSABLE.search(text):
         key = f"{node.key}: " if node.key else ""
-        raise RecipeError(f"{node.place}: {key}the character {found[0]!a} is not allowed")
+        raise RecipeError(f"{node.source}: {key}the character {found[0]!a} is not allowed")
 
 
 def escape_variables(value: Any) -> Any:

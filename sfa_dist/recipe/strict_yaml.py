@@ -37,15 +37,15 @@ _BOOL_ELSEWHERE = ("y", "n", "yes", "no", "on", "off")
 
 @dataclass(frozen=True)
 class Node:
-    """A value, the place it came from (`recipes/h_96f.yaml:12`) and its dotted key as written there (`batch.size`)."""
+    """A value, the source it came from (`recipes/h_96f.yaml:12`) and its dotted key as written there (`batch.size`)."""
 
     value: Scalar | list[Node] | dict[str, Node]
-    place: str
+    source: str
     key: str = ""
 
 
 def plain(node: Node) -> Any:
-    """The value without its places."""
+    """The value without its sources."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
@@ -86,8 +86,8 @@ def _refusal(problem: str, event: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
-def parse(text: str, place: Callable[[int], str], key: str = "", flow_only: bool = False) -> Node:
-    """Reads one document; empty text is null. `place` turns a line number into the place that errors and origins name.
+def parse(text: str, source: Callable[[int], str], key: str = "", flow_only: bool = False) -> Node:
+    """Reads one document; empty text is null. `source` turns a line number into what errors and origins name.
 
     `flow_only` refuses blocks: a command line holds one scalar, `[list]` or `{block}`.
     Raises RecipeError for all that this module's docstring refuses.
@@ -95,52 +95,52 @@ def parse(text: str, place: Callable[[int], str], key: str = "", flow_only: bool
     try:
         root = _StrictLoader(text).get_single_node()
         if root is None:
-            return Node(None, place(1), key)
+            return Node(None, source(1), key)
         if flow_only and isinstance(root, yaml.CollectionNode) and not root.flow_style:
-            raise RecipeError(f"{place(1)}: give a single value, [a, b] or {{key: value}}")
-        return _build(root, key, root.start_mark.line + 1, place)
+            raise RecipeError(f"{source(1)}: give a single value, [a, b] or {{key: value}}")
+        return _build(root, key, root.start_mark.line + 1, source)
     except yaml.MarkedYAMLError as error:
-        raise RecipeError(_syntax_message(error, place)) from None
+        raise RecipeError(_syntax_message(error, source)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(f"{place(line)}: the character #x{error.character:02x} is not allowed") from None
+        raise RecipeError(f"{source(line)}: the character #x{error.character:02x} is not allowed") from None
     except RecursionError:
-        raise RecipeError(f"{place(1)}: blocks or lists are nested too deeply") from None
+        raise RecipeError(f"{source(1)}: blocks or lists are nested too deeply") from None
 
 
-def _syntax_message(error: yaml.MarkedYAMLError, place: Callable[[int], str]) -> str:
+def _syntax_message(error: yaml.MarkedYAMLError, source: Callable[[int], str]) -> str:
     began, found = error.context_mark, error.problem_mark or error.context_mark
     line = found.line + 1 if found else 1
     message = error.problem or "not YAML"
     if error.context:
         since = f" that begins on line {began.line + 1}" if began and began.line + 1 != line else ""
         message = f"{error.context}{since}, {message}"
-    return f"{place(line)}: {message}"
+    return f"{source(line)}: {message}"
 
 
-def _build(node: yaml.Node, key: str, line: int, place: Callable[[int], str]) -> Node:
+def _build(node: yaml.Node, key: str, line: int, source: Callable[[int], str]) -> Node:
     if isinstance(node, yaml.ScalarNode):
-        return Node(resolve_scalar(node.value) if node.style is None else node.value, place(line), key)
+        return Node(resolve_scalar(node.value) if node.style is None else node.value, source(line), key)
     if isinstance(node, yaml.SequenceNode):
-        items = [_build(item, f"{key}[{i}]", item.start_mark.line + 1, place) for i, item in enumerate(node.value)]
-        return Node(items, place(line), key)
+        items = [_build(item, f"{key}[{i}]", item.start_mark.line + 1, source) for i, item in enumerate(node.value)]
+        return Node(items, source(line), key)
     children: dict[str, Node] = {}
     lines: dict[str, int] = {}
     for name_node, child in node.value:
         child_line = name_node.start_mark.line + 1
-        name = _key_name(name_node, place(child_line))
+        name = _key_name(name_node, source(child_line))
         if name in children:
-            raise RecipeError(f"{place(child_line)}: duplicate key '{name}'; it stands on line {lines[name]} already")
-        children[name] = _build(child, f"{key}.{name}" if key else name, child_line, place)
+            raise RecipeError(f"{source(child_line)}: duplicate key '{name}'; it stands on line {lines[name]} already")
+        children[name] = _build(child, f"{key}.{name}" if key else name, child_line, source)
         lines[name] = child_line
-    return Node(children, place(line), key)
+    return Node(children, source(line), key)
 
 
-def _key_name(node: yaml.Node, place: str) -> str:
+def _key_name(node: yaml.Node, source: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise RecipeError(f"{place}: a key must be text, not a list or a block")
+        raise RecipeError(f"{source}: a key must be text, not a list or a block")
     if node.style is None and not isinstance(resolve_scalar(node.value), str):
-        raise RecipeError(f"{place}: the key {node.value or 'null'} is not text; quote it if it is meant so")
+        raise RecipeError(f"{source}: the key {node.value or 'null'} is not text; quote it if it is meant so")
     return str(node.value)
 
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.boundary.disk import explain, parse_json, read_plain, tell_unwritten, write_json
+from sfa_dist.boundary.disk import explain, parse_json, read_plain, warn_unwritten, write_json
 from sfa_dist.boundary.file_names import ATTEMPTS
 from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import CheckpointError, LostRankError
@@ -72,7 +72,7 @@ class Attempts:
         try:
             write_json(self._path, self._entries[-KEPT:])
         except OSError as error:
-            tell_unwritten(self._path, error)
+            warn_unwritten(self._path, error)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

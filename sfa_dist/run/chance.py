@@ -124,7 +124,7 @@ def verdicts(line: Line) -> list[str]:
     return [*found, WHAT_TO_DO] if found else []
 
 
-def telling(line: Line) -> dict[str, Any]:
+def console_line(line: Line) -> dict[str, Any]:
     """A line for the console: without KEYS, and without a top-5 that says nothing."""
     hidden = {f"{head}acc5" for head in ("", *heads_of(line)) if not shows_top5(line, head)}
     return {

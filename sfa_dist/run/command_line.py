@@ -15,14 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.boundary.disk import explain, path_argument, tell
+from sfa_dist.boundary.disk import explain, path_argument, print_line
 from sfa_dist.boundary.secret import without_secrets
 from sfa_dist.errors import PreemptedError, SfaError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.launch import read_launch
 from sfa_dist.parallel.stop_flag import INTERRUPTED, INTERRUPTED_CODE
 
-UNTOLD_S = 2.0
+SILENT_EXIT_S = 2.0
 LAUNCHER_S = 0.5
 EXIT_CODES = """\
 exit codes:
@@ -68,23 +68,23 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
             if isinstance(error, PreemptedError):
                 _let_launcher_speak()
             said = without_secrets(" ".join(str(error).split()))
-            tell(f"{prefix}: {said}")
-            _tell_as_json(words, said, error.exit_code, error.report or {})
+            print_line(f"{prefix}: {said}")
+            _print_as_json(words, said, error.exit_code, error.report or {})
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
         reason = explain(error) if disk else error
         said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
-        tell(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
+        print_line(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
         code = 74 if disk else 70
-        _tell_as_json(words, said, code, {})
+        _print_as_json(words, said, code, {})
         return code
     except KeyboardInterrupt:
-        tell(INTERRUPTED)
+        print_line(INTERRUPTED)
         return INTERRUPTED_CODE
 
 
-def _tell_as_json(words: Sequence[str], said: str, code: int, report: Mapping[str, Any]) -> None:
+def _print_as_json(words: Sequence[str], said: str, code: int, report: Mapping[str, Any]) -> None:
     """Under --json a failure is an object on stdout too: `error`, `exit_code`, and what the command had found."""
     if "--json" in words:
         with suppress(BrokenPipeError):  # The reader of stdout has left; the error is on stderr.
@@ -129,4 +129,4 @@ def patience(code: int) -> float:
         launch = read_launch(environment())
     except (UsageError, ValueError):
         return 0.0
-    return 0.0 if launch.prints_errors or code in (0, PreemptedError.exit_code) else UNTOLD_S
+    return 0.0 if launch.prints_errors or code in (0, PreemptedError.exit_code) else SILENT_EXIT_S

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.boundary.disk import explain, parse_json, tell, tell_unwritten
+from sfa_dist.boundary.disk import explain, parse_json, print_line, warn_unwritten
 from sfa_dist.boundary.file_names import LOCK
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.process_state import started_at
@@ -47,7 +47,7 @@ def held(run_dir: Path, environ: Mapping[str, str]) -> Iterator[None]:
         try:
             path.unlink(missing_ok=True)  # While it is still locked, so that nobody finds it without a holder.
         except OSError as error:  # The next job finds it free all the same.
-            tell(f"warning: {path} is not removed: {explain(error, path)}")
+            print_line(f"warning: {path} is not removed: {explain(error, path)}")
         os.close(descriptor)
 
 
@@ -76,7 +76,7 @@ def _lock(descriptor: int, path: Path, me: dict[str, Any]) -> None:
             raise _refusal(path, holder, "wait for it, or stop it") from None
         if error.errno not in NO_LOCKS:
             raise
-        tell(f"{path}: the file system has no locks ({error}); going by what the file says")
+        print_line(f"{path}: the file system has no locks ({error}); going by what the file says")
         if not _is_over(holder, me):
             raise _refusal(path, holder, f"if that job is dead, remove {path}") from None
 
@@ -125,4 +125,4 @@ def _write(descriptor: int, path: Path, holder: dict[str, Any]) -> None:
         os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         os.fsync(descriptor)
     except OSError as error:  # It is locked; only the holder's name is missing.
-        tell_unwritten(path, error)
+        warn_unwritten(path, error)

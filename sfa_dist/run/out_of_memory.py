@@ -19,14 +19,14 @@ CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain Runti
 
 
 @contextmanager
-def told(runtime: Runtime, watch: Watch) -> Iterator[None]:
+def reported(runtime: Runtime, watch: Watch) -> Iterator[None]:
     """Turns running out of memory into a LostRankError of one line; the watch informs the other ranks."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_TEXT not in str(error):
             raise
-        phase, step = watch.place
+        phase, step = watch.position
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         who = f"rank {runtime.rank} on {runtime.host} is out of memory in phase {phase} at step {step}"
         raise LostRankError(f"{who} ({first_line}; {runtime.memory_summary()}); {ADVICE}") from error

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import sfa_dist
 from sfa_dist.boundary.counted import counted
-from sfa_dist.boundary.disk import explain, read_object, tell_unwritten, write_if_new, write_json
+from sfa_dist.boundary.disk import explain, read_object, warn_unwritten, write_if_new, write_json
 from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
@@ -138,7 +138,7 @@ def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
     try:
         keep()
     except OSError as error:
-        tell_unwritten(path, error)
+        warn_unwritten(path, error)
 
 
 def collect_results(run_dir: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class _Session:
         self._note_end(0, "")
 
     def _note_end(self, code: int, text: str) -> None:
-        phase, step = self._watch.place
+        phase, step = self._watch.position
         self._attempts.end(code, text, phase.partition(" ")[0], step)
 
     def close(self) -> None:

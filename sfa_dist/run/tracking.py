@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sfa_dist.boundary.disk import tell, write_if_new
+from sfa_dist.boundary.disk import print_line, write_if_new
 from sfa_dist.boundary.file_names import CONSOLE, LOG
 from sfa_dist.boundary.plain import for_terminal
 from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.recipe.blocks import LogBlock
-from sfa_dist.run.chance import guessing, telling
+from sfa_dist.run.chance import console_line, guessing
 
 WANDB_URL = "https://api.wandb.ai"
 
@@ -59,7 +59,9 @@ class LineFile:
         except OSError as error:
             if not self._told:
                 self._told = True
-                tell(f"{self.path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on")
+                print_line(
+                    f"{self.path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on"
+                )
 
     def flush(self) -> None:
         """Nothing is held back that could be written."""
@@ -68,7 +70,7 @@ class LineFile:
         """Says how much is lost, if anything still waits."""
         if self._waiting:
             lines = self._waiting.count(b"\n")
-            tell(f"{self.path} lacks its last {lines} lines: no room for them was made")
+            print_line(f"{self.path} lacks its last {lines} lines: no room for them was made")
         self._file.close()
 
 
@@ -171,7 +173,7 @@ class Tracker:
                 try:
                     file.close()
                 except OSError as error:  # A network disk tells then that it is full.
-                    tell(f"{file.path} may lack its last lines: {error.strerror}")
+                    print_line(f"{file.path} may lack its last lines: {error.strerror}")
             self._jsonl, self._consoles = None, []
 
     def _start_wandb(self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
@@ -181,7 +183,7 @@ class Tracker:
         if mode == "auto":
             mode = environ.get("WANDB_MODE") or ("online" if _has_key(environ) else "offline")
         if mode == "online" and not _has_key(environ):  # It would ask for one, and wait.
-            tell("wandb is offline: there is no key (WANDB_API_KEY or .netrc); `wandb sync` sends the run later")
+            print_line("wandb is offline: there is no key (WANDB_API_KEY or .netrc); `wandb sync` sends the run later")
             mode = "offline"
 
         def begin() -> None:
@@ -240,7 +242,7 @@ class Tracker:
             self._wandb_failed = True
             self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
             if not self._stops_soon():
-                tell(f"wandb is off for this run: {type(error).__name__}: {error}")
+                print_line(f"wandb is off for this run: {type(error).__name__}: {error}")
 
     def _stops_soon(self) -> bool:
         """Whether wandb's service ended because the run does: a launcher's signal reaches it too, and first."""
@@ -279,7 +281,7 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
 def eval_line(place: str, result: Mapping[str, Any]) -> str:
     """The console line of an evaluation. `chance` is what guessing scores."""
     guessed = guessing(result)
-    shown = telling(result) | ({} if guessed is None else {"chance": guessed})
+    shown = console_line(result) | ({} if guessed is None else {"chance": guessed})
     scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
     return f"Eval {place} {scores} clips: {result['samples']}"
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from sfa_dist.boundary.file_names import QUARANTINE
-from sfa_dist.data.batches.feed import FeedPlace, Streams, feed
+from sfa_dist.data.batches.feed import FeedSettings, Streams, feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader, train_loader
 from sfa_dist.data.features.feature_stream import feature_eval_loader, feature_train_loader
@@ -61,9 +61,9 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    loops_told = _say_notices(run, name, stage, index)
+    loops_reported = _say_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
-    streams = replace(make_streams(run, stage, index, val, cache), loops_told=loops_told)
+    streams = replace(make_streams(run, stage, index, val, cache), loops_reported=loops_reported)
     return StageData(
         streams, cache, classes_id(index.classes, stage.model), (len(index), index_size(val)), index.sha256
     )
@@ -105,7 +105,7 @@ def make_streams(
 ) -> Streams:
     """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
     world = run.runtime.world_size
-    place = feed_place(run)
+    place = feed_settings(run)
 
     def asked() -> bool:
         return bool(run.stop)
@@ -142,11 +142,11 @@ def make_streams(
     )
 
 
-def feed_place(run: Run) -> FeedPlace:
+def feed_settings(run: Run) -> FeedSettings:
     """Where this rank writes down what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
-    return FeedPlace(who, run.directory / QUARANTINE, stacks, device=run.runtime.device, state_of=state_of)
+    return FeedSettings(who, run.directory / QUARANTINE, stacks, device=run.runtime.device, state_of=state_of)
 
 
 def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.boundary.counted import counted
-from sfa_dist.boundary.disk import explain, tell, write_json
+from sfa_dist.boundary.disk import explain, print_line, write_json
 from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE, WEIGHTS
 from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError
@@ -58,7 +58,7 @@ def run_recipe(
     with session(recipe, run_dir, stop, dry_run, lambda: _resume_from(resume, run_dir, recipe)) as run:
         _require_agreement(run)
         _record_run(run)
-        with out_of_memory.told(run.runtime, run.watch):
+        with out_of_memory.reported(run.runtime, run.watch):
             run_stages(run, only)
 
 
@@ -154,7 +154,7 @@ def _report(run: Run, asked: bool) -> None:
         if asked:
             raise
         told = explain(error, run.directory)
-        tell(f"warning: the report is not written: {told}; when that is mended: sfa report {run.directory}")
+        print_line(f"warning: the report is not written: {told}; when that is mended: sfa report {run.directory}")
 
 
 def train(run: Run, name: str, stage: StageBlock) -> None:

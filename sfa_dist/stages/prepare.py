@@ -11,8 +11,8 @@ import torch
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.boundary.file_names import CHECKPOINTS, DONE, LOG
 from sfa_dist.checkpoint.failpoints import Failpoints
-from sfa_dist.checkpoint.missing import missing, told_by_log
-from sfa_dist.checkpoint.probe import check_probe, place_of
+from sfa_dist.checkpoint.missing import logged_steps, missing
+from sfa_dist.checkpoint.probe import check_probe, platform_of
 from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
@@ -167,7 +167,7 @@ def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> 
 
 def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
     """All ranks compute it, and rank 0, which has recorded it, compares."""
-    loss, place = trainer.probe.loss(trainer.engine), place_of(trainer.stage, trainer.runtime)
+    loss, place = trainer.probe.loss(trainer.engine), platform_of(trainer.stage, trainer.runtime)
     trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
 
 
@@ -229,7 +229,7 @@ def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: 
 def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
     """Says what log.jsonl remembers and the folder does not hold. Raises CheckpointError where that is everything."""
     newest = int(found.stem.removeprefix("step-")) if found else 0
-    words, forbids = missing(told_by_log(run.directory / LOG, name, member), root, newest)
+    words, forbids = missing(logged_steps(run.directory / LOG, name, member), root, newest)
     who = f"{name} ({member})" if member else name
     if forbids and (root.parent / DONE).exists():
         return  # It ended early (schedule.max_steps): whoever asks for more steps is told there.

@@ -26,7 +26,7 @@ from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import collect_results, read_done, stage_inputs
 from sfa_dist.stages.assemble import Parts, load_for_test, trained_classes
-from sfa_dist.stages.open_data import check_classes, feed_place, open_split
+from sfa_dist.stages.open_data import check_classes, feed_settings, open_split
 from sfa_dist.stages.sweep import STAGE as SWEPT
 from sfa_dist.stages.sweep import member_directory, trained_members
 from sfa_dist.stages.sweep_scores import score_sweep
@@ -69,7 +69,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     main_sums: ClassificationSums | None = None
     if swept:
         grid = run.recipe.test.view_grids[-1]
-        batches = feed(_batches(run, stage, index, grid, "time"), feed_place(run), lambda: bool(run.stop))
+        batches = feed(_batches(run, stage, index, grid, "time"), feed_settings(run), lambda: bool(run.stop))
         keep = predictions_of(run, stage, index, folder)
         found = score_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
         finish_predictions(run, keep, grid)
@@ -254,7 +254,7 @@ def _score(
     sums = evaluate(
         predict,
         _scoring(run, stage),
-        feed(_batches(run, stage, index, grid, order), feed_place(run), lambda: bool(run.stop)),
+        feed(_batches(run, stage, index, grid, order), feed_settings(run), lambda: bool(run.stop)),
         run.runtime,
         run.stop,
         lambda bad, clips: note_bad_test_clips(bad, clips, TEST, 0, budget, run.tracker),

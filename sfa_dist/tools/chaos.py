@@ -111,18 +111,18 @@ def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any
     recipe = arguments.recipe or write_builtin(folder / "builtin")
     loaded = load_recipe(recipe, arguments.set, environment())
     source = str(arguments.recipe) if arguments.recipe else "the built-in recipe"
-    place = make_workplace(folder, loaded, source, arguments.steps, arguments.tiny_model)
+    workplace = make_workplace(folder, loaded, source, arguments.steps, arguments.tiny_model)
     console.print(f"sfa chaos: {source}, in {folder}", markup=False, highlight=False)
-    for note in place.notes:
+    for note in workplace.notes:
         console.print(f"  {note}", markup=False, highlight=False)
     results = []
     options = Options(arguments.seed, arguments.rounds, arguments.thorough, arguments.keep)
-    for result in play_all(trials, References(place), arguments.ranks, options):
+    for result in play_all(trials, References(workplace), arguments.ranks, options):
         results.append(result)
         console.print(progress_line(result), highlight=False)
     seconds = time.monotonic() - started
     if arguments.json:
-        print(json.dumps(as_json(results, place, arguments.seed, seconds), indent=2))
+        print(json.dumps(as_json(results, workplace, arguments.seed, seconds), indent=2))
     else:
         console.print(result_table(results, seconds))
     failed = [result for result in results if not result.passed]

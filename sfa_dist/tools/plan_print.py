@@ -71,10 +71,10 @@ def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
 def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
     decodes = any(plan.memory.decode for plan in stages)
     categories = [name for name in categories_gib(stages[0]) if decodes or name != "decoder"]
-    together = any(len(plan.heads) > 1 for plan in stages)
+    together = any(len(plan.members) > 1 for plan in stages)
     return [
         ("frames", [str(plan.stage.frames) for plan in stages]),
-        *([("heads that train together", [str(len(plan.heads)) for plan in stages])] if together else []),
+        *([("members that train together", [str(len(plan.members)) for plan in stages])] if together else []),
         ("trained / frozen, millions", [_millions(plan) for plan in stages]),
         *((f"{name}, GiB", [f"{categories_gib(plan)[name]:.2f}" for plan in stages]) for name in categories),
         ("needed, GiB", [f"{plan.needed_bytes / GIB:.2f}" for plan in stages]),

@@ -9,7 +9,7 @@ from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.recipe.blocks import shard_kind
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
-TOLD_FROM = 0.05  # Of the step.
+REPORTED_SHARE = 0.05  # Of the step.
 GOP = 12  # What decodes fast without being much larger.
 
 
@@ -18,7 +18,7 @@ def loader_line(
 ) -> str | None:
     """One line for a stage whose slowest rank waits for the loader in `share` of its step; None for a small share, and
     where nothing would help. Arguments as of `advice`."""
-    return line_of(share, stage, advice(stage, cores, clips, more_cores)) if share > TOLD_FROM else None
+    return line_of(share, stage, advice(stage, cores, clips, more_cores)) if share > REPORTED_SHARE else None
 
 
 def line_of(share: float, stage: StageBlock, ways: Sequence[str]) -> str | None:

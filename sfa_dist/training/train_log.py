@@ -17,7 +17,7 @@ from sfa_dist.plan.flops import clip_flops
 from sfa_dist.recipe.schema import Stage2, StageBlock
 from sfa_dist.run.chance import WHAT_TO_DO, no_better_words, one_class_words
 from sfa_dist.run.tracking import Tracker, epoch_line, train_line
-from sfa_dist.training.loader_share import TOLD_FROM, advice, line_of
+from sfa_dist.training.loader_share import REPORTED_SHARE, advice, line_of
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.schedule import planned_steps
 
@@ -152,7 +152,7 @@ class TrainLog:
 
     def say_if_it_waits(self) -> None:
         """Tells where the stage waited for its loader, and what would help that this run has not been told yet."""
-        if self.loader_share <= TOLD_FROM or not self.runtime.is_main:
+        if self.loader_share <= REPORTED_SHARE or not self.runtime.is_main:
             return
         more_cores = self.runtime.launch.launcher == "srun"  # Elsewhere a rank has its share of all there are.
         ways = advice(self.stage, self.runtime.cores, self.encoding(), more_cores)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfa_dist.checkpoint import Outcome, Saver
-from sfa_dist.checkpoint.probe import Probe, place_of
+from sfa_dist.checkpoint.probe import Probe, platform_of
 from sfa_dist.data.batches.feed import Streams
 from sfa_dist.data.batches.loader import Batch
 from sfa_dist.errors import PreemptedError
@@ -238,7 +238,7 @@ class Trainer:
         return tensor.to(self.runtime.device, non_blocking=True)
 
     def _end_epoch(self) -> None:
-        if not self.streams.loops_told:
+        if not self.streams.loops_reported:
             self.log.say_if_it_loops()
         if self.streams.evaluate is None:
             self.log.end_epoch(None)
@@ -285,7 +285,7 @@ class Trainer:
             "stage": self.name,
             "progress": vars(self.progress),
             "data": dict(zip(("epoch", "step_in_epoch"), self._place(), strict=True)),
-            "probe": {"loss": loss, "place": place_of(self.stage, self.runtime)},
+            "probe": {"loss": loss, "place": platform_of(self.stage, self.runtime)},
             **self.state_extra,
         }
         self.saver.begin(self.progress.step, self.engine, state)

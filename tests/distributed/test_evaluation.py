@@ -14,7 +14,7 @@ from data_samples import video_bytes, write_shards
 from ranks import run_ranks
 from webdataset import TarWriter
 
-from sfa_dist.data.batches.feed import FeedPlace, feed
+from sfa_dist.data.batches.feed import FeedSettings, feed
 from sfa_dist.data.batches.loader import Batch
 from sfa_dist.data.batches.stream import eval_loader
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
@@ -71,7 +71,7 @@ def scored(
     sums = evaluate(
         predict,
         Scoring(heads),
-        feed(batches(index, runtime.rank, runtime.world_size), FeedPlace("a rank")),
+        feed(batches(index, runtime.rank, runtime.world_size), FeedSettings("a rank")),
         runtime,
         StopFlag(),
         lambda found, clips: bad.extend(found),

@@ -31,4 +31,4 @@ def errors_of(path: Path, *overrides: str, **environ: str) -> str:
 
 
 def read(text: str) -> Any:
-    return plain(parse(text, place=lambda line: f"t:{line}"))
+    return plain(parse(text, source=lambda line: f"t:{line}"))

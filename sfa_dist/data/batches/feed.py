@@ -25,7 +25,7 @@ from typing import IO
 import torch
 from torch.utils.data import DataLoader
 
-from sfa_dist.boundary.disk import explain, tell
+from sfa_dist.boundary.disk import explain, print_line
 from sfa_dist.data.batches.loader import NO_SAMPLE, Batch, Batches
 from sfa_dist.data.shards.quarantine import add_to_quarantine
 from sfa_dist.data.video.clip_encoding import ClipEncoding
@@ -45,7 +45,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.
 POLL_S = 0.2
 DEATH_S, DEATH_POLL_S = 2.0, 0.02  # For a worker to be dead, after the first sign of it.
 SHUTDOWN_S = 3.0  # For workers to finish what they are at.
-TELL_S = 30.0  # After which such a worker is told.
+REPORT_AFTER_S = 30.0  # After which such a worker is told.
 PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the time that the other ranks wait for this.
 
 
@@ -60,11 +60,11 @@ class Streams:
     evaluate: Callable[[], BatchFeed] | None
     clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
     encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when it is asked.
-    loops_told: bool = False  # How many videos are shorter than a clip has been said.
+    loops_reported: bool = False  # How many videos are shorter than a clip has been said.
 
 
 @dataclass(frozen=True)
-class FeedPlace:
+class FeedSettings:
     """Who reads, and where a crash is written down: the rank in words, the quarantine's file, the file for stacks.
 
     `device` is what batches are pinned for: which card is the current one is a matter of each thread.
@@ -74,12 +74,12 @@ class FeedPlace:
     quarantine: Path | None = None
     stacks: Path | None = None
     patience: float = PATIENCE_S
-    tell_after: float = TELL_S
+    report_after: float = REPORT_AFTER_S
     state_of: Callable[[int], str | None] = lambda pid: None  # The kernel's letter for a process, where it is known.
     device: torch.device | None = None
 
 
-def feed(loader: DataLoader[Batch], place: FeedPlace, stopped: Callable[[], bool] = bool) -> BatchFeed:
+def feed(loader: DataLoader[Batch], place: FeedSettings, stopped: Callable[[], bool] = bool) -> BatchFeed:
     """The batches of a loader of `Batches`; they end early once `stopped()` is true. Close it when done.
 
     Raises LostRankError that names worker and clip, when a worker died or is stuck.
@@ -95,7 +95,7 @@ def feed(loader: DataLoader[Batch], place: FeedPlace, stopped: Callable[[], bool
 class _Source:
     """The thread that runs the loader, and what its workers are at."""
 
-    def __init__(self, loader: DataLoader[Batch], place: FeedPlace) -> None:
+    def __init__(self, loader: DataLoader[Batch], place: FeedSettings) -> None:
         assert isinstance(loader.dataset, Batches)
         self._loader, self._batches, self._place = loader, loader.dataset, place
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -176,10 +176,10 @@ class _Source:
                     f"{self._stuck(number, pid, sample, now - since)}; look at the storage, or take the clip out of "
                     "the shards and run the same command again to go on from the last checkpoint"
                 )
-            elif now - since > self._place.tell_after and self._told_of.get(number) != sample:
+            elif now - since > self._place.report_after and self._told_of.get(number) != sample:
                 self._told_of[number] = sample
                 limit = f"the run ends after {self._place.patience:.0f} s of it"
-                tell(f"warning: {self._stuck(number, pid, sample, now - since)}; waiting for it, {limit}")
+                print_line(f"warning: {self._stuck(number, pid, sample, now - since)}; waiting for it, {limit}")
 
     def _is_stopped(self, pid: int) -> bool:
         return pid != NO_SAMPLE and self._place.state_of(pid) in ("T", "t")

@@ -36,7 +36,7 @@ class Batches(Dataset[Batch]):
             share(self.places)
         self.stacks = os.devnull
 
-    def own_place(self) -> torch.Tensor:
+    def own_position(self) -> torch.Tensor:
         """This process's row of `places`."""
         worker = get_worker_info()
         return self.places[worker.id if worker else 0]

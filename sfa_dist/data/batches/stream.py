@@ -139,7 +139,7 @@ class MicroBatches(Batches):
         return self.plan.steps_per_epoch * self.accumulation
 
     def __getitem__(self, item: int) -> Batch:
-        places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
+        places = self.plan.item_positions(item, self.rank, self.world_size, self.micro)
         batch = self._batch(self.plan.ids_at(self.epoch, places))
         if self.mixup is not None:
             step, part = divmod(item, self.accumulation)
@@ -156,7 +156,7 @@ class MicroBatches(Batches):
         labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
         looped = 0
-        place = self.own_place()
+        place = self.own_position()
         for row, sample in enumerate(ids.tolist()):
             if sample < 0:
                 continue

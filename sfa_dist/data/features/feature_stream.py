@@ -113,7 +113,7 @@ class FeatureBatches(Batches):
 
     def __getitem__(self, item: int) -> Batch:
         epoch = self.rows.epoch
-        places = self.plan.item_places(item, self.rank, self.world_size, self.micro)
+        places = self.plan.item_positions(item, self.rank, self.world_size, self.micro)
         batch = self._batch(self.plan.ids_at(epoch, places))
         if self.mixup:
             partners = self.plan.ids_at(epoch, mirrored(places, self.plan.batch_size))
@@ -126,7 +126,7 @@ class FeatureBatches(Batches):
         labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
         clips: dict[int, torch.Tensor] = {}
-        place = self.own_place()
+        place = self.own_position()
         for row, sample in enumerate(ids.tolist()):
             if sample < 0:
                 continue

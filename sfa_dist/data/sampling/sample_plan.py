@@ -118,9 +118,9 @@ class SamplePlan:
         sum of the exact engine requires.
         """
         item = step * self.accumulation(world_size, micro) + accumulation_index
-        return self.ids_at(epoch, self.item_places(item, rank, world_size, micro))
+        return self.ids_at(epoch, self.item_positions(item, rank, world_size, micro))
 
-    def item_places(self, item: int | Ids, rank: int | Ids, world_size: int, micro: int) -> Ids:
+    def item_positions(self, item: int | Ids, rank: int | Ids, world_size: int, micro: int) -> Ids:
         """Positions in the epoch of a rank's micro-batch number `item`, counted from the start of the epoch:
         int64 (..., micro), -1 for slots beyond the batch. Arrays of items and ranks are broadcast."""
         accumulation = self.accumulation(world_size, micro)

@@ -62,7 +62,7 @@ class Watch:
         _PROGRESS.pack_into(self._board, 0, step, name.encode())
 
     @property
-    def place(self) -> tuple[str, int]:
+    def position(self) -> tuple[str, int]:
         """The phase and the step recorded last."""
         step, name = _PROGRESS.unpack_from(self._board)
         return name.rstrip(b"\0").decode(errors="replace"), step

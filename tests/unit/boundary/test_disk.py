@@ -187,8 +187,8 @@ def test_inodes_that_have_run_out_are_told_as_such(tmp_path: Path, monkeypatch: 
 
 def test_a_refused_record_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("attempts.json", "env.json"):
-        disk.tell_unwritten(tmp_path / name, OSError(errno.EROFS, "read-only"))
-    disk.tell_unwritten(tmp_path / "env.json", OSError(errno.ENOSPC, "full"))
+        disk.warn_unwritten(tmp_path / name, OSError(errno.EROFS, "read-only"))
+    disk.warn_unwritten(tmp_path / "env.json", OSError(errno.ENOSPC, "full"))
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 2
     assert "attempts.json is not written: the file system is mounted read-only" in told[0]

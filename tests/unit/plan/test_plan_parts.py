@@ -23,7 +23,7 @@ from sfa_dist.plan.cards import card_of_size, find_card, largest_peak
 from sfa_dist.plan.decode_memory import SURFACES, plan_decode
 from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.memory import predict, predict_together
-from sfa_dist.plan.recipe_plan import heads_that_fit, memory_line, plan_recipe
+from sfa_dist.plan.recipe_plan import members_that_fit, memory_line, plan_recipe
 from sfa_dist.recipe.schema import Stage2, sweep_members
 from sfa_dist.stages.assemble import assemble_stage2
 from sfa_dist.tools.cli import main
@@ -178,9 +178,9 @@ def test_all_heads_of_a_sweep_count() -> None:
     plan = plan_recipe(loaded, card, 1, only="stage2", search=False)
     assert not plan.fits
     [advice] = [line for line in plan.advice() if line.startswith("stage2")]
-    few = heads_that_fit(heads, card, 1)
+    few = members_that_fit(heads, card, 1)
     assert 0 < few < len(heads)
-    assert f"6 heads train together, the first {few} fit together" in advice
+    assert f"6 members train together, the first {few} fit together" in advice
     assert (
         predict_together(heads[:few]).peak_bytes <= largest_peak(card) < predict_together(heads[: few + 1]).peak_bytes
     )

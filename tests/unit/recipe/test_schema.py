@@ -93,7 +93,7 @@ def is_name(text: str) -> bool:
 
 
 def tree(value: Any, place: str) -> Node:
-    return parse(format_tree(value), place=lambda line: place)
+    return parse(format_tree(value), source=lambda line: place)
 
 
 @given(value=values)

@@ -17,7 +17,7 @@ RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != 
 
 
 def own_keys(path: Path) -> dict[str, object]:
-    return plain(parse(path.read_text(encoding="utf-8"), place=str))
+    return plain(parse(path.read_text(encoding="utf-8"), source=str))
 
 
 def title(path: Path) -> str:
@@ -171,18 +171,18 @@ def test_no_recipe_is_another_under_a_second_name() -> None:
 
 @each
 def test_it_says_only_what_differs_from_its_bases(path: Path) -> None:
-    own = parse(path.read_text(encoding="utf-8"), place=lambda line: f"line {line}")
+    own = parse(path.read_text(encoding="utf-8"), source=lambda line: f"line {line}")
     names = plain(own).get("_base_", [])
     base = Node({}, "")
     for name in [names] if isinstance(names, str) else names:
         base = merge(base, read_source(path.parent / name, (), {"SFA_DATA": "data"}))
     for leaf in leaves(own):
         twin, depth = find(base, keys := leaf.key.split("."))
-        assert depth < len(keys) or plain(twin) != plain(leaf), f"{leaf.place}: {leaf.key} is the base's"
+        assert depth < len(keys) or plain(twin) != plain(leaf), f"{leaf.source}: {leaf.key} is the base's"
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *(FOLDER / "_base_").glob("*.yaml")], ids=title)
 def test_its_keys_stand_in_the_schemas_order(path: Path) -> None:
     order = ["_base_", "name", "seed", *STAGE_BLOCKS, *STAGE_NAMES, "test", "log"]
-    keys = list(plain(parse(path.read_text(encoding="utf-8"), place=str)))
+    keys = list(plain(parse(path.read_text(encoding="utf-8"), source=str)))
     assert keys == sorted(keys, key=order.index)

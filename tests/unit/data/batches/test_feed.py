@@ -17,7 +17,7 @@ import torch
 from data_samples import video_bytes, write_shard
 from faulty_decoder import faulty_decoder
 
-from sfa_dist.data.batches.feed import CRASHES, FeedPlace, feed
+from sfa_dist.data.batches.feed import CRASHES, FeedSettings, feed
 from sfa_dist.data.batches.loader import Batch
 from sfa_dist.data.batches.stream import eval_loader
 from sfa_dist.data.shards.quarantine import read_quarantine, without_quarantined
@@ -56,8 +56,8 @@ def loader(index: SampleIndex, action: str = "", workers: int = 2, crc32: int = 
     return eval_loader(index, data, BatchBlock(size=2, micro=2), frames=4, crop=24, decoder=decoder)
 
 
-def place(folder: Path, patience: float = 60.0) -> FeedPlace:
-    return FeedPlace("rank 3 on node7", folder / "quarantine.jsonl", folder / "logs" / "rank-00003.loader", patience)
+def place(folder: Path, patience: float = 60.0) -> FeedSettings:
+    return FeedSettings("rank 3 on node7", folder / "quarantine.jsonl", folder / "logs" / "rank-00003.loader", patience)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -130,7 +130,7 @@ def test_a_worker_that_stands_still_is_told_before_the_run_ends(
     index: SampleIndex, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped by a signal between two clips or at one, it is told, waited for, and goes on."""
-    where = dataclasses.replace(place(tmp_path), tell_after=1.0, state_of=state_of)
+    where = dataclasses.replace(place(tmp_path), report_after=1.0, state_of=state_of)
     batches = feed(loader(index, "slow 0.1", 1), where)
     taken = [next(batches)]
     [worker] = multiprocessing.active_children()

@@ -128,7 +128,7 @@ def test_an_even_micro_batch_holds_whole_pairs() -> None:
             seen = []
             for item in range(batch.accumulation(ranks)):
                 for rank in range(ranks):
-                    places = paired.item_places(item, rank, ranks, micro)
+                    places = paired.item_positions(item, rank, ranks, micro)
                     seen += [place for place in places.tolist() if place >= 0]
                     if micro % 2 == 0:
                         assert set(mirrored(places, size)) == set(places)

@@ -106,7 +106,7 @@ def test_ten_million_samples_are_each_seen_once_by_any_ranks_and_workers():
         holders = 0
         for mine in dealt(items, workers=(0, 1, 2, 3, 5, 8, 13, 16, 7)[number]):
             for some in np.array_split(mine, -(-len(mine) * world * micro // (1 << 21)) or 1):  # 16 MiB at a time
-                places = plan.item_places(some, np.arange(world)[:, None], world, micro)
+                places = plan.item_positions(some, np.arange(world)[:, None], world, micro)
                 places = places[places >= 0]
                 holders += len(places)
                 held[places] = True
@@ -126,7 +126,7 @@ def test_item_by_item_as_the_loader_asks_for_them(sizes, batch, window, world, m
     for rank in range(world):
         items = plan.steps_per_epoch * plan.accumulation(world, micro)
         for item in np.concatenate(dealt(items, workers)).tolist():
-            ids = plan.ids_at(2, plan.item_places(item, rank, world, micro))
+            ids = plan.ids_at(2, plan.item_positions(item, rank, world, micro))
             step, part = divmod(item, plan.accumulation(world, micro))
             np.testing.assert_array_equal(ids, plan.micro_batch_ids(2, step, rank, world, micro, part))
             seen += ids[ids >= 0].tolist()

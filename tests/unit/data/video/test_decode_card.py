@@ -18,7 +18,7 @@ from data_samples import encode, video_bytes, write_shard
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.data.batches.augment import eval_transform, train_transform
-from sfa_dist.data.batches.feed import FeedPlace, feed
+from sfa_dist.data.batches.feed import FeedSettings, feed
 from sfa_dist.data.batches.rand_augment import OPERATIONS
 from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, cut_clips, eval_loader
 from sfa_dist.data.shards.shard_index import load_index
@@ -145,7 +145,7 @@ def test_a_feed_without_workers_can_be_a_batch_ahead(tmp_path: Path) -> None:
 
     dataset._batch = told
     batches = []
-    for number, batch in enumerate(feed(ahead, FeedPlace("rank 0", None))):
+    for number, batch in enumerate(feed(ahead, FeedSettings("rank 0", None))):
         batches.append(batch)
         assert number == 3 or made[number + 1].wait(60)  # Nobody has asked for it yet.
     for one, other in zip(batches, plain, strict=True):

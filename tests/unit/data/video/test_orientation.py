@@ -141,7 +141,7 @@ def test_the_movies_matrix_comes_on_top_of_the_tracks(track, movie, plain, tmp_p
     check(with_matrix(plain, track and MATRICES[track], MATRICES[movie]), tmp_path, ".mp4")
 
 
-def telling(turn: str, data: bytes, folder: Path) -> bytes:
+def console_line(turn: str, data: bytes, folder: Path) -> bytes:
     """The video with an orientation in the stream itself, at its key frames."""
     (folder / "plain.mp4").write_bytes(data)
     bits = f"h264_metadata=display_orientation=insert:{turn}"
@@ -152,14 +152,14 @@ def telling(turn: str, data: bytes, folder: Path) -> bytes:
 @needs_ffmpeg
 @pytest.mark.parametrize("turn", ["rotate=90", "flip=horizontal", "rotate=90:flip=vertical"])
 def test_a_stream_that_tells_its_own_orientation(turn, tmp_path):
-    check(telling(turn, four_corners(1), tmp_path), tmp_path, ".mkv")
+    check(console_line(turn, four_corners(1), tmp_path), tmp_path, ".mkv")
 
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("turn", ["rotate=90", "flip=horizontal"])
 def test_an_orientation_of_the_first_frame_alone_is_refused(name, turn, plain, tmp_path):
-    video = choose_decoder(name).open(telling(turn, plain, tmp_path))
+    video = choose_decoder(name).open(console_line(turn, plain, tmp_path))
     with pytest.raises(BadSample, match="the orientation of the picture changes inside the video"):
         video.frames_at([1, 2])
 
