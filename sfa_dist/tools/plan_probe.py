@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.errors import UsageError
 from sfa_dist.models.footprint import overlaps, trunk_dtype
 from sfa_dist.models.loss import weighted_loss_sum
@@ -24,6 +24,7 @@ from sfa_dist.plan.memory import predict, stages_of
 from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.training.model_inputs import model_inputs, to_device
 from sfa_dist.training.trunk_ahead import TrunkAhead
 
 PROBE_STEPS = 20
@@ -94,12 +95,7 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
     micro = stage.batch.micro
 
     def features(batch: Batch) -> Any:
-        if "features" not in batch:
-            return batch["clips"].to(device) if parts.frozen is None else parts.frozen(batch["clips"])
-        stored = batch["features"].to(device)
-        if "clips" in batch and parts.frozen is not None:
-            stored[: len(batch["clips"])] = parts.frozen(batch["clips"])
-        return stored
+        return model_inputs(batch, parts.frozen, device)
 
     drawn = range(steps * accumulation)
     batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
@@ -110,9 +106,10 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
     for step in range(steps):
         before(step)
         for index in range(accumulation):
-            labels = torch.zeros(micro, dtype=torch.int64, device=device)
-            logits = engine.forward(take(next(batches)))
-            loss = weighted_loss_sum(logits, labels, torch.ones(micro, device=device), stage.optimizer.label_smoothing)
+            batch = next(batches)
+            labels, weights = to_device(batch.labels, device), to_device(batch.weights, device)
+            logits = engine.forward(take(batch))
+            loss = weighted_loss_sum(logits, labels, weights, stage.optimizer.label_smoothing)
             engine.backward(loss / micro, last=index == accumulation - 1)
         engine.step(0.0)
 
@@ -120,12 +117,13 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
 def _batch(stage: StageBlock) -> Batch:
     """Grey clips, or stored features of zeros with as many live clips as there are on the average of the schedule."""
     micro, side = stage.batch.micro, stage.model.image_size
+    batch = Batch(torch.zeros(micro, dtype=torch.int64), torch.ones(micro), torch.arange(micro))
     live = micro
-    batch: Batch = {}
     if isinstance(stage, Stage2) and stage.cache is not None:
         shape = (micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
-        batch["features"] = torch.zeros(shape, dtype=trunk_dtype(stage))
+        batch.features = torch.zeros(shape, dtype=trunk_dtype(stage))
         live = math.ceil(micro * mean_live_share(stage))
+        batch.live = torch.arange(live)
     if live:
-        batch["clips"] = torch.full((live, 3, stage.frames, side, side), 128, dtype=torch.uint8)
+        batch.clips = torch.full((live, 3, stage.frames, side, side), 128, dtype=torch.uint8)
     return batch

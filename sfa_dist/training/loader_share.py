@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.models.footprint import takes_tokens
@@ -14,15 +14,20 @@ GOP = 12  # What decodes fast without being much larger.
 
 
 def loader_line(
-    share: float, stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True
+    share: float,
+    stage: StageBlock,
+    cores: int,
+    clips: ClipEncoding | None = None,
+    more_cores: bool = True,
+    is_new: Callable[[str], bool] = lambda advice: True,
 ) -> str | None:
-    """One line for a stage whose slowest rank waits for the loader in `share` of its step; None for a small share, and
-    where nothing would help. Arguments as of `advice`."""
-    return line_of(share, stage, advice(stage, cores, clips, more_cores)) if share > REPORTED_SHARE else None
+    """One line for a stage whose slowest rank waits for the loader in `share` of its step.
 
-
-def line_of(share: float, stage: StageBlock, ways: Sequence[str]) -> str | None:
-    """The line with these ways to help; None without any."""
+    None for a small share, and where nothing that `is_new` would help. Arguments as of `advice`.
+    """
+    if share <= REPORTED_SHARE:
+        return None
+    ways = [way for way in advice(stage, cores, clips, more_cores) if is_new(way)]
     what = "features" if _reads_features(stage) else "clips"
     return f"loader: {share:.0%} of the step is waiting for {what}; {', or '.join(ways)}" if ways else None
 
