@@ -111,8 +111,8 @@ def make_streams(
 
     make_train: Callable[..., Loader]
     make_eval: Callable[[], Loader] | None = None
-    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
-        make_train = partial(feature_train_loader, train_index, cache.train, cache.grid, stage.cache, settings)
+    if cache is not None and stage.cache_block is not None:
+        make_train = partial(feature_train_loader, train_index, cache.train, cache.grid, stage.cache_block, settings)
         if val_index is not None and cache.val is not None:
             make_eval = partial(feature_eval_loader, val_index, cache.val, settings, tubelet=stage.model.tubelet)
     else:

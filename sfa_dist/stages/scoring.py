@@ -22,7 +22,7 @@ from sfa_dist.data.batches.feed import feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader
 from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.context import Run
@@ -141,7 +141,7 @@ def load_parts(
     """A finished stage on the device, ready to be scored, as `load_for_test`. Collective."""
     parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights, any_frames))
     parts.trainable.to(run.runtime.device)
-    if parts.frozen is not None and isinstance(stage, Stage2):
+    if parts.frozen is not None:
         place_trunk(parts.frozen, stage, run.runtime)
     return parts
 

@@ -21,7 +21,7 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.feature_cache_plan import mean_live_share
 from sfa_dist.plan.memory import predict, stages_of
-from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
 from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
 from sfa_dist.training.model_inputs import model_inputs, to_device
@@ -53,7 +53,7 @@ def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
         return {
             name: probe_stage(stage, runtime)
             for name, stage in stages_of(recipe).items()
-            if only in (None, name) and not (isinstance(stage, Stage1) and stage.weights)
+            if only in (None, name) and not stage.given_weights
         }
     finally:
         parallel_runtime.stop()
@@ -84,13 +84,13 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
     """Optimizer steps of a stage as the trainer's, on one rank; `before(step)` is called first."""
     device = runtime.device
     if isinstance(stage, Stage2):
-        parts = assemble_stage2(stage, None, "", None if stage.runs_trunk else "random")
+        parts = assemble_stage2(stage, None, "", "random" if stage.reads_features else None)
     else:
         parts = assemble_end_to_end(stage, None)
     accumulation = stage.batch.accumulation(1)
     prepare_trainable(parts.trainable, stage)
     engine = make_engine(parts.trainable, stage, accumulation, device)
-    if parts.frozen is not None and isinstance(stage, Stage2):
+    if parts.frozen is not None:
         place_trunk(parts.frozen, stage, runtime)
     micro = stage.batch.micro
 
@@ -100,7 +100,7 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
     drawn = range(steps * accumulation)
     batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
     take: Callable[[Batch], Any] = features
-    if isinstance(stage, Stage2) and parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
+    if parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
         ahead = TrunkAhead(features, device)
         batches, take = ahead.over(batches), ahead.features
     for step in range(steps):
@@ -119,7 +119,7 @@ def _batch(stage: StageBlock) -> Batch:
     micro, side = stage.batch.micro, stage.model.image_size
     batch = Batch(torch.zeros(micro, dtype=torch.int64), torch.ones(micro), torch.arange(micro))
     live = micro
-    if isinstance(stage, Stage2) and stage.cache is not None:
+    if stage.cache_block is not None:
         shape = (micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
         batch.features = torch.zeros(shape, dtype=trunk_dtype(stage))
         live = math.ceil(micro * mean_live_share(stage))

@@ -14,7 +14,7 @@ from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.cards import peak_tflops
 from sfa_dist.plan.flops import clip_flops
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.chance import WHAT_TO_DO, no_better_words, one_class_words
 from sfa_dist.run.tracking import Tracker, epoch_line, train_line
 from sfa_dist.training.loader_share import REPORTED_SHARE, loader_line
@@ -117,7 +117,7 @@ class TrainLog:
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         if peak is None:
             return None
-        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
+        cache = self.stage.cache_block
         live = cache.live_share(epoch) if cache else 1.0
         return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
 

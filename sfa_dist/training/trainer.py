@@ -33,7 +33,7 @@ from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
 from sfa_dist.parallel.watch.guard import Watch
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.tracking import Tracker, eval_line
 from sfa_dist.training.bad_clips import note_bad_clips, note_bad_test_clips
 from sfa_dist.training.evaluation import Scoring, evaluate
@@ -83,9 +83,8 @@ class Trainer:
     @cached_property
     def ahead(self) -> TrunkAhead | None:
         """What runs the trunk ahead of the tail, where the stage asks for it. Raises RecipeError (`overlaps`)."""
-        if self.frozen is None or not isinstance(self.stage, Stage2):
-            return None
-        if not overlaps(self.stage, on_card=self.runtime.device.type == "cuda"):
+        on_card = self.runtime.device.type == "cuda"
+        if self.frozen is None or not overlaps(self.stage, on_card):
             return None
         return TrunkAhead(self._features, self.runtime.device)
 
