@@ -16,7 +16,7 @@ from sfa_dist.data.batches.augment import train_transform
 from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
-from sfa_dist.data.batches.stream import TestViews, TrainViews, train_loader
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, train_loader
 from sfa_dist.data.packing.pack import pack
 from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.sampling.randomness import sample_rng
@@ -164,7 +164,7 @@ class Show:
         return [Column(f"epoch {epoch}", _shown(views(video, epoch, 0)[0])) for epoch in range(self.draws)]
 
     def _views(self) -> list[Column]:
-        clips = TestViews(self._settings(), 1, 3, self.stage.augment.resize)(self._video(0), 0, 0)
+        clips = EvalViews(self._settings(), 1, 3, self.stage.augment.resize)(self._video(0), 0, 0)
         return [Column(f"view {number}", _shown(clip)) for number, clip in enumerate(clips)]
 
 

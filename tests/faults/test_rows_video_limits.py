@@ -23,7 +23,7 @@ from PIL import Image
 from row_clips import batch_of, decoder, each_decoder
 
 from sfa_dist.data.batches.planned import ClipSettings
-from sfa_dist.data.batches.stream import TestViews, TrainViews, cut_clips
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, cut_clips
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import Decoder, LimitedVideo, choose_decoder, open_limited
 from sfa_dist.recipe.blocks import AugmentBlock, DataBlock, LimitsBlock
@@ -86,7 +86,7 @@ def test_row_55_a_clip_takes_what_is_counted_and_a_few_large_frames(name: str, k
 
     def cut(frames: int) -> torch.Tensor:
         settings = ClipSettings(data, frames, 56, 0)
-        views = TrainViews(settings, AugmentBlock()) if kind == "training" else TestViews(settings, 4, 3)
+        views = TrainViews(settings, AugmentBlock()) if kind == "training" else EvalViews(settings, 4, 3)
         return cut_clips(clip, decoder(name, decoded_mib=64), views)
 
     cut(8)  # What is taken once and for all.

@@ -61,7 +61,7 @@ class TrainViews:
 
 
 @dataclass(frozen=True)
-class TestViews:
+class EvalViews:
     """temporal x spatial views of each sample, the spatial ones of one temporal view side by side."""
 
     clip: ClipSettings
@@ -99,7 +99,7 @@ class MicroBatches(PlannedBatches):
         self,
         index: SampleIndex,
         share: RankShare,
-        views: TrainViews | TestViews,
+        views: TrainViews | EvalViews,
         decoder: Decoder,
         *,
         epoch: int = 0,
@@ -152,7 +152,7 @@ class MicroBatches(PlannedBatches):
 
 
 def cut_clips(
-    data: bytes, decoder: Decoder, views: TrainViews | TestViews, epoch: int = 0, sample: int = 0
+    data: bytes, decoder: Decoder, views: TrainViews | EvalViews, epoch: int = 0, sample: int = 0
 ) -> torch.Tensor:
     """uint8 (views, 3, T, S, S) of a video file, on the host; raises BadSample."""
     settings = views.clip
@@ -191,7 +191,7 @@ def eval_loader(
 ) -> Loader:
     """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
     V = temporal_views * spatial_views, resized as `augment.resize` says. Raises RecipeError as `train_loader`."""
-    views = TestViews(settings.clip, temporal_views, spatial_views, settings.augment.resize)
+    views = EvalViews(settings.clip, temporal_views, spatial_views, settings.augment.resize)
     share, workers = settings.eval_share(index), settings.data.workers
     return planned_loader(MicroBatches(index, share, views, settings.open_decoder(), workers=workers), settings)
 

@@ -21,7 +21,7 @@ from sfa_dist.data.batches.augment import eval_transform, train_transform
 from sfa_dist.data.batches.feed import FeedSettings, feed
 from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
-from sfa_dist.data.batches.stream import TestViews, TrainViews, cut_clips, eval_loader
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, cut_clips, eval_loader
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.video.decode import NO_OTHER_LIMITS, choose_decoder, decoder_of
 from sfa_dist.data.video.decode_pyav import PyAVVideo
@@ -176,7 +176,7 @@ def test_clips_of_a_card_are_those_of_the_cpu(rand: bool) -> None:
     settings = ClipSettings(data, frames=8, crop=192, seed=3)
     plain = AugmentBlock(color=0.0, gray=0.0)
     augment = AugmentBlock(color=0.0, gray=0.0, rand_augment=RandAugmentBlock()) if rand else plain
-    for views in (TrainViews(settings, augment), TestViews(settings, 2, 3)):
+    for views in (TrainViews(settings, augment), EvalViews(settings, 2, 3)):
         ours, expected = (cut_clips(smooth(), decoder, views, 1, 2) for decoder in (card, cpu))
         assert ours.device.type == "cpu"
         assert ours.shape == expected.shape
