@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 120
-PAGES = ["docs/chaos.md", "docs/checkpoints.md", "docs/faults.md", "docs/guarantees.md", "docs/stopping.md"]
+PAGES = [
+    "docs/chaos.md",
+    "docs/checkpoints.md",
+    "docs/faults.md",
+    "docs/guarantees.md",
+    "docs/live.md",
+    "docs/stopping.md",
+]
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
