@@ -15,6 +15,7 @@ PAGES = [
     "docs/faults.md",
     "docs/guarantees.md",
     "docs/live.md",
+    "docs/multi_node.md",
     "docs/stopping.md",
 ]
 
