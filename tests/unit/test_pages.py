@@ -16,6 +16,7 @@ PAGES = [
     "docs/guarantees.md",
     "docs/live.md",
     "docs/multi_node.md",
+    "docs/scaling.md",
     "docs/slurm.md",
     "docs/stopping.md",
 ]
