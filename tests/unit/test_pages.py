@@ -12,10 +12,12 @@ WIDTH = 120
 PAGES = [
     "docs/chaos.md",
     "docs/checkpoints.md",
+    "docs/evaluation.md",
     "docs/faults.md",
     "docs/guarantees.md",
     "docs/live.md",
     "docs/multi_node.md",
+    "docs/predict.md",
     "docs/scaling.md",
     "docs/slurm.md",
     "docs/stopping.md",
