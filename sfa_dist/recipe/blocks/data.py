@@ -53,7 +53,7 @@ class LimitsBlock(RecipeBlock):
 
 
 class RemoteBlock(RecipeBlock):
-    """Shards that are not on this machine's disks (docs/data.md). `s3://` is always read."""
+    """Shards that are not on this machine's disks (docs/shards.md). `s3://` is always read."""
 
     allow: Free[list[Literal["http", "https", "pipe"]]] = []
     """Further kinds of sources to read. `pipe` allows `pipe:COMMAND`, which runs COMMAND in a shell."""
