@@ -41,7 +41,3 @@ def test_every_key_is_asked_for_its_docstring() -> None:
 
 def test_a_key_without_a_docstring_is_seen() -> None:
     assert key_meanings(Undocumented) == {"known": "Something, in two lines.", "new": "", "newer": ""}
-
-
-def test_no_line_of_the_page_is_long() -> None:
-    assert [line for line in PAGE.read_text(encoding="utf-8").splitlines() if len(line) > 120] == []
