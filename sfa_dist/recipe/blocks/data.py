@@ -71,8 +71,8 @@ class RemoteBlock(RecipeBlock):
     """Keep the shards of local paths in `cache_dir` too: for paths on a file system that many nodes share."""
 
     retries: Free[Annotated[int, Field(ge=0, le=20)]] = 4
-    """How often a read that failed for a passing reason is repeated, of local files too: after 0.1, 0.4, 1.6, ...
-    seconds, at most 30."""
+    """How often a read that failed for a passing reason is repeated, local files included: after 0.1, 0.4, 1.6,
+    ... seconds, at most 30."""
 
     @model_validator(mode="after")
     def _caches_somewhere(self) -> RemoteBlock:
@@ -121,7 +121,7 @@ class DataBlock(RecipeBlock):
     """Short side of a frame before it is cropped to `model.image_size`, pixels."""
 
     frame_order: Fixed[Literal["time", "shuffled"]] = "time"
-    """`shuffled` puts the frames of each clip in random order: a control for what does not need time."""
+    """`shuffled` puts the frames of each clip in random order: a control for scores that need no time."""
 
     mean: Fixed[Annotated[list[float], Field(min_length=3, max_length=3)]] = [0.5, 0.5, 0.5]
     """Mean of the pixels of each channel, in 0 to 1, subtracted before the model."""
