@@ -1,55 +1,55 @@
-"""Which rank is lost, from the reports of all: the rule alone, without sockets or clocks. Standard library only.
+"""Which rank is lost, from the reports of all: only the rule, without sockets or clocks. Standard library only.
 
-A loss rarely comes alone. When one rank is killed, the collectives of the others fail a moment later, and each of them
-reports an error of its own; when one rank hangs, the others wait in silence. The rule names the cause, and it never
-ends a run for a fault of the watch itself.
+One loss causes other failures. If a rank is killed, the collectives of the others fail a moment later, and each of them
+reports an error of its own; if a rank hangs, the others wait in silence. The rule names the cause. It never ends a run
+because of a fault of the watch itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Seconds. A lost rank must be out, and all others with it, within 30.
-SILENT_S = 15.0  # Nothing heard: a node that died or lost its network.
-STOPPED_S = 10.0  # A process that was stopped (SIGSTOP): a debugger or a glance with Ctrl-Z is shorter.
-SETTLE_S = 4.0  # An error of one rank: the others may be about to report the same, or its cause.
-SUSPECT_S = 3.0  # Nothing heard, and another rank has just failed.
+# Seconds. All ranks must have ended within 30 s of a loss.
+SILENT_S = 15.0  # Without a report: the node died or lost its network.
+STOPPED_S = 10.0  # A process stopped by SIGSTOP: a debugger or a short Ctrl-Z takes less.
+SETTLE_S = 4.0  # After one rank's error: the others may be about to report the same error, or its cause.
+SUSPECT_S = 3.0  # Without a report while another rank has just failed.
 
 AWAITED, RUNS, STOPPED = "awaited", "runs", "stopped"
 WAITS, ENDED, GONE, UNWATCHED = "waits", "ended", "gone", "unwatched"
 REPORTED = (RUNS, STOPPED, WAITS, ENDED, GONE, UNWATCHED)
-OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and stays until it learns whether it was the cause.
+OVER = (WAITS, ENDED, GONE, UNWATCHED)  # WAITS: it failed, and waits for the verdict on whether it is the cause.
 
 LOST = 70  # The contract's exit code for a lost rank.
-PASSED_ON = (64, 65, 74, 78)  # Codes of orderly errors: the job's code says why the first rank ended.
+PASSED_ON = (64, 65, 74, 78)  # Exit codes of orderly errors, which the other ranks adopt.
 
 
 class RankState:
-    """What is known of one rank; times are monotonic seconds."""
+    """What is known about one rank. Times are in monotonic seconds."""
 
     def __init__(self, rank: int, now: float) -> None:
         self.rank, self.host, self.phase, self.step = rank, "?", "start", 0
         self.state, self.code, self.why = AWAITED, 0, ""
-        self.heard = self.since = now  # `since`: when `state` was first heard.
+        self.heard = self.since = now  # The last report, and the first report of the present `state`.
 
     def update(self, now: float, state: str, code: int, phase: str, step: int) -> None:
-        """Takes a report of the rank."""
+        """Records a report of the rank."""
         if state != self.state:
             self.since = now
         self.heard, self.state, self.code, self.phase, self.step = now, state, code, phase, step
 
     def excuse(self, seconds: float) -> None:
-        """Moves the times on: the listener itself was suspended for so long."""
+        """Moves the times on by `seconds`, for which the hub itself was suspended."""
         self.heard += seconds
         self.since += seconds
 
     def silent_for(self, now: float) -> float:
-        """Seconds since the last word of a rank that ought to speak, else 0."""
+        """Seconds since the last report, if the rank should still report; else 0."""
         return now - self.heard if self.state in (RUNS, STOPPED) else 0.0
 
 
 def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
-    """The lost rank to report to the others, once it is certain which one it is."""
+    """The lost rank, once it is certain which one it is; None before."""
     silent = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SILENT_S]
     if gone := [rank_state for rank_state in rank_states if rank_state.state == GONE]:
         return _first(gone)
@@ -57,7 +57,7 @@ def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
         return _longest_silent(silent)
     stopped = [rank_state for rank_state in rank_states if rank_state.state == STOPPED]
     if stopped and (others := _first([rank_state for rank_state in rank_states if rank_state.state in (RUNS, WAITS)])):
-        # Where every rank is stopped, somebody has suspended the job; it need not come back all at once.
+        # If every rank is stopped, somebody has suspended the job; the ranks may resume at different times.
         first = min(stopped, key=lambda rank_state: rank_state.since)
         if now - max(first.since, others.since) >= STOPPED_S:
             return first
@@ -65,7 +65,7 @@ def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
 
 
 def _find_failed(rank_states: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
-    """The rank whose error is the cause of the others', or keeps them waiting."""
+    """The rank whose error caused the others' errors or keeps them waiting; None if there is none yet."""
     ended = [rank_state for rank_state in rank_states if rank_state.state == ENDED and rank_state.code != 0]
     waits = [rank_state for rank_state in rank_states if rank_state.state == WAITS]
     if not any(rank_state.state in (RUNS, STOPPED) for rank_state in rank_states):
@@ -83,7 +83,7 @@ def is_over(rank_states: Sequence[RankState]) -> bool:
 
 
 def describe(rank_state: RankState, now: float) -> str:
-    """Which rank, where, in what phase, what became of it, and what to do."""
+    """The message about a lost rank: where it ran, in which phase, what happened, and what to do."""
     who, where = (
         f"rank {rank_state.rank} on {rank_state.host}",
         f"in phase {rank_state.phase} at step {rank_state.step}",
@@ -100,12 +100,12 @@ def describe(rank_state: RankState, now: float) -> str:
 
 
 def exit_code(rank_state: RankState) -> int:
-    """The code that the other ranks end with."""
+    """The exit code of the other ranks."""
     return rank_state.code if rank_state.state in (WAITS, ENDED) and rank_state.code in PASSED_ON else LOST
 
 
 def speaker(rank_states: Sequence[RankState], lost: RankState) -> int:
-    """The rank that prints the line: the lowest that still can."""
+    """The rank that prints the message: the lowest one that still can; -1 if none can."""
     able = [
         rank_state.rank for rank_state in rank_states if rank_state is not lost and rank_state.state in (RUNS, WAITS)
     ]
