@@ -80,9 +80,9 @@ def verify(path: Path, runtime: Runtime | None = None, failpoints: Failpoints = 
 
 
 def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
-    """The manifest's entry of each file, and what is wrong with the manifest or the list of files (None: nothing).
+    """(the manifest's entry of each file, what is wrong with the manifest or the files that are there, or None).
 
-    Raises CheckpointError if the disk fails.
+    The files are not read. Raises CheckpointError if the disk fails.
     """
 
     def look() -> tuple[dict[str, Described], str | None]:
@@ -188,7 +188,7 @@ class CheckpointDir:
         """Turns a save that all ranks have written into a checkpoint, purges old ones, and returns its path.
 
         A kill at any moment leaves an intact checkpoint: the new one is in place before an old one is removed.
-        Raises OSError if the files are not what the ranks wrote, or if the disk refuses.
+        Raises OSError if the files are not what the ranks wrote or the disk refuses, ValueError as `check_model`.
         """
         final, temporary, replaced = self.names(step)
         files = {name: described for rank in written for name, described in rank.files.items()}

@@ -93,16 +93,15 @@ class Saver:
             raise RuntimeError("a save is in flight")
         started = time.monotonic()
         layout = plan_layout(engine.shapes())
+        part: SavePart | None = None
+        fault: tuple[str, str] | None = None
         try:
             part = self._stage(step, engine, layout, {"format": FORMAT, "step": step, **state})
             if self.runtime.is_main:
                 clear_remains(self._root)
-            fault = None
         except OSError as error:
-            part, fault = (
-                None,
-                ("disk", self._describe(error, f"stage {self._checkpoints.names(step)[1]}", layout.size)),
-            )
+            temporary = self._checkpoints.names(step)[1]
+            part, fault = None, ("disk", self._describe(error, f"stage {temporary}", layout.size))
         sizes = self.runtime.gather(part.size if part else 0)
         needed = sum(sizes) + len(layout.header)
         if fault is None:

@@ -97,7 +97,7 @@ def meet(config: RendezvousConfig) -> dist.Store:
         raise
     except dist.DistError as error:
         raise config.error(
-            f"the store at {config.address} went away before all ranks had met; see what rank 0 says"
+            f"the store at {config.address} went away before all ranks had met; see rank 0's message"
         ) from error
     return shared
 

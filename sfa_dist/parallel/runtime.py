@@ -197,7 +197,7 @@ class Runtime:
             free, size = (n / 2**30 for n in torch.cuda.mem_get_info(self.device))
             now = torch.cuda.memory_allocated(self.device) / 2**30
             taken = f"{now:.1f} GiB allocated, at most {self.peak_memory_gib():.1f}"
-            return f"{taken}; {free:.1f} of the card's {size:.1f} GiB free"
+            return f"{taken}; {free:.1f} of the GPU's {size:.1f} GiB free"
         free, size = (os.sysconf(n) * os.sysconf("SC_PAGE_SIZE") / 2**30 for n in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
         return f"at most {self.peak_memory_gib():.1f} GiB resident; {free:.1f} of the host's {size:.1f} GiB free"
 

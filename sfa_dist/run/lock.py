@@ -76,7 +76,7 @@ def _lock(descriptor: int, path: Path, me: dict[str, Any]) -> None:
             raise _refusal(path, holder, "wait for it, or stop it") from None
         if error.errno not in NO_LOCKS:
             raise
-        print_line(f"{path}: the file system has no locks ({error}); going by what the file says")
+        print_line(f"{path}: the file system has no locks ({error}); relying on the holder that the file names")
         if not _is_over(holder, me):
             raise _refusal(path, holder, f"if that job is dead, remove {path}") from None
 

@@ -7,7 +7,7 @@ Each rank has a small child process (watch_process.py) that reports the rank's s
 second. This module is the rank's side: it starts the child, records the rank's phase and step, announces an orderly
 end, and ends the process when the child reports that another rank is lost.
 
-The watch itself never ends a healthy run. A rank whose child dies prints that and goes on unwatched; if the hub dies,
+The watch itself never ends a healthy run. A rank whose child dies reports it and goes on unwatched; if the hub dies,
 all ranks go on unwatched.
 """
 

@@ -48,73 +48,68 @@ class RankState:
         return now - self.heard if self.state in (RUNS, STOPPED) else 0.0
 
 
-def find_lost(rank_states: Sequence[RankState], now: float) -> RankState | None:
+def find_lost(ranks: Sequence[RankState], now: float) -> RankState | None:
     """The lost rank, once it is certain which one it is; None before."""
-    silent = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SILENT_S]
-    if gone := [rank_state for rank_state in rank_states if rank_state.state == GONE]:
+    silent = [rank for rank in ranks if rank.silent_for(now) >= SILENT_S]
+    if gone := [rank for rank in ranks if rank.state == GONE]:
         return _first(gone)
     if silent:
         return _longest_silent(silent)
-    stopped = [rank_state for rank_state in rank_states if rank_state.state == STOPPED]
-    if stopped and (others := _first([rank_state for rank_state in rank_states if rank_state.state in (RUNS, WAITS)])):
+    stopped = [rank for rank in ranks if rank.state == STOPPED]
+    if stopped and (others := _first([rank for rank in ranks if rank.state in (RUNS, WAITS)])):
         # If every rank is stopped, somebody has suspended the job; the ranks may resume at different times.
-        first = min(stopped, key=lambda rank_state: rank_state.since)
+        first = min(stopped, key=lambda rank: rank.since)
         if now - max(first.since, others.since) >= STOPPED_S:
             return first
-    return _find_failed(rank_states, stopped, now)
+    return _find_failed(ranks, stopped, now)
 
 
-def _find_failed(rank_states: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
+def _find_failed(ranks: Sequence[RankState], stopped: Sequence[RankState], now: float) -> RankState | None:
     """The rank whose error caused the others' errors or keeps them waiting; None if there is none yet."""
-    ended = [rank_state for rank_state in rank_states if rank_state.state == ENDED and rank_state.code != 0]
-    waits = [rank_state for rank_state in rank_states if rank_state.state == WAITS]
-    if not any(rank_state.state in (RUNS, STOPPED) for rank_state in rank_states):
+    ended = [rank for rank in ranks if rank.state == ENDED and rank.code != 0]
+    waits = [rank for rank in ranks if rank.state == WAITS]
+    if not any(rank.state in (RUNS, STOPPED) for rank in ranks):
         return _first(ended) if waits else None
     first = _first([*ended, *waits])
     if first is None or now - first.since < SETTLE_S:
         return None
-    suspects = [rank_state for rank_state in rank_states if rank_state.silent_for(now) >= SUSPECT_S]
+    suspects = [rank for rank in ranks if rank.silent_for(now) >= SUSPECT_S]
     return _longest_silent(suspects) or _first(stopped) or first
 
 
-def is_over(rank_states: Sequence[RankState]) -> bool:
+def is_over(ranks: Sequence[RankState]) -> bool:
     """Whether no rank is left to wait for."""
-    return all(rank_state.state in OVER for rank_state in rank_states)
+    return all(rank.state in OVER for rank in ranks)
 
 
-def describe(rank_state: RankState, now: float) -> str:
+def describe(lost: RankState, now: float) -> str:
     """The message about a lost rank: where it ran, in which phase, what happened, and what to do."""
-    who, where = (
-        f"rank {rank_state.rank} on {rank_state.host}",
-        f"in phase {rank_state.phase} at step {rank_state.step}",
-    )
-    if rank_state.state in (WAITS, ENDED):
-        return f"{who} ended with code {rank_state.code} {where}: {rank_state.why or 'its own message says why'}"
-    if rank_state.state == GONE:
-        why = "its process was killed or crashed; where memory is short, the system kills too"
-    elif rank_state.state == STOPPED:
-        why = f"its process has been stopped for {now - rank_state.since:.0f} s"
+    who, where = f"rank {lost.rank} on {lost.host}", f"in phase {lost.phase} at step {lost.step}"
+    if lost.state in (WAITS, ENDED):
+        return f"{who} ended with code {lost.code} {where}: {lost.why or 'its own message says why'}"
+    if lost.state == GONE:
+        why = "its process was killed or crashed; the system kills processes when memory runs out"
+    elif lost.state == STOPPED:
+        why = f"its process has been stopped for {now - lost.since:.0f} s"
     else:
-        why = f"nothing was heard of it for {now - rank_state.heard:.0f} s: is its node up, and reachable?"
+        why = f"no report for {now - lost.heard:.0f} s: is its node up and reachable?"
     return f"{who} was lost {where} ({why}); run the same command again to go on from the last checkpoint"
 
 
-def exit_code(rank_state: RankState) -> int:
+def exit_code(lost: RankState) -> int:
     """The exit code of the other ranks."""
-    return rank_state.code if rank_state.state in (WAITS, ENDED) and rank_state.code in PASSED_ON else LOST
+    return lost.code if lost.state in (WAITS, ENDED) and lost.code in PASSED_ON else LOST
 
 
-def speaker(rank_states: Sequence[RankState], lost: RankState) -> int:
+def speaker(ranks: Sequence[RankState], lost: RankState) -> int:
     """The rank that prints the message: the lowest one that still can; -1 if none can."""
-    able = [
-        rank_state.rank for rank_state in rank_states if rank_state is not lost and rank_state.state in (RUNS, WAITS)
-    ]
+    able = [rank.rank for rank in ranks if rank is not lost and rank.state in (RUNS, WAITS)]
     return min(able, default=-1)
 
 
-def _first(rank_states: Sequence[RankState]) -> RankState | None:
-    return min(rank_states, key=lambda rank_state: rank_state.since, default=None)
+def _first(ranks: Sequence[RankState]) -> RankState | None:
+    return min(ranks, key=lambda rank: rank.since, default=None)
 
 
-def _longest_silent(rank_states: Sequence[RankState]) -> RankState | None:
-    return min(rank_states, key=lambda rank_state: rank_state.heard, default=None)
+def _longest_silent(ranks: Sequence[RankState]) -> RankState | None:
+    return min(ranks, key=lambda rank: rank.heard, default=None)
