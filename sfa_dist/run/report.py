@@ -1,4 +1,4 @@
-"""The report of a run: what was trained, what came out, how it went. Reads the run directory only."""
+"""The report of a run: what was trained, the results and how it went. It reads the run directory only."""
 
 from __future__ import annotations
 
@@ -49,15 +49,17 @@ SHOWN_OF_LONG = 10  # Rows of a long table.
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes report.html, report.md and figures/*.png from log.jsonl, result.json, env.json, recipe.yaml and
-    test/classes.json; returns the page. Raises CheckpointError where one of them is not what this program writes,
-    OSError."""
+    """Writes report.html, report.md and figures/*.png, and returns the path of the page.
+
+    They are made from log.jsonl, result.json, env.json, recipe.yaml and test/classes.json. Raises CheckpointError if
+    one of these is not what this program writes, OSError if the disk refuses.
+    """
     try:
         return _write_report(run_dir)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        told = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({told})"
+            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({why})"
         ) from error
 
 
@@ -65,7 +67,7 @@ def _write_report(run_dir: Path) -> Path:
     records = read_log(run_dir / LOG)
     result = _read_json(run_dir / RESULT)
     env = _read_json(run_dir / ENVIRONMENT)
-    recipe_file = run_dir / RECIPE  # One of before 0.4 holds secrets.
+    recipe_file = run_dir / RECIPE  # Written before 0.4 it may hold secrets.
     recipe = without_secrets(recipe_file.read_text(errors="replace")) if recipe_file.is_file() else ""
     classes = read_class_tables(run_dir)
     figures = draw_figures(records, run_dir / "figures") + draw_confusions(classes, run_dir / "figures")
@@ -77,7 +79,7 @@ def _write_report(run_dir: Path) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; the last line of a killed run may be cut and is left out, as is what is no record."""
+    """The records of a log.jsonl. Lines that are not records are skipped: a killed run may leave a cut last line."""
     records = []
     try:
         for line in read_plain(path, MAX_LOG).splitlines():
@@ -91,8 +93,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def latest_by_step(records: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
-    """Records of a kind by stage, in order of steps; a step that was run again after a resume counts once, the last
-    time."""
+    """The records of a kind by stage, in order of steps. Of a step that was repeated after a resume the last counts."""
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
         if record.get("kind") == kind and not record.keys() & {"frame_order", "member"}:
@@ -101,7 +102,7 @@ def latest_by_step(records: list[dict[str, Any]], kind: str) -> dict[str, list[d
 
 
 def draw_figures(records: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Loss and validation accuracy over the steps of each stage."""
+    """Draws loss and validation accuracy over the steps of each stage; returns the paths of the figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -157,12 +158,13 @@ def _headline(result: dict[str, Any]) -> str:
 
 
 def _remarks(result: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
-    """What the score has to be compared with, and whether it is any better; what the clips of the stages lack."""
-    return [f"{words[0].upper()}{words[1:]}." for words in (*chance_words(result), *verdicts(result))] + said(records)
+    """The score of guessing, whether the run's score is better, and the notices about the stages' clips."""
+    words = [*chance_words(result), *verdicts(result)]
+    return [f"{text[0].upper()}{text[1:]}." for text in words] + notices_of(records)
 
 
-def said(records: list[dict[str, Any]]) -> list[str]:
-    """What was noticed of the clips of a stage (events `notice`), each once."""
+def notices_of(records: list[dict[str, Any]]) -> list[str]:
+    """The texts of all `notice` events, each once."""
     notices = (record for record in records if record.get("kind") == "event" and record.get("event") == "notice")
     return list(dict.fromkeys(f"{notice['stage']}: {notice['text']}" for notice in notices))
 
@@ -175,7 +177,7 @@ def _stage_rows(result: dict[str, Any]) -> list[list[str]]:
 
 
 def views_tables(result: dict[str, Any]) -> list[Table]:
-    """The scores over each of the tested views, by head where there are several."""
+    """The scores for each number of views tested, by head if there are several."""
     lines = result.get("by_views", [])
     heads = heads_of(lines[0]) if lines else []
     keys = {**SCORES, "mean_class_acc1": "mean over classes"}
@@ -195,7 +197,7 @@ def views_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
-    """Of a sweep its members, and means over seeds where there are several."""
+    """The members of a sweep, the means over seeds if it varies the seed, and the members that diverged."""
     lines, means = result.get("sweep", []), result.get("sweep_means", [])
     if not lines:
         return []
@@ -218,13 +220,15 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", *scores.values(), "loss"], rows))
     if lost := result.get("sweep_diverged"):
         rows = [[line["member"], *(str(value) for value in line["settings"].values()), line["reason"]] for line in lost]
-        tables.append(Table("Sweep, heads that diverged", ["member", *lines[0]["settings"], "why"], rows))
+        tables.append(Table("Sweep, members that diverged", ["member", *lines[0]["settings"], "why"], rows))
     return tables
 
 
 def _remark(line: dict[str, Any], result: dict[str, Any]) -> str:
-    """Behind a member's name: whether validation has chosen it (without any it has chosen none), and whether it is no
-    better than chance."""
+    """The remark behind a member's name: whether it is the best on validation, and no better than chance.
+
+    Without a validation set no member is the best.
+    """
     is_best = line["member"] == result.get("best") and line.get("val_acc1") is not None
     remarks = ["best on validation"] * is_best
     remarks += ["no better than chance"] * (line.get("better_than_chance") is False)

@@ -1,5 +1,7 @@
-"""What a report tells of single classes: how many of their clips are right, what they are taken for, and the confusion
-matrix as a picture where it is small enough to be looked at."""
+"""What a report shows of single classes: the share of right clips, the confusions, and the confusion matrix.
+
+The matrix is drawn only if it is small enough to be readable.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from sfa_dist.boundary.file_names import CLASSES
 from sfa_dist.boundary.plain import for_figure
 from sfa_dist.recipe.stage_names import TEST
 
-MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
+MATRIX_CLASSES = 50  # The most classes drawn as a matrix; with more there is only the table of confusions.
 SHOWN_CONFUSIONS = 50
 NAME_LENGTH = 40
 
 
 class Table(NamedTuple):
-    """A titled table of texts. Of a `long` one a page shows the beginning, and all of it on demand."""
+    """A titled table of texts. Of a `long` table a page shows the first rows, and the others on demand."""
 
     title: str
     heads: list[str]
@@ -30,7 +32,7 @@ class Table(NamedTuple):
 
 
 def read_class_tables(run_dir: Path) -> dict[str, Any]:
-    """`test/classes.json` by head, empty where there is none."""
+    """The content of `test/classes.json` by head; empty without the file."""
     try:
         heads: dict[str, Any] = read_object(run_dir / TEST / CLASSES, heads=dict)["heads"]
     except FileNotFoundError:
@@ -39,7 +41,7 @@ def read_class_tables(run_dir: Path) -> dict[str, Any]:
 
 
 def class_reports(heads: dict[str, Any]) -> list[Table]:
-    """For each head its confusions and its classes, the worst first."""
+    """For each head a table of its confusions and one of its classes, the worst first."""
     tables = []
     for head, table in heads.items():
         of_head = "" if len(heads) == 1 else f" ({head})"
@@ -60,12 +62,12 @@ def class_reports(heads: dict[str, Any]) -> list[Table]:
 
 
 def name_of(table: dict[str, Any], number: int) -> str:
-    """A class's name, or its number where it has none."""
+    """A class's name, or its number if it has none."""
     return (table["names"] or {}).get(str(number), str(number))
 
 
 def draw_confusions(heads: dict[str, Any], folder: Path) -> list[Path]:
-    """confusion.png (confusion_noun.png, ...) of each head with at most MATRIX_CLASSES classes; others have none."""
+    """Draws confusion.png (confusion_noun.png, ...) of each head with at most MATRIX_CLASSES classes; returns paths."""
     folder.mkdir(exist_ok=True)
     figures = []
     for head, table in heads.items():
@@ -78,13 +80,13 @@ def draw_confusions(heads: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> None:
-    """Rows are classes, columns what they are taken for; the colour is the share of the class's clips."""
+    """Rows are the classes, columns the predicted classes; the colour is the share of the class's clips."""
     from matplotlib import pyplot
 
-    place = {number: row for row, number in enumerate(numbers)}
+    index = {number: row for row, number in enumerate(numbers)}
     counts = np.zeros((len(numbers), len(numbers)), dtype=np.int64)
     for label, taken_for, clips in table["confusion"]:
-        counts[place[label], place[taken_for]] = clips
+        counts[index[label], index[taken_for]] = clips
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 3.4 + 0.24 * len(numbers)
     figure, axis = pyplot.subplots(figsize=(side + 0.8, side), layout="constrained")
@@ -109,12 +111,12 @@ def _draw(table: dict[str, Any], numbers: list[int], head: str, path: Path) -> N
 
 
 def _word(head: str) -> str:
-    """For a file's name: heads are a noun and a verb, whatever a file says."""
+    """A head's name, made safe for a file name: it comes from a file."""
     return re.sub(r"\W", "_", head)[:NAME_LENGTH]
 
 
 def _short(names: list[str]) -> list[str]:
-    """Cut where they are long; with a number where that makes two the same."""
+    """The names, cut to NAME_LENGTH characters, with a number in front if two would be the same."""
     cut = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
     counts = Counter(cut)
-    return [for_figure(f"{place} {name}" if counts[name] > 1 else name) for place, name in enumerate(cut)]
+    return [for_figure(f"{index} {name}" if counts[name] > 1 else name) for index, name in enumerate(cut)]

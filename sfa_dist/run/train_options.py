@@ -8,8 +8,8 @@ from pathlib import Path
 from sfa_dist.recipe.stage_names import RUN_STEPS
 
 DESCRIPTION = """\
-Trains a recipe: its stages one after the other, the test and the report, into a run directory. Run again, it goes on
-where it stands.
+Trains a recipe into a run directory: its stages one after the other, the test and the report. The same command run
+again resumes where the run stopped.
 
   deepspeed sfa_dist/train.py --recipe recipes/h_96f.yaml
   torchrun --nproc-per-node 8 sfa_dist/train.py --recipe recipes/h_96f.yaml
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/<recipe name>")
     parser.add_argument(
-        "--resume", default="auto", help="auto (go on where the run directory stands), never, or a checkpoint"
+        "--resume", default="auto", help="auto (go on where the run stopped), never, or the path of a checkpoint"
     )
     parser.add_argument("--stage", choices=RUN_STEPS, help="only this stage")
     parser.add_argument(

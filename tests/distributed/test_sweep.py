@@ -186,7 +186,7 @@ def test_a_head_that_diverges_ends_alone(place: Path) -> None:
     [event] = events(run, "diverged")
     assert event["member"] == "m000"
     assert result["stages"]["stage2"]["members"] == 3
-    assert "heads that diverged" in (run / "report.md").read_text()
+    assert "members that diverged" in (run / "report.md").read_text()
     again = train(place, *words)
     assert again.code == 0, again.err
     assert "stage2: done before, skipped" in again.out

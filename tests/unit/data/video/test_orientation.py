@@ -176,7 +176,7 @@ def test_matrices_that_change_nothing(matrix, plain, tmp_path):
 @pytest.mark.parametrize("name", DECODERS)
 def test_other_angles_are_refused_by_name(name, matrix, plain):
     data = with_matrix(plain, track=matrix)
-    with pytest.raises(BadSample, match=r"turns the picture by \d+ degrees, which is no multiple of 90"):
+    with pytest.raises(BadSample, match=r"turns the picture by \d+ degrees, which is not a multiple of 90"):
         choose_decoder(name).open(data).frames_at([0])
 
 
