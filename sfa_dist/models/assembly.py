@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from sfa_dist.recipe.schema import Stage2, StageBlock
 
 # Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
 LARGEST_CHUNK_FRAMES = 64
+
+Frozen = TypeVar("Frozen", bound=FrozenTrunk)
 
 
 @contextmanager
@@ -54,9 +57,14 @@ def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
 
     With `chunk_frames: auto` a chunk is one tubelet step until the free memory of the device is known.
     """
+    return freeze_as(FrozenTrunk, trunk, stage, pooled)
+
+
+def freeze_as(runtime: type[Frozen], trunk: Trunk, stage: Stage2, pooled: bool) -> Frozen:
+    """`freeze` for a subclass of FrozenTrunk."""
     frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
     data, eight_bits = stage.data, trunk_eight_bits(stage)
-    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
+    return runtime(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
 
 
 def set_recompute(module: nn.Module, stage: StageBlock) -> str | None:

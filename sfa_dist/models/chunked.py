@@ -4,7 +4,8 @@ The trunk is frozen, so nothing is asked for the gradient of the features: only 
 value for a chunk therefore needs no other chunk, and backward can compute it again when it comes to it. On the device
 there is one chunk (and the next, on its way), whatever the number of frames.
 
-Shape legend: B clips, F tubelet steps, R = B * F rows, L tokens of a row, D width.
+Shape legend: B clips, F tubelet steps, R = B * F tubelets of a batch, r tubelets of a chunk,
+L tokens of a tubelet, D width.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ Recompute = Literal["function", "checkpoint"]
 
 
 class ChunkedFeatures(Protocol):
-    """Features (R, L, D) outside of the device, to be had in chunks of rows."""
+    """Features (R, L, D) outside of the device, to be had in chunks of tubelets."""
 
     clips: int  # B
 
     @property
     def spans(self) -> Sequence[slice]:
-        """The rows of each chunk, in order."""
+        """The tubelets of each chunk, in order."""
 
     def load(self, index: int) -> Tensor:
         """Chunk `index`, (r, L, D) on the device. It holds until the next call."""
@@ -39,11 +40,11 @@ def over_chunks(
 ) -> Tensor:
     """`run` over each chunk, (r, L, D) -> (r, D'), put together to (B, F, D'); `parameters` are all that it trains."""
     if recompute == "checkpoint":
-        rows = [
+        chunks = [
             checkpoint(lambda i: run(features.load(i)), index, use_reentrant=False)
             for index in range(len(features.spans))
         ]
-        out: Tensor = torch.cat(rows)
+        out: Tensor = torch.cat(chunks)
     else:
         out = _OverChunks.apply(run, features, *parameters)
     return out.unflatten(0, (features.clips, -1))
@@ -63,10 +64,10 @@ class _OverChunks(torch.autograd.Function):
         out: Tensor | None = None
         with torch.autocast(kind, **ctx.autocast, cache_enabled=False):
             for index, span in enumerate(features.spans):
-                rows = run(features.load(index))
+                chunk = run(features.load(index))
                 if out is None:
-                    out = rows.new_empty(features.spans[-1].stop, *rows.shape[1:])
-                out[span] = rows
+                    out = chunk.new_empty(features.spans[-1].stop, *chunk.shape[1:])
+                out[span] = chunk
         assert out is not None
         return out
 

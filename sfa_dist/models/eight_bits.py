@@ -70,9 +70,9 @@ class Fp8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
-def to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (R, I) in e4m3 and their scales (R, 1) in fp32."""
-    wide = rows.float()
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` (R, I) in e4m3, and the scale of each of its rows, (R, 1), in fp32."""
+    wide = x.float()
     scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST_FP8).clamp(min=SMALLEST_SCALE)
     return (wide / scale).to(FP8), scale
 

@@ -22,7 +22,7 @@ SHIFT = 128
 
 
 class FoldedEmbed(nn.Module):
-    """`embed` behind a normalisation by `mean` and `std`, from uint8 rows (R, C, t, H, W) to tokens (R, N, D).
+    """`embed` behind a normalisation by `mean` and `std`, from uint8 tubelets (R, C, t, H, W) to tokens (R, N, D).
 
     The dtype is that of `embed`'s weights; the folding is done in fp32.
     """
@@ -42,6 +42,6 @@ class FoldedEmbed(nn.Module):
         self.register_buffer("weight", folded.flatten(1), persistent=False)
         self.register_buffer("bias", bias.to(own.dtype), persistent=False)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, tubelets: Tensor) -> Tensor:
         """uint8 (R, C, t, H, W) -> (R, N, D)."""
-        return F.linear(self._patches(rows).to(self.weight.dtype).sub_(SHIFT), self.weight, self.bias)
+        return F.linear(self._patches(tubelets).to(self.weight.dtype).sub_(SHIFT), self.weight, self.bias)

@@ -42,8 +42,8 @@ def feature_bytes(stage: Stage2) -> int:
     """Bytes that the trunk puts out for one micro-batch."""
     side = stage.model.image_size // dims_of(stage.model).patch
     tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
-    rows = stage.batch.micro * stage.frames // stage.model.tubelet
-    return rows * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
+    tubelets = stage.batch.micro * stage.frames // stage.model.tubelet
+    return tubelets * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
 
 
 def clip_bytes(stage: Stage2) -> int:

@@ -4,7 +4,7 @@ Follows ViViT's official code (scenic, projects/vivit/model.py): learned positio
 norm before the first block, a final LayerNorm, tanh-GELU, LayerNorm eps 1e-6, and a drop-path that drops
 a whole clip (the same for all its frames) and does not rescale what it keeps.
 
-Shape legend: R rows (sequences), N tokens of a row without cls, L = N + 1 with cls, D width, h heads.
+Shape legend: R sequences, N tokens of a sequence without cls, L = N + 1 with cls, D width, h heads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ GELU: Gelu = "tanh"  # What the official code computes, unless an image checkpoi
 LAYER_NORM_EPS = 1e-6
 
 
-def drop_branch(branch: Tensor, rate: float, rows_per_clip: int) -> Tensor:
-    """Zeroes a residual branch (R, L, D) for a random share `rate` of the clips; a clip is `rows_per_clip` rows.
+def drop_branch(branch: Tensor, rate: float, per_clip: int) -> Tensor:
+    """Zeroes a residual branch (R, L, D) for a random share `rate` of the clips; a clip has `per_clip` sequences.
 
     Kept branches are not divided by 1 - rate (scenic, `stochastic_droplayer`).
     """
-    clips = branch.shape[0] // rows_per_clip
+    clips = branch.shape[0] // per_clip
     keep = torch.rand(clips, 1, 1, device=branch.device) >= rate
-    return branch * keep.repeat_interleave(rows_per_clip, dim=0).to(branch.dtype)
+    return branch * keep.repeat_interleave(per_clip, dim=0).to(branch.dtype)
 
 
 class Attention(nn.Module):
@@ -44,11 +44,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, length, width = x.shape
-        qkv = self.qkv(x).view(rows, length, 3, self.heads, width // self.heads)
+        count, length, width = x.shape
+        qkv = self.qkv(x).view(count, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, h, L, D/h)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(rows, length, width))
+        return self.proj(out.transpose(1, 2).reshape(count, length, width))
 
 
 class Mlp(nn.Module):
@@ -84,13 +84,13 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp, gelu)
 
-    def forward(self, x: Tensor, rows_per_clip: int) -> Tensor:
-        x = x + self._maybe_drop(self.attn(self.norm1(x)), rows_per_clip)
-        return x + self._maybe_drop(self.mlp(self.norm2(x)), rows_per_clip)
+    def forward(self, x: Tensor, per_clip: int) -> Tensor:
+        x = x + self._maybe_drop(self.attn(self.norm1(x)), per_clip)
+        return x + self._maybe_drop(self.mlp(self.norm2(x)), per_clip)
 
-    def _maybe_drop(self, branch: Tensor, rows_per_clip: int) -> Tensor:
+    def _maybe_drop(self, branch: Tensor, per_clip: int) -> Tensor:
         if self.training and self.drop_path > 0:
-            return drop_branch(branch, self.drop_path, rows_per_clip)
+            return drop_branch(branch, self.drop_path, per_clip)
         return branch
 
 
@@ -119,13 +119,13 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
-    def forward(self, x: Tensor, rows_per_clip: int = 1) -> Tensor:
+    def forward(self, x: Tensor, per_clip: int = 1) -> Tensor:
         """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling."""
         if self.pooling == "cls":
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = x + self.pos_embed
         for block in self.blocks:
-            x = block(x, rows_per_clip)
+            x = block(x, per_clip)
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:

@@ -84,10 +84,10 @@ class TubeletEmbed(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """(R, C, t, H, W) -> (R, N, C t p p): the voxels of each tubelet, in the order of the weights."""
-        rows, channels, tubelet, height, width = x.shape
+        count, channels, tubelet, height, width = x.shape
         p = self.patch
-        patches = x.view(rows, channels, tubelet, height // p, p, width // p, p)
-        return patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(rows, (height // p) * (width // p), -1)
+        patches = x.view(count, channels, tubelet, height // p, p, width // p, p)
+        return patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(count, (height // p) * (width // p), -1)
 
 
 class Trunk(nn.Module):
@@ -121,14 +121,14 @@ class Trunk(nn.Module):
         """L, the tokens of one tubelet step that the encoder puts out."""
         return self.encoder.pos_embed.shape[1]
 
-    def rows(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B * F, C, t, H, W), one row a tubelet step."""
+    def cut_tubelets(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B * F, C, t, H, W): the tubelets of each clip in turn."""
         clips = clips.unflatten(2, (-1, self.tubelet))
         return clips.permute(0, 2, 1, 3, 4, 5).flatten(0, 1)
 
-    def forward_rows(self, rows: Tensor, rows_per_clip: int = 1, pooled: bool = True) -> Tensor:
-        """Normalised rows (R, C, t, H, W) -> (R, D), or tokens (R, L, D)."""
-        tokens = self.encoder(self.embed(rows), rows_per_clip)
+    def forward_tubelets(self, tubelets: Tensor, tubelets_per_clip: int = 1, pooled: bool = True) -> Tensor:
+        """Normalised tubelets (R, C, t, H, W) -> (R, D), or tokens (R, L, D)."""
+        tokens = self.encoder(self.embed(tubelets), tubelets_per_clip)
         return self.encoder.pool(tokens) if pooled else tokens
 
     def init_weights(self) -> None:
@@ -213,8 +213,8 @@ class ViViT(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """uint8 clips (B, C, T, H, W) -> logits (B, classes) in fp32."""
         batch, steps = clips.shape[0], clips.shape[2] // self.trunk.tubelet
-        rows = normalise(self.trunk.rows(clips), self.mean, self.std, self.trunk.embed.bias.dtype)
-        features = self.trunk.forward_rows(rows, rows_per_clip=steps, pooled=not self.tail.takes_tokens)
+        tubelets = normalise(self.trunk.cut_tubelets(clips), self.mean, self.std, self.trunk.embed.bias.dtype)
+        features = self.trunk.forward_tubelets(tubelets, steps, pooled=not self.tail.takes_tokens)
         return self.tail(features.unflatten(0, (batch, steps)))
 
     def init_weights(self) -> None:

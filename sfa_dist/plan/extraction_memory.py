@@ -12,7 +12,7 @@ from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.decode_memory import frame_size_of, plan_decode
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
-from sfa_dist.plan.modules import keeps_clips_on_host, link_to_host, quick_chunks, shapes_of
+from sfa_dist.plan.modules import keeps_clips_on_host, link_to_host, shapes_of
 from sfa_dist.recipe.schema import Stage2
 
 
@@ -29,7 +29,8 @@ def predict_extraction(stage: Stage2, video_frames: int | None) -> MemoryPlan:
     frames = video_frames or stage.frames * stage.data.stride
     stored = StepGrid(tubelet, stage.data.stride, stage.cache.phases).num_steps(frames)
     piece = slice_steps(max(1, frozen.chunk_frames // tubelet), tubelet)
-    with FakeTensorMode(allow_fallback_kernels=False), trace, quick_chunks(frozen, trace):
+    frozen.skip_repetitions(trace)
+    with FakeTensorMode(allow_fallback_kernels=False), trace:
         with trace.category("frozen"):
             materialise(frozen)
         if host:

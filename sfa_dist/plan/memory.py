@@ -29,7 +29,6 @@ from sfa_dist.plan.modules import (
     Shapes,
     keeps_clips_on_host,
     link_to_host,
-    quick_chunks,
     shapes_of,
     treat_activations,
 )
@@ -124,8 +123,9 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
     mode = FakeTensorMode(allow_fallback_kernels=False)
     frozen = shapes.frozen if isinstance(stage, Stage2) and stage.runs_trunk else None
     host = frozen is not None and keeps_clips_on_host(stage)
-    with mode, trace, quick_chunks(frozen, trace):
+    with mode, trace:
         if frozen is not None:
+            frozen.skip_repetitions(trace)
             with trace.category("frozen"):
                 materialise(frozen)
             if host:

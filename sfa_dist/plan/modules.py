@@ -5,8 +5,7 @@ They come from `models/assembly.py`, as in training, which also loads weights an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from sfa_dist.models import frozen as frozen_module
 from sfa_dist.models.assembly import (
     LARGEST_CHUNK_FRAMES,
-    freeze,
+    freeze_as,
     set_recompute,
     tail_of,
     trunk_of,
@@ -33,12 +31,50 @@ from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
 
+class PlannedTrunk(FrozenTrunk):
+    """The frozen trunk of a plan. Under a trace it runs each shape of chunk once, so 1,024 frames trace as fast as 8.
+
+    This is exact: of a chunk the trunk keeps its output alone, and the copies that cut clips into tubelets and put
+    features together allocate nothing. A repetition notes in the trace how far the first run of its shape rose.
+    """
+
+    _trace: MemoryTrace | None = None
+
+    def skip_repetitions(self, trace: MemoryTrace) -> None:
+        """Lets the chunks run once for each shape, under `trace`; without this call all of them run in full."""
+        self._trace = trace
+        self._seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def run_tubelets(self, tubelets: Tensor) -> Tensor:
+        """As FrozenTrunk's. A shape that has run before gives an empty tensor, after a rise of the trace."""
+        if self._trace is None:
+            return super().run_tubelets(tubelets)
+        if tubelets.shape in self._seen:
+            rise, shape, dtype = self._seen[tubelets.shape]
+            self._trace.bump(rise)
+            return torch.empty(shape, dtype=dtype, device=tubelets.device)
+        with self._trace.transient() as risen:
+            out = super().run_tubelets(tubelets)
+        self._seen[tubelets.shape] = (risen[0], out.shape, out.dtype)
+        return out
+
+    def copy_tubelets(self, clips: Tensor, span: slice, out: Tensor) -> None:
+        """Nothing under a trace."""
+        if self._trace is None:
+            super().copy_tubelets(clips, span, out)
+
+    def put_tubelets(self, features: Tensor, span: slice, value: Tensor) -> None:
+        """Nothing under a trace."""
+        if self._trace is None:
+            super().put_tubelets(features, span, value)
+
+
 @dataclass(frozen=True)
 class Shapes:
     """What the engine gets, and what runs frozen in front of it (None where everything is trained)."""
 
     trainable: nn.Module
-    frozen: FrozenTrunk | None
+    frozen: PlannedTrunk | None
 
     @property
     def trainable_parameters(self) -> int:
@@ -57,7 +93,7 @@ def shapes_of(stage: StageBlock) -> Shapes:
         return Shapes(whole_model(stage), None)
     trunk, tail = trunk_of(stage), tail_of(stage)
     with without_storage():
-        frozen = freeze(trunk, stage, pooled=not tail.takes_tokens)
+        frozen = freeze_as(PlannedTrunk, trunk, stage, pooled=not tail.takes_tokens)
     if stage.chunk_frames == "auto":
         frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # On a full card it takes fewer.
     set_recompute(tail, stage)
@@ -101,39 +137,6 @@ class _CountedPool(HostPool):
     def take(self, shape: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         with self._trace.category(HOST):
             return super().take(shape, dtype)
-
-
-@contextmanager
-def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[None]:
-    """Lets the trunk run each shape of chunk once; a repetition only tells the trace how far the first one rose.
-
-    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows and put features together
-    make no storage, so this is exact, and 1,024 frames trace as fast as 8.
-    """
-    if frozen is None:
-        yield
-        return
-    run: Callable[[Tensor], Tensor] = frozen.run_rows
-    seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
-
-    def run_rows(rows: Tensor) -> Tensor:
-        if rows.shape in seen:
-            rise, shape, dtype = seen[rows.shape]
-            trace.bump(rise)
-            return torch.empty(shape, dtype=dtype, device=rows.device)
-        with trace.transient() as risen:
-            out = run(rows)
-        seen[rows.shape] = (risen[0], out.shape, out.dtype)
-        return out
-
-    copy_rows, put_rows = frozen_module.copy_rows, frozen_module.put_rows
-    frozen.run_rows = run_rows  # type: ignore[method-assign]
-    frozen_module.copy_rows = lambda clips, tubelet, span, out: None
-    frozen_module.put_rows = lambda features, span, value: None
-    try:
-        yield
-    finally:
-        frozen_module.copy_rows, frozen_module.put_rows = copy_rows, put_rows
 
 
 def treat_activations(module: nn.Module, mode: str, trace: MemoryTrace) -> None:

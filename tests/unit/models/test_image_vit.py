@@ -73,7 +73,7 @@ def test_a_trunk_computes_what_timm_computes(tmp_path: Path, theirs: dict[str, A
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(image), pre_logits=True)
-        given = trunk.forward_rows(torch.stack([torch.zeros_like(image), image], dim=2))
+        given = trunk.forward_tubelets(torch.stack([torch.zeros_like(image), image], dim=2))
     torch.testing.assert_close(given, expected, atol=2e-5, rtol=2e-5)
 
 
