@@ -1,7 +1,7 @@
-"""The frozen trunk's runtime: bf16, inference mode, a few frames at a time.
+"""The frozen trunk at run time: bf16, inference mode, a few frames at a time.
 
-It stands outside the engine: nothing of it is sharded, optimised, reduced or checkpointed. Its weights are held once in
-bf16, it stays in eval mode whatever `.train()` is called, and its sha256 stands in the checkpoint instead of a copy.
+The engine never sees it: nothing of it is sharded, optimised, reduced or checkpointed. Its weights are held once, in
+bf16. It stays in eval mode whatever `.train()` is called with, and checkpoints record its sha256 instead of a copy.
 
 Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F tubelets of a
 batch, r tubelets of a chunk, L tokens, D width.
@@ -33,23 +33,24 @@ class _Store(ChunkedFeatures, Protocol):
 
 
 class OffloadLink(Protocol):
-    """What moves chunks between the host's memory and the device (parallel/offload.py)."""
+    """Moves chunks between the host's memory and the device (parallel/engines/offload.py)."""
 
     def inward(
         self, fill: Callable[[int, Tensor], None], spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
     ) -> _Inward:
-        """Chunks of the clip for the device, the next beside the computation on this one."""
+        """Chunks of the clips for the device; the next one is copied while this one is computed on."""
 
     def store(self, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype) -> _Store:
-        """Room in the host's memory for what the trunk puts out."""
+        """Allocates host memory for the trunk's output."""
 
 
 class FrozenTrunk(nn.Module):
     """Runs `trunk` over uint8 clips in chunks of `chunk_frames` frames.
 
-    Without a `link` the clip and the output, (B, F, D) or (B, F, L, D), stand on the device, and all else is that of
-    one chunk. With one, the clip stays in the host's memory and the output goes there: the device holds two chunks of
-    the clip and of the tokens, whatever the number of frames. `eight_bits` rounds the blocks' linear layers, for good.
+    Without a `link`, the device holds the clips and the output, (B, F, D) or (B, F, L, D), as a whole, and everything
+    else for one chunk. With a link, the clips stay in the host's memory and the output goes there: the device holds
+    two chunks of the clips and two of the tokens, whatever the number of frames. `eight_bits` rounds the weights of
+    the blocks' linear layers permanently.
     """
 
     def __init__(
@@ -75,23 +76,25 @@ class FrozenTrunk(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> FrozenTrunk:
-        """Stays in eval mode: a frozen trunk has no dropped branches and no moving statistics."""
+        """Stays in eval mode: a frozen trunk drops no branches."""
         del mode
         return super().train(False)
 
     def compile_blocks(self) -> None:
-        """Compiles the transformer's blocks; they share one compiled graph, which takes any number of rows."""
+        """Compiles the transformer blocks in place. They share one graph, which takes any number of tubelets."""
         for block in self.trunk.encoder.blocks:
             block.compile(dynamic=True)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
         return self.trunk.embed.bias.device
 
     def forward(self, clips: Tensor) -> Tensor | ChunkedFeatures:
-        """uint8 clips (B, C, T, H, W), on the device or not -> features (B, F, D) or (B, F, L, D) in `dtype`, ready
-        for autograd; with a `link`, tokens in chunks outside of the device."""
+        """uint8 clips (B, C, T, H, W), on any device -> features (B, F, D) or (B, F, L, D) in `dtype`.
+
+        Autograd can save the features. With a `link`, tokens come back in chunks that the host's memory holds.
+        """
         batch, tubelets = len(clips), len(clips) * (clips.shape[2] // self.trunk.tubelet)
         size = max(1, self.chunk_frames // self.trunk.tubelet)
         spans = [slice(start, min(start + size, tubelets)) for start in range(0, tubelets, size)]
@@ -99,7 +102,7 @@ class FrozenTrunk(nn.Module):
         if self.link is not None:
             return self._offloaded(clips, spans, row_shape)
         clips = clips.to(self.device, non_blocking=True)
-        # Made outside of inference mode: an inference tensor could not be saved for backward by the tail.
+        # Allocated outside inference mode: the tail cannot save an inference tensor for backward.
         features = torch.empty((tubelets, *row_shape), dtype=self.dtype, device=self.device)
         with torch.inference_mode():
             for span in spans:
@@ -114,7 +117,7 @@ class FrozenTrunk(nn.Module):
         with torch.inference_mode():
             for index, span in enumerate(spans):
                 store.put(span, self.run_tubelets(inward.load(index)))
-        # A pooled tail looks at all frames at once.
+        # A pooled tail takes all frames at once.
         return store.whole() if self.pooled else store
 
     def run_tubelets(self, tubelets: Tensor) -> Tensor:
@@ -151,25 +154,24 @@ class FrozenTrunk(nn.Module):
         features[span] = value
 
     def sha256(self) -> str:
-        """Hash over names, dtypes, shapes and bytes of all weights; the folded copy, which follows from them, is not
-        part of it."""
+        """Hex sha256 over the names, dtypes, shapes and bytes of all weights; the folded copy is left out."""
         return module_sha256(self.trunk)
 
 
 def cast(trunk: Trunk, dtype: torch.dtype) -> Trunk:
-    """The trunk in `dtype`. One that is in it already is not touched: fake tensors cannot be swapped in a module."""
+    """The trunk in `dtype`. One that has it already is left alone: a module's fake tensors cannot be replaced."""
     if any(parameter.dtype != dtype for parameter in trunk.parameters()):
         trunk.to(dtype)
     return trunk
 
 
 def module_sha256(module: nn.Module) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of a module's state, in order of names."""
+    """Hex sha256 over the names, dtypes, shapes and bytes of a module's state, in order of names."""
     return tensors_sha256(module.state_dict())
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in order of names."""
+    """Hex sha256 over names, dtypes, shapes and bytes, in order of names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
