@@ -100,7 +100,7 @@ class Recipe(RecipeBlock):
     def _sweeps_heads_on_a_cache(self) -> Recipe:
         if not self.sweep:
             return self
-        if self.stage2 is None or self.stage2.runs_trunk:
+        if self.stage2 is None or self.stage2.runs_frozen_trunk:
             raise field_error("sweep", "needs a stage2.cache without live clips: all members share its features")
         for key, values in self.sweep.items():
             if key not in SWEPT_KEYS:

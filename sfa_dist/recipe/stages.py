@@ -60,6 +60,40 @@ class StageBlock(RecipeBlock):
     activation_backend: Free[Literal["torch", "fairscale", "deepspeed"]] = "torch"
     compile: Free[bool] = False
 
+    @property
+    def freezes_trunk(self) -> bool:
+        """Whether the trunk is frozen, and only what comes behind it is trained."""
+        return False
+
+    @property
+    def runs_frozen_trunk(self) -> bool:
+        """Whether a frozen trunk runs in training, on some clips at least."""
+        return False
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether all that is trained on comes from the feature cache."""
+        return self.freezes_trunk and not self.runs_frozen_trunk
+
+    @property
+    def adapter_block(self) -> AdapterBlock | None:
+        """The adapter behind the trunk, None without one."""
+        return None
+
+    @property
+    def cache_block(self) -> CacheBlock | None:
+        """The feature cache, None where the trunk runs on every clip."""
+        return None
+
+    @property
+    def given_weights(self) -> str | None:
+        """Weights that stand for the stage: then nothing of it is trained."""
+        return None
+
+    def own_seed(self, run_seed: int) -> int:
+        """The seed of initial weights and drop path."""
+        return run_seed
+
     def on_ranks(self, world_size: int) -> Self:
         """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
 
@@ -137,6 +171,10 @@ class Stage1(StageBlock):
     image_checkpoint: Free[PathText | None] = None
     weights: Free[PathText | None] = None
 
+    @property
+    def given_weights(self) -> str | None:
+        return self.weights or None
+
 
 class Stage2(StageBlock):
     """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
@@ -161,9 +199,23 @@ class Stage2(StageBlock):
     seed: Fixed[NonNegative | None] = None
 
     @property
-    def runs_trunk(self) -> bool:
-        """Whether the stage runs the trunk itself, on some clips at least; else it reads features alone."""
+    def freezes_trunk(self) -> bool:
+        return True
+
+    @property
+    def runs_frozen_trunk(self) -> bool:
         return self.cache is None or self.cache.runs_trunk
+
+    @property
+    def adapter_block(self) -> AdapterBlock | None:
+        return self.adapter
+
+    @property
+    def cache_block(self) -> CacheBlock | None:
+        return self.cache
+
+    def own_seed(self, run_seed: int) -> int:
+        return run_seed if self.seed is None else self.seed
 
     @model_validator(mode="after")
     def _cache_holds_what_is_trained_on(self) -> Stage2:
