@@ -1,4 +1,4 @@
-"""The memory that filling a feature cache takes: the frozen trunk alone, over one slice of a video after the other."""
+"""The memory that filling a feature cache takes: the frozen trunk alone, one slice of a video after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfa_dist.recipe.schema import StageBlock
 
 
 def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPlan:
-    """The memory plan of filling the cache of `stage` from videos of so many frames (None: as long as one clip).
+    """The memory plan of filling the cache of `stage` from videos of `video_frames` frames (None: those of one clip).
 
     Raises RecipeError for a model that cannot be built.
     """
@@ -35,7 +35,7 @@ def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPla
             materialise(frozen)
         if host:
             link_to_host(frozen, trace)
-        # A video's features so far, and all of them put together.
+        # A video's features so far, and their concatenation.
         kept = torch.empty(2 * stored, dims_of(stage.model).width, dtype=trunk_dtype(stage))
         with trace.category(HOST if host else "activations"):
             clips = torch.empty(1, 3, piece * tubelet, side, side, dtype=torch.uint8)
