@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sfa_dist.data.batches.batch import Batch
 from sfa_dist.errors import UsageError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps, trunk_dtype
 from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
@@ -94,12 +96,12 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
         place_trunk(parts.frozen, stage, runtime)
     micro = stage.batch.micro
 
-    def features(batch: Batch) -> Any:
+    def features(batch: Batch) -> Tensor | ChunkedFeatures:
         return model_inputs(batch, parts.frozen, device)
 
     drawn = range(steps * accumulation)
     batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
-    take: Callable[[Batch], Any] = features
+    take: Callable[[Batch], Tensor | ChunkedFeatures] = features
     if parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
         ahead = TrunkAhead(features, device)
         batches, take = ahead.over(batches), ahead.features

@@ -26,6 +26,7 @@ from sfa_dist.checkpoint.probe import Probe, platform_of
 from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import Streams
 from sfa_dist.errors import PreemptedError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.loss import mixed_loss_sum, weighted_loss_sum
@@ -222,7 +223,7 @@ class Trainer:
         shares, partners = self._to_device(batch.mix.shares), self._to_device(batch.mix.partners)
         return mixed_loss_sum(logits, labels, partners, shares, weights, smoothing, sizes)
 
-    def _features(self, batch: Batch) -> Any:
+    def _features(self, batch: Batch) -> Tensor | ChunkedFeatures:
         return model_inputs(batch, self.frozen, self.runtime.device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
