@@ -3,8 +3,8 @@
 The engine never sees it: nothing of it is sharded, optimised, reduced or checkpointed. Its weights are held once, in
 bf16. It stays in eval mode whatever `.train()` is called with, and checkpoints record its sha256 instead of a copy.
 
-Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F tubelets of a
-batch, r tubelets of a chunk, L tokens, D width.
+Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F tubelets of a batch,
+r tubelets of a chunk, L tokens of a tubelet, D width.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from sfa_dist.models.weights import (
 from sfa_dist.models.weights_file import checked_sha256
 
 TIMM_PREFIX = "timm:"
-REACH_S = 5.0  # The hub has to answer within it; without a network its own client tries for over a minute.
+REACH_S = 5.0  # Seconds for the hub to answer; without a network its own client tries for over a minute.
 SHOWN_CHARS = 700
 # The parts of an image ViT that classify images: a trunk has none.
 IMAGE_HEAD_KEYS = ("head.", "head_dist.", "pre_logits.")

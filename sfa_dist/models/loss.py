@@ -49,7 +49,8 @@ def mixed_loss_sum(
 ) -> Tensor:
     """`weighted_loss_sum` of clips that mixup blended.
 
-    Its own label weighs `shares` (B,) of a clip's loss, its partner's the rest; `partners` holds those, as `labels`.
+    `shares` (B,) is the weight of a clip's own label, 1 - `shares` that of its partner's. `partners` holds the labels
+    of the partners, shaped as `labels`.
     """
     own = weighted_loss_sum(logits, labels, weights * shares, label_smoothing, sizes)
     return own + weighted_loss_sum(logits, partners, weights * (1 - shares), label_smoothing, sizes)

@@ -7,7 +7,8 @@
 
 In stage 1 the engine trains `ViViT` (trunk and tail), in stage 2 `Tail` alone.
 
-Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, N patches, L tokens, D width.
+Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F tubelets, N patches, L tokens,
+D width.
 Source: "ViViT" (arXiv 2103.15691), model 2; scenic projects/vivit/model.py.
 """
 
@@ -69,7 +70,7 @@ def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
 class TubeletEmbed(nn.Module):
     """Embeds non-overlapping t x p x p tubelets as tokens. `weight` has the layout of a Conv3d, (D, C, t, p, p).
 
-    The kernel is as large as the stride, so one matrix product over unfolded patches does it, faster than a
+    The stride is the size of the kernel, so this is one matrix product over unfolded patches, which is faster than a 3D
     convolution.
     """
 

@@ -133,7 +133,7 @@ def _gathered(frames: int, height: int, width: int, shrink: Shrink, finish: Shri
     with FakeTensorMode(allow_fallback_kernels=False), MemoryTrace() as trace:
         kept: torch.Tensor | None = None
         for start in range(0, frames, step):
-            # The decoder returns each frame by itself, and they are joined.
+            # The decoder returns single frames, which are then stacked: twice the bytes.
             stored = torch.empty((2 * step, height, width, 3), dtype=torch.uint8, device="cuda")
             small = shrink(stored[:step])
             if kept is None:
