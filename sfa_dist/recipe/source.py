@@ -108,7 +108,7 @@ def find(node: Node, path: Sequence[Any]) -> tuple[Node, int]:
 
 
 class _Files:
-    """Reads files on top of their bases, and counts them: bases that are named twice double at each level."""
+    """Reads files on top of their bases, and counts them: bases that each name one twice double at each level."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
