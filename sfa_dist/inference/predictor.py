@@ -63,7 +63,7 @@ class Model:
     @torch.inference_mode()
     def steps(self, rows: Tensor) -> Tensor:
         """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included."""
-        features = self.trunk.run_rows(rows.to(self.trunk.device, non_blocking=True))
+        features = self.trunk.run_tubelets(rows.to(self.trunk.device, non_blocking=True))
         return self.tail.adapted(features.unsqueeze(0)).squeeze(0)
 
     @torch.inference_mode()

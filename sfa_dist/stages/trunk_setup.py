@@ -87,7 +87,7 @@ def chunk_need(frozen: FrozenTrunk, stage: Stage2, rows: int) -> int:
 
     @torch.inference_mode()
     def work() -> object:
-        return frozen.run_rows(torch.zeros(shape, dtype=torch.uint8, device=frozen.device))
+        return frozen.run_tubelets(torch.zeros(shape, dtype=torch.uint8, device=frozen.device))
 
     work()  # The first time makes what stays: workspaces, compiled code.
     return peak_bytes(work, frozen.device)

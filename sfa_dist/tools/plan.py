@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             clips=arguments.clips,
             only=arguments.stage,
             micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
-            tell=tell,
+            report=tell,
         )
     if not plan.stages:
         raise RecipeError("the recipe trains nothing: stage1.weights are given and there is no other stage")

@@ -222,10 +222,10 @@ def test_steps_and_windows_are_the_clips_function(place, stage):
     side, frames = model.stage.model.image_size, model.stage.frames
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 3, frames, side, side), dtype=torch.uint8, generator=generator)
-    rows = model.trunk.trunk.rows(clips)
-    whole = model.windows(model.steps(rows).unflatten(0, (2, -1)))
+    tubelets = model.trunk.trunk.cut_tubelets(clips)
+    whole = model.windows(model.steps(tubelets).unflatten(0, (2, -1)))
     torch.testing.assert_close(whole, model.logits(clips), **TOLERANCE)
-    by_one = torch.cat([model.steps(row.unsqueeze(0)) for row in rows]).unflatten(0, (2, -1))
+    by_one = torch.cat([model.steps(tubelet.unsqueeze(0)) for tubelet in tubelets]).unflatten(0, (2, -1))
     torch.testing.assert_close(model.windows(by_one), whole, **TOLERANCE)
 
 
