@@ -27,6 +27,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the report and says where it is."""
     if not (arguments.run_dir / LOG).is_file():
-        raise UsageError(f"{arguments.run_dir} is no run directory (it has no log.jsonl)")
+        raise UsageError(f"{arguments.run_dir} is not a run directory (it has no log.jsonl)")
     print(write_report(arguments.run_dir))
     return 0
