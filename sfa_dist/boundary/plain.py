@@ -16,8 +16,10 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
 def for_terminal(text: str, lines: bool = True) -> str:
-    """Text for a terminal or a log file: control characters become escapes like `\\x1b`; unless `lines`, so do line
-    ends and tabs."""
+    """Text for a terminal or a log file, with control characters escaped, such as `\\x1b`.
+
+    Line ends and tabs stay as they are; without `lines` they are escaped too.
+    """
     return _UNSEEN.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _escaped(match[0]), text)
 
 

@@ -69,7 +69,7 @@ def remember(secret: str) -> None:
 
 
 def remember_source(source: str) -> None:
-    """Remembers the secrets in a URL; any other text has none."""
+    """Remembers the secrets in a URL; other texts are ignored."""
     if is_url(source):
         for secret in _parts(source)[1]:
             remember(secret)

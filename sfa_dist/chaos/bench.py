@@ -206,7 +206,7 @@ class Bench:
         allowed = [code] if isinstance(code, int) else list(code)
         if {end.code for end in ends} - set(allowed) or len({end.code for end in ends}) != 1:
             expected = " or ".join(map(str, allowed))
-            raise BrokenError(f"ended with {codes(ends)}, expected was {expected}", output_of(ends))
+            raise BrokenError(f"ended with {codes(ends)} in place of {expected}", output_of(ends))
         line = one_line(ends)
         missing = [word for word in words if word not in line]
         if missing:
@@ -222,7 +222,7 @@ class Bench:
         """Checks that the run reported its fallback to an older checkpoint; returns the reason."""
         fallbacks = events(self.folder / run, "fallback")
         if not fallbacks:
-            raise BrokenError("log.jsonl has no event fallback: the older checkpoint was used without a word")
+            raise BrokenError("log.jsonl has no event fallback, though an older checkpoint was used")
         return str(fallbacks[0]["reason"])
 
 
@@ -230,7 +230,7 @@ def one_line(ends: Sequence[End]) -> str:
     """The only line on stderr of all ranks together. Raises BrokenError if there is none, or several."""
     lines = [line for end in ends for line in end.err.splitlines() if line.strip()]
     if len(lines) != 1 or not lines[0].startswith(("error: ", "stopped: ")):
-        raise BrokenError(f"{len(lines)} lines on stderr, expected is one 'error: ' or 'stopped: '", output_of(ends))
+        raise BrokenError(f"{len(lines)} lines on stderr in place of one 'error: ' or 'stopped: '", output_of(ends))
     return lines[0]
 
 

@@ -109,7 +109,7 @@ class Job:
                 os.kill(self.pids[rank], number)
 
     def kill_worker(self, rank: int) -> bool:
-        """Kills a loader worker of a rank, which is stopped meanwhile. False if it has none at the moment."""
+        """Kills a loader worker of a rank, and suspends the rank meanwhile; False if it has no worker at the moment."""
         self.send(signal.SIGSTOP, [rank])
         try:
             workers = self.workers(rank)

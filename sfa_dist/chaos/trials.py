@@ -18,17 +18,17 @@ from typing import Any
 from sfa_dist.chaos.bench import Bench, BrokenError, References
 from sfa_dist.chaos.processes import StuckError
 
-SAME_BITS = "a run that is killed goes on to the same bits"
-STOPS_SAVED = "a run that is asked to stop saves and goes on to the same bits"
-LOSS_IS_LOUD = "a lost rank ends the others in 30 s, by name"
+SAME_BITS = "a killed run resumes to the same bits"
+STOPS_SAVED = "a run that is asked to stop saves and resumes to the same bits"
+LOSS_IS_LOUD = "a lost rank ends the others within 30 s, and is named"
 CHECKPOINTS_HOLD = "a damaged checkpoint is never used, and never costs the run"
 NO_CODE = "nothing in data or checkpoints is ever executed"
-DISK_IS_LOUD = "a save that fails leaves the older ones"
+DISK_IS_LOUD = "a failed save leaves the older checkpoints intact"
 FINITE = "weights that are not finite are never saved"
 DATA_IS_CHECKED = "nothing damaged or exchanged is trained on unnoticed"
-EXACTLY_ONCE = "each clip is seen once an epoch, by any ranks and workers"
+EXACTLY_ONCE = "each clip is seen once an epoch, on any ranks and workers"
 MOVES = "a checkpoint resumes on other ranks, workers and engines"
-ALONE = "a run directory has one job"
+ALONE = "a run directory belongs to one job at a time"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def play_all(
 
 def _play(each: Trial, references: References, ranks: int, options: Options) -> Result:
     folder = references.workplace.folder / "trials" / f"{each.name}-on-{ranks}"
-    chance = random.Random(f"{options.seed} {each.name} {ranks}")  # One a trial: --only then plays the same faults.
+    # Each trial has a generator of its own, so that it plays the same faults with --only.
+    chance = random.Random(f"{options.seed} {each.name} {ranks}")
     details: list[str] = []
     passed = False
     started = time.monotonic()

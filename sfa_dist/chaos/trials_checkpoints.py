@@ -96,7 +96,7 @@ def all_checkpoints_damaged(bench: Bench) -> str:
 
 @trial(NO_CODE, "a hostile pickle as checkpoint and as weights", rows=(25,))
 def hostile_checkpoint(bench: Bench) -> str:
-    """The pickle stands in a checkpoint with a matching manifest, and in weights files that a recipe names."""
+    """The pickle replaces a checkpoint's tensors, with a matching manifest, and weights files that a recipe names."""
     canary = bench.folder / "canary"
     bench.killed_run()
     injectors.replace_by_pickle(bench.checkpoints()[-1], canary)

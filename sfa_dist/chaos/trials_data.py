@@ -95,7 +95,8 @@ def replaced_shard(bench: Bench) -> str:
     """The new shard is valid and indexed again: only the hash of all clips shows the change."""
     shards, arguments = bench.own_clips()
     job = bench.start("run", *_first_stage_only(bench), *arguments)
-    bench.until(job, lambda: bool(bench.checkpoints()))  # Without one the run starts over, which any clips may do.
+    # Without a checkpoint the run would start over, and other clips would be allowed.
+    bench.until(job, lambda: bool(bench.checkpoints()))
     job.send_to_groups(signal.SIGKILL)
     job.ends(PATIENCE_S)
     done = injectors.drop_last_sample(bench.chance.choice(shards))

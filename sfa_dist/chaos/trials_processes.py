@@ -13,7 +13,7 @@ from sfa_dist.chaos.trials import ALONE, LOSS_IS_LOUD, SAME_BITS, STOPS_SAVED, t
 from sfa_dist.checkpoint import newest_valid
 from sfa_dist.checkpoint.failpoints import POINTS, VARIABLE
 
-KILLS_A_RUN = 6  # How often one run is killed before it may complete.
+KILLS_A_RUN = 6  # How often one run is killed before it may complete, at most.
 WITH_WORKERS = ("data.workers=1",)
 ATTEMPTS = 4  # To kill a loader worker before its epoch ends.
 
@@ -85,7 +85,7 @@ def _others_left(ends: Sequence[End], lost: int) -> str:
     """Checks that all but the lost rank ended with 70 and named it in one line; returns the line."""
     others = [end for rank, end in enumerate(ends) if rank != lost]
     if any(end.code != 70 for end in others):
-        raise BrokenError(f"after the loss of rank {lost}: {codes(ends)}, expected is 70", output_of(ends))
+        raise BrokenError(f"after the loss of rank {lost}: {codes(ends)} in place of 70", output_of(ends))
     line = one_line(others)
     if f"rank {lost} " not in line:
         raise BrokenError(f"the error does not name rank {lost}: {line}")
@@ -115,7 +115,10 @@ def kill_in_each_phase_of_a_save(bench: Bench) -> str:
 
 
 def _save_and_die(bench: Bench, point: str) -> Job:
-    """Starts a run that dies at the point. Two renames occur only if a step is saved again, after an older resume."""
+    """Starts a run that dies at the point.
+
+    A save takes two renames only if its step was saved before: the run then resumes from an older checkpoint.
+    """
     stage, step = bench.first_stage, 4
     more: tuple[str, ...] = ()
     if point == "save.between_renames":
@@ -139,7 +142,7 @@ def kill_loader_worker(bench: Bench) -> str:
         if any(end.code for end in ends):
             break  # Else the epoch had ended, and nothing needed the worker any more.
     if {end.code for end in ends} != {70}:
-        raise BrokenError(f"{codes(ends)}, expected is 70", output_of(ends))
+        raise BrokenError(f"{codes(ends)} in place of 70", output_of(ends))
     line = next((line for end in ends for line in end.err.splitlines() if "worker" in line), None)
     if line is None:
         raise BrokenError("no rank names the worker", output_of(ends))
@@ -193,7 +196,7 @@ def impatient_end(bench: Bench) -> str:
         ends = job.ends(PATIENCE_S)
         allowed = {70, 75} if number == 0 else {-9, 75}
         if {end.code for end in ends} - allowed:
-            raise BrokenError(f"{codes(ends)}, expected is one of {sorted(allowed)}", output_of(ends))
+            raise BrokenError(f"{codes(ends)} in place of one of {sorted(allowed)}", output_of(ends))
         seen.append(codes(ends))
     bench.complete()
     bench.same_bits()

@@ -13,7 +13,7 @@ _EPILOG = """\
 examples:
   sfa cache --recipe recipes/l_128f.yaml --set stage2.cache.views=4
   torchrun --nproc-per-node 8 -m sfa_dist.tools.cli cache --recipe R --set stage2.cache.dir=/shared/k400_l_128f
-The command may be stopped and run again at any time, on any number of ranks. It equals `sfa train --stage cache`.
+The command may be stopped and run again at any time, on any number of ranks. `sfa train --stage cache` does the same.
 """
 
 

@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "chaos",
         help="inject faults into a recipe's run, and check its guarantees",
         description="Kills, stops and damages runs of a recipe, shrunken for the CPU, resumes them, and compares them "
-        "with an undisturbed run. Without --recipe it takes a built-in tiny recipe with generated clips.",
+        "with an\nundisturbed run. Without --recipe it takes a built-in tiny recipe with generated clips.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of each stage (default: %(default)s)")
     parser.add_argument("--ranks", type=_ranks, default=(1, 2), help="numbers of ranks to try (default: 1,2)")
     parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="random kill points (default: %(default)s)")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME|ROW", help="only these trials")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME|ROW", help="only these (repeatable)")
     parser.add_argument("--thorough", action="store_true", help="damage every file of a checkpoint, not a random one")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a new folder to work in, which is kept (default: a temporary one)")

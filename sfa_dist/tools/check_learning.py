@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("--recipe", type=Path, required=True, help="the YAML file that describes the run")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    add("--stage", choices=STAGE_NAMES[:2], help="the stage to check (default: stage1 if the recipe has it)")
+    add("--stage", choices=STAGE_NAMES[:2], help="the stage to check (default: stage1, else image)")
     add("--seconds", type=float, default=120.0, help="the time for all checks together (default: %(default)s)")
     add("--json", action="store_true", help="print JSON, and nothing else, to stdout")
     add("--debug", action="store_true", help="print tracebacks")

@@ -152,7 +152,7 @@ def main() -> None:
     size = f"{arguments.train_clips} {arguments.test_clips} {arguments.image_clips}\n"
     stamp = arguments.out / "made"
     if stamp.is_file() and stamp.read_text() == size:
-        print(f"{arguments.out}: exists in this size")
+        print(f"{arguments.out}: already exists in this size")
         return
     make(arguments.out, arguments.train_clips, arguments.test_clips, arguments.image_clips)
     stamp.write_text(size)

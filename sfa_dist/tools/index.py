@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "index",
         help="build or verify the index of shards",
-        description="Builds index.json beside WebDataset shards, or with --verify reads all shards again and compares.",
+        description="Builds index.json beside WebDataset shards. With --verify it reads all shards and compares them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds or verifies the index. Raises DataError (exit code 65) for damaged shards, UsageError."""
+    """Builds or verifies the index. Raises UsageError, and DataError (exit code 65) for damaged shards."""
     remote = _remote(arguments)
     shards = expand_shards(arguments.shards, remote)
     if arguments.verify:

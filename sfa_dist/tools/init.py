@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
         help="write a commented recipe for your own packed clips",
-        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics, "
+        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics,\n"
         f"and frames and strides that fit their lengths, on top of {BASE}.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -133,7 +133,7 @@ def choose_packs(names: list[str], train: str | None, test: str | None) -> tuple
 
 
 def fitting_spans(length: int) -> tuple[Span, Span]:
-    """The spans of the two stages: about as long as a clip of `length` frames, and no longer if it has a tubelet."""
+    """The spans of the two stages that fit a clip of `length` frames: about as long, but at least one tubelet."""
     spans = []
     for most in _FRAMES:
         frames = max(_TUBELET, min(most, length // _TUBELET * _TUBELET))
