@@ -25,6 +25,7 @@ from rich.table import Table
 
 from sfa_dist.checkpoint import Outcome, Saver
 from sfa_dist.checkpoint.files import file_system
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.models.vivit import Tail, build
 from sfa_dist.parallel import runtime as parallel_runtime
 from sfa_dist.parallel.engines.make_engine import make_engine
@@ -34,7 +35,7 @@ from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.recipe.blocks import LogBlock
 from sfa_dist.recipe.schema import Stage2, load_recipe
 from sfa_dist.run.tracking import Tracker
-from sfa_dist.training.trainer import Batch, Streams, Trainer
+from sfa_dist.training.trainer import Streams, Trainer
 
 KINDS = ("none", "background", "waited for")
 
@@ -55,7 +56,7 @@ def make_trainer(stage: Stage2, log: LogBlock, runtime: Runtime, root: Path, cli
     build(tail)
     shape = (clips, stage.frames // stage.model.tubelet, tail.head.in_features)
     labels, weights = torch.zeros(clips, dtype=torch.int64), torch.ones(clips)
-    batch: Batch = {"clips": torch.randn(shape), "labels": labels, "weights": weights, "bad": []}
+    batch = Batch(labels, weights, torch.arange(clips), features=torch.randn(shape))
     trainer = Trainer(
         name="stage2",
         stage=stage,

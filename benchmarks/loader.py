@@ -44,6 +44,7 @@ from decode import make_video
 from step import CACHED, LIVE, make_step
 
 from sfa_dist.data.batches.loader import Loader
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.features.feature_grid import StepGrid
 from sfa_dist.data.features.feature_shards import PartWriter, begin_view, close_view, plan_parts
@@ -129,7 +130,7 @@ def plain_ways(shards: list[Path]) -> dict[str, Callable[[], int]]:
 
 def drain(make: Callable[[], Loader], clips: int) -> int:
     """Reads one epoch; a benchmark of less than the whole would flatter."""
-    seen = sum(int((batch["weights"] > 0).sum()) for batch in make())
+    seen = sum(int((batch.weights > 0).sum()) for batch in make())
     assert seen == clips, f"{seen} of {clips} clips came"
     return seen
 
@@ -142,8 +143,8 @@ def feature_ways(
 
     def make(workers: int) -> Loader:
         data = DataBlock(stride=stage.data.stride, workers=workers)
-        common = {"frames": stage.frames, "crop": 224, "seed": 0, "epoch": 0}
-        return feature_train_loader(index, split, grid, CacheBlock(views=1), data, AugmentBlock(), batch, **common)
+        settings = LoaderSettings(data, batch, AugmentBlock(), stage.frames, 224)
+        return feature_train_loader(index, split, grid, CacheBlock(views=1), settings, epoch=0)
 
     return {
         f"stream, {workers} workers": lambda workers=workers: drain(lambda: make(workers), arguments.clips)
@@ -163,10 +164,10 @@ def video_ways(arguments: argparse.Namespace, stage: Stage2, index: SampleIndex)
             continue
         for workers in arguments.workers:
             data = DataBlock(stride=stage.data.stride, workers=workers, decoder=decoder)
-            common = {"frames": stage.frames, "crop": 224, "seed": 0, "epoch": 0}
+            settings = LoaderSettings(data, batch, AugmentBlock(), stage.frames, 224)
 
-            def make(data: DataBlock = data, common: dict = common) -> Loader:
-                return train_loader(index, data, AugmentBlock(), batch, **common)
+            def make(settings: LoaderSettings = settings) -> Loader:
+                return train_loader(index, settings, epoch=0)
 
             found[f"{decoder}, {workers} workers"] = lambda make=make: drain(make, len(index))
     return found

@@ -70,7 +70,7 @@ def main() -> None:
         for step in range(arguments.steps):
             batches = list(islice(trainer.streams.train(step, 0), trainer.streams.accumulation))
             started = wall_clock()
-            record = trainer.train_step(batches, epoch=step)
+            result = trainer.train_step(batches, epoch=step)
             runtime.synchronize()
             seconds.append(wall_clock() - started)
     plan = predict(recipe.stage2, world)
@@ -85,7 +85,7 @@ def main() -> None:
         "when built": round(built, 2),
         "optimizer GiB a rank": round(trainer.engine.optimizer_bytes() / 2**30, 2),
         "median step s": round(statistics.median(seconds), 2),
-        "loss": float(record["losses"].sum()) / record["clips"] * world,
+        "loss": float(result.losses.sum()) / result.clips * world,
     }
     if runtime.is_main:
         title = f"{arguments.steps} optimizer step(s), one clip a rank; the first step takes memory and warms up"

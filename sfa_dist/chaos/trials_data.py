@@ -10,7 +10,8 @@ from sfa_dist.chaos import injectors
 from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, codes, output_of
 from sfa_dist.chaos.oracle import events, log_lines
 from sfa_dist.chaos.trials import DATA_IS_CHECKED, EXACTLY_ONCE, NO_CODE, trial
-from sfa_dist.data.batches.stream import train_loader, train_plan
+from sfa_dist.data.batches.planned import LoaderSettings, train_plan
+from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.recipe.schema import StageBlock
 
@@ -143,24 +144,14 @@ def _seen(
 ) -> Iterator[tuple[int, bool]]:
     """(sample, whether it has weight) over all ranks, for the optimizer steps of an epoch from `first` up to `last`."""
     for rank in range(ranks):
-        loader = train_loader(
-            index,
-            stage.data,
-            stage.augment,
-            stage.batch,
-            frames=stage.frames,
-            crop=stage.model.image_size,
-            seed=bench.workplace.recipe.seed,
-            epoch=epoch,
-            rank=rank,
-            world_size=ranks,
-            start_step=first,
-        )
+        seed, size = bench.workplace.recipe.seed, stage.model.image_size
+        settings = LoaderSettings(stage.data, stage.batch, stage.augment, stage.frames, size, seed, rank, ranks)
+        loader = train_loader(index, settings, epoch=epoch, start_step=first)
         accumulation = stage.batch.accumulation(ranks)
         for number, batch in enumerate(loader):
             if last is not None and first + number // accumulation >= last:
                 break
-            for sample, weight in zip(batch["ids"].tolist(), batch["weights"].tolist(), strict=True):
+            for sample, weight in zip(batch.ids.tolist(), batch.weights.tolist(), strict=True):
                 if sample >= 0:
                     yield sample, weight > 0
 

@@ -69,7 +69,7 @@ class Workplace:
 def trained_stages(recipe: Recipe) -> dict[str, StageBlock]:
     """The stages of a recipe that are trained: all but a stage 1 whose weights are given."""
     stages = {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
-    return {name: stage for name, stage in stages.items() if not (isinstance(stage, Stage1) and stage.weights)}
+    return {name: stage for name, stage in stages.items() if not stage.given_weights}
 
 
 def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, tiny_model: bool) -> Workplace:

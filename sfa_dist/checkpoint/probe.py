@@ -22,7 +22,7 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 # Of the loss, or of 1 where the loss is smaller: bf16 has 8 bits, and TF32 on some cards has 11.
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
@@ -56,7 +56,7 @@ class Probe:
         inputs = clips.to(device)
         if frozen is not None:
             inputs = frozen(inputs)
-        elif isinstance(stage, Stage2):
+        elif stage.freezes_trunk:
             shape = (1, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
             inputs = torch.from_numpy(sample_rng(seed, 0, 0, "probe").random(shape)).float().to(device)
         return cls(inputs, labels.to(device))

@@ -34,7 +34,6 @@ from sfa_dist.checkpoint.writing import (
     CalledOffError,
     NotFiniteError,
     SavePart,
-    Written,
     begin_model,
     write_part,
 )
@@ -164,7 +163,7 @@ class Saver:
         if failed:
             return self._give_up(pending)
         if not pending.committing:
-            written: list[Written] = self.runtime.gather(pending.worker.value if pending.worker else None)
+            written: list[Any] = self.runtime.gather(pending.worker.value if pending.worker else None)
             pending.committing, pending.worker = True, None
             if self.runtime.is_main:
                 pending.worker = _Worker(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfa_dist.data.batches.stream import ClipSettings, TestViews, cut_clips
+from sfa_dist.data.batches.stream import ClipSettings, EvalViews, cut_clips
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.container import is_known
 from sfa_dist.data.video.decode import decoder_of
@@ -84,7 +84,7 @@ class FilePredictor:
         stage, self._test = model.stage, recipe.test
         clip = ClipSettings(stage.data, stage.frames, stage.model.image_size, recipe.seed)
         self._model, self._limits = model, stage.data.limits
-        self._views = TestViews(clip, self._test.temporal_views, self._test.spatial_views, stage.augment.resize)
+        self._views = EvalViews(clip, self._test.temporal_views, self._test.spatial_views, stage.augment.resize)
         self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:

@@ -64,7 +64,7 @@ def set_recompute(module: nn.Module, stage: StageBlock) -> str | None:
 
     Returns None, and sets nothing, where no tokens are offloaded.
     """
-    if not (isinstance(stage, Stage2) and takes_tokens(stage) and offloads(stage)):
+    if not (takes_tokens(stage) and offloads(stage)):
         return None
     if not isinstance(module, Tail) or module.adapter is None:
         return None

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.eight_bits import EightBits
 from sfa_dist.models.vivit import dims_of
-from sfa_dist.recipe.schema import Stage2
+from sfa_dist.recipe.schema import Stage2, StageBlock
 
 OFFLOAD_FROM_BYTES = 256 * 2**20
 # Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the
@@ -22,23 +22,25 @@ OFFLOAD_FROM_BYTES = 256 * 2**20
 TOKENS_KEPT = 3.24
 
 
-def trunk_dtype(stage: Stage2) -> torch.dtype:
+def trunk_dtype(stage: StageBlock) -> torch.dtype:
     """The dtype of the trunk's activations and features, and of those weights of it that are not in eight bits."""
-    whole = stage.trunk_precision == "auto" and stage.engine.precision == "fp32"
+    whole = stage.engine.precision == "fp32" and (not isinstance(stage, Stage2) or stage.trunk_precision == "auto")
     return torch.float32 if whole else torch.bfloat16
 
 
-def trunk_eight_bits(stage: Stage2) -> EightBits | None:
-    """What the weights of the trunk's linear layers are rounded to, None for `trunk_dtype`."""
-    return stage.trunk_precision if stage.trunk_precision in ("int8", "fp8") else None
+def trunk_eight_bits(stage: StageBlock) -> EightBits | None:
+    """What the weights of a frozen trunk's linear layers are rounded to, None for `trunk_dtype`."""
+    if isinstance(stage, Stage2) and stage.trunk_precision in ("int8", "fp8"):
+        return stage.trunk_precision
+    return None
 
 
-def takes_tokens(stage: Stage2) -> bool:
-    """Whether the adapter works on every token of the trunk."""
-    return stage.adapter is not None and stage.adapter.placement == "tokens"
+def takes_tokens(stage: StageBlock) -> bool:
+    """Whether there is an adapter, and it works on every token of the trunk."""
+    return stage.adapter_block is not None and stage.adapter_block.placement == "tokens"
 
 
-def feature_bytes(stage: Stage2) -> int:
+def feature_bytes(stage: StageBlock) -> int:
     """Bytes that the trunk puts out for one micro-batch."""
     side = stage.model.image_size // dims_of(stage.model).patch
     tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
@@ -46,26 +48,33 @@ def feature_bytes(stage: Stage2) -> int:
     return rows * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
 
 
-def clip_bytes(stage: Stage2) -> int:
+def clip_bytes(stage: StageBlock) -> int:
     """Bytes of the uint8 clips of one micro-batch."""
     return stage.batch.micro * 3 * stage.frames * stage.model.image_size**2
 
 
-def offloads(stage: Stage2) -> bool:
-    """Whether the stage runs with offload. `auto` follows from the recipe alone, so that a run that goes on elsewhere
-    takes the same way: on for tokens that would take more than OFFLOAD_FROM_BYTES."""
+def offloads(stage: StageBlock) -> bool:
+    """Whether clips and the frozen trunk's output stay in the host's memory.
+
+    `auto` follows from the recipe alone, so that a run that goes on elsewhere takes the same way: on for tokens that
+    would take more than OFFLOAD_FROM_BYTES.
+    """
+    if not isinstance(stage, Stage2):
+        return False
     if stage.offload != "auto":
         return stage.offload == "on"
     return takes_tokens(stage) and clip_bytes(stage) + (1 + TOKENS_KEPT) * feature_bytes(stage) > OFFLOAD_FROM_BYTES
 
 
-def overlaps(stage: Stage2, on_card: bool) -> bool:
-    """Whether the trunk of the next micro-batch runs beside this one's tail. `auto` does on a card; on a CPU nothing
-    runs beside anything. Offloaded tokens are in the way: the tail's chunks stand in one queue of copies with the
-    trunk's.
+def overlaps(stage: StageBlock, on_card: bool) -> bool:
+    """Whether the frozen trunk of the next micro-batch runs beside this one's tail. `auto` does on a card; on a CPU
+    nothing runs beside anything. Offloaded tokens are in the way: the tail's chunks stand in one queue of copies with
+    the trunk's.
 
     Raises RecipeError for `on` with offloaded tokens.
     """
+    if not isinstance(stage, Stage2):
+        return False
     queued = takes_tokens(stage) and offloads(stage)
     if stage.overlap == "on" and queued:
         raise RecipeError(

@@ -66,19 +66,19 @@ class Runtime:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """The values of all ranks, in order of ranks, on each rank."""
-        out: list[Any] = [None] * self.world_size
+        out: list[T] = [value] * self.world_size
         dist.all_gather_object(out, value)
         return out
 
-    def gather_to_main(self, value: Any) -> list[Any]:
+    def gather_to_main(self, value: T) -> list[T]:
         """The values of all ranks, in order of ranks, on rank 0; nothing on the others."""
-        out: list[Any] | None = [None] * self.world_size if self.is_main else None
+        out: list[T] | None = [value] * self.world_size if self.is_main else None
         dist.gather_object(value, out)
         return out or []
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=0)

@@ -85,19 +85,19 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
     engine = stage.engine
     for micro in sorted({stage.batch.micro // 2, stage.batch.micro // 4, 1} - {0, stage.batch.micro}, reverse=True):
         yield _Change("batch", "micro", micro)
-    live = isinstance(stage, Stage2) and stage.runs_trunk
+    live = stage.runs_frozen_trunk
     if isinstance(stage, Stage2) and live and stage.chunk_frames != stage.model.tubelet:
         yield _Change("", "chunk_frames", stage.model.tubelet)
     zero_stage = engine.zero_stage
     if zero_stage is not None and world_size > 1:
         for zero in (2, 3):
             # ZeRO-3 refuses compiled blocks but those of a frozen trunk.
-            if zero_stage < zero and not (zero == 3 and stage.compile and not isinstance(stage, Stage2)):
+            if zero_stage < zero and not (zero == 3 and stage.compile and not stage.freezes_trunk):
                 yield _Change("engine", "zero", zero)
     if stage.activation == "keep":
         yield _Change("", "activation", "checkpoint")
         yield _Change("", "activation", "checkpoint_offload")
-    if isinstance(stage, Stage2) and live and not offloads(stage):
+    if live and not offloads(stage):
         yield _Change("", "offload", "on")
     if zero_stage is not None and zero_stage > 0 and not engine.cpu_offload:
         yield _Change("engine", "cpu_offload", True)
@@ -107,8 +107,7 @@ def _is_allowed(stage: StageBlock, world_size: int) -> bool:
     """Whether the recipe's own rules take the stage as it was changed, and its engine so many ranks."""
     try:
         type(stage).model_validate(stage.model_dump()).on_ranks(world_size)
-        if isinstance(stage, Stage2):
-            overlaps(stage, on_card=True)
+        overlaps(stage, on_card=True)
     except (ValidationError, RecipeError):
         return False
     return True
@@ -144,6 +143,6 @@ def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> i
 
 def _frozen_width(stage: StageBlock) -> int:
     """Bytes of most of the frozen weights, 0 where none are held."""
-    if not isinstance(stage, Stage2) or not stage.runs_trunk:
+    if not stage.runs_frozen_trunk:
         return 0
     return 1 if trunk_eight_bits(stage) else trunk_dtype(stage).itemsize

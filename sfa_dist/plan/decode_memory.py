@@ -28,7 +28,7 @@ from sfa_dist.data.video.video import Shrink
 from sfa_dist.errors import DataError
 from sfa_dist.plan.memory_trace import MemoryTrace
 from sfa_dist.recipe.blocks import AugmentBlock
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 SURFACES = 20  # 16 pictures that H.264 may refer to, and some on their way out.
 SURFACE_BYTES = 1.5  # A pixel, in NV12.
@@ -65,8 +65,7 @@ class DecodePlan:
 
 def plan_decode(stage: StageBlock, frames: int | None = None) -> DecodePlan | None:
     """What decoding clips of `frames` frames (the stage's) takes of the card; None where the card decodes none."""
-    reads_features = isinstance(stage, Stage2) and not stage.runs_trunk
-    if stage.data.decode_device != "cuda" or (frames is None and reads_features):
+    if stage.data.decode_device != "cuda" or (frames is None and stage.reads_features):
         return None
     size = frame_size_of(stage)
     most = max(1, (stage.data.limits.decoded_mib << 20) // (3 * stage.model.image_size**2))  # More is a bad sample.

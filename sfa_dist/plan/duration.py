@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sfa_dist.models.footprint import offloads
 from sfa_dist.plan.cards import Card
 from sfa_dist.plan.dataset import ClipCounts, count_clips
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
-from sfa_dist.plan.modules import keeps_clips_on_host
-from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock, sweep_members
+from sfa_dist.recipe.schema import Recipe, StageBlock, sweep_members
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
 HOST_BYTES_PER_SECOND = 20e9  # A rank's share of the host's memory while it steps an optimizer there. Assumed.
@@ -72,10 +72,10 @@ def compute_seconds(stage: StageBlock, card: Card) -> float | None:
 
 def trained_flops(stage: StageBlock) -> float:
     """Operations of a clip in training, on the average of a schedule that reads some from a cache."""
-    return clip_flops(stage, recomputed=True, live=mean_live_share(stage) if isinstance(stage, Stage2) else 1.0)
+    return clip_flops(stage, recomputed=True, live=mean_live_share(stage))
 
 
-def extraction_hours(stage: Stage2, clips: ClipCounts, card: Card, world_size: int) -> float | None:
+def extraction_hours(stage: StageBlock, clips: ClipCounts, card: Card, world_size: int) -> float | None:
     """Hours in which `world_size` ranks fill the feature cache; None where speed or clips are not known."""
     speed = card.sustained_tflops(stage.engine.precision)
     if speed is None or clips.train is None:
@@ -85,9 +85,8 @@ def extraction_hours(stage: Stage2, clips: ClipCounts, card: Card, world_size: i
 
 def forward_share(stage: StageBlock) -> float:
     """A clip's forward pass in an evaluation, as a share of its training."""
-    macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
-    cached = isinstance(stage, Stage2) and stage.cache is not None
-    return 2.0 * ((0 if cached else macs.trunk) + macs.tail) / trained_flops(stage)
+    macs = forward_macs(stage.model, stage.frames, stage.adapter_block)
+    return 2.0 * ((0 if stage.cache_block else macs.trunk) + macs.tail) / trained_flops(stage)
 
 
 def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPlan) -> float:
@@ -99,7 +98,7 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
     micro_batch *= 1 + 0.02 / stage.batch.micro
     if setting.world > 1:
         micro_batch += (3 if stage.engine.gathers_parameters else 1) * trained * width / LINK_BYTES_PER_SECOND
-    if stage.activation.endswith("offload") or keeps_clips_on_host(stage):
+    if stage.activation.endswith("offload") or offloads(stage):
         micro_batch += 2 * plan.host_bytes / LINK_BYTES_PER_SECOND
     step = setting.accumulation * micro_batch
     if setting.offload:

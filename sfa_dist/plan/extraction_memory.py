@@ -7,27 +7,27 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.data.features.feature_grid import StepGrid
 from sfa_dist.data.features.feature_slices import block_steps, slice_steps
-from sfa_dist.models.footprint import trunk_dtype
+from sfa_dist.models.footprint import offloads, trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.decode_memory import frame_size_of, plan_decode
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
-from sfa_dist.plan.modules import keeps_clips_on_host, link_to_host, quick_chunks, shapes_of
-from sfa_dist.recipe.schema import Stage2
+from sfa_dist.plan.modules import link_to_host, quick_chunks, shapes_of
+from sfa_dist.recipe.schema import StageBlock
 
 
-def predict_extraction(stage: Stage2, video_frames: int | None) -> MemoryPlan:
+def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPlan:
     """The memory plan of filling the cache of `stage` from videos of so many frames (None: as long as one clip).
 
     Raises RecipeError for a model that cannot be built.
     """
-    assert stage.cache is not None
+    assert stage.cache_block is not None
     shapes, trace = shapes_of(stage), MemoryTrace()
     frozen = shapes.frozen
     assert frozen is not None
-    host, tubelet, side = keeps_clips_on_host(stage), stage.model.tubelet, stage.model.image_size
+    host, tubelet, side = offloads(stage), stage.model.tubelet, stage.model.image_size
     frames = video_frames or stage.frames * stage.data.stride
-    stored = StepGrid(tubelet, stage.data.stride, stage.cache.phases).num_steps(frames)
+    stored = StepGrid(tubelet, stage.data.stride, stage.cache_block.phases).num_steps(frames)
     piece = slice_steps(max(1, frozen.chunk_frames // tubelet), tubelet)
     with FakeTensorMode(allow_fallback_kernels=False), trace, quick_chunks(frozen, trace):
         with trace.category("frozen"):

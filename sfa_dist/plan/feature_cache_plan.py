@@ -10,36 +10,34 @@ from sfa_dist.models.footprint import trunk_dtype
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.dataset import ClipCounts
 from sfa_dist.plan.flops import forward_macs
-from sfa_dist.recipe.schema import Stage2
+from sfa_dist.recipe.schema import StageBlock
 
 
-def mean_live_share(stage: Stage2) -> float:
+def mean_live_share(stage: StageBlock) -> float:
     """Share of all clips of the schedule that run through the trunk; 1 without a cache."""
-    if stage.cache is None:
-        return 1.0
-    epochs = stage.schedule.epochs
-    return sum(stage.cache.live_share(epoch) for epoch in range(epochs)) / epochs
+    cache, epochs = stage.cache_block, stage.schedule.epochs
+    return 1.0 if cache is None else sum(cache.live_share(epoch) for epoch in range(epochs)) / epochs
 
 
-def clips_in_a_view(stage: Stage2, clips: ClipCounts) -> float:
+def clips_in_a_view(stage: StageBlock, clips: ClipCounts) -> float:
     """How many times a clip's steps a view stores of a video."""
     span = max(1, stage.frames * stage.data.stride)
-    phases = stage.cache.phases if stage.cache else 1
+    phases = stage.cache_block.phases if stage.cache_block else 1
     return phases * max(1.0, (clips.video_frames or span) / span)
 
 
-def extraction_flops(stage: Stage2, clips: ClipCounts) -> float:
+def extraction_flops(stage: StageBlock, clips: ClipCounts) -> float:
     """Operations that fill the cache: all views of the training clips, and the centre clip of each validation clip."""
-    if stage.cache is None or clips.train is None:
+    if stage.cache_block is None or clips.train is None:
         return 0.0
     trunk = 2.0 * forward_macs(stage.model, stage.frames).trunk
-    return trunk * (stage.cache.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
+    return trunk * (stage.cache_block.views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0))
 
 
-def cache_bytes(stage: Stage2, clips: ClipCounts) -> float | None:
+def cache_bytes(stage: StageBlock, clips: ClipCounts) -> float | None:
     """Disk of the recipe's cache; where it has none, of one with one view. None without a number of clips."""
     if clips.train is None:
         return None
     clip = stage.frames // stage.model.tubelet * dims_of(stage.model).width * trunk_dtype(stage).itemsize
-    views = stage.cache.views if stage.cache else 1
+    views = stage.cache_block.views if stage.cache_block else 1
     return float(clip * (views * clips.train * clips_in_a_view(stage, clips) + (clips.val or 0)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ def clip_flops(stage: StageBlock, recomputed: bool = False, live: float = 1.0) -
     frozen trunk has none. With `recomputed`, those that checkpointed blocks do a second time are counted too; they do
     the machine's work, but not the model's (mfu). `live` is the share of clips whose features are not read from a
     cache."""
-    frozen = isinstance(stage, Stage2)
-    macs = forward_macs(stage.model, stage.frames, stage.adapter if isinstance(stage, Stage2) else None)
-    flops = 2.0 * (macs.trunk * (live if frozen else 3) + macs.tail * 3)
+    macs = forward_macs(stage.model, stage.frames, stage.adapter_block)
+    flops = 2.0 * (macs.trunk * (live if stage.freezes_trunk else 3) + macs.tail * 3)
     if recomputed and recomputes(stage):
-        flops += 2.0 * (macs.temporal + (0 if frozen else macs.trunk))
+        flops += 2.0 * (macs.temporal + (0 if stage.freezes_trunk else macs.trunk))
     return flops
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.models.footprint import overlaps, trunk_dtype
+from sfa_dist.models.footprint import offloads, overlaps, trunk_dtype
 from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
 from sfa_dist.parallel.engines.optimizers import moments_of
@@ -27,13 +27,12 @@ from sfa_dist.plan.engine_setting import Setting, optimizer_bytes_per_rank
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
 from sfa_dist.plan.modules import (
     Shapes,
-    keeps_clips_on_host,
     link_to_host,
     quick_chunks,
     shapes_of,
     treat_activations,
 )
-from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, Stage2, StageBlock
+from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock
 
 MOST_FRAMES = 8192  # Traced chunk by chunk, which takes a minute for tokens; a clip of more is a mistake.
 RESTING = ("parameters", "optimizer", HOST)
@@ -110,7 +109,7 @@ def _run_ahead(features: Callable[[], Any], trace: MemoryTrace) -> list[Tensor]:
 
 def _stored_features(stage: StageBlock) -> Tensor | None:
     """A micro-batch of the feature cache on the device; None where there is no cache."""
-    if not isinstance(stage, Stage2) or stage.cache is None:
+    if stage.cache_block is None:
         return None
     shape = (stage.batch.micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
     return torch.empty(shape, dtype=trunk_dtype(stage))
@@ -122,8 +121,8 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
     trace = MemoryTrace()
     # A kernel without a fake twin must not run on real memory: that would be the whole model's.
     mode = FakeTensorMode(allow_fallback_kernels=False)
-    frozen = shapes.frozen if isinstance(stage, Stage2) and stage.runs_trunk else None
-    host = frozen is not None and keeps_clips_on_host(stage)
+    frozen = shapes.frozen if stage.runs_frozen_trunk else None
+    host = frozen is not None and offloads(stage)
     with mode, trace, quick_chunks(frozen, trace):
         if frozen is not None:
             with trace.category("frozen"):
@@ -151,7 +150,7 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
 
         def inputs() -> Any:
             own = features()
-            if isinstance(stage, Stage2) and frozen is not None and overlaps(stage, on_card=True):
+            if frozen is not None and overlaps(stage, on_card=True):
                 ahead.extend(_run_ahead(features, trace))
             return own
 
@@ -189,7 +188,6 @@ def _kinds(stages: Sequence[StageBlock]) -> Iterator[tuple[str, StageBlock]]:
     """Each stage with what its memory depends on where all else is the same: what a sweep can vary, but for numbers
     that no size follows from."""
     for stage in stages:
-        adapter = stage.adapter if isinstance(stage, Stage2) else None
-        moments = moments_of(stage.optimizer)
+        adapter, moments = stage.adapter_block, moments_of(stage.optimizer)
         kind = (stage.frames, stage.batch.micro, adapter, stage.model.temporal_depth, stage.model.drop_path, moments)
         yield repr(kind), stage

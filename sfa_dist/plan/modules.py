@@ -26,7 +26,6 @@ from sfa_dist.models.assembly import (
     whole_model,
     without_storage,
 )
-from sfa_dist.models.footprint import offloads
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.plan.memory_trace import HOST, MemoryTrace
@@ -62,11 +61,6 @@ def shapes_of(stage: StageBlock) -> Shapes:
         frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # On a full card it takes fewer.
     set_recompute(tail, stage)
     return Shapes(tail, frozen)
-
-
-def keeps_clips_on_host(stage: StageBlock) -> bool:
-    """Whether clips, and with an adapter on tokens the trunk's output too, stay in the host's memory."""
-    return isinstance(stage, Stage2) and offloads(stage)
 
 
 def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfa_dist.models.footprint import takes_tokens
+from sfa_dist.models.footprint import takes_tokens, trunk_eight_bits
 from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
@@ -19,7 +19,7 @@ from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict_together, stages_of
 from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.plan.wire import wire_bytes
-from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock, sweep_members
+from sfa_dist.recipe.schema import Recipe, StageBlock, sweep_members
 
 CACHE = "cache"  # What filling the feature cache is called among the stages.
 
@@ -94,7 +94,7 @@ class RecipePlan:
         """Hours by stage, in their order; the feature cache is a stage of its own where the recipe has one."""
         found: dict[str, float | None] = {}
         for plan in self.stages:
-            if isinstance(plan.stage, Stage2) and plan.stage.cache is not None:
+            if plan.stage.cache_block is not None:
                 found[CACHE] = extraction_hours(plan.stage, plan.clips, self.card, self.world_size)
             found[plan.name] = plan.duration.hours
         return found
@@ -111,7 +111,7 @@ class RecipePlan:
             lines.append(
                 f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours are fp32's already)"
             )
-        fp8 = any(isinstance(plan.stage, Stage2) and plan.stage.trunk_precision == "fp8" for plan in self.stages)
+        fp8 = any(trunk_eight_bits(plan.stage) == "fp8" for plan in self.stages)
         if fp8 and not self.card.has_fp8:
             lines.append(f"{self.card.name} has no fp8 units, so the run is refused: set stage2.trunk_precision=int8")
         return lines
@@ -167,7 +167,7 @@ def plan_recipe(
     limit = largest_peak(card)
     for name, whole in stages_of(recipe).items():
         stage = whole.on_ranks(world_size)
-        if only not in (None, name) or (isinstance(stage, Stage1) and stage.weights):
+        if only not in (None, name) or stage.given_weights:
             continue
         members = _members(recipe, name, world_size) or [stage]
         tell(f"{name}: memory of {stage.frames} frames")
@@ -175,7 +175,7 @@ def plan_recipe(
         fits = memory.peak_bytes <= limit
         tell(f"{name}: clips of the data set")
         known = count_clips(stage, clips)
-        if only is None and isinstance(stage, Stage2) and stage.cache is not None:
+        if only is None and stage.cache_block is not None:
             tell(f"{CACHE}: memory")
             filling = predict_extraction(stage, known.video_frames)
             extraction = Need(CACHE, filling, filling.peak_bytes <= limit)
@@ -217,7 +217,7 @@ def cache_gib(plan: RecipePlan) -> float | None:
     """The recipe's feature cache, or one of a single view where it has none; None without a stage 2, and for an adapter
     on tokens, which no cache serves."""
     stage = plan.last.stage
-    size = cache_bytes(stage, plan.last.clips) if isinstance(stage, Stage2) and not takes_tokens(stage) else None
+    size = cache_bytes(stage, plan.last.clips) if stage.freezes_trunk and not takes_tokens(stage) else None
     return None if size is None else size / GIB
 
 

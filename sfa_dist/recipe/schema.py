@@ -68,21 +68,35 @@ MAX_MEMBERS = 1024
 
 
 class Recipe(RecipeBlock):
-    """A whole run. At least one of the stages is there; they run in the order image, stage1, cache, stage2, test.
-
-    `sweep` trains a stage 2 for every combination of its values together on one feature cache: keys of stage 2 with
-    dots, such as `optimizer.lr: [0.1, 0.2]`.
-    """
+    """A whole run. It has at least one stage; stages run in the order image, stage1, cache, stage2, test."""
 
     name: Free[FolderName]
+    """Name of the run, and of its folder below `runs/`; the file's name where it is left out."""
+
     seed: Fixed[NonNegative] = 0
+    """Seed of everything random: initial weights, drop-path, order of clips, augmentation."""
+
     image: ImageStage | None = None
+    """Trains an image checkpoint, where no public one fits; null skips it."""
+
     stage1: Stage1 | None = None
+    """Trains the whole model on few frames."""
+
     stage2: Stage2 | None = None
+    """Trains adapter, temporal encoder and head on many frames; it needs `stage1`."""
+
     sweep: Fixed[dict[str, list[Any]]] = {}
+    """Trains a stage 2 for every combination of these values together, on one feature cache. Keys are those of stage 2
+    with dots, such as `optimizer.lr: [0.1, 0.2]`."""
+
     test: TestBlock = TestBlock()
+    """The final test."""
+
     log: LogBlock = LogBlock()
+    """Logging."""
+
     stop: StopBlock = StopBlock()
+    """What stops a run."""
 
     @model_validator(mode="after")
     def _stages_follow(self) -> Recipe:
@@ -100,7 +114,7 @@ class Recipe(RecipeBlock):
     def _sweeps_heads_on_a_cache(self) -> Recipe:
         if not self.sweep:
             return self
-        if self.stage2 is None or self.stage2.runs_trunk:
+        if self.stage2 is None or self.stage2.runs_frozen_trunk:
             raise field_error("sweep", "needs a stage2.cache without live clips: all members share its features")
         for key, values in self.sweep.items():
             if key not in SWEPT_KEYS:

@@ -68,9 +68,9 @@ class FeatureCache:
 
 def cache_block(stage: StageBlock | None) -> CacheBlock:
     """The cache of stage 2. Raises RecipeError where there is none."""
-    if not isinstance(stage, Stage2) or stage.cache is None:
+    if stage is None or stage.cache_block is None:
         raise RecipeError("the recipe has no feature cache: set stage2.cache.views (docs/cache.md)")
-    return stage.cache
+    return stage.cache_block
 
 
 def trunk_weights_sha256(stage1: Path) -> str:

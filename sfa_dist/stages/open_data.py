@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from sfa_dist.boundary.file_names import QUARANTINE
 from sfa_dist.data.batches.feed import FeedSettings, Streams, feed
 from sfa_dist.data.batches.loader import Loader
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import check_labels, eval_loader, train_loader
 from sfa_dist.data.features.feature_stream import feature_eval_loader, feature_train_loader
 from sfa_dist.data.shards.quarantine import read_quarantine, without_quarantined
@@ -70,8 +70,8 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
 
 
 def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
-    """Tells what does not fit the training clips, and keeps it for the report; returns whether it tells of videos that
-    are too short. Collective."""
+    """Says what does not fit the training clips, and records it for the report; returns whether some videos are too
+    short. Collective."""
     loops = run.runtime.on_main(lambda: loop_notices(index, stage.data, stage.frames, name))
     for text in (*class_notices(index, stage.model), *loops):
         run.tracker.event("notice", stage=name, text=text)
@@ -104,60 +104,50 @@ def make_streams(
     run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
 ) -> Streams:
     """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
-    world = run.runtime.world_size
-    place = feed_settings(run)
+    settings, crashes = loader_settings(run, stage), feed_settings(run)
 
-    def asked() -> bool:
+    def stopped() -> bool:
         return bool(run.stop)
 
-    common: dict[str, Any] = {
-        "data": stage.data,
-        "batch": stage.batch,
-        "frames": stage.frames,
-        "crop": stage.model.image_size,
-        "seed": run.recipe.seed,
-        "rank": run.runtime.rank,
-        "world_size": world,
-        "pin_memory": run.runtime.device.type == "cuda",
-    }
-    make_train: Callable[[int, int], Loader]
+    make_train: Callable[..., Loader]
     make_eval: Callable[[], Loader] | None = None
-    if cache is not None and isinstance(stage, Stage2) and stage.cache is not None:
-        make_train = partial(_feature_epoch, train_index, cache, stage, common)
+    if cache is not None and stage.cache_block is not None:
+        make_train = partial(feature_train_loader, train_index, cache.train, cache.grid, stage.cache_block, settings)
         if val_index is not None and cache.val is not None:
-            shared = {key: value for key, value in common.items() if key not in ("crop", "seed")}
-            make_eval = partial(feature_eval_loader, val_index, cache.val, tubelet=stage.model.tubelet, **shared)
+            make_eval = partial(feature_eval_loader, val_index, cache.val, settings, tubelet=stage.model.tubelet)
     else:
-        make_train = partial(_clip_epoch, train_index, stage, common)
-        make_eval = (
-            None if val_index is None else partial(eval_loader, val_index, resize=stage.augment.resize, **common)
-        )
+        make_train = partial(train_loader, train_index, settings)
+        make_eval = None if val_index is None else partial(eval_loader, val_index, settings)
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
-        accumulation=stage.batch.accumulation(world),
-        train=lambda epoch, first: feed(make_train(epoch, first), place, asked),
-        evaluate=None if make_eval is None else lambda: feed(make_eval(), place, asked),
+        accumulation=stage.batch.accumulation(run.runtime.world_size),
+        train=lambda epoch, first: feed(make_train(epoch=epoch, start_step=first), crashes, stopped),
+        evaluate=None if make_eval is None else lambda: feed(make_eval(), crashes, stopped),
         clip_name=train_index.name,
         encoding=partial(encoding_of, train_index),
     )
 
 
+def loader_settings(run: Run, stage: StageBlock) -> LoaderSettings:
+    """How this rank's loaders read a stage's clips."""
+    return LoaderSettings(
+        stage.data,
+        stage.batch,
+        stage.augment,
+        stage.frames,
+        stage.model.image_size,
+        run.recipe.seed,
+        run.runtime.rank,
+        run.runtime.world_size,
+        pin_memory=run.runtime.device.type == "cuda",
+    )
+
+
 def feed_settings(run: Run) -> FeedSettings:
-    """Where this rank writes down what its loader's workers die of."""
+    """Where this rank records what its loader's workers die of."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
     return FeedSettings(who, run.directory / QUARANTINE, stacks, device=run.runtime.device, state_of=state_of)
-
-
-def _clip_epoch(index: SampleIndex, stage: StageBlock, common: dict[str, Any], epoch: int, first: int) -> Loader:
-    return train_loader(index, augment=stage.augment, epoch=epoch, start_step=first, **common)
-
-
-def _feature_epoch(
-    index: SampleIndex, cache: FeatureCache, stage: Stage2, common: dict[str, Any], epoch: int, first: int
-) -> Loader:
-    own: dict[str, Any] = {"cache": stage.cache, "augment": stage.augment, "epoch": epoch, "start_step": first}
-    return feature_train_loader(index, cache.train, cache.grid, **own, **common)
 
 
 def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
@@ -178,10 +168,10 @@ def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
 
 
 def _difference(trained: list[str], found: list[str]) -> str:
-    place = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
-    if place is None:
+    first = next((i for i, (a, b) in enumerate(zip(trained, found, strict=False)) if a != b), None)
+    if first is None:
         return f"{len(found)} classes, trained on {len(trained)}"
-    return f"class {place} is {found[place]!r}, trained as {trained[place]!r}"
+    return f"class {first} is {found[first]!r}, trained as {trained[first]!r}"
 
 
 def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
@@ -193,7 +183,7 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
     """The index of a split's shards, which are read as `data` says. Rank 0 builds what is missing before the others
     look.
 
-    Of shards that are not local files it alone asks the servers, and tells the others what it found. Clips that crashed
+    Of shards that are not local files it alone asks the servers, and sends the others what it found. Clips that crashed
     a decoder before are bad ones in it.
     """
     remote = data.remote
@@ -220,11 +210,11 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
         runtime.on_main(lambda: bool(build()))
         index = load()
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
-    _tell_other_decoder(run, index, decoder_of(data).version)
+    _note_other_decoder(run, index, decoder_of(data).version)
     return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / QUARANTINE)))
 
 
-def _tell_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
+def _note_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
     """Says once that clips were looked at with another decoder when they were packed."""
     others = [packed for packed in index.decoders if decoder not in packed]
     for packed in others:

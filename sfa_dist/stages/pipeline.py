@@ -18,7 +18,7 @@ from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.plan.recipe_plan import memory_line
-from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, Stage2, StageBlock, record_recipe
+from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage2, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import CACHE, REPORT, TEST
 from sfa_dist.run import out_of_memory
 from sfa_dist.run.context import Run, leave_if_asked
@@ -159,9 +159,9 @@ def _report(run: Run, asked: bool) -> None:
 
 def train(run: Run, name: str, stage: StageBlock) -> None:
     """One training stage, from wherever it stands to its final weights."""
-    if isinstance(stage, Stage1) and stage.weights:
-        run.runtime.everywhere(lambda: _require_given_weights(stage))
-        run.tracker.say(f"stage1: weights given ({stage.weights}), nothing to train")
+    if stage.given_weights:
+        run.runtime.everywhere(lambda: _require_given_weights(stage.given_weights or ""))
+        run.tracker.say(f"stage1: weights given ({stage.given_weights}), nothing to train")
         return
     run.watch.phase(f"{name} load")
     run.runtime.reset_peak_memory()  # The peak that `done.json` tells is this stage's own.
@@ -213,9 +213,9 @@ def _require_files(directory: Path, done: dict[str, Any]) -> None:
             raise CheckpointError(f"{told}: restore it, or remove {directory / DONE} to make it from the checkpoint")
 
 
-def _require_given_weights(stage: Stage1) -> None:
-    if not Path(stage.weights or "").is_file():
-        raise CheckpointError(f"stage1.weights: no file {stage.weights}")
+def _require_given_weights(weights: str) -> None:
+    if not Path(weights).is_file():
+        raise CheckpointError(f"stage1.weights: no file {weights}")
 
 
 def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
     data = open_data(run, name, stage, index)
     # A trunk that only filled the cache was told of then.
-    if isinstance(stage, Stage2) and stage.runs_trunk:
+    if isinstance(stage, Stage2) and stage.runs_frozen_trunk:
         say_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
@@ -64,7 +64,7 @@ def set_up(
     checkpoint: Path | None,
 ) -> Setup:
     """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given."""
-    seed = stage.seed if isinstance(stage, Stage2) and stage.seed is not None else run.recipe.seed
+    seed = stage.own_seed(run.recipe.seed)
     torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
     parts = run.runtime.each(lambda: _assemble(run, stage, data.classes, data.cache))
     _say_other_depth(run, name, stage)
@@ -86,7 +86,7 @@ def set_up(
         run.runtime.on_main(lambda: refuse_other_inputs(name, {TRUNK: state["trunk_sha256"]}, {TRUNK: trunk_sha256}))
         run.runtime.everywhere(lambda: ckpt.load_engine(checkpoint, engine, progress.step, failpoints))
     chunk_frames = None
-    if parts.frozen is not None and isinstance(stage, Stage2):
+    if parts.frozen is not None:
         run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
         chunk_frames = parts.frozen.chunk_frames
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
@@ -184,7 +184,7 @@ def _say_loaded(run: Run, name: str, parts: Parts) -> None:
 def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
     """A temporal encoder that is deeper or shallower than stage 1's is meant, or a mistake: the console tells."""
     weights = run.weights("stage1")
-    if not isinstance(stage, Stage2) or not weights.is_file():
+    if not stage.freezes_trunk or not weights.is_file():
         return
     model = metadata_value(weights, "model")
     trained = model.get("temporal_depth") if isinstance(model, dict) else None
@@ -204,7 +204,7 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
             )
         source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
     if isinstance(stage, Stage2):
-        in_place = cache.trunk_sha256 if cache is not None and not stage.runs_trunk else None
+        in_place = cache.trunk_sha256 if cache is not None and stage.reads_features else None
         return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
     return assemble_end_to_end(stage, source)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from torch import Tensor
 from sfa_dist import checkpoint as ckpt
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.file_names import CLASSES, DONE, RESULT
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader
 from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import collect_results, read_done, stage_inputs
 from sfa_dist.stages.assemble import Parts, load_for_test, trained_classes
-from sfa_dist.stages.open_data import check_classes, feed_settings, open_split
+from sfa_dist.stages.open_data import check_classes, feed_settings, loader_settings, open_split
 from sfa_dist.stages.sweep import STAGE as SWEPT
 from sfa_dist.stages.sweep import member_directory, trained_members
 from sfa_dist.stages.sweep_scores import score_sweep
@@ -34,6 +36,7 @@ from sfa_dist.stages.trunk_setup import place_trunk
 from sfa_dist.training.bad_clips import note_bad_test_clips
 from sfa_dist.training.evaluation import Scoring, evaluate
 from sfa_dist.training.metrics import ACTION, ClassificationSums, action_heads, action_words
+from sfa_dist.training.model_inputs import model_inputs
 from sfa_dist.training.non_finite import broken_scores
 from sfa_dist.training.prediction_file import PredictionFile
 
@@ -138,7 +141,7 @@ def load_parts(
     """A finished stage on the device, ready to be scored, as `load_for_test`. Collective."""
     parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights, any_frames))
     parts.trainable.to(run.runtime.device)
-    if parts.frozen is not None and isinstance(stage, Stage2):
+    if parts.frozen is not None:
         place_trunk(parts.frozen, stage, run.runtime)
     return parts
 
@@ -225,30 +228,17 @@ def _scoring(run: Run, stage: StageBlock) -> Scoring:
 
 
 def _batches(run: Run, stage: StageBlock, index: SampleIndex, grid: Grid, order: str) -> Loader:
-    return eval_loader(
-        index,
-        data=stage.data.model_copy(update={"frame_order": order}),
-        batch=stage.batch,
-        frames=stage.frames,
-        crop=stage.model.image_size,
-        seed=run.recipe.seed,
-        rank=run.runtime.rank,
-        world_size=run.runtime.world_size,
-        temporal_views=grid[0],
-        spatial_views=grid[1],
-        resize=stage.augment.resize,
-        pin_memory=run.runtime.device.type == "cuda",
-    )
+    data = stage.data.model_copy(update={"frame_order": order})
+    settings = replace(loader_settings(run, stage), data=data)
+    return eval_loader(index, settings, temporal_views=grid[0], spatial_views=grid[1])
 
 
 def _score(
     run: Run, stage: StageBlock, parts: Parts, index: SampleIndex, grid: Grid, order: str, keep: PredictionFile | None
 ) -> ClassificationSums:
     @torch.no_grad()
-    def predict(batch: dict[str, Any]) -> Tensor:
-        if parts.frozen is not None:
-            return parts.trainable(parts.frozen(batch["clips"]))
-        return parts.trainable(batch["clips"].to(run.runtime.device, non_blocking=True))
+    def predict(batch: Batch) -> Tensor:
+        return parts.trainable(model_inputs(batch, parts.frozen, run.runtime.device))
 
     budget = stage.data.max_bad_fraction
     sums = evaluate(

@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import BatchFeed
-from sfa_dist.data.batches.loader import Batch
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, PreemptedError
 from sfa_dist.plan.recipe_plan import memory_line

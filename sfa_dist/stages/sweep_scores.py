@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sfa_dist.boundary.file_names import WEIGHTS
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import BatchFeed
-from sfa_dist.data.batches.loader import Batch
 from sfa_dist.recipe.schema import Member, sweep_members
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import DIVERGED
@@ -21,6 +21,7 @@ from sfa_dist.stages.trunk_setup import place_trunk
 from sfa_dist.training.bad_clips import note_bad_test_clips
 from sfa_dist.training.evaluation import Scoring, evaluate_all
 from sfa_dist.training.metrics import ClassificationSums
+from sfa_dist.training.model_inputs import model_inputs
 from sfa_dist.training.prediction_file import PredictionFile
 
 
@@ -53,7 +54,7 @@ def score_sweep(
 
     @torch.no_grad()
     def predict(batch: Batch) -> list[Tensor]:
-        features = trunk(batch["clips"])
+        features = model_inputs(batch, trunk, device)
         return [tail(features) for tail in tails]
 
     trained = run.runtime.on_main(lambda: [member_result(run, member) for member in members])

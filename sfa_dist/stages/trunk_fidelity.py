@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import DataError
@@ -65,12 +66,12 @@ def cosines_with_bf16(stage: Stage2, index: SampleIndex, weights: Path, seed: in
 def _good_clips(stage: Stage2, index: SampleIndex, seed: int) -> Iterator[Tensor]:
     """CLIPS training clips (1, 3, T, S, S), or one more than once where there are fewer. Raises DataError for none."""
     data, one = stage.data.model_copy(update={"workers": 0}), BatchBlock(size=1, micro=1)
-    size = stage.model.image_size
-    loader = train_loader(index, data, stage.augment, one, frames=stage.frames, crop=size, seed=seed, epoch=0)
+    settings = LoaderSettings(data, one, stage.augment, stage.frames, stage.model.image_size, seed)
     good = 0
-    for batch in loader:
-        if batch["weights"].sum() > 0:
-            yield batch["clips"]
+    for batch in train_loader(index, settings, epoch=0):
+        if batch.weights.sum() > 0:
+            assert batch.clips is not None
+            yield batch.clips
             good += 1
         if good == CLIPS:
             return

@@ -23,12 +23,13 @@ FP8_SINCE = (8, 9)  # Compute capability.
 SHARE_OF_FREE_MEMORY = 0.25
 
 
-def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_chunk: int | None = None) -> str:
+def place_trunk(frozen: FrozenTrunk, stage: StageBlock, runtime: Runtime, recorded_chunk: int | None = None) -> str:
     """Makes `frozen` ready to run on the runtime's device as the stage says; returns what was decided, in words.
 
     Collective. Raises RecipeError for fp8 on a device without it.
     `recorded_chunk` is what `chunk_frames: auto` chose when the run began: a run that goes on keeps it.
     """
+    assert isinstance(stage, Stage2), "only stage 2 has a frozen trunk"
     runtime.everywhere(lambda: require_units(stage, runtime.device))
     frozen.to(runtime.device)
     if stage.compile:
@@ -46,9 +47,9 @@ def place_trunk(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime, recorded_c
     return f"trunk: chunks of {frozen.chunk_frames} frames{chosen}; offload {offload}{compiled}"
 
 
-def require_units(stage: Stage2, device: torch.device) -> None:
+def require_units(stage: StageBlock, device: torch.device) -> None:
     """Raises RecipeError where the trunk is to multiply in fp8 and the device has no units for it."""
-    if stage.trunk_precision != "fp8":
+    if trunk_eight_bits(stage) != "fp8":
         return
     has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_SINCE
     if not has:
@@ -124,7 +125,7 @@ def _compile_trained(module: nn.Module, stage: StageBlock) -> str:
     hundredth of the work, stays eager there."""
     if stage.engine.zero_stage == 3:
         why = "ZeRO-3 gathers parameters in hooks inside of a block, which cannot be compiled"
-        if not isinstance(stage, Stage2):
+        if not stage.freezes_trunk:
             raise RecipeError(f"compile: {why}: use engine.zero: 2 or engine.name: fsdp, or compile: false")
         return f"trained blocks are not compiled: {why}"
     compile_blocks(module)

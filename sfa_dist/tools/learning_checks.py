@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.stream import check_labels
 from sfa_dist.data.shards.index_columns import Int64
 from sfa_dist.data.shards.shard_index import SampleIndex
@@ -132,10 +132,10 @@ class Checks:
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
             for batch in self.trials.test_batches(subset(index, part)):
-                good = batch["weights"] > 0
-                if good.any():
-                    drawn.append(np.sort(part)[batch["ids"][good].numpy()])
-                    small.append(thumbnails(batch["clips"][good]))
+                good = batch.weights > 0
+                if batch.clips is not None and good.any():
+                    drawn.append(np.sort(part)[batch.ids[good].numpy()])
+                    small.append(thumbnails(batch.clips[good]))
                     batches += [batch] if keep else []
             if time.monotonic() >= end and len(drawn) * size >= OVERFITTED:
                 break

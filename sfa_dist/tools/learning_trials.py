@@ -10,12 +10,13 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
 
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import BatchFeed, Streams
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader, train_loader
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.video.decode import Decoder
@@ -23,9 +24,10 @@ from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, ModelBlock, Schedul
 from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.context import Run
 from sfa_dist.stages.assemble import classes_id
-from sfa_dist.stages.open_data import StageData
+from sfa_dist.stages.open_data import StageData, loader_settings
 from sfa_dist.stages.prepare import set_up
 from sfa_dist.training.metrics import ClassificationSums
+from sfa_dist.training.model_inputs import model_inputs
 from sfa_dist.training.non_finite import DivergedError
 from sfa_dist.training.trainer import Trainer
 
@@ -83,15 +85,15 @@ class Trials:
 
     def test_batches(self, index: SampleIndex, order: str = "time") -> Iterable[Batch]:
         """The clips of `index` as an evaluation reads them, one view each."""
-        data = self.stage.data.model_copy(update={"workers": 0, "frame_order": order})
-        own: dict[str, Any] = {"frames": self.stage.frames, "crop": self.stage.model.image_size}
-        return eval_loader(index, data, self.stage.batch, seed=self.run.recipe.seed, decoder=self.decoder, **own)
+        return eval_loader(index, self._settings(self.stage, {"frame_order": order}))
 
     def _epoch(self, index: SampleIndex, stage: StageBlock, epoch: int) -> Iterable[Batch]:
-        data = stage.data.model_copy(update={"workers": 0})
-        own: dict[str, Any] = {"frames": stage.frames, "crop": stage.model.image_size, "epoch": epoch}
-        seed = self.run.recipe.seed
-        return train_loader(index, data, stage.augment, stage.batch, seed=seed, decoder=self.decoder, **own)
+        return train_loader(index, self._settings(stage, {}), epoch=epoch)
+
+    def _settings(self, stage: StageBlock, changes: dict[str, Any]) -> LoaderSettings:
+        data = stage.data.model_copy(update={"workers": 0, **changes})
+        settings = loader_settings(self.run, stage)
+        return replace(settings, data=data, decoder=self.decoder, pin_memory=False)
 
     def _train(
         self,
@@ -134,12 +136,12 @@ def _steps(trainer: Trainer, end: float, enough: float) -> tuple[list[float], bo
         with closing(trainer.streams.train(epoch, 0)) as batches:
             for _ in range(trainer.streams.steps_per_epoch):
                 try:
-                    record = trainer.train_step(list(islice(batches, trainer.streams.accumulation)), epoch)
+                    result = trainer.train_step(list(islice(batches, trainer.streams.accumulation)), epoch)
                 except DivergedError:
                     return losses, True
-                if record is None:
+                if result is None:
                     return losses, False
-                losses.append(float(record["losses"].sum()) / max(record["clips"], 1.0))
+                losses.append(float(result.losses.sum()) / max(result.clips, 1.0))
                 recent = losses[-_LAST:]
                 if time.monotonic() >= end or (len(recent) == _LAST and max(recent) < enough):
                     return losses, trainer.progress.non_finite_steps > 0
@@ -149,6 +151,6 @@ def _steps(trainer: Trainer, end: float, enough: float) -> tuple[list[float], bo
 def _score(trainer: Trainer, test: Iterable[Batch]) -> dict[str, Any]:
     sums = ClassificationSums(trainer.stage.model.class_heads or {})
     for batch in test:
-        logits = trainer.engine.evaluate(batch["clips"].to(trainer.runtime.device))
-        sums.update(logits.double().cpu(), batch["labels"], batch["weights"])
+        logits = trainer.engine.evaluate(model_inputs(batch, None, trainer.runtime.device))
+        sums.update(logits.double().cpu(), batch.labels, batch.weights)
     return sums.result()

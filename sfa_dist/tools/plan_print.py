@@ -8,7 +8,7 @@ from rich.table import Table
 from sfa_dist.plan.cards import BF16_SHARE, FP32_SHARE, GIB
 from sfa_dist.plan.recipe_plan import CACHE, RecipePlan, StagePlan, categories_gib
 from sfa_dist.plan.search import FRAMES_LIMIT
-from sfa_dist.recipe.schema import Recipe, Stage2
+from sfa_dist.recipe.schema import Recipe
 
 
 def print_plan(plan: RecipePlan, measured: bool) -> None:
@@ -59,13 +59,13 @@ def _ratio_words(recipe: Recipe) -> str:
 
 def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
     stage = plan.last.stage
-    if not isinstance(stage, Stage2) or stage.cache is None:
+    if stage.cache_block is None:
         return "for one view of whole videos (stage2.cache.views: 1)"
     filled = "" if hours[CACHE] is None else f", filled in {hours[CACHE]:.1f} h, which the GPU-hours include"
     if plan.extraction:
         need = plan.extraction
         filled += f"; {need.needed_bytes / GIB:.2f} GiB a GPU meanwhile: {'fits' if need.fits else 'does NOT fit'}"
-    return f"for {stage.cache.views} views{filled}"
+    return f"for {stage.cache_block.views} views{filled}"
 
 
 def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:

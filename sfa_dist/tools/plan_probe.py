@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.errors import UsageError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps, trunk_dtype
 from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
@@ -21,9 +23,10 @@ from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.feature_cache_plan import mean_live_share
 from sfa_dist.plan.memory import predict, stages_of
-from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
 from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
+from sfa_dist.training.model_inputs import model_inputs, to_device
 from sfa_dist.training.trunk_ahead import TrunkAhead
 
 PROBE_STEPS = 20
@@ -52,7 +55,7 @@ def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
         return {
             name: probe_stage(stage, runtime)
             for name, stage in stages_of(recipe).items()
-            if only in (None, name) and not (isinstance(stage, Stage1) and stage.weights)
+            if only in (None, name) and not stage.given_weights
         }
     finally:
         parallel_runtime.stop()
@@ -83,36 +86,32 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
     """Runs optimizer steps of a stage on one rank, as the trainer does; calls `before(step)` before each."""
     device = runtime.device
     if isinstance(stage, Stage2):
-        parts = assemble_stage2(stage, None, "", None if stage.runs_trunk else "random")
+        parts = assemble_stage2(stage, None, "", "random" if stage.reads_features else None)
     else:
         parts = assemble_end_to_end(stage, None)
     accumulation = stage.batch.accumulation(1)
     prepare_trainable(parts.trainable, stage)
     engine = make_engine(parts.trainable, stage, accumulation, device)
-    if parts.frozen is not None and isinstance(stage, Stage2):
+    if parts.frozen is not None:
         place_trunk(parts.frozen, stage, runtime)
     micro = stage.batch.micro
 
-    def features(batch: Batch) -> Any:
-        if "features" not in batch:
-            return batch["clips"].to(device) if parts.frozen is None else parts.frozen(batch["clips"])
-        stored = batch["features"].to(device)
-        if "clips" in batch and parts.frozen is not None:
-            stored[: len(batch["clips"])] = parts.frozen(batch["clips"])
-        return stored
+    def features(batch: Batch) -> Tensor | ChunkedFeatures:
+        return model_inputs(batch, parts.frozen, device)
 
     drawn = range(steps * accumulation)
     batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
-    take: Callable[[Batch], Any] = features
-    if isinstance(stage, Stage2) and parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
+    take: Callable[[Batch], Tensor | ChunkedFeatures] = features
+    if parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
         ahead = TrunkAhead(features, device)
         batches, take = ahead.over(batches), ahead.features
     for step in range(steps):
         before(step)
         for index in range(accumulation):
-            labels = torch.zeros(micro, dtype=torch.int64, device=device)
-            logits = engine.forward(take(next(batches)))
-            loss = weighted_loss_sum(logits, labels, torch.ones(micro, device=device), stage.optimizer.label_smoothing)
+            batch = next(batches)
+            labels, weights = to_device(batch.labels, device), to_device(batch.weights, device)
+            logits = engine.forward(take(batch))
+            loss = weighted_loss_sum(logits, labels, weights, stage.optimizer.label_smoothing)
             engine.backward(loss / micro, last=index == accumulation - 1)
         engine.step(0.0)
 
@@ -120,12 +119,13 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
 def _batch(stage: StageBlock) -> Batch:
     """Grey clips; with a feature cache, features of zeros and the schedule's average share of live clips."""
     micro, side = stage.batch.micro, stage.model.image_size
+    batch = Batch(torch.zeros(micro, dtype=torch.int64), torch.ones(micro), torch.arange(micro))
     live = micro
-    batch: Batch = {}
-    if isinstance(stage, Stage2) and stage.cache is not None:
+    if stage.cache_block is not None:
         shape = (micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
-        batch["features"] = torch.zeros(shape, dtype=trunk_dtype(stage))
+        batch.features = torch.zeros(shape, dtype=trunk_dtype(stage))
         live = math.ceil(micro * mean_live_share(stage))
+        batch.live = torch.arange(live)
     if live:
-        batch["clips"] = torch.full((live, 3, stage.frames, side, side), 128, dtype=torch.uint8)
+        batch.clips = torch.full((live, 3, stage.frames, side, side), 128, dtype=torch.uint8)
     return batch

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sfa_dist.data.batches.augment import train_transform
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
-from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, train_loader
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, train_loader
 from sfa_dist.data.packing.pack import pack
 from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.sampling.randomness import sample_rng
@@ -141,24 +142,21 @@ class Show:
         plain, mixed = (self._batches(augment) for augment in (_without_mixup(self.stage), self.stage.augment))
         columns = []
         for before, after in zip(plain, mixed, strict=True):
-            columns += [Column("clip" if row == 0 else "partner", _shown(before["clips"][row])) for row in (0, 1)]
+            assert before.clips is not None
+            assert after.clips is not None
+            assert after.mix is not None
+            columns += [Column("clip" if row == 0 else "partner", _shown(before.clips[row])) for row in (0, 1)]
             for row in (0, 1):
-                columns.append(Column(f"{float(after['shares'][row]):.2f} of itself", _shown(after["clips"][row])))
+                columns.append(Column(f"{float(after.mix.shares[row]):.2f} of itself", _shown(after.clips[row])))
         return columns
 
-    def _batches(self, augment: AugmentBlock) -> list[dict[str, Any]]:
+    def _batches(self, augment: AugmentBlock) -> list[Batch]:
         """The first BATCHES_MIXED global batches, of two clips each."""
-        loader = train_loader(
-            self.index,
-            self.stage.data.model_copy(update={"workers": 0}),
-            augment,
-            BatchBlock(size=2, micro=2),
-            frames=self.stage.frames,
-            crop=self.stage.model.image_size,
-            seed=self.seed,
-            epoch=0,
-        )
-        return [batch for batch, _ in zip(loader, range(BATCHES_MIXED), strict=False)]
+        data, two = self.stage.data.model_copy(update={"workers": 0}), BatchBlock(size=2, micro=2)
+        settings = LoaderSettings(data, two, augment, self.stage.frames, self.stage.model.image_size, self.seed)
+        return [
+            batch for batch, _ in zip(train_loader(self.index, settings, epoch=0), range(BATCHES_MIXED), strict=False)
+        ]
 
     def _chain(self) -> list[Column]:
         """The first clip as training sees it in each epoch, but not blended with another one (see mixup.png)."""
@@ -166,7 +164,7 @@ class Show:
         return [Column(f"epoch {epoch}", _shown(views(video, epoch, 0)[0])) for epoch in range(self.draws)]
 
     def _views(self) -> list[Column]:
-        clips = TestViews(self._settings(), 1, 3, self.stage.augment.resize)(self._video(0), 0, 0)
+        clips = EvalViews(self._settings(), 1, 3, self.stage.augment.resize)(self._video(0), 0, 0)
         return [Column(f"view {number}", _shown(clip)) for number, clip in enumerate(clips)]
 
 

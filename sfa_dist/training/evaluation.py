@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import BatchFeed
-from sfa_dist.data.batches.loader import Batch
 from sfa_dist.errors import PreemptedError, SfaError
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
@@ -42,7 +42,7 @@ def evaluate(
 ) -> ClassificationSums:
     """Scores over all ranks' batches; `predict` gives logits (clips * views, classes), and `keep` is given them.
 
-    `note_bad` is told, on every rank, all clips that do not count, (name, reason), and how many do. Raises
+    `note_bad` gets, on every rank, the (name, reason) of all clips that do not count, and how many do. Raises
     PreemptedError on every rank, before the next batch, when one was asked to stop.
     """
     kept = {} if keep is None else {0: keep}
@@ -71,10 +71,10 @@ def evaluate_all(
                 raise runtime.for_all(PreemptedError(text))
             if batch is None:  # On all ranks: each has as many batches.
                 break
-            bad += batch["bad"]
+            bad += batch.bad
             for number, logits in enumerate(predict(batch)):
-                scores = scoring.scores(logits, batch["views"])
-                sums[number].update(scores, batch["labels"].to(logits.device), batch["weights"].to(logits.device))
+                scores = scoring.scores(logits, batch.views)
+                sums[number].update(scores, batch.labels.to(logits.device), batch.weights.to(logits.device))
                 if number in keep:
                     keep[number].add(batch, scores)
     totals = [ClassificationSums.added(runtime.gather(own)) for own in sums]

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.recipe.blocks import shard_kind
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 
 REPORTED_SHARE = 0.05  # Of the step.
 GOP = 12  # What decodes fast without being much larger.
 
 
 def loader_line(
-    share: float, stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True
+    share: float,
+    stage: StageBlock,
+    cores: int,
+    clips: ClipEncoding | None = None,
+    more_cores: bool = True,
+    is_new: Callable[[str], bool] = lambda advice: True,
 ) -> str | None:
-    """One line for a stage whose slowest rank waits for the loader in `share` of its step; None for a small share, and
-    where nothing would help. Arguments as of `advice`."""
-    return line_of(share, stage, advice(stage, cores, clips, more_cores)) if share > REPORTED_SHARE else None
+    """One line for a stage whose slowest rank waits for the loader in `share` of its step.
 
-
-def line_of(share: float, stage: StageBlock, ways: Sequence[str]) -> str | None:
-    """The line with these ways to help; None without any."""
-    what = "features" if _reads_features(stage) else "clips"
+    None for a small share, and where nothing that `is_new` would help. Arguments as of `advice`.
+    """
+    if share <= REPORTED_SHARE:
+        return None
+    ways = [way for way in advice(stage, cores, clips, more_cores) if is_new(way)]
+    what = "features" if stage.reads_features else "clips"
     return f"loader: {share:.0%} of the step is waiting for {what}; {', or '.join(ways)}" if ways else None
-
-
-def _reads_features(stage: StageBlock) -> bool:
-    return isinstance(stage, Stage2) and not stage.runs_trunk
 
 
 def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True) -> list[str]:
@@ -40,16 +41,16 @@ def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, mor
     data = stage.data
     ways = []
     on_card = data.decode_device == "cuda"
-    if on_card and not _reads_features(stage):
+    if on_card and not stage.reads_features:
         ways.append(f"decode in loader processes (data.decode_device: cpu, data.workers: {cores})")
     elif data.workers < cores and cores > 1 and not on_card:  # On one core a worker takes what the training needs.
         ways.append(f"raise data.workers (now {data.workers}; a rank has {cores} cores here)")
     if any(map(shard_kind, data.train)) and data.remote.cache_dir is None:
         ways.append("keep the shards on a local disk (data.remote.cache_dir)")
-    if _reads_features(stage):
+    if stage.reads_features:
         ways.append("put the feature cache on a faster disk (stage2.cache.dir)")
     else:
-        if isinstance(stage, Stage2) and stage.cache is None and not takes_tokens(stage):
+        if stage.freezes_trunk and stage.cache_block is None and not takes_tokens(stage):
             ways.append("decode and run the trunk once for all epochs (stage2.cache)")
         if clips is None or clips.is_cheaper_after(GOP, data.resize):
             ways.append(f"re-encode the clips (sfa pack --gop {GOP} --short-side {data.resize})")

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.shards.shard_names import shard_name
 from sfa_dist.errors import UsageError
@@ -68,8 +68,8 @@ class PredictionFile:
 
     def add(self, batch: Batch, scores: Tensor) -> None:
         """The scores (B, classes) of a batch's clips; those of weight 0 are left out. Raises CheckpointError."""
-        real = batch["weights"].cpu() > 0
-        self._waiting.append((batch["ids"][real].numpy(), self._cells(scores.cpu()[real])))
+        real = batch.weights.cpu() > 0
+        self._waiting.append((batch.ids[real].numpy(), self._cells(scores.cpu()[real])))
         self._batches += 1
         if self._batches % FLUSH_BATCHES == 0:
             self._flush()

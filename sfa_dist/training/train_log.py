@@ -14,12 +14,13 @@ from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.plan.cards import peak_tflops
 from sfa_dist.plan.flops import clip_flops
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.chance import WHAT_TO_DO, no_better_words, one_class_words
 from sfa_dist.run.tracking import Tracker, epoch_line, train_line
-from sfa_dist.training.loader_share import REPORTED_SHARE, advice, line_of
+from sfa_dist.training.loader_share import REPORTED_SHARE, loader_line
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.schedule import planned_steps
+from sfa_dist.training.step import StepResult
 
 # Seconds between two lines of the terminal: one an epoch, or a sign of life from a long one.
 EPOCHS_APART, LONG_EPOCH = 60.0, 600.0
@@ -59,37 +60,38 @@ class TrainLog:
     _values: dict[str, Any] = field(default_factory=dict)
     _shown_at: float = -math.inf  # When the terminal had a line of this stage.
 
-    def write(self, record: dict[str, Any]) -> None:
-        """The line of the last step, whose `record` train_step gave; the next window begins. Collective."""
+    def write(self, result: StepResult) -> None:
+        """The line of the last step; the next window begins. Collective."""
         window, self.window = self.window, LogWindow()
-        everywhere = self.runtime.gather((record["losses"].tolist(), window.data_seconds / window.seconds))
+        everywhere = self.runtime.gather((result.losses.tolist(), window.data_seconds / window.seconds))
         # fsum is exact, so the sum does not depend on how many ranks hold the parts.
-        loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(record["clips"], 1.0)
+        loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(result.clips, 1.0)
         self.loader_share = max(share for _, share in everywhere)
         rate = window.clips / window.seconds
+        step_time = window.seconds / window.steps
         values = {
             "stage": self.name,
             "step": self.progress.step,
-            "epoch": record["epoch"],
+            "epoch": result.epoch,
             "samples_seen": self.progress.samples_seen,
             "loss": loss,
-            "lr": record["lr"],
-            "grad_norm": record["grad_norm"],
-            "step_time": window.seconds / window.steps,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "step_time": step_time,
             "data_time": window.data_seconds / window.steps,
             "samples_per_second": rate,
             "memory_gib": self.runtime.peak_memory_gib(),
-            "mfu": self._mfu(rate, record["epoch"]),
+            "mfu": self._mfu(rate, result.epoch),
             "bad_samples": self.progress.bad_samples,
         }
         self.tracker.record("train", **values)
         total_steps = planned_steps(self.stage.schedule, self.steps_per_epoch)
-        epochs = f"{record['epoch'] + 1}/{self.stage.schedule.epochs}"
-        place = f"{self.name} [{epochs}][{self.progress.step}/{total_steps}]"
-        remaining = (total_steps - self.progress.step) * values["step_time"]
-        self._line, self._values = train_line(place, values, remaining), {**values, "remaining": remaining}
+        epochs = f"{result.epoch + 1}/{self.stage.schedule.epochs}"
+        position = f"{self.name} [{epochs}][{self.progress.step}/{total_steps}]"
+        remaining = (total_steps - self.progress.step) * step_time
+        self._line, self._values = train_line(position, values, remaining), {**values, "remaining": remaining}
         self.tracker.say(self._line, on_terminal=False)
-        if self._is_due(LONG_EPOCH):  # Also the first one, which tells how long it will take.
+        if self._is_due(LONG_EPOCH):  # The first line too: it says how long the stage takes.
             self.tracker.show(self._line)
 
     def _is_due(self, seconds: float) -> bool:
@@ -115,12 +117,12 @@ class TrainLog:
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
         if peak is None:
             return None
-        cache = self.stage.cache if isinstance(self.stage, Stage2) else None
+        cache = self.stage.cache_block
         live = cache.live_share(epoch) if cache else 1.0
         return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
 
     def say_if_it_guesses(self, result: Mapping[str, Any]) -> None:
-        """Tells once in a stage that its evaluation, `result`, finds one class predicted, and once that it is no better
+        """Says once in a stage that its evaluation, `result`, finds one class predicted, and once that it is no better
         than chance, where so much of the schedule is over that it should be."""
         epoch = math.ceil(self.progress.step / self.steps_per_epoch)
         if epoch < self._epochs_of_grace() and self.progress.step < planned_steps(
@@ -141,7 +143,7 @@ class TrainLog:
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
     def say_if_it_loops(self) -> None:
-        """Tells, at the end of the first epoch, how many clips were longer than their videos."""
+        """Says, at the end of the first epoch, how many clips were longer than their videos."""
         if not self.progress.looped or self.progress.step > self.steps_per_epoch:
             return
         counted = f"{self.progress.looped:,} of the {self.progress.samples_seen:,} clips of the first epoch"
@@ -151,11 +153,12 @@ class TrainLog:
         self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
 
     def say_if_it_waits(self) -> None:
-        """Tells where the stage waited for its loader, and what would help that this run has not been told yet."""
+        """Says where the stage waited for its loader, and what would help that this run has not said yet."""
         if self.loader_share <= REPORTED_SHARE or not self.runtime.is_main:
             return
         more_cores = self.runtime.launch.launcher == "srun"  # Elsewhere a rank has its share of all there are.
-        ways = advice(self.stage, self.runtime.cores, self.encoding(), more_cores)
-        line = line_of(self.loader_share, self.stage, [way for way in ways if self.tracker.is_new(way)])
+        line = loader_line(
+            self.loader_share, self.stage, self.runtime.cores, self.encoding(), more_cores, self.tracker.is_new
+        )
         if line is not None:
             self.tracker.say(f"{self.name}: {line}")

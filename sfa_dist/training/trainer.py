@@ -23,9 +23,10 @@ from torch import Tensor
 
 from sfa_dist.checkpoint import Outcome, Saver
 from sfa_dist.checkpoint.probe import Probe, platform_of
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import Streams
-from sfa_dist.data.batches.loader import Batch
 from sfa_dist.errors import PreemptedError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.loss import mixed_loss_sum, weighted_loss_sum
@@ -33,14 +34,16 @@ from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import ANOTHER_RANK, StopFlag
 from sfa_dist.parallel.watch.guard import Watch
-from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.tracking import Tracker, eval_line
 from sfa_dist.training.bad_clips import note_bad_clips, note_bad_test_clips
 from sfa_dist.training.evaluation import Scoring, evaluate
+from sfa_dist.training.model_inputs import model_inputs, to_device
 from sfa_dist.training.non_finite import note_refused_save, note_skipped_step
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.schedule import planned_steps, scheduled_rate
 from sfa_dist.training.seeds import mix_seed
+from sfa_dist.training.step import StepResult, StepTotals
 from sfa_dist.training.train_log import LogWindow, TrainLog
 from sfa_dist.training.trunk_ahead import TrunkAhead
 
@@ -81,9 +84,8 @@ class Trainer:
     @cached_property
     def ahead(self) -> TrunkAhead | None:
         """What runs the trunk ahead of the tail, where the stage asks for it. Raises RecipeError (`overlaps`)."""
-        if self.frozen is None or not isinstance(self.stage, Stage2):
-            return None
-        if not overlaps(self.stage, on_card=self.runtime.device.type == "cuda"):
+        on_card = self.runtime.device.type == "cuda"
+        if self.frozen is None or not overlaps(self.stage, on_card):
             return None
         return TrunkAhead(self._features, self.runtime.device)
 
@@ -104,7 +106,7 @@ class Trainer:
         """`fit`, one optimizer step at a time, with what comes before it: a sweep takes turns in its members."""
         try:
             while True:
-                epoch, first = self._place()
+                epoch, first = self._position()
                 at_epoch_end = first == 0 or self.progress.step >= self.total_steps
                 if at_epoch_end and self.progress.evaluated_step < self.progress.step:
                     self._end_epoch()
@@ -116,7 +118,7 @@ class Trainer:
             self.saver.abandon()
             raise
 
-    def _place(self) -> tuple[int, int]:
+    def _position(self) -> tuple[int, int]:
         """(epoch, steps of it that are done): all the state that the data has, besides the seed."""
         return divmod(self.progress.step, self.streams.steps_per_epoch)
 
@@ -136,16 +138,16 @@ class Trainer:
                 data_time = time.perf_counter() - started
                 if self.ahead is not None:
                     data_time = self.ahead.idle_seconds(data_time)
-                record = self.train_step(batches, epoch)
-                if record is None:
+                result = self.train_step(batches, epoch)
+                if result is None:
                     self._stop()
                 self.runtime.synchronize()
                 seconds = time.perf_counter() - started
-                self.log.window.add(seconds, data_time, record["clips"])
+                self.log.window.add(seconds, data_time, result.clips)
                 self.progress.seconds += seconds
                 self.progress.data_seconds += data_time
                 if self.progress.step % self.log_every == 0 or self.progress.step == self.total_steps:
-                    self.log.write(record)
+                    self.log.write(result)
                 every = self.stage.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
                     self.save()  # The end of the epoch saves once for itself, after its evaluation.
@@ -165,30 +167,26 @@ class Trainer:
             saved = f"the last checkpoint is of step {self.saved_step}"
         raise self.runtime.for_all(PreemptedError(f"{stopped}; {saved}, run the same command again to go on"))
 
-    def train_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, Any] | None:
-        """One optimizer step on this rank's micro-batches of a global batch. Returns what to log; None, without a step,
-        when a rank was asked to stop: its batches may be too few."""
-        bad = [entry for batch in batches for entry in batch["bad"]]
-        clips = sum(float(batch["weights"].sum()) for batch in batches)
-        looped = sum(batch.get("looped", 0) for batch in batches)  # Stored features do not tell.
-        total, total_bad, looped, stop, *saving = self.runtime.sum(
-            clips, len(bad), looped, bool(self.stop), *self.saver.status()
-        )
-        self._note_save(self.saver.advance(*saving))
-        if stop:
+    def train_step(self, batches: Sequence[Batch], epoch: int) -> StepResult | None:
+        """One optimizer step on this rank's micro-batches of a global batch. Returns None, without a step, when a rank
+        was asked to stop."""
+        totals = StepTotals.over(self.runtime, batches, bool(self.stop), self.saver.status())
+        self._note_save(self.saver.advance(*totals.saving))
+        if totals.stop:
             return None
         base, schedule = self.stage.optimizer.lr, self.stage.schedule
         lr = scheduled_rate(self.progress.step, base, schedule, self.streams.steps_per_epoch)
-        losses, norm = self._update(batches, lr, total) if total else (torch.zeros(1), 0.0)
+        losses, norm = self._update(batches, lr, totals.clips) if totals.clips else (torch.zeros(1), 0.0)
         self.progress.step += 1
-        self.progress.samples_seen += int(total)
-        self.progress.bad_samples += int(total_bad)
-        self.progress.looped += int(looped) if epoch == 0 else 0
-        if total_bad:
+        self.progress.samples_seen += int(totals.clips)
+        self.progress.bad_samples += totals.bad
+        self.progress.looped += totals.looped if epoch == 0 else 0
+        if totals.bad:
+            bad = [entry for batch in batches for entry in batch.bad]
             budget = self.stage.data.max_bad_fraction
             note_bad_clips(bad, self.name, self.progress, budget, self.runtime, self.tracker)
         self._check_finite(norm, losses, batches)
-        return {"epoch": epoch, "lr": lr, "grad_norm": norm, "losses": losses, "clips": total}
+        return StepResult(epoch, lr, norm, losses, totals.clips)
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
         # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
@@ -197,7 +195,7 @@ class Trainer:
         for index, batch in enumerate(batches):
             number = self.runtime.rank * len(batches) + index  # Of the global batch: the same clips on any ranks.
             torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, number))
-            labels, weights = self._to_device(batch["labels"]), self._to_device(batch["weights"])
+            labels, weights = self._to_device(batch.labels), self._to_device(batch.weights)
             self._enter("forward")
             logits = self.engine.forward(self._features(batch) if self.ahead is None else self.ahead.features(batch))
             self._enter("backward")
@@ -211,7 +209,7 @@ class Trainer:
         if math.isfinite(norm):
             self.progress.non_finite_steps = 0
             return
-        names = [[self.streams.clip_name(i) for i in batch["ids"].tolist() if i >= 0] for batch in batches]
+        names = [[self.streams.clip_name(i) for i in batch.ids.tolist() if i >= 0] for batch in batches]
         clips = list(zip(losses.isfinite().tolist(), names, strict=True))
         note_skipped_step(clips, norm, self.name, self.progress, self.runtime, self.tracker)
 
@@ -220,22 +218,16 @@ class Trainer:
 
     def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor, batch: Batch) -> Tensor:
         smoothing, sizes = self.stage.optimizer.label_smoothing, self.stage.model.head_sizes
-        if "partners" not in batch:
+        if batch.mix is None:
             return weighted_loss_sum(logits, labels, weights, smoothing, sizes)
-        shares, partners = self._to_device(batch["shares"]), self._to_device(batch["partners"])  # Mixup.
+        shares, partners = self._to_device(batch.mix.shares), self._to_device(batch.mix.partners)
         return mixed_loss_sum(logits, labels, partners, shares, weights, smoothing, sizes)
 
-    def _features(self, batch: Batch) -> Any:
-        if "features" not in batch:
-            # A frozen trunk brings clips to the device itself: chunk by chunk, where it offloads.
-            return self._to_device(batch["clips"]) if self.frozen is None else self.frozen(batch["clips"])
-        features = self._to_device(batch["features"])
-        if "clips" in batch and self.frozen is not None:  # Some clips of a cached batch run live.
-            features[self._to_device(batch["live"])] = self.frozen(batch["clips"])
-        return features
+    def _features(self, batch: Batch) -> Tensor | ChunkedFeatures:
+        return model_inputs(batch, self.frozen, self.runtime.device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.runtime.device, non_blocking=True)
+        return to_device(tensor, self.runtime.device)
 
     def _end_epoch(self) -> None:
         if not self.streams.loops_reported:
@@ -284,7 +276,7 @@ class Trainer:
         state = {
             "stage": self.name,
             "progress": vars(self.progress),
-            "data": dict(zip(("epoch", "step_in_epoch"), self._place(), strict=True)),
+            "data": dict(zip(("epoch", "step_in_epoch"), self._position(), strict=True)),
             "probe": {"loss": loss, "place": platform_of(self.stage, self.runtime)},
             **self.state_extra,
         }

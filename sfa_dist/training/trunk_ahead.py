@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.models.chunked import ChunkedFeatures
 
 
 @dataclass
@@ -41,7 +42,7 @@ class TrunkAhead:
     the tail works on, and those of the next. Clips that stand on the device belong to the trunk's run alone.
     """
 
-    def __init__(self, run: Callable[[Batch], Tensor], device: torch.device) -> None:
+    def __init__(self, run: Callable[[Batch], Tensor | ChunkedFeatures], device: torch.device) -> None:
         self._run, self._device = run, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._drawn: deque[_Drawn] = deque()
@@ -78,12 +79,17 @@ class TrunkAhead:
     def _start(self, drawn: _Drawn) -> Tensor:
         if drawn.features is None:
             if self._stream is None:
-                drawn.features = self._run(drawn.batch)
+                drawn.features = self._whole(drawn.batch)
             else:
                 with torch.cuda.stream(self._stream):
-                    drawn.features = self._run(drawn.batch)
+                    drawn.features = self._whole(drawn.batch)
                     drawn.done = self._newest = self._stream.record_event(torch.cuda.Event(enable_timing=True))
         return drawn.features
+
+    def _whole(self, batch: Batch) -> Tensor:
+        features = self._run(batch)
+        assert isinstance(features, Tensor), "offloaded tokens, which come in chunks, do not run ahead (`overlaps`)"
+        return features
 
     def idle_seconds(self, waited: float) -> float:
         """Of `waited` seconds for the loader, right before now, those in which the device had no trunk to run either.

@@ -14,13 +14,14 @@ from data_samples import video_bytes, write_shards
 from ranks import run_ranks
 from webdataset import TarWriter
 
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import FeedSettings, feed
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
-from sfa_dist.recipe.blocks import BatchBlock, DataBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock
 from sfa_dist.training import prediction_file as predictions
 from sfa_dist.training.evaluation import Scoring, evaluate
 from sfa_dist.training.prediction_file import PredictionFile
@@ -62,10 +63,10 @@ def scored(
     logits_of = table(sum(heads.values()) or 7)
 
     def predict(batch: Batch) -> torch.Tensor:
-        real = batch["ids"][batch["weights"] > 0].tolist()
+        real = batch.ids[batch.weights > 0].tolist()
         mine.extend(real)
-        assert batch["clips"].shape[0] == len(batch["ids"]) * batch["views"]
-        return logits_of[batch["ids"].clamp(min=0)].flatten(0, 1)
+        assert batch.clips.shape[0] == len(batch.ids) * batch.views
+        return logits_of[batch.ids.clamp(min=0)].flatten(0, 1)
 
     keep = PredictionFile(Path(folder) / str(runtime.world_size), "predictions", kind, index, heads, runtime)  # type: ignore[arg-type]
     sums = evaluate(
@@ -84,8 +85,8 @@ def scored(
 def batches(index: SampleIndex, rank: int, world_size: int) -> Any:
     data = DataBlock(stride=1, resize=16, decoder="pyav", workers=0)
     sizes = BatchBlock(size=8, micro=2)
-    place = {"rank": rank, "world_size": world_size}
-    return eval_loader(index, data, sizes, frames=4, crop=16, temporal_views=TEMPORAL, spatial_views=SPATIAL, **place)
+    settings = LoaderSettings(data, sizes, AugmentBlock(), frames=4, crop=16, rank=rank, world_size=world_size)
+    return eval_loader(index, settings, temporal_views=TEMPORAL, spatial_views=SPATIAL)
 
 
 @pytest.fixture(scope="module")

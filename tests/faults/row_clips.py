@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from data_samples import write_shard
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.video.decode import Decoder, choose_decoder
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe.blocks import BatchBlock, DataBlock, LimitsBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock, LimitsBlock
 
 DATA = DataBlock(resize=32, stride=1, workers=0, decoder="pyav")
 
@@ -38,5 +39,6 @@ def batch_of(folder: Path, clips: list[bytes], chosen: Decoder, frames: int = 4,
     shard = write_shard(folder / "x.tar", [(f"clip{n}", clip, 0) for n, clip in enumerate(clips)])
     block = DATA.model_copy(update=data)
     batch = BatchBlock(micro=1, eval_micro=len(clips))
-    (only,) = eval_loader(load_index([shard]), block, batch, frames=frames, crop=32, decoder=chosen)
+    settings = LoaderSettings(block, batch, AugmentBlock(), frames=frames, crop=32, decoder=chosen)
+    (only,) = eval_loader(load_index([shard]), settings)
     return only

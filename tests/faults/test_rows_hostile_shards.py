@@ -69,8 +69,8 @@ def test_row_42_nothing_in_a_shard_is_run(tmp_path: Path) -> None:
     members += [("d.features.npy", objects.getvalue()), ("d.cls", b"1"), ("e.npy", objects.getvalue())]
     shard = tar_of(tmp_path / "x.tar", members)
     batch = evaluate(load_index([shard]))
-    assert batch["weights"].tolist() == [1, 0, 0]
-    assert [key for key, _ in batch["bad"]] == ["x.tar/b", "x.tar/d"]
+    assert batch.weights.tolist() == [1, 0, 0]
+    assert [key for key, _ in batch.bad] == ["x.tar/b", "x.tar/d"]
     assert not mark.exists()
     pickle.loads(hostile)
     assert mark.exists()  # it would have
@@ -127,8 +127,8 @@ def test_row_43_a_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     before = reset_peak()
     batch = evaluate(index, DATA.model_copy(update={"limits": LimitsBlock(mib=100)}))
     assert peak_mib() - before < 60
-    assert batch["weights"].tolist() == [0, 1]
-    assert "3221225472 bytes (data.limits.mib is 100)" in batch["bad"][0][1]
+    assert batch.weights.tolist() == [0, 1]
+    assert "3221225472 bytes (data.limits.mib is 100)" in batch.bad[0][1]
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])

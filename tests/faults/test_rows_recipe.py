@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from ranks import free_port
 from tiny_runs import SHORT, START, losses, make_workplace, sets, write_clips
 from torch import nn
 
-from sfa_dist.data.batches.stream import train_loader, train_plan
+from sfa_dist.data.batches.planned import LoaderSettings, train_plan
+from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.models.frozen import FrozenTrunk
@@ -230,15 +232,13 @@ def test_row_70_each_clip_is_trained_on_or_in_the_ledger_exactly_once(
             world = rng.randint(1, 5)
             stop = rng.randint(step + 1, plan.steps_per_epoch)  # the state of the last step before the kill
             for rank in range(world):
-                loader = train_loader(
-                    index, data, AugmentBlock(), blocks, frames=2, crop=16, seed=seed, epoch=epoch, rank=rank,
-                    world_size=world, start_step=step, decoder=decoder,
-                )  # fmt: skip
+                settings = LoaderSettings(data, blocks, AugmentBlock(), 2, 16, seed, rank, world, decoder)
+                loader = train_loader(index, settings, epoch=epoch, start_step=step)
                 accumulation = plan.accumulation(world, micro)
                 for _, one in zip(range((stop - step) * accumulation), loader, strict=False):
-                    ids = one["ids"][one["weights"] > 0].tolist()
+                    ids = one.ids[one.weights > 0].tolist()
                     trained.update(index.name(sample) for sample in ids)
-                    ledger.update(key for key, _ in one["bad"])
+                    ledger.update(key for key, _ in one.bad)
             step = stop
         assert trained + ledger == Counter(names)
         assert set(ledger) == bad
@@ -251,16 +251,11 @@ def test_row_70_loader_processes_do_not_change_the_audit(tmp_path: Path) -> None
     seen = []
     for workers in (0, 2):
         data = DataBlock(workers=workers, decoder="pyav", resize=16, stride=1)
-        batches = [
-            batch
-            for rank in range(3)
-            for batch in train_loader(
-                index, data, AugmentBlock(), BatchBlock(size=5, micro=2), frames=2, crop=16, seed=1, epoch=0,
-                rank=rank, world_size=3,
-            )
-        ]  # fmt: skip
-        ids = np.concatenate([batch["ids"][batch["weights"] > 0] for batch in batches])
-        seen.append((ids.tolist(), [key for batch in batches for key, _ in batch["bad"]]))
+        settings = LoaderSettings(data, BatchBlock(size=5, micro=2), AugmentBlock(), 2, 16, seed=1, world_size=3)
+        loaders = [train_loader(index, replace(settings, rank=rank), epoch=0) for rank in range(3)]
+        batches = [batch for loader in loaders for batch in loader]
+        ids = np.concatenate([batch.ids[batch.weights > 0] for batch in batches])
+        seen.append((ids.tolist(), [key for batch in batches for key, _ in batch.bad]))
     assert seen[0] == seen[1]
     assert sorted(seen[0][0]) == [n for n in range(17) if n % 5 != 3]
     assert sorted(seen[0][1]) == sorted(f"s.tar/c{n}" for n in range(17) if n % 5 == 3)

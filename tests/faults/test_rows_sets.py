@@ -11,6 +11,7 @@ from data_samples import write_shard, write_shards
 from row_shards import CLIPS, DATA
 from tiny_runs import SHORT, START, events, log_lines, make_workplace, sets
 
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import build_index, load_index
 from sfa_dist.data.shards.shard_names import expand_shards
@@ -29,12 +30,11 @@ def test_row_44_few_shards_and_few_clips_are_seen_once_by_many_ranks(
         seen: list[int] = []
         lengths = set()
         for rank in range(world):
-            loader = train_loader(
-                index, data, AugmentBlock(), BatchBlock(size=batch, micro=2), frames=2, crop=16, seed=0, epoch=0,
-                rank=rank, world_size=world,
-            )  # fmt: skip
+            blocks = BatchBlock(size=batch, micro=2)
+            settings = LoaderSettings(data, blocks, AugmentBlock(), 2, 16, rank=rank, world_size=world)
+            loader = train_loader(index, settings, epoch=0)
             lengths.add(len(loader))
-            seen += [int(n) for one in loader for n in one["ids"][one["weights"] > 0]]
+            seen += [int(n) for one in loader for n in one.ids[one.weights > 0]]
         assert sorted(seen) == list(range(sum(sizes)))
         assert len(lengths) == 1  # all ranks take equally many steps
 

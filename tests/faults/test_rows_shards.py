@@ -62,12 +62,12 @@ def test_row_33_damage_after_indexing_is_found_and_never_trained_on(
     assert "offset" in told
 
     batch = evaluate(index)  # the run had started: each clip is what it was, or counts as bad
-    bad = dict(batch["bad"])
-    for n, weight in enumerate(batch["weights"].tolist()):
+    bad = dict(batch.bad)
+    for n, weight in enumerate(batch.weights.tolist()):
         assert bool(weight) != (f"x.tar/c{n}" in bad)
         if weight:
-            assert torch.equal(batch["clips"][n], whole["clips"][n])
-            assert batch["labels"][n] == n
+            assert torch.equal(batch.clips[n], whole.clips[n])
+            assert batch.labels[n] == n
     lost = {"nothing left": 5, "random bytes": 5, "garbled header": 0, "zeroed header": 0, "flipped bit": 1}
     lost |= {"zeroed block of a payload": 1}
     assert len(bad) == lost.get(how, 3)
@@ -96,7 +96,7 @@ def test_row_37_a_cut_shard_lends_its_label_to_no_other(tmp_path: Path) -> None:
     assert label.name == "000002.cls"
     shards[0].write_bytes(shards[0].read_bytes()[: label.offset_data])
     batch = evaluate(index)  # by the places that were indexed before
-    assert batch["labels"].tolist() == [0, 1, 2, 10, 11, 12]
+    assert batch.labels.tolist() == [0, 1, 2, 10, 11, 12]
     (tmp_path / "index.json").unlink()
     with pytest.raises(DataError, match=r"s0\.tar, offset"):
         load_index(shards)
@@ -135,8 +135,8 @@ def test_row_38_an_error_names_both_places(tmp_path: Path) -> None:
 def test_row_39_a_label_that_is_no_class_number_is_a_bad_sample(label: bytes, text: str, tmp_path: Path) -> None:
     members = [("a.mp4", CLIPS[0]), ("a.cls", label), ("b.mp4", CLIPS[1]), ("b.cls", b"3\n")]
     batch = evaluate(load_index([tar_of(tmp_path / "x.tar", members)]))
-    assert (batch["weights"].tolist(), batch["labels"].tolist()) == ([0, 1], [0, 3])
-    ((key, reason),) = batch["bad"]
+    assert (batch.weights.tolist(), batch.labels.tolist()) == ([0, 1], [0, 3])
+    ((key, reason),) = batch.bad
     assert key == "x.tar/a"
     assert text in reason
     assert "is not a number from 0 up" in reason
@@ -147,8 +147,8 @@ def test_row_39_a_label_that_is_no_class_number_is_a_bad_sample(label: bytes, te
 def test_row_39_a_label_in_json_that_is_no_class_number_is_a_bad_sample(label: str, tmp_path: Path) -> None:
     members = [("a.mp4", CLIPS[0]), ("a.json", f'{{"label": {label}}}'.encode())]
     batch = evaluate(load_index([tar_of(tmp_path / "x.tar", members)]))
-    assert batch["weights"].tolist() == [0]
-    assert "is not a number from 0 up" in batch["bad"][0][1]
+    assert batch.weights.tolist() == [0]
+    assert "is not a number from 0 up" in batch.bad[0][1]
 
 
 KEYS = ["v1.2_clip", "UPPER", "übung/日本", "x" * 300, "two\nlines", "a.mp4.b", "tab\there", "sign;rm -rf"]
@@ -161,7 +161,7 @@ def test_row_40_any_key_is_one_sample_and_one_line(tmp_path: Path) -> None:
     assert list(index.keys) == KEYS
     assert list(load_index([tmp_path / "x.tar"]).keys) == KEYS  # from index.json
     batch = evaluate(index)
-    names = [key for key, _ in batch["bad"]]
+    names = [key for key, _ in batch.bad]
     assert len(set(names)) == len(KEYS)
     assert all(name.isascii() and name.isprintable() for name in names)
     assert "x.tar/two\\nlines" in names

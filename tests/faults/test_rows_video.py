@@ -37,9 +37,9 @@ NO_VIDEOS = {
 def test_row_49_what_is_no_video_is_a_bad_sample_with_its_reason(name: str, tmp_path: Path) -> None:
     clips = [*NO_VIDEOS.values(), video_bytes()]
     batch = batch_of(tmp_path, clips, decoder(name))
-    assert batch["weights"].tolist() == [0.0] * len(NO_VIDEOS) + [1.0]
-    reasons = [reason for _, reason in batch["bad"]]
-    assert [key for key, _ in batch["bad"]] == [f"x.tar/clip{n}" for n in range(len(NO_VIDEOS))]
+    assert batch.weights.tolist() == [0.0] * len(NO_VIDEOS) + [1.0]
+    reasons = [reason for _, reason in batch.bad]
+    assert [key for key, _ in batch.bad] == [f"x.tar/clip{n}" for n in range(len(NO_VIDEOS))]
     words = ["empty file", "not a mp4", "not a mp4", "no video stream", "", "the file was cut"]
     assert all(reason and word in reason for reason, word in zip(reasons, words, strict=True)), reasons
 
@@ -66,15 +66,15 @@ def test_row_50_a_cut_video_is_bad_or_salvaged_from_what_is_whole(long_clip: byt
     cuts = [long_clip[: int(len(long_clip) * share)] for share in (0.3, 0.75, 0.9)]
     strict = [batch_of(tmp_path, [*cuts, long_clip], decoder(name), frames=8) for name in NAMES]
     for batch in strict:
-        assert batch["weights"].tolist() == [0, 0, 0, 1]
-        assert all("the file was cut" in reason for _, reason in batch["bad"])
+        assert batch.weights.tolist() == [0, 0, 0, 1]
+        assert all("the file was cut" in reason for _, reason in batch.bad)
     salvaged = [batch_of(tmp_path, cuts, decoder(name), frames=16, damaged="salvage") for name in NAMES]
     for batch in salvaged:
-        assert batch["weights"].tolist() == [0, 1, 1]
-        assert "are before the damage, a clip needs 16" in batch["bad"][0][1]
-        assert torch.equal(batch["clips"], salvaged[0]["clips"])
+        assert batch.weights.tolist() == [0, 1, 1]
+        assert "are before the damage, a clip needs 16" in batch.bad[0][1]
+        assert torch.equal(batch.clips, salvaged[0].clips)
         again = batch_of(tmp_path, cuts, decoder(NAMES[0]), frames=16, damaged="salvage")
-        assert torch.equal(batch["clips"], again["clips"])
+        assert torch.equal(batch.clips, again.clips)
 
 
 @pytest.mark.fault(50)
@@ -114,8 +114,8 @@ def test_row_51_a_short_video_is_looped(name: str, tmp_path: Path) -> None:
     """As ViViT's official loader does; the clip counts in full."""
     one, three = (encode([blocks(n, 32, 32) for n in range(count)]) for count in (1, 3))
     batch = batch_of(tmp_path, [one, three], decoder(name), frames=8)
-    assert batch["weights"].tolist() == [1, 1]
-    still, looped = batch["clips"]  # (3, 8, 32, 32) each
+    assert batch.weights.tolist() == [1, 1]
+    still, looped = batch.clips  # (3, 8, 32, 32) each
     assert torch.equal(still, still[:, :1].expand_as(still))
     assert torch.equal(looped[:, :3], looped[:, 3:6])
     assert torch.equal(looped[:, :2], looped[:, 6:8])

@@ -22,7 +22,8 @@ from odd_samples import blocks, claims_frames, encode_as, png_bomb
 from PIL import Image
 from row_clips import batch_of, decoder, each_decoder
 
-from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, cut_clips
+from sfa_dist.data.batches.planned import ClipSettings
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, cut_clips
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import Decoder, LimitedVideo, choose_decoder, open_limited
 from sfa_dist.recipe.blocks import AugmentBlock, DataBlock, LimitsBlock
@@ -85,7 +86,7 @@ def test_row_55_a_clip_takes_what_is_counted_and_a_few_large_frames(name: str, k
 
     def cut(frames: int) -> torch.Tensor:
         settings = ClipSettings(data, frames, 56, 0)
-        views = TrainViews(settings, AugmentBlock()) if kind == "training" else TestViews(settings, 4, 3)
+        views = TrainViews(settings, AugmentBlock()) if kind == "training" else EvalViews(settings, 4, 3)
         return cut_clips(clip, decoder(name, decoded_mib=64), views)
 
     cut(8)  # What is taken once and for all.
@@ -118,8 +119,8 @@ def test_row_55_a_file_over_the_limit_is_not_read(name: str, tmp_path: Path, mon
     real = stream.read_clip_bytes
     monkeypatch.setattr(stream, "read_clip_bytes", lambda index, sample: read.append(sample) or real(index, sample))
     batch = batch_of(tmp_path, [big, video_bytes()], decoder(name, mib=1), limits=LimitsBlock(mib=1))
-    assert batch["weights"].tolist() == [0, 1]
-    assert "data.limits.mib is 1" in batch["bad"][0][1]
+    assert batch.weights.tolist() == [0, 1]
+    assert "data.limits.mib is 1" in batch.bad[0][1]
     assert read == [1]
 
 
@@ -206,8 +207,8 @@ def test_row_57_a_decoder_that_hangs_is_left_behind(hanging: Decoder, tmp_path: 
     batch = batch_of(tmp_path, [even, odd], hanging)
     assert len(decoding_threads() - before) >= 1
     assert time.monotonic() - started < 10
-    assert batch["weights"].tolist() == [0, 1]
-    assert "decoding took longer than 0.2 s (data.limits.seconds)" in batch["bad"][0][1]
+    assert batch.weights.tolist() == [0, 1]
+    assert "decoding took longer than 0.2 s (data.limits.seconds)" in batch.bad[0][1]
 
 
 def decoding_threads() -> set[int | None]:

@@ -1,4 +1,4 @@
-"""The fault catalogue: the rows of docs/faults.md, and the tests that hold them by `@pytest.mark.fault(N)`.
+"""The fault catalogue: the numbered faults of docs/faults.md, and their tests by `@pytest.mark.fault(N)`.
 
 python tests/unit/fault_catalogue.py     writes the names of the tests into docs/faults.md
 """
@@ -12,68 +12,71 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-ROWS = range(1, 71)
+FAULTS = range(1, 71)
 
-# Rows without a test here, and why. The page shows the reason.
+# Faults without a test here, and why. The page shows the reason.
 EXCEPTIONS = {69: "no test: needs a GPU that fails"}
-# Rows whose tests are being written. TO BE REMOVED once they are in.
-PENDING: set[int] = set()
 
-_ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.*?) ?\|$")
+# An item of the numbered lists: "33. **What is injected.** What is promised,", continued on indented lines.
+_ITEM = re.compile(r"^(\d+)\. \*\*(.+?)\*\*(.+?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
+_HEADING = "## Tests of each fault"
+_INTRODUCTION = """
+Generated: `python tests/unit/fault_catalogue.py` writes this list from the marks `@pytest.mark.fault(N)` of the tests,
+and `tests/unit/test_fault_catalogue.py` fails when it is out of date. File names are relative to `tests/`. Tests marked
+`chaos` run in `make chaos`, the others in `make test`.
+
+"""
 
 
-def page_rows(text: str) -> dict[int, tuple[str, str, str]]:
-    """(fault, behaviour promised, tests) of each row. Raises ValueError for a row that stands twice."""
-    found: dict[int, tuple[str, str, str]] = {}
-    for line in text.splitlines():
-        if match := _ROW.match(line):
-            number = int(match[1])
-            if number in found:
-                raise ValueError(f"row {number} stands twice")
-            found[number] = (match[2], match[3], match[4])
+def page_faults(text: str) -> dict[int, tuple[str, str]]:
+    """(what is injected, what is promised) of each fault on the page. Raises ValueError for a repeated number."""
+    found: dict[int, tuple[str, str]] = {}
+    for number, fault, promise in _ITEM.findall(text):
+        if int(number) in found:
+            raise ValueError(f"fault {number} is on the page twice")
+        found[int(number)] = (fault, " ".join(promise.split()))
     return found
 
 
 def marked_tests() -> dict[int, list[str]]:
-    """The tests of each row as `file::name`, in order."""
+    """The tests of each fault as `file::name`, in order."""
     found: dict[int, list[str]] = {}
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
         where = file.relative_to(ROOT / "tests").as_posix()
-        for name, rows in _marks(tree.body):
-            for row in rows:
-                found.setdefault(row, []).append(f"{where}::{name}" if name else where)
+        for name, faults in _marks(tree.body):
+            for fault in faults:
+                found.setdefault(fault, []).append(f"{where}::{name}" if name else where)
     return found
 
 
-def cell_of(row: int, tests: dict[int, list[str]]) -> str:
-    """The last column of a row."""
-    if row in EXCEPTIONS:
-        return EXCEPTIONS[row]
-    return "<br>".join(f"`{name}`" for name in tests.get(row, []))
+def list_of_tests(tests: dict[int, list[str]]) -> str:
+    """The generated section: its heading, its introduction, and a line for each test of each fault."""
+    lines = []
+    for fault in FAULTS:
+        names = [EXCEPTIONS[fault]] if fault in EXCEPTIONS else tests.get(fault, [])
+        numbers = [f"{fault:2}"] + ["  "] * (len(names) - 1)
+        lines += [f"    {number}  {name}" for number, name in zip(numbers, names, strict=True)]
+    return f"{_HEADING}\n{_INTRODUCTION}" + "\n".join(lines) + "\n"
 
 
 def with_tests(text: str, tests: dict[int, list[str]]) -> str:
-    """The page with its last column made anew."""
-    lines = []
-    for line in text.splitlines():
-        match = _ROW.match(line)
-        lines.append(f"| {match[1]} | {match[2]} | {match[3]} | {cell_of(int(match[1]), tests)} |" if match else line)
-    return "\n".join(lines) + "\n"
+    """The page with its last section, the tests, generated anew."""
+    return text.partition(_HEADING)[0] + list_of_tests(tests)
 
 
 def _marks(body: list[ast.stmt], inside: str = "") -> Iterator[tuple[str, list[int]]]:
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
-            yield inside.removesuffix("::"), _rows_in(node.value)
+            yield inside.removesuffix("::"), _faults_in(node.value)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             for decorator in node.decorator_list:
-                yield inside + node.name, _rows_in(decorator)
+                yield inside + node.name, _faults_in(decorator)
             if isinstance(node, ast.ClassDef):
                 yield from _marks(node.body, f"{node.name}::")
 
 
-def _rows_in(tree: ast.expr) -> list[int]:
+def _faults_in(tree: ast.expr) -> list[int]:
     """The numbers in all calls of `pytest.mark.fault` in an expression, such as a decorator or a list of marks."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     marks = [call for call in calls if ast.unparse(call.func) == "pytest.mark.fault"]

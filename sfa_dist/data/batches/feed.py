@@ -1,7 +1,7 @@
 """A loader's batches, waited for with open eyes: a stop request, a worker that died or one that is stuck ends the wait.
 
 The loader runs in a thread of its own and is asked for one batch at a time, so the main thread never waits inside of
-it. Workers write the sample that they are at into a few shared integers (`Batches.places`): that is how a worker
+it. Workers write the sample that they are at into a few shared integers (`Batches.positions`): that is how a worker
 that was killed, or whose decoder crashed, can be told with its clip.
 
 Killed workers are named. The clip of a crash (SIGSEGV and its like) goes to the quarantine too, so that the next start
@@ -26,7 +26,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from sfa_dist.boundary.disk import explain, print_line
-from sfa_dist.data.batches.loader import NO_SAMPLE, Batch, Batches
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.loader import NO_SAMPLE, Batches
 from sfa_dist.data.shards.quarantine import add_to_quarantine
 from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.errors import CheckpointError, LostRankError
@@ -79,12 +80,12 @@ class FeedSettings:
     device: torch.device | None = None
 
 
-def feed(loader: DataLoader[Batch], place: FeedSettings, stopped: Callable[[], bool] = bool) -> BatchFeed:
+def feed(loader: DataLoader[Batch], settings: FeedSettings, stopped: Callable[[], bool] = bool) -> BatchFeed:
     """The batches of a loader of `Batches`; they end early once `stopped()` is true. Close it when done.
 
     Raises LostRankError that names worker and clip, when a worker died or is stuck.
     """
-    source = _Source(loader, place)
+    source = _Source(loader, settings)
     try:
         while (batch := source.next(stopped)) is not None:
             yield batch
@@ -95,14 +96,14 @@ def feed(loader: DataLoader[Batch], place: FeedSettings, stopped: Callable[[], b
 class _Source:
     """The thread that runs the loader, and what its workers are at."""
 
-    def __init__(self, loader: DataLoader[Batch], place: FeedSettings) -> None:
+    def __init__(self, loader: DataLoader[Batch], settings: FeedSettings) -> None:
         assert isinstance(loader.dataset, Batches)
-        self._loader, self._batches, self._place = loader, loader.dataset, place
+        self._loader, self._batches, self._settings = loader, loader.dataset, settings
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._given: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._workers: list[BaseProcess] = []
         self._waited_at: dict[int, tuple[int, float]] = {}  # Worker -> its sample, and since when it was seen there.
-        self._told_of: dict[int, int] = {}  # Worker -> the sample at which it was told to be slow.
+        self._reported: dict[int, int] = {}  # Worker -> the sample at which it was told to be slow.
         self._broken = False
         self._stacks: IO[bytes] = tempfile.NamedTemporaryFile(prefix="sfa_dist-")  # noqa: SIM115 (closed in `close`)
         self._batches.stacks = self._stacks.name
@@ -113,8 +114,8 @@ class _Source:
 
     def _serve(self) -> None:
         try:
-            if self._place.device is not None and self._place.device.type == "cuda":
-                torch.cuda.set_device(self._place.device)
+            if self._settings.device is not None and self._settings.device.type == "cuda":
+                torch.cuda.set_device(self._settings.device)
             others = set(multiprocessing.active_children())
             batches = iter(self._loader)  # Forks the workers.
             self._workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -165,42 +166,42 @@ class _Source:
                 self._broken = True
                 raise LostRankError(self._describe_death(worker))
         now = time.monotonic()
-        for number, (pid, sample) in enumerate(self._batches.places.tolist()):
+        for number, (pid, sample) in enumerate(self._batches.positions.tolist()):
             seen, since = self._waited_at.setdefault(number, (sample, now))
             # Between two clips it may have nothing to do, unless somebody has stopped it there.
             if sample != seen or (sample == NO_SAMPLE and not self._is_stopped(pid)):
                 self._waited_at[number] = (sample, now)
-            elif now - since > self._place.patience:
+            elif now - since > self._settings.patience:
                 self._broken = True
                 raise LostRankError(
                     f"{self._stuck(number, pid, sample, now - since)}; look at the storage, or take the clip out of "
                     "the shards and run the same command again to go on from the last checkpoint"
                 )
-            elif now - since > self._place.report_after and self._told_of.get(number) != sample:
-                self._told_of[number] = sample
-                limit = f"the run ends after {self._place.patience:.0f} s of it"
+            elif now - since > self._settings.report_after and self._reported.get(number) != sample:
+                self._reported[number] = sample
+                limit = f"the run ends after {self._settings.patience:.0f} s of it"
                 print_line(f"warning: {self._stuck(number, pid, sample, now - since)}; waiting for it, {limit}")
 
     def _is_stopped(self, pid: int) -> bool:
-        return pid != NO_SAMPLE and self._place.state_of(pid) in ("T", "t")
+        return pid != NO_SAMPLE and self._settings.state_of(pid) in ("T", "t")
 
     def _stuck(self, number: int, pid: int, sample: int, seconds: float) -> str:
         """Which worker waits where, and what the kernel says of it."""
         at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
-        letter = None if pid == NO_SAMPLE else self._place.state_of(pid)
+        letter = None if pid == NO_SAMPLE else self._settings.state_of(pid)
         state = f" (process {pid}, {STATES.get(letter, f'state {letter}')})" if letter else ""
-        return f"{self._place.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
+        return f"{self._settings.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
 
     def _describe_death(self, worker: BaseProcess) -> str:
         """What became of a worker, at which clip, and what to do."""
-        rows = {pid: (number, sample) for number, (pid, sample) in enumerate(self._batches.places.tolist())}
+        rows = {pid: (number, sample) for number, (pid, sample) in enumerate(self._batches.positions.tolist())}
         number, sample = rows.get(worker.pid or 0, (-1, NO_SAMPLE))
         code = worker.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
         if number < 0:
             at = "before its first clip"
-        text = f"{self._place.who}: loader worker {number} (process {worker.pid}) {how} {at}"
+        text = f"{self._settings.who}: loader worker {number} (process {worker.pid}) {how} {at}"
         advice = "run the same command again to go on from the last checkpoint"
         if -code == signal.SIGKILL:
             advice = f"where memory is short the system kills (fewer data.workers take less); {advice}"
@@ -211,7 +212,7 @@ class _Source:
     def _note_crash(self, sample: int, how: str) -> str:
         """Writes down what can be; a disk that refuses must not take the place of the crash."""
         told = ""
-        stacks, quarantine = self._place.stacks, self._place.quarantine
+        stacks, quarantine = self._settings.stacks, self._settings.quarantine
         try:
             if stacks is not None and (written := Path(self._stacks.name).read_bytes()):
                 stacks.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +220,7 @@ class _Source:
                     file.write(written)
                 told = f"its stacks are in {stacks}; "
         except OSError as error:
-            told = f"its stacks are lost ({explain(error, self._place.stacks)}); "
+            told = f"its stacks are lost ({explain(error, self._settings.stacks)}); "
         if quarantine is None or sample == NO_SAMPLE:
             return told
         try:

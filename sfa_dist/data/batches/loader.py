@@ -1,4 +1,4 @@
-"""The loader processes: what they are handed, how they start and end, and how they tell where they are."""
+"""The loader processes: what they get, how they start and end, and how they report where they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sfa_dist.data.batches.transport import Batch, Receiver, Sender, hand_over, share
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.transport import Receiver, Sender, share
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import SfaError
 
@@ -20,26 +21,26 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Batches(Dataset[Batch]):
-    """Batches of the samples of `index`, made by `workers` processes that tell where they are.
+    """Batches of the samples of `index`, made by `workers` processes that report where they are.
 
-    `places`, int64 (workers, 2), shared by all processes: each worker's process and the sample that it is at, or
-    NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to. `ahead` is how many batches a feed
-    without workers makes before they are asked for: those that a card decodes beside the training.
+    `positions`, int64 (workers, 2), is shared by all processes: each worker's process id and the sample that it reads,
+    or NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to. `ahead` is how many batches a
+    feed without workers makes before they are asked for: those that a card decodes beside the training.
     """
 
     ahead = 0
 
     def __init__(self, index: SampleIndex, workers: int = 0) -> None:
         self.index = index
-        self.places = torch.full((max(workers, 1), 2), NO_SAMPLE)
+        self.positions = torch.full((max(workers, 1), 2), NO_SAMPLE)
         if workers:
-            share(self.places)
+            share(self.positions)
         self.stacks = os.devnull
 
     def own_position(self) -> torch.Tensor:
-        """This process's row of `places`."""
+        """This process's row of `positions`."""
         worker = get_worker_info()
-        return self.places[worker.id if worker else 0]
+        return self.positions[worker.id if worker else 0]
 
 
 class Loader(DataLoader[Batch]):
@@ -53,18 +54,19 @@ class Loader(DataLoader[Batch]):
     pins = False  # Whether batches of workers are copied into page-locked memory.
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return _guarded(super().__iter__(), Receiver(self.pins))
+        sent: Iterator[Any] = super().__iter__()
+        return _guarded(sent, Receiver(self.pins) if self.num_workers else _as_it_is)
 
 
-def _guarded(batches: Iterator[Batch], receive: Receiver) -> Iterator[Batch]:
+def _guarded(sent: Iterator[Any], receive: Callable[[Any], Batch]) -> Iterator[Batch]:
     try:
-        yield from map(receive, batches)
+        yield from map(receive, sent)
     except SfaError as error:
         kind = type(error)
         name = f"{kind.__module__}.{kind.__qualname__}: "
         raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
     finally:
-        end_workers = getattr(batches, "_shutdown_workers", None)  # only where there are any
+        end_workers = getattr(sent, "_shutdown_workers", None)  # only where there are any
         if end_workers is not None:
             end_workers()
 
@@ -73,7 +75,7 @@ def make_loader(
     batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> Loader:
     """A loader of the given items, in order, from `workers` processes (0: this one)."""
-    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else hand_over
+    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else _as_it_is
     loader = Loader(
         batches,
         batch_size=None,
@@ -87,6 +89,10 @@ def make_loader(
     )
     loader.pins = pin_memory and workers > 0
     return loader
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def start_worker(worker: int) -> None:
@@ -105,6 +111,6 @@ def start_worker(worker: int) -> None:
     assert info is not None
     batches = info.dataset
     if isinstance(batches, Batches):
-        batches.places[worker, 0] = os.getpid()
+        batches.positions[worker, 0] = os.getpid()
         faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ device, which does nothing where a device holds one clip; here it is the global 
 and shares for any number of ranks) or the micro-batch (`over: device`).
 
 Shares are keyed by (seed, epoch, step), so that a run that goes on mixes what the first one would have. Labels are not
-blended: a batch carries both of them, `labels` and `partners`, with `shares`, and the loss is
+blended: a batch carries both of them (`Batch.labels`, `Batch.mix`), and the loss is
 share x loss(labels) + (1 - share) x loss(partners), which label smoothing goes together with. Padding and bad clips
 are never mixed in.
 """
@@ -14,21 +14,22 @@ are never mixed in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch, Mix
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.sampling.sample_plan import Ids
 
 _ELEMENTS_AT_ONCE = 1 << 20  # Blending works in float32: so much of a clip stays in the cache.
 
 
-def mirrored(places: Ids, batch_size: int) -> Ids:
-    """Places (int64, any shape) of the mirror images in the global batch: first and last are a pair; -1 stays."""
-    step, slot = np.divmod(places, batch_size)
-    return np.where(places >= 0, step * batch_size + batch_size - 1 - slot, -1)
+def mirrored(positions: Ids, batch_size: int) -> Ids:
+    """Positions (int64, any shape) of the mirror images in the global batch: first and last are a pair; -1 stays."""
+    step, slot = np.divmod(positions, batch_size)
+    return np.where(positions >= 0, step * batch_size + batch_size - 1 - slot, -1)
 
 
 def draw_share(alpha: float, seed: int, epoch: int, step: int, micro_batch: int | None = None) -> float:
@@ -45,23 +46,27 @@ def beta_share(rng: np.random.Generator, alpha: float) -> float:
             return first / (first + second)
 
 
-def mix(batch: Batch, name: str, partners: Ids, share: float, read: Callable[[Ids], Batch]) -> None:
-    """Blends the rows of `batch[name]` (B, ...) with the samples `partners` int64 (B,), -1 for none, and adds
-    `partners` (their labels) and `shares` float32 (B,). `read` gives a batch of those that are not in this one."""
-    ids = batch["ids"].numpy()
+def mix(
+    batch: Batch, name: Literal["clips", "features"], partners: Ids, share: float, read: Callable[[Ids], Batch]
+) -> None:
+    """Blends the rows (B, ...) of field `name` with the samples `partners` int64 (B,), -1 for none, and sets
+    `batch.mix`. `read` returns a batch of those that are not in this one."""
+    ids = batch.ids.numpy()
     partners = np.where((ids >= 0) & (partners >= 0), partners, ids)  # Padding is its own partner, and so is its pair.
     absent = np.setdiff1d(partners, ids)
     batches = [batch, read(absent)] if len(absent) else [batch]
-    place = {int(sample): row for row, sample in enumerate(np.concatenate([ids, absent]))}
-    rows = torch.tensor([place[int(sample)] for sample in partners])
-    labels, weights = (torch.cat([each[key] for each in batches])[rows] for key in ("labels", "weights"))
-    real = (weights > 0) & (batch["weights"] > 0) & (rows != torch.arange(len(rows)))
+    row_of = {int(sample): row for row, sample in enumerate(np.concatenate([ids, absent]))}
+    rows = torch.tensor([row_of[int(sample)] for sample in partners])
+    labels, weights = (torch.cat([getattr(each, key) for each in batches])[rows] for key in ("labels", "weights"))
+    real = (weights > 0) & (batch.weights > 0) & (rows != torch.arange(len(rows)))
     shares = torch.where(real, share, 1.0).to(torch.float32)
-    mixed = torch.empty_like(batch[name])
+    own, *others = (getattr(each, name) for each in batches)
+    mixed = torch.empty_like(own)
     for row, at in enumerate(rows.tolist()):
-        other = batches[0][name][at] if at < len(ids) else batches[1][name][at - len(ids)]
-        mixed[row] = blend(batch[name][row], other, float(shares[row]))
-    batch |= {name: mixed, "partners": labels, "shares": shares}
+        other = own[at] if at < len(ids) else others[0][at - len(ids)]
+        mixed[row] = blend(own[row], other, float(shares[row]))
+    setattr(batch, name, mixed)
+    batch.mix = Mix(labels, shares)
 
 
 def blend(own: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:

@@ -1,22 +1,16 @@
-"""From the index to batches. The stages, in order:
+"""From the index to batches of clips. The steps, in order:
 
-    1 index    every sample's place, checksum and label          shard_index.SampleIndex
-    2 plan     which samples this rank holds at this step        sample_plan.SamplePlan
+    1 index    every sample's position, checksum and label       shard_index.SampleIndex
+    2 plan     which samples this rank holds at this step        sample_plan.SamplePlan, planned.RankShare
     3 read     by offset, checked by crc32                       reader.read_clip_bytes
     4 decode   an opened video                                   decode.Decoder
     5 sample   which frames make the clip                        clip_sampling
     6 augment  resize, crop, colour                              augment
-    7 batch    dict of tensors, below                            this file
+    7 batch    tensors                                           batch.Batch
 
-Each stage is a pure function of (sample, epoch, seed), so any number of loader workers gives the same batches, and a
-run is resumed by starting at another item.
-
-A batch: `clips` uint8 (B * V, 3, T, S, S), where V is `views` (1 in training) and the views of a sample are
-neighbours; `labels` int64 (B,), or (B, 2) of LABEL_HEADS; `weights` float32 (B,); `ids` int64 (B,), -1 for padding;
-`views` int; `bad` list of (shard/key, reason); `looped` int, how many of the clips are longer than their videos; with
-mixup also `partners` and `shares` (mixup.py). Padding and bad
-samples have weight 0, label 0 and black pixels: a bad sample is never replaced by another one, which would then be
-seen twice.
+Each step is a pure function of (sample, epoch, seed), so any number of loader workers gives the same batches, and a
+run is resumed by starting at another item. A bad sample is never replaced by another one, which would then be seen
+twice.
 """
 
 from __future__ import annotations
@@ -27,37 +21,24 @@ import numpy as np
 import torch
 
 from sfa_dist.data.batches.augment import SpatialViews, TrainView
-from sfa_dist.data.batches.loader import NO_SAMPLE, Batch, Batches, Loader, make_loader
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.mixup import draw_share, mirrored, mix
+from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings, PlannedBatches, RankShare, planned_loader
 from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.sampling.randomness import permutation, sample_rng
-from sfa_dist.data.sampling.sample_plan import Ids, SamplePlan
+from sfa_dist.data.sampling.sample_plan import Ids
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import NO_LABEL, SampleIndex
 from sfa_dist.data.shards.shard_names import shown
 from sfa_dist.data.video.bad_sample import BadSample, OverLimit
-from sfa_dist.data.video.decode import Decoder, decoder_of
+from sfa_dist.data.video.decode import Decoder
 from sfa_dist.data.video.decode_card import beside_training
 from sfa_dist.data.video.decode_limits import check_bytes, check_whole
 from sfa_dist.data.video.salvage import valid_prefix
 from sfa_dist.data.video.video import Video
 from sfa_dist.errors import DataError
-from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlock, ModelBlock, Resize
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """How clips are cut: `frames` frames of `crop` x `crop` pixels; `seed` is the run's, for augmentation."""
-
-    data: DataBlock
-    frames: int
-    crop: int
-    seed: int
-
-    @property
-    def span(self) -> int:
-        """Frames of a video from the first to the last of a clip."""
-        return (self.frames - 1) * self.data.stride + 1
+from sfa_dist.recipe.blocks import AugmentBlock, MixupBlock, ModelBlock, Resize
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,7 @@ class TrainViews:
 
 
 @dataclass(frozen=True)
-class TestViews:
+class EvalViews:
     """temporal x spatial views of each sample, the spatial ones of one temporal view side by side."""
 
     clip: ClipSettings
@@ -111,81 +92,58 @@ class TestViews:
         return views
 
 
-class MicroBatches(Batches):
-    """Item k is this rank's k-th micro-batch of the epoch: step k // accumulation, part k % accumulation."""
+class MicroBatches(PlannedBatches):
+    """Micro-batches of clips in `epoch`, each with all its views."""
 
     def __init__(
         self,
         index: SampleIndex,
-        plan: SamplePlan,
-        views: TrainViews | TestViews,
+        share: RankShare,
+        views: TrainViews | EvalViews,
         decoder: Decoder,
         *,
-        epoch: int,
-        rank: int,
-        world_size: int,
-        micro: int,
+        epoch: int = 0,
         mixup: MixupBlock | None = None,
         workers: int = 0,
     ) -> None:
-        super().__init__(index, workers)
-        self.plan, self.views, self.mixup = plan, views, mixup
+        super().__init__(index, share, workers)
+        self.views, self.epoch, self.mixup = views, epoch, mixup
         self._open, self.decoder, self._is_short = decoder.open, decoder._replace(open=self._opened), False
-        self.epoch, self.rank, self.world_size, self.micro = epoch, rank, world_size, micro
-        self.accumulation = plan.accumulation(world_size, micro)
         self.ahead = int(decoder.device.type != "cpu")
 
-    def __len__(self) -> int:
-        return self.plan.steps_per_epoch * self.accumulation
-
     def __getitem__(self, item: int) -> Batch:
-        places = self.plan.item_positions(item, self.rank, self.world_size, self.micro)
-        batch = self._batch(self.plan.ids_at(self.epoch, places))
+        plan, positions = self.share.plan, self.share.positions(item)
+        batch = self._batch(plan.ids_at(self.epoch, positions))
         if self.mixup is not None:
-            step, part = divmod(item, self.accumulation)
-            number = None if self.mixup.over == "global" else self.rank * self.accumulation + part
-            opposite = mirrored(places, self.plan.batch_size) if number is None else places[::-1]
+            step, part = divmod(item, self.share.accumulation)
+            number = None if self.mixup.over == "global" else self.share.rank * self.share.accumulation + part
+            opposite = mirrored(positions, plan.batch_size) if number is None else positions[::-1]
             share = draw_share(self.mixup.alpha, self.views.clip.seed, self.epoch, step, number)
-            mix(batch, "clips", self.plan.ids_at(self.epoch, opposite), share, self._batch)
+            mix(batch, "clips", plan.ids_at(self.epoch, opposite), share, self._batch)
         return batch
 
     def _batch(self, ids: Ids) -> Batch:
         settings = self.views.clip
         shape = (len(ids), self.views.views, 3, settings.frames, settings.crop, settings.crop)
         clips = torch.zeros(shape, dtype=torch.uint8)
-        labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
-        bad: list[tuple[str, str]] = []
         looped = 0
-        place = self.own_position()
-        for row, sample in enumerate(ids.tolist()):
-            if sample < 0:
-                continue
-            place[1] = sample
-            try:
-                clips[row] = self._clips(sample)
-            except BadSample as error:
-                bad.append((self.index.name(sample), error.reason))
-                continue
-            labels[row], weights[row] = self.index.label[sample], 1.0
+
+        def read(row: int, sample: int) -> None:
+            nonlocal looped
+            clips[row] = self.read_clips(sample)
             looped += self._is_short
-        place[1] = NO_SAMPLE
-        return {
-            "clips": clips.flatten(0, 1),
-            "labels": torch.from_numpy(labels),
-            "weights": torch.from_numpy(weights),
-            "ids": torch.from_numpy(ids.copy()),
-            "views": self.views.views,
-            "bad": bad,
-            "looped": looped,
-        }
+
+        batch = self.read_batch(ids, read)
+        batch.clips, batch.views, batch.looped = clips.flatten(0, 1), self.views.views, looped
+        return batch
 
     def _opened(self, data: bytes) -> Video:
-        """An opened video, of which is noted whether it is shorter than a clip spans."""
+        """An opened video; notes whether it is shorter than the span of a clip."""
         video = self._open(data)
         self._is_short = video.num_frames < self.views.clip.span
         return video
 
-    def _clips(self, sample: int) -> torch.Tensor:
+    def read_clips(self, sample: int) -> torch.Tensor:
         """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
         if sample in self.index.errors or not self.index.has_label(sample):
             raise BadSample(self.index.errors.get(sample, NO_LABEL))
@@ -194,7 +152,7 @@ class MicroBatches(Batches):
 
 
 def cut_clips(
-    data: bytes, decoder: Decoder, views: TrainViews | TestViews, epoch: int = 0, sample: int = 0
+    data: bytes, decoder: Decoder, views: TrainViews | EvalViews, epoch: int = 0, sample: int = 0
 ) -> torch.Tensor:
     """uint8 (views, 3, T, S, S) of a video file, on the host; raises BadSample."""
     settings = views.clip
@@ -209,88 +167,33 @@ def cut_clips(
             return views(prefix, epoch, sample).cpu()
 
 
-def train_plan(
-    index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int, mixup: MixupBlock | None = None
-) -> SamplePlan:
-    """The order of training, the same on all ranks. Cheap to make: the order itself is worked out as it is needed."""
-    paired = mixup is not None and mixup.over == "global"
-    return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards, paired=paired)
-
-
-def eval_plan(index: SampleIndex, micro: int, world_size: int) -> SamplePlan:
-    """Each sample once, in order. All ranks have equally many batches, some padded, so collectives stay in step."""
-    return SamplePlan(index.shard_sizes, 0, micro * world_size, 1, shuffle=False)
-
-
-def train_loader(
-    index: SampleIndex,
-    data: DataBlock,
-    augment: AugmentBlock,
-    batch: BatchBlock,
-    *,
-    frames: int,
-    crop: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    start_step: int = 0,
-    decoder: Decoder | None = None,
-    pin_memory: bool = False,
-    prefetch_factor: int = 2,
-) -> Loader:
+def train_loader(index: SampleIndex, settings: LoaderSettings, *, epoch: int, start_step: int = 0) -> Loader:
     """Micro-batches of one rank and epoch, from the start of optimizer step `start_step` to the end of the epoch.
 
     `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
-    Batches as in the head of this file, with B = batch.micro and V = 1.
+    Batches have B = batch.micro and V = 1. Raises RecipeError where `data.decoder` is not installed.
     """
-    plan = train_plan(index, data, batch, seed, augment.mixup)
-    views = TrainViews(ClipSettings(data, frames, crop, seed), augment)
-    chosen = decoder or decoder_of(data)
+    mixup = settings.augment.mixup
     batches = MicroBatches(
         index,
-        plan,
-        views,
-        chosen,
+        settings.train_share(index, mixup),
+        TrainViews(settings.clip, settings.augment),
+        settings.open_decoder(),
         epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-        micro=batch.micro,
-        mixup=augment.mixup,
-        workers=data.workers,
+        mixup=mixup,
+        workers=settings.data.workers,
     )
-    items = range(start_step * batches.accumulation, len(batches))
-    return make_loader(batches, items, data.workers, pin_memory, prefetch_factor)
+    return planned_loader(batches, settings, start_step)
 
 
 def eval_loader(
-    index: SampleIndex,
-    data: DataBlock,
-    batch: BatchBlock,
-    *,
-    frames: int,
-    crop: int,
-    seed: int = 0,
-    temporal_views: int = 1,
-    spatial_views: int = 1,
-    resize: Resize = "official",
-    rank: int = 0,
-    world_size: int = 1,
-    decoder: Decoder | None = None,
-    pin_memory: bool = False,
-    prefetch_factor: int = 2,
+    index: SampleIndex, settings: LoaderSettings, *, temporal_views: int = 1, spatial_views: int = 1
 ) -> Loader:
     """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
-    V = temporal_views * spatial_views. `resize` is `augment.resize`; `seed` matters only for data.frame_order:
-    shuffled."""
-    micro = batch.eval_micro or batch.micro
-    plan = eval_plan(index, micro, world_size)
-    views = TestViews(ClipSettings(data, frames, crop, seed), temporal_views, spatial_views, resize)
-    chosen = decoder or decoder_of(data)
-    batches = MicroBatches(
-        index, plan, views, chosen, epoch=0, rank=rank, world_size=world_size, micro=micro, workers=data.workers
-    )
-    return make_loader(batches, range(len(batches)), data.workers, pin_memory, prefetch_factor)
+    V = temporal_views * spatial_views, resized as `augment.resize` says. Raises RecipeError as `train_loader`."""
+    views = EvalViews(settings.clip, temporal_views, spatial_views, settings.augment.resize)
+    share, workers = settings.eval_share(index), settings.data.workers
+    return planned_loader(MicroBatches(index, share, views, settings.open_decoder(), workers=workers), settings)
 
 
 def check_labels(index: SampleIndex, model: ModelBlock) -> None:

@@ -21,17 +21,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from sfa_dist.data.batches.batch import Batch, Mix
 from sfa_dist.errors import CheckpointError
 
-Batch = dict[str, Any]
+Message = dict[str, Any]  # A batch by name, its tensors as arrays (small ones) and SharedTensors.
 SMALL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor in a buffer: which one, and what to take it for. `buffer` uint8, shared, comes along the first time."""
+    """A tensor in a buffer: which one, and how to read it. `buffer` uint8, shared, is sent the first time only."""
 
-    place: tuple[int, str, int]  # Worker, key of the batch, number in the ring.
+    slot: tuple[int, str, int]  # Worker, name in the batch, number in the ring.
     shape: torch.Size
     dtype: torch.dtype
     buffer: Tensor | None
@@ -49,25 +50,28 @@ class Sender:
     buffers: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
     sent: int = 0
 
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch with its tensors in arrays (small ones) and parcels."""
+    def __call__(self, batch: Batch) -> Message:
+        """The batch as it is sent."""
         number = self.sent % (self.prefetch_factor + 2)
         self.sent += 1
-        return {key: self._packed(key, number, value) for key, value in batch.items()}
+        message = {name: self._packed(name, number, value) for name, value in vars(batch).items()}
+        if batch.mix is not None:
+            message["mix"] = {name: self._packed(name, number, value) for name, value in vars(batch.mix).items()}
+        return message
 
-    def _packed(self, key: str, number: int, value: Any) -> Any:
+    def _packed(self, name: str, number: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         if value.nbytes <= SMALL_BYTES and value.dtype != torch.bfloat16:  # Which numpy has not.
             return value.numpy()
         worker = get_worker_info()
-        place = (worker.id if worker else 0, key, number)
-        buffer, new = self.buffers.get(place), None
+        slot = (worker.id if worker else 0, name, number)
+        buffer, new = self.buffers.get(slot), None
         if buffer is None or buffer.nbytes < value.nbytes:
-            buffer = new = self.buffers[place] = share(torch.empty(value.nbytes, dtype=torch.uint8))
-        parcel = SharedTensor(place, value.shape, value.dtype, new)
-        _opened(parcel, buffer).copy_(value)
-        return parcel
+            buffer = new = self.buffers[slot] = share(torch.empty(value.nbytes, dtype=torch.uint8))
+        shared = SharedTensor(slot, value.shape, value.dtype, new)
+        _view(shared, buffer).copy_(value)
+        return shared
 
 
 @dataclass
@@ -77,9 +81,13 @@ class Receiver:
     pin: bool
     buffers: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, message: Message) -> Batch:
         """The batch as the worker made it, in memory of its own."""
-        return {key: self._unpacked(value) for key, value in batch.items()}
+        mix = message["mix"]
+        return Batch(**{**self._unpacked_all(message), "mix": mix and Mix(**self._unpacked_all(mix))})
+
+    def _unpacked_all(self, message: Message) -> dict[str, Any]:
+        return {name: self._unpacked(value) for name, value in message.items()}
 
     def _unpacked(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -87,26 +95,28 @@ class Receiver:
         if not isinstance(value, SharedTensor):
             return value
         if value.buffer is not None:
-            self.buffers[value.place] = value.buffer
-        return self._own(_opened(value, self.buffers[value.place]), torch.clone)
+            self.buffers[value.slot] = value.buffer
+        return self._own(_view(value, self.buffers[value.slot]), torch.clone)
 
     def _own(self, tensor: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
         return tensor.pin_memory() if self.pin else copy(tensor)
 
 
-def _opened(parcel: SharedTensor, buffer: Tensor) -> Tensor:
-    """What a parcel stands for, in its buffer."""
-    return buffer[: parcel.nbytes].view(parcel.dtype).view(parcel.shape)
+def _view(shared: SharedTensor, buffer: Tensor) -> Tensor:
+    """The tensor in its buffer."""
+    return buffer[: shared.nbytes].view(shared.dtype).view(shared.shape)
 
 
-def hand_over(batch: Any) -> Any:
-    """In place of a collation, as items (dictionaries or tuples) are batches already: a worker's tensors go to shared
-    memory here. Left to the worker's queue, a node without room would lose the batch, and the rank wait without end."""
+def share_tensors(item: Any) -> Any:
+    """In place of a collation: moves the tensors of a worker's item, a tuple, to shared memory.
+
+    Left to the worker's queue, a node without room would lose the item, and the rank would wait without end.
+    """
     if get_worker_info() is not None:
-        for value in batch.values() if isinstance(batch, dict) else batch:
+        for value in item:
             if isinstance(value, Tensor):
                 share(value)
-    return batch
+    return item
 
 
 def share(tensor: Tensor) -> Tensor:

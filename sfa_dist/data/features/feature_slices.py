@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sfa_dist.data.batches.augment import SpatialViews, TrainView
 from sfa_dist.data.batches.loader import start_worker
-from sfa_dist.data.batches.transport import hand_over
+from sfa_dist.data.batches.transport import share_tensors
 from sfa_dist.data.features.feature_grid import StepGrid, clip_starts, step_frames
 from sfa_dist.data.sampling.clip_sampling import Indices, view_offsets
 from sfa_dist.data.sampling.randomness import sample_rng
@@ -154,7 +154,7 @@ def slice_loader(slices: VideoSlices, workers: int, pin_memory: bool) -> DataLoa
         slices,
         batch_size=None,
         num_workers=workers,
-        collate_fn=hand_over,
+        collate_fn=share_tensors,
         worker_init_fn=start_worker,
         prefetch_factor=2 if workers else None,
         pin_memory=pin_memory,

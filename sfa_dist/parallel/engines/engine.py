@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -34,11 +34,11 @@ class Engine(Protocol):
     module: nn.Module
     owners: int  # The first `owners` ranks own the whole state between them; what the others hold are copies of it.
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         """The module's output; in training mode with gradients. `inputs` is whatever the module takes: a tensor, or
         features that come in chunks."""
 
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         """The module's output in eval mode, under no_grad (inference mode would break ZeRO-3's next step)."""
 
     def backward(self, loss: Tensor, last: bool) -> None:

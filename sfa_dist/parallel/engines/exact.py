@@ -13,7 +13,6 @@ divides V gives each of them a whole branch. Parameters and moments are replicat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,13 +44,13 @@ class ExactEngine:
         self._optimizer = make_optimizer(self._parameters, stage.optimizer)
         self._sum = TreeSum(accumulation)
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self.module.train()
         with self._bf16:
             return self.module(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self.module.eval()
         with self._bf16:
             return self.module(inputs)

@@ -50,12 +50,12 @@ class FsdpEngine:
         self._device = device
         self._home = torch.device("cpu") if stage.engine.cpu_offload else device  # Of what the optimizer steps.
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self.module.train()
         return self.module(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self.module.eval()
         out = self.module(inputs)
         self.module.reshard()  # The root stays gathered for a backward that does not come.

@@ -70,12 +70,12 @@ class ZeroEngine:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.module.named_parameters())
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self._engine.train()
         return self._engine(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self._engine.eval()
         return self._engine(inputs)
 

@@ -56,7 +56,8 @@ Free = Annotated[T, Mark.FREE]
 class RecipeBlock(BaseModel):
     """Base of all blocks: immutable, no unknown keys, no silent type conversion.
 
-    Each key is `Fixed[...]` or `Free[...]`, but for one that holds a block: the keys of that block say it.
+    Each key is `Fixed[...]` or `Free[...]`, except one that holds a block: the keys of that block are marked instead.
+    The docstring below each key says what it does, in which unit, and what null or 0 means; docs/recipe.md lists them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -10,6 +10,7 @@ import torch
 from data_samples import write_shards
 from PIL import Image
 
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.recipe.blocks import BatchBlock
@@ -100,10 +101,10 @@ def test_the_chain_is_what_training_sees(place: Path) -> None:
     index = load_index(sorted((place / "shards").glob("*.tar")))
     data = stage.data.model_copy(update={"workers": 0})
     for epoch, column in enumerate(sheets(place, "colour")["chain"]):
-        options = {"frames": 4, "crop": 24, "seed": 0, "epoch": epoch}
-        batches = list(train_loader(index, data, stage.augment, BatchBlock(size=4, micro=4), **options))
-        row = batches[0]["ids"].tolist().index(0)
-        assert torch.equal(column.frames, batches[0]["clips"][row].permute(1, 2, 3, 0))
+        settings = LoaderSettings(data, BatchBlock(size=4, micro=4), stage.augment, frames=4, crop=24)
+        batches = list(train_loader(index, settings, epoch=epoch))
+        row = batches[0].ids.tolist().index(0)
+        assert torch.equal(column.frames, batches[0].clips[row].permute(1, 2, 3, 0))
 
 
 def test_each_sheet_shows_its_augmentation_alone(place: Path) -> None:

@@ -17,6 +17,7 @@ from sfa_dist.recipe.schema import Stage1
 from sfa_dist.run.tracking import Tracker, eval_line
 from sfa_dist.training import train_log
 from sfa_dist.training.progress import Progress
+from sfa_dist.training.step import StepResult
 from sfa_dist.training.train_log import TrainLog
 
 RESULT = {"acc1": 0.5, "loss": 0.7, "samples": 12}
@@ -51,7 +52,7 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, seconds:
             progress.step += 1
             clock[0] += seconds
             log.window.add(seconds, 0.1 * seconds, 8)
-            log.write({"losses": torch.ones(1), "clips": 8.0, "epoch": step // STEPS, "lr": 0.1, "grad_norm": 1.0})
+            log.write(StepResult(step // STEPS, lr=0.1, grad_norm=1.0, losses=torch.ones(1), clips=8.0))
             if progress.step % STEPS == 0:
                 log.end_epoch(eval_line(f"stage1 [{progress.step // STEPS}/{epochs}]", RESULT) if evaluates else None)
         tracker.close()

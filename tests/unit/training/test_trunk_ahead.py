@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from trunk_samples import clips, frozen_of, tail_of
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.footprint import StoragePeak, clip_bytes, feature_bytes, overlaps
 from sfa_dist.plan.memory import predict
@@ -19,16 +19,20 @@ from sfa_dist.training.trunk_ahead import TrunkAhead
 CPU = torch.device("cpu")
 
 
+def numbered(number: int, given: Tensor) -> Batch:
+    return Batch(torch.zeros(1), torch.ones(1), torch.tensor([number]), clips=given)
+
+
 def drawn(count: int, seen: list[str]) -> Iterator[Batch]:
     for number in range(count):
         seen.append(f"draw {number}")
-        yield {"number": number, "clips": clips() + number}
+        yield numbered(number, clips() + number)
 
 
 def watched(seen: list[str]) -> TrunkAhead:
     def run(batch: Batch) -> Tensor:
-        seen.append(f"trunk {batch['number']}")
-        return batch["clips"].float()
+        seen.append(f"trunk {int(batch.ids)}")
+        return batch.clips.float()
 
     return TrunkAhead(run, CPU)
 
@@ -37,8 +41,8 @@ def test_the_next_trunk_comes_before_this_tail() -> None:
     seen: list[str] = []
     ahead = watched(seen)
     for batch in ahead.over(drawn(3, seen)):
-        assert torch.equal(ahead.features(batch), batch["clips"].float())
-        seen.append(f"tail {batch['number']}")
+        assert torch.equal(ahead.features(batch), batch.clips.float())
+        seen.append(f"tail {int(batch.ids)}")
     assert seen == [
         *("draw 0", "draw 1", "trunk 0", "trunk 1", "tail 0"),
         *("draw 2", "trunk 2", "tail 1", "tail 2"),
@@ -68,7 +72,7 @@ def test_a_step_that_was_not_trained_is_dropped() -> None:
     ahead.features(next(batches))
     next(batches)  # Its trunk has run, and no tail takes it.
     third = next(batches)
-    assert torch.equal(ahead.features(third), third["clips"].float())
+    assert torch.equal(ahead.features(third), third.clips.float())
     again = ahead.over(drawn(1, seen))
     assert torch.equal(ahead.features(next(again)), clips().float())
 
@@ -103,10 +107,10 @@ def test_auto_is_for_cards_and_not_for_offloaded_tokens() -> None:
 def step_peak(ahead: bool, frames: int = 64) -> int:
     """Bytes beyond weights and clips that a pooled stage 2 takes at its peak in a step in the middle."""
     frozen, tail = frozen_of(False, 8, pooled=True), tail_of(frames, "pooled")
-    given = [{"clips": clips(frames)} for _ in range(4)]
-    runner = TrunkAhead(lambda batch: frozen(batch["clips"]), CPU)
+    given = [numbered(number, clips(frames)) for number in range(4)]
+    runner = TrunkAhead(lambda batch: frozen(batch.clips), CPU)
     batches = runner.over(iter(given))
-    take = runner.features if ahead else lambda batch: frozen(batch["clips"])
+    take = runner.features if ahead else lambda batch: frozen(batch.clips)
     tail(take(next(batches))).sum().backward()
     with StoragePeak() as storages:
         tail(take(next(batches))).sum().backward()
@@ -147,14 +151,14 @@ def test_streams_give_the_same_features() -> None:
     device = torch.device("cuda")
     frozen = frozen_of(False, pooled=True).to(device)
     wanted = [frozen((clips() + number).to(device)) for number in range(50)]
-    ahead = TrunkAhead(lambda batch: frozen(batch["clips"]), device)
+    ahead = TrunkAhead(lambda batch: frozen(batch.clips), device)
     matrix = torch.randn(1024, 1024, device=device)
     for batch in ahead.over(drawn(50, [])):
         features = ahead.features(batch)
         noise = [torch.full_like(features, 7.0) for _ in range(8)]
         matrix = torch.tanh(matrix @ matrix)
         total = features + sum(noise)
-        assert torch.equal(total - 56.0, wanted[batch["number"]] + 56.0 - 56.0)
+        assert torch.equal(total - 56.0, wanted[int(batch.ids)] + 56.0 - 56.0)
     torch.cuda.synchronize()
 
 

@@ -17,14 +17,15 @@ import torch
 from data_samples import video_bytes, write_shard
 from faulty_decoder import faulty_decoder
 
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import CRASHES, FeedSettings, feed
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader
 from sfa_dist.data.shards.quarantine import read_quarantine, without_quarantined
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.errors import CheckpointError, LostRankError
 from sfa_dist.parallel.process_state import state_of
-from sfa_dist.recipe.blocks import BatchBlock, DataBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock
 
 CLIPS = 8
 VICTIM = 5
@@ -53,7 +54,9 @@ def crc(index: SampleIndex, sample: int) -> int:
 def loader(index: SampleIndex, action: str = "", workers: int = 2, crc32: int = 0):
     data = DataBlock(resize=28, stride=1, workers=workers, decoder="pyav")
     decoder = faulty_decoder(action, crc32) if action else None
-    return eval_loader(index, data, BatchBlock(size=2, micro=2), frames=4, crop=24, decoder=decoder)
+    return eval_loader(
+        index, LoaderSettings(data, BatchBlock(size=2, micro=2), AugmentBlock(), frames=4, crop=24, decoder=decoder)
+    )
 
 
 def place(folder: Path, patience: float = 60.0) -> FeedSettings:
@@ -61,7 +64,10 @@ def place(folder: Path, patience: float = 60.0) -> FeedSettings:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(a[key], b[key]) for key in ("clips", "labels", "weights", "ids")) and a["bad"] == b["bad"]
+    return (
+        all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("clips", "labels", "weights", "ids"))
+        and a.bad == b.bad
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -114,8 +120,8 @@ def test_a_crash_quarantines_its_clip(index: SampleIndex, tmp_path: Path, number
     healed = without_quarantined(index, read_quarantine(tmp_path / "quarantine.jsonl"))
     assert healed.sha256 == index.sha256
     batches = list(feed(loader(healed), place(tmp_path)))
-    assert [bad for batch in batches for bad in batch["bad"]] == [("b.tar/clip0005", f"quarantined: {reason}")]
-    assert sum(float(batch["weights"].sum()) for batch in batches) == CLIPS - 1
+    assert [bad for batch in batches for bad in batch.bad] == [("b.tar/clip0005", f"quarantined: {reason}")]
+    assert sum(float(batch.weights.sum()) for batch in batches) == CLIPS - 1
 
 
 @pytest.mark.fault(57)
@@ -138,7 +144,7 @@ def test_a_worker_that_stands_still_is_told_before_the_run_ends(
     os.kill(worker.pid, signal.SIGSTOP)
     threading.Timer(2.5, os.kill, (worker.pid, signal.SIGCONT)).start()
     taken += batches
-    assert sum(float(batch["weights"].sum()) for batch in taken) == CLIPS
+    assert sum(float(batch.weights.sum()) for batch in taken) == CLIPS
     line, *_ = capfd.readouterr().err.splitlines()  # On a busy machine it may stand still again.
     assert line.startswith("warning: rank 3 on node7: loader worker 0 has been ")
     assert f"(process {worker.pid}, stopped by a signal, kill -CONT lets it go on)" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from data_samples import video_bytes, write_shard, write_shards
 from pydantic import ValidationError
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.mixup import beta_share, blend, draw_share, mirrored
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.sampling.sample_plan import SamplePlan
@@ -44,15 +46,16 @@ def train(index: SampleIndex, over: str | None = "global", micro: int = 6, ranks
     """The batches of an epoch by rank, one after the other; plain without `over`."""
     mixup = MixupBlock(alpha=ALPHA, over=over) if over else None
     augment, batch = AugmentBlock(mixup=mixup), BatchBlock(size=6, micro=micro)
-    common = {"frames": 4, "crop": 24, "seed": 3, "epoch": 1, "world_size": ranks, **options}
-    return [list(train_loader(index, DATA, augment, batch, rank=rank, **common)) for rank in range(ranks)]
+    settings = LoaderSettings(DATA, batch, augment, frames=4, crop=24, seed=3, world_size=ranks)
+    epoch = {"epoch": 1, **options}
+    return [list(train_loader(index, replace(settings, rank=rank), **epoch)) for rank in range(ranks)]
 
 
 def by_id(batches: list[Batch], *names: str) -> dict[int, tuple[torch.Tensor, ...]]:
     return {
-        int(sample): tuple(batch[name][row] for name in names)
+        int(sample): tuple(getattr(batch if hasattr(batch, name) else batch.mix, name)[row] for name in names)
         for batch in batches
-        for row, sample in enumerate(batch["ids"])
+        for row, sample in enumerate(batch.ids)
         if sample >= 0
     }
 
@@ -77,8 +80,8 @@ def test_pairs_shares_and_pixels_over_the_global_batch(index: SampleIndex) -> No
             expected = share * plain[sample][0].double() + (1 - share) * plain[other][0].double()
             assert (clip.double() - expected).abs().max() <= 0.51  # Half a level of rounding.
             assert (int(partner), float(kept)) == (index.label[other], pytest.approx(share))
-    assert {len(batch["ids"]) for batch in batches} == {6}
-    assert sum(int((batch["shares"] < 1).sum()) for batch in batches) == 10
+    assert {len(batch.ids) for batch in batches} == {6}
+    assert sum(int((batch.mix.shares < 1).sum()) for batch in batches) == 10
 
 
 def test_over_a_device_each_micro_batch_is_its_own(index: SampleIndex) -> None:
@@ -86,7 +89,7 @@ def test_over_a_device_each_micro_batch_is_its_own(index: SampleIndex) -> None:
     batches = [batch for rank in train(index, "device", micro=3, ranks=2) for batch in rank]
     shares = set()
     for number, batch in enumerate(batches):
-        ids = batch["ids"].tolist()
+        ids = batch.ids.tolist()
         assert len(ids) == 3
         rank, step = divmod(number, 2)
         share = draw_share(ALPHA, 3, 1, step, rank)
@@ -94,8 +97,8 @@ def test_over_a_device_each_micro_batch_is_its_own(index: SampleIndex) -> None:
             if min(sample, other) < 0:
                 continue
             expected = share * plain[sample][0].double() + (1 - share) * plain[other][0].double()
-            assert (batch["clips"][row].double() - expected).abs().max() <= 0.51
-            shares.add(float(batch["shares"][row]))
+            assert (batch.clips[row].double() - expected).abs().max() <= 0.51
+            shares.add(float(batch.mix.shares[row]))
     assert len(shares) == 4
 
 
@@ -113,9 +116,10 @@ def test_it_goes_on_where_it_stopped(index: SampleIndex) -> None:
     [whole] = train(index, micro=2)
     [rest] = train(index, micro=2, start_step=1)
     for one, two in zip(whole[3:], rest, strict=True):
-        assert all(torch.equal(one[key], two[key]) for key in ("clips", "partners", "shares"))
+        assert torch.equal(one.clips, two.clips)
+        assert all(torch.equal(getattr(one.mix, key), getattr(two.mix, key)) for key in ("partners", "shares"))
     [other] = train(index, micro=2, epoch=2)
-    drawn = [{float(batch["shares"].min()) for batch in batches} - {1.0} for batches in (whole, other)]
+    drawn = [{float(batch.mix.shares.min()) for batch in batches} - {1.0} for batches in (whole, other)]
     assert drawn[0].isdisjoint(drawn[1])
 
 
@@ -149,7 +153,7 @@ def test_what_is_no_clip_is_not_mixed_in(tmp_path: Path) -> None:
         pair = ids[5 - ids.index(2)]
         assert {sample for sample, (share, *_) in rows.items() if float(share) == 1.0} == {2, pair}
         assert (float(rows[2][1]), rows[2][2].any(), float(rows[pair][1])) == (0.0, False, 1.0)
-        assert [key for batch in batches for key, _ in batch["bad"]] == ["train-000000.tar/clip2"]
+        assert [key for batch in batches for key, _ in batch.bad] == ["train-000000.tar/clip2"]
 
 
 def test_the_loss_of_two_labels_is_that_of_the_mixed_target() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from data_samples import frame_level, video_bytes, write_shard, write_shards
 from faulty_decoder import faulty_decoder
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader, train_loader
 from sfa_dist.data.shards import retry
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
@@ -28,23 +30,27 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     return load_index(write_shards(tmp_path_factory.mktemp("shards"), [5, 1, 4, 3]))
 
 
-def train(index: SampleIndex, workers: int = 0, size: int = 6, micro: int = 2, **options: object) -> list[Batch]:
-    arguments: dict = {"frames": 4, "crop": 24, "seed": 3, "epoch": 0, **options}
-    data = arguments.pop("data", DATA).model_copy(update={"workers": workers})
-    augment = arguments.pop("augment", AugmentBlock())
-    return list(train_loader(index, data, augment, BatchBlock(size=size, micro=micro), **arguments))
+def train(index: SampleIndex, workers: int = 0, size: int = 6, micro: int = 2, **options: Any) -> list[Batch]:
+    epoch, start_step = options.pop("epoch", 0), options.pop("start_step", 0)
+    data = options.pop("data", DATA).model_copy(update={"workers": workers})
+    augment = options.pop("augment", AugmentBlock())
+    own = {"frames": 4, "crop": 24, "seed": 3, **options}
+    settings = LoaderSettings(data, BatchBlock(size=size, micro=micro), augment, **own)
+    return list(train_loader(index, settings, epoch=epoch, start_step=start_step))
 
 
-def evaluate(index: SampleIndex, micro: int = 2, data: DataBlock = DATA, **options: object) -> list[Batch]:
-    arguments: dict = {"frames": 4, "crop": 24, **options}
-    return list(eval_loader(index, data, BatchBlock(micro=1, eval_micro=micro), **arguments))
+def evaluate(index: SampleIndex, micro: int = 2, data: DataBlock = DATA, **options: Any) -> list[Batch]:
+    views = {name: options.pop(name) for name in ("temporal_views", "spatial_views") if name in options}
+    own = {"frames": 4, "crop": 24, **options}
+    settings = LoaderSettings(data, BatchBlock(micro=1, eval_micro=micro), AugmentBlock(), **own)
+    return list(eval_loader(index, settings, **views))
 
 
 def by_id(batches: list[Batch]) -> dict[int, torch.Tensor]:
     rows: dict[int, torch.Tensor] = {}
     for batch in batches:
-        views = batch["clips"].unflatten(0, (-1, batch["views"]))
-        for row, sample in enumerate(batch["ids"].tolist()):
+        views = batch.clips.unflatten(0, (-1, batch.views))
+        for row, sample in enumerate(batch.ids.tolist()):
             if sample >= 0:
                 assert sample not in rows
                 rows[sample] = views[row]
@@ -53,7 +59,7 @@ def by_id(batches: list[Batch]) -> dict[int, torch.Tensor]:
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a[key], b[key])
+        torch.equal(getattr(a, key), getattr(b, key))
         for a, b in zip(first, second, strict=True)
         for key in ("clips", "labels", "weights", "ids")
     )
@@ -63,18 +69,18 @@ def test_a_batch(index):
     batches = train(index)
     assert len(batches) == 3 * 3  # 13 samples in 3 steps of 6, in 3 parts of 2
     first, last = batches[0], batches[-1]
-    assert (first["clips"].shape, first["clips"].dtype) == ((2, 3, 4, 24, 24), torch.uint8)
-    assert (first["labels"].dtype, first["weights"].dtype, first["ids"].dtype) == (
+    assert (first.clips.shape, first.clips.dtype) == ((2, 3, 4, 24, 24), torch.uint8)
+    assert (first.labels.dtype, first.weights.dtype, first.ids.dtype) == (
         torch.int64,
         torch.float32,
         torch.int64,
     )
-    assert first["labels"].tolist() == [index.label[n] for n in first["ids"]]
-    assert first["weights"].tolist() == [1, 1]
-    assert (first["views"], first["bad"]) == (1, [])
-    assert last["ids"].tolist() == [-1, -1]
-    assert last["weights"].tolist() == [0, 0]
-    assert not last["clips"].any()
+    assert first.labels.tolist() == [index.label[n] for n in first.ids]
+    assert first.weights.tolist() == [1, 1]
+    assert (first.views, first.bad) == (1, [])
+    assert last.ids.tolist() == [-1, -1]
+    assert last.weights.tolist() == [0, 0]
+    assert not last.clips.any()
     assert sorted(by_id(batches)) == list(range(13))
 
 
@@ -117,9 +123,9 @@ def test_shuffled_frames_are_the_same_frames_in_another_order(index):
 
 def test_evaluation_sees_each_clip_once_with_all_views(index):
     whole = evaluate(index, temporal_views=2, spatial_views=3)
-    assert whole[0]["clips"].shape == (2 * 6, 3, 4, 24, 24)
-    assert whole[0]["views"] == 6
-    assert whole[0]["ids"].tolist() == [0, 1]
+    assert whole[0].clips.shape == (2 * 6, 3, 4, 24, 24)
+    assert whole[0].views == 6
+    assert whole[0].ids.tolist() == [0, 1]
     rows = by_id(whole)
     assert sorted(rows) == list(range(13))
     first, second = rows[0][0].float().mean(), rows[0][3].float().mean()
@@ -160,15 +166,15 @@ def damaged(folder: Path) -> SampleIndex:
 def test_bad_samples_have_no_weight_and_a_reason_and_are_not_replaced(tmp_path):
     index = damaged(tmp_path)
     for batch in (train(index, size=5, micro=5)[0], evaluate(index, micro=5)[0]):
-        assert sorted(batch["ids"].tolist()) == list(range(5))
-        weights = dict(zip(batch["ids"].tolist(), batch["weights"].tolist(), strict=True))
+        assert sorted(batch.ids.tolist()) == list(range(5))
+        weights = dict(zip(batch.ids.tolist(), batch.weights.tolist(), strict=True))
         assert weights == {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 1.0}
-        reasons = dict(batch["bad"])
+        reasons = dict(batch.bad)
         assert "crc32 mismatch" in reasons["x.tar/flipped"]
         assert "not a mp4" in reasons["x.tar/html"]
         assert "not a number" in reasons["x.tar/word"]
         assert len(reasons) == 3
-        rows = {n: batch["clips"][row] for row, n in enumerate(batch["ids"].tolist())}
+        rows = {n: batch.clips[row] for row, n in enumerate(batch.ids.tolist())}
         assert not rows[1].any()
         assert rows[0].any()
 
@@ -180,9 +186,9 @@ def test_a_cut_or_lost_shard_at_run_time_is_bad_samples(tmp_path):
     paths[0].write_bytes(paths[0].read_bytes()[:1000])
     paths[1].unlink()
     batch = evaluate(index, micro=4)[0]
-    assert batch["weights"].tolist() == [0, 0, 0, 0]
-    assert "was cut" in batch["bad"][0][1]
-    assert "No such file" in batch["bad"][3][1]
+    assert batch.weights.tolist() == [0, 0, 0, 0]
+    assert "was cut" in batch.bad[0][1]
+    assert "No such file" in batch.bad[3][1]
 
 
 @pytest.mark.fault(47)
@@ -199,7 +205,7 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(os, "pread", flaky)
-    assert evaluate(index, micro=1)[0]["weights"].tolist() == [1]
+    assert evaluate(index, micro=1)[0].weights.tolist() == [1]
     assert len(calls) > 2
 
 
@@ -222,20 +228,12 @@ def test_pictures_are_videos_of_one_frame(tmp_path):
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_workers_ignore_the_signals_that_stop_a_run(index, name):
-    loader = train_loader(
-        index,
-        DATA.model_copy(update={"workers": 1}),
-        PLAIN,
-        BatchBlock(size=6, micro=6),
-        frames=4,
-        crop=24,
-        seed=0,
-        epoch=0,
-        decoder=faulty_decoder(name),
-    )
+    data, batch = DATA.model_copy(update={"workers": 1}), BatchBlock(size=6, micro=6)
+    settings = LoaderSettings(data, batch, PLAIN, frames=4, crop=24, decoder=faulty_decoder(name))
+    loader = train_loader(index, settings, epoch=0)
     assert len(list(loader)) == len(loader)
 
 
 def test_the_loader_can_be_sent_to_a_fresh_process(index):
-    loader = train_loader(index, DATA, AugmentBlock(), BatchBlock(), frames=4, crop=24, seed=0, epoch=0)
+    loader = train_loader(index, LoaderSettings(DATA, BatchBlock(), AugmentBlock(), frames=4, crop=24), epoch=0)
     assert len(pickle.loads(pickle.dumps(loader.dataset))) == len(loader)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ from cached_samples import (
 )
 from data_samples import video_bytes, write_shard, write_shards
 
-from sfa_dist.data.batches.loader import Batch
+from sfa_dist.data.batches.batch import Batch
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import eval_loader, train_loader
 from sfa_dist.data.features import feature_slices
 from sfa_dist.data.features.feature_grid import StepGrid
@@ -39,7 +41,7 @@ from sfa_dist.data.features.feature_stream import (
 )
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index, verify_index
 from sfa_dist.errors import CheckpointError
-from sfa_dist.recipe.blocks import BatchBlock, CacheBlock
+from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, CacheBlock
 
 EXACT = 2 * STRIDE  # all phases
 GRID = StepGrid(2, STRIDE, EXACT)
@@ -56,28 +58,28 @@ def split(index: SampleIndex, tmp_path_factory: pytest.TempPathFactory) -> Cache
     return make_split(tmp_path_factory.mktemp("cache"), index, EXACT, views=2)
 
 
-def cached(index: SampleIndex, split: CachedSplit, size: int = 6, micro: int = 2, **options: object) -> list[Batch]:
-    arguments: dict = {"frames": FRAMES, "crop": CROP, "seed": 0, "epoch": 0, **options}
-    cache = arguments.pop("cache", CacheBlock(views=len(split.folders), phases=EXACT))
-    grid = arguments.pop("grid", GRID)
-    data = DATA.model_copy(update={"workers": arguments.pop("workers", 0)})
-    return list(
-        feature_train_loader(index, split, grid, cache, data, STRONG, BatchBlock(size=size, micro=micro), **arguments)
-    )
+def cached(index: SampleIndex, split: CachedSplit, size: int = 6, micro: int = 2, **options: Any) -> list[Batch]:
+    cache = options.pop("cache", CacheBlock(views=len(split.folders), phases=EXACT))
+    grid = options.pop("grid", GRID)
+    data = DATA.model_copy(update={"workers": options.pop("workers", 0)})
+    epoch, start_step = options.pop("epoch", 0), options.pop("start_step", 0)
+    own = {"frames": FRAMES, "crop": CROP, **options}
+    settings = LoaderSettings(data, BatchBlock(size=size, micro=micro), STRONG, **own)
+    return list(feature_train_loader(index, split, grid, cache, settings, epoch=epoch, start_step=start_step))
 
 
-def live(index: SampleIndex, epoch: int, **options: object) -> list[Batch]:
-    arguments: dict = {"frames": FRAMES, "crop": CROP, "seed": 0, "epoch": epoch, **options}
-    return list(train_loader(index, DATA, STRONG, BatchBlock(size=6, micro=2), **arguments))
+def live(index: SampleIndex, epoch: int, **options: Any) -> list[Batch]:
+    own = {"frames": FRAMES, "crop": CROP, **options}
+    return list(train_loader(index, LoaderSettings(DATA, BatchBlock(size=6, micro=2), STRONG, **own), epoch=epoch))
 
 
 def rows_by_id(batches: list[Batch]) -> dict[int, torch.Tensor]:
     rows: dict[int, torch.Tensor] = {}
     for batch in batches:
-        for row, sample in enumerate(batch["ids"].tolist()):
+        for row, sample in enumerate(batch.ids.tolist()):
             if sample >= 0:
                 assert sample not in rows
-                rows[sample] = batch["features"][row]
+                rows[sample] = batch.features[row]
     return rows
 
 
@@ -88,20 +90,20 @@ def test_cached_is_live(index, split, epoch):
     fast, slow = cached(index, split, epoch=epoch), live(index, epoch)
     assert len(fast) == len(slow)
     for one, two in zip(fast, slow, strict=True):
-        assert all(torch.equal(one[key], two[key]) for key in ("ids", "labels", "weights"))
-        assert (one["views"], one["bad"]) == (two["views"], two["bad"])
-        expected = trunk(two["clips"])
-        expected[two["weights"] == 0] = 0
-        assert one["features"].dtype == expected.dtype
-        torch.testing.assert_close(one["features"], expected, rtol=1e-5, atol=1e-5)
+        assert all(torch.equal(getattr(one, key), getattr(two, key)) for key in ("ids", "labels", "weights"))
+        assert (one.views, one.bad) == (two.views, two.bad)
+        expected = trunk(two.clips)
+        expected[two.weights == 0] = 0
+        assert one.features.dtype == expected.dtype
+        torch.testing.assert_close(one.features, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_clip_longer_than_the_video_loops_as_it_does_live(index, split):
     trunk = make_trunk()
     fast, slow = cached(index, split, frames=16), live(index, 0, frames=16)
     for one, two in zip(fast, slow, strict=True):
-        good = two["weights"] > 0
-        torch.testing.assert_close(one["features"][good], trunk(two["clips"])[good], rtol=1e-5, atol=1e-5)
+        good = two.weights > 0
+        torch.testing.assert_close(one.features[good], trunk(two.clips)[good], rtol=1e-5, atol=1e-5)
 
 
 def test_evaluation_is_live_and_exact(index, tmp_path):
@@ -110,13 +112,13 @@ def test_evaluation_is_live_and_exact(index, tmp_path):
     split = CachedSplit((tmp_path / "view-00",), WIDTH, torch.float32)
     batch = BatchBlock(micro=3)
     for rank in range(2):
-        place = {"rank": rank, "world_size": 2}
-        fast = list(feature_eval_loader(index, split, DATA, batch, frames=FRAMES, tubelet=2, **place))
-        slow = list(eval_loader(index, DATA, batch, frames=FRAMES, crop=CROP, **place))
+        settings = LoaderSettings(DATA, batch, AugmentBlock(), frames=FRAMES, crop=CROP, rank=rank, world_size=2)
+        fast = list(feature_eval_loader(index, split, settings, tubelet=2))
+        slow = list(eval_loader(index, settings))
         for one, two in zip(fast, slow, strict=True):
-            assert all(torch.equal(one[key], two[key]) for key in ("ids", "labels", "weights"))
-            good = two["weights"] > 0
-            torch.testing.assert_close(one["features"][good], trunk(two["clips"])[good], rtol=1e-5, atol=1e-5)
+            assert all(torch.equal(getattr(one, key), getattr(two, key)) for key in ("ids", "labels", "weights"))
+            good = two.weights > 0
+            torch.testing.assert_close(one.features[good], trunk(two.clips)[good], rtol=1e-5, atol=1e-5)
 
 
 def test_bf16_is_stored_bit_for_bit(index, tmp_path):
@@ -124,17 +126,17 @@ def test_bf16_is_stored_bit_for_bit(index, tmp_path):
     trunk = make_trunk(torch.bfloat16)
     fast, slow = cached(index, split), live(index, 0)
     for one, two in zip(fast, slow, strict=True):
-        assert one["features"].dtype == torch.bfloat16
-        good = two["weights"] > 0
-        torch.testing.assert_close(one["features"][good], trunk(two["clips"])[good], rtol=2e-2, atol=2e-2)
+        assert one.features.dtype == torch.bfloat16
+        good = two.weights > 0
+        torch.testing.assert_close(one.features[good], trunk(two.clips)[good], rtol=2e-2, atol=2e-2)
 
 
 def test_ranks_workers_and_resume_change_nothing(index, split):
     expected = cached(index, split)
     for one, two in zip(cached(index, split, workers=2), expected, strict=True):
-        assert torch.equal(one["features"], two["features"])
+        assert torch.equal(one.features, two.features)
     for one, two in zip(cached(index, split, start_step=2), expected[6:], strict=True):
-        assert torch.equal(one["features"], two["features"])
+        assert torch.equal(one.features, two.features)
     rows = rows_by_id(expected)
     parts = [cached(index, split, micro=1, rank=rank, world_size=3) for rank in range(3)]
     found = rows_by_id([batch for part in parts for batch in part])
@@ -222,10 +224,11 @@ def test_bad_samples_are_those_of_the_live_stream(tmp_path):
     index = damaged(tmp_path)
     split = make_split(tmp_path / "cache", index, EXACT)
     [fast] = cached(index, split, size=5, micro=5)
-    [slow] = train_loader(index, DATA, STRONG, BatchBlock(size=5, micro=5), frames=FRAMES, crop=CROP, seed=0, epoch=0)
-    assert fast["bad"] == slow["bad"] != []
-    assert torch.equal(fast["weights"], slow["weights"])
-    assert not fast["features"][fast["weights"] == 0].any()
+    settings = LoaderSettings(DATA, BatchBlock(size=5, micro=5), STRONG, frames=FRAMES, crop=CROP)
+    [slow] = train_loader(index, settings, epoch=0)
+    assert fast.bad == slow.bad != []
+    assert torch.equal(fast.weights, slow.weights)
+    assert not fast.features[fast.weights == 0].any()
 
 
 def test_a_damaged_cache_is_bad_samples_and_never_other_features(index, tmp_path):
@@ -237,7 +240,7 @@ def test_a_damaged_cache_is_bad_samples_and_never_other_features(index, tmp_path
     data[view.index.offset[1] + 20] ^= 1  # In the second one's header.
     shard.write_bytes(data)
     open_view.cache_clear()
-    bad = dict(entry for batch in cached(index, split) for entry in batch["bad"])
+    bad = dict(entry for batch in cached(index, split) for entry in batch.bad)
     assert sorted(bad) == ["train-000000.tar/clip0000", "train-000000.tar/clip0001"]
     assert all("crc32 mismatch" in reason for reason in bad.values())
 
@@ -250,26 +253,25 @@ def test_some_clips_run_live(index, split):
     stored, mixed = cached(index, split), cached(index, split, cache=cache)
     count = 0
     for one, two in zip(stored, mixed, strict=True):
-        features = two["features"]
-        if "clips" in two:
-            assert not features[two["live"]].any()
-            features[two["live"]] = trunk(two["clips"])
-            count += len(two["live"])
-        torch.testing.assert_close(features, one["features"], rtol=1e-5, atol=1e-5)
+        features = two.features
+        if two.clips is not None:
+            assert not features[two.live].any()
+            features[two.live] = trunk(two.clips)
+            count += len(two.live)
+        torch.testing.assert_close(features, one.features, rtol=1e-5, atol=1e-5)
     assert 2 <= count <= 11  # of 13
 
 
 def test_refresh_begins_when_views_are_seen_again(index, split):
     cache = CacheBlock(views=2, phases=EXACT, refresh=1.0)
-    assert not any("clips" in batch for epoch in (0, 1) for batch in cached(index, split, cache=cache, epoch=epoch))
+    early = [batch for epoch in (0, 1) for batch in cached(index, split, cache=cache, epoch=epoch)]
+    assert all(batch.clips is None for batch in early)
     batches = cached(index, split, cache=cache, epoch=2)
-    assert sum(len(batch["live"]) for batch in batches if "live" in batch) == len(index)
-    expected = {
-        n: clip for batch in live(index, 2) for n, clip in zip(batch["ids"].tolist(), batch["clips"], strict=True)
-    }
+    assert sum(len(batch.live) for batch in batches if batch.live is not None) == len(index)
+    expected = {n: clip for batch in live(index, 2) for n, clip in zip(batch.ids.tolist(), batch.clips, strict=True)}
     for batch in batches:
-        for row, clip in zip(batch.get("live", []), batch.get("clips", []), strict=True):
-            assert torch.equal(clip, expected[int(batch["ids"][row])])  # The augmentation of this epoch.
+        for row, clip in [] if batch.clips is None else zip(batch.live, batch.clips, strict=True):
+            assert torch.equal(clip, expected[int(batch.ids[row])])  # The augmentation of this epoch.
 
 
 def test_mixup_pairs_the_global_batch_whatever_the_ranks(index, split):
@@ -277,20 +279,20 @@ def test_mixup_pairs_the_global_batch_whatever_the_ranks(index, split):
     plain = rows_by_id(cached(index, split))
     mixed = cached(index, split, cache=cache, micro=6)
     for batch in mixed:
-        ids = batch["ids"].tolist()
+        ids = batch.ids.tolist()
         for row, sample in enumerate(ids):
             other = ids[len(ids) - 1 - row]
             if sample < 0:
                 continue
-            share = float(batch["shares"][row])
+            share = float(batch.mix.shares[row])
             if other < 0:
                 assert share == 1.0
-                assert torch.equal(batch["features"][row], plain[sample])
+                assert torch.equal(batch.features[row], plain[sample])
                 continue
             expected = share * plain[sample] + (1 - share) * plain[other]
-            torch.testing.assert_close(batch["features"][row], expected)
-            assert int(batch["partners"][row]) == index.label[other]
-    assert len({float(batch["shares"].min()) for batch in mixed}) == len(mixed)  # Each step draws anew.
+            torch.testing.assert_close(batch.features[row], expected)
+            assert int(batch.mix.partners[row]) == index.label[other]
+    assert len({float(batch.mix.shares.min()) for batch in mixed}) == len(mixed)  # Each step draws anew.
     expected = rows_by_id(mixed)
     for world, micro in ((1, 1), (2, 2), (3, 1)):
         parts = [cached(index, split, cache=cache, micro=micro, rank=rank, world_size=world) for rank in range(world)]

@@ -13,6 +13,7 @@ import torch
 from data_samples import write_shard, write_shards
 from shard_servers import FileServer, file_server
 
+from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
 from sfa_dist.data.shards import remote_index, retry
 from sfa_dist.data.shards.index_file import read_columns
@@ -362,8 +363,8 @@ def test_loader_workers_read_over_http_as_from_files(tmp_path: Path) -> None:
     batch = BatchBlock(size=4, micro=2)
 
     def batches(index: SampleIndex) -> list[torch.Tensor]:
-        loader = train_loader(index, data, AugmentBlock(), batch, frames=4, crop=24, seed=3, epoch=0)
-        return [each["clips"] for each in loader if not each["bad"]]
+        loader = train_loader(index, LoaderSettings(data, batch, AugmentBlock(), 4, 24, seed=3), epoch=0)
+        return [each.clips for each in loader if not each.bad]
 
     expected = batches(load_index(paths))
     with file_server(tmp_path) as server:

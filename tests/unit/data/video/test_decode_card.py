@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfa_dist.data.batches.augment import eval_transform, train_transform
 from sfa_dist.data.batches.feed import FeedSettings, feed
+from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
-from sfa_dist.data.batches.stream import ClipSettings, TestViews, TrainViews, cut_clips, eval_loader
+from sfa_dist.data.batches.stream import EvalViews, TrainViews, cut_clips, eval_loader
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.video.decode import NO_OTHER_LIMITS, choose_decoder, decoder_of
 from sfa_dist.data.video.decode_pyav import PyAVVideo
@@ -131,7 +132,8 @@ def test_a_feed_without_workers_can_be_a_batch_ahead(tmp_path: Path) -> None:
     """Else a card would decode only while training waits. The batches are the same."""
     shard = write_shard(tmp_path / "a.tar", [(f"clip{n:04d}", video_bytes(6 + n), n % 3) for n in range(8)])
     index, data = load_index([shard]), DataBlock(resize=28, stride=1, workers=0)
-    plain, ahead = (eval_loader(index, data, BatchBlock(size=2, micro=2), frames=4, crop=24) for _ in range(2))
+    settings = LoaderSettings(data, BatchBlock(size=2, micro=2), AugmentBlock(), frames=4, crop=24)
+    plain, ahead = (eval_loader(index, settings) for _ in range(2))
     made = [threading.Event() for _ in range(4)]
     dataset: Any = ahead.dataset
     assert dataset.ahead == 0  # On a CPU there are workers for it.
@@ -149,8 +151,8 @@ def test_a_feed_without_workers_can_be_a_batch_ahead(tmp_path: Path) -> None:
         batches.append(batch)
         assert number == 3 or made[number + 1].wait(60)  # Nobody has asked for it yet.
     for one, other in zip(batches, plain, strict=True):
-        assert torch.equal(one["clips"], other["clips"])
-        assert torch.equal(one["ids"], other["ids"])
+        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.ids, other.ids)
 
 
 @pytest.mark.gpu
@@ -174,7 +176,7 @@ def test_clips_of_a_card_are_those_of_the_cpu(rand: bool) -> None:
     settings = ClipSettings(data, frames=8, crop=192, seed=3)
     plain = AugmentBlock(color=0.0, gray=0.0)
     augment = AugmentBlock(color=0.0, gray=0.0, rand_augment=RandAugmentBlock()) if rand else plain
-    for views in (TrainViews(settings, augment), TestViews(settings, 2, 3)):
+    for views in (TrainViews(settings, augment), EvalViews(settings, 2, 3)):
         ours, expected = (cut_clips(smooth(), decoder, views, 1, 2) for decoder in (card, cpu))
         assert ours.device.type == "cpu"
         assert ours.shape == expected.shape

@@ -15,8 +15,9 @@ from data_samples import SIZE, encode, frame_level, video_bytes
 from odd_samples import encode_as
 from test_decode import DECODERS, each_decoder, numbers_of
 
-from sfa_dist.data.batches.stream import ClipSettings, cut_clips
-from sfa_dist.data.batches.stream import TestViews as Views
+from sfa_dist.data.batches.planned import ClipSettings
+from sfa_dist.data.batches.stream import EvalViews as Views
+from sfa_dist.data.batches.stream import cut_clips
 from sfa_dist.data.video.bad_sample import BadSample, OverLimit
 from sfa_dist.data.video.container import has_constant_rate
 from sfa_dist.data.video.decode import choose_decoder
