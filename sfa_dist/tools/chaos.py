@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "chaos",
         help="inject faults into a recipe's run, and check its guarantees",
         description="Kills, stops and damages runs of a recipe, shrunken for the CPU, resumes them, and compares them "
-        "with an\nundisturbed run. Without --recipe it takes a built-in tiny recipe with generated clips.",
+        "with an undisturbed run. Without --recipe it takes a built-in tiny recipe with generated clips.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import NoReturn
 
 from sfa_dist import __version__, train
@@ -29,6 +30,7 @@ from sfa_dist.tools import (
     submit,
 )
 
+HELP_WIDTH = 110
 _STDOUT = 1
 
 
@@ -55,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     for module in modules:
         module.add_parser(commands)
     for command in commands.choices.values():
+        if command.description and "\n" not in command.description:
+            # argparse wraps either both or none, and an epilog has to stay as it is written.
+            command.description = fill(command.description, HELP_WIDTH)
         command.set_defaults(run=_while_read(command.get_default("run")))
     return parser
 

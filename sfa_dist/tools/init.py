@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
         help="write a commented recipe for your own packed clips",
-        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics,\n"
+        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics, "
         f"and frames and strides that fit their lengths, on top of {BASE}.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -28,10 +28,10 @@ examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
   sfa pack list.csv shards/ --videos /data/videos --workers 16     csv with the header path,label (or path,verb,noun)
   sfa pack list.csv shards/ --split-column split --split train --classes classes.txt
-  sfa pack list.csv shards/ --short-side 256 --gop 12         re-encode: smaller, and faster to decode
-  sfa pack list.csv shards/ --check                           only report what is there, class by class
+  sfa pack list.csv shards/ --short-side 256 --gop 12         encode anew: smaller, and quicker to decode
+  sfa pack list.csv shards/ --check                           only say what is there, class by class
 
-official lists, recognised by their form (or given by --format):
+official lists, told by their form (or by --format):
   sfa pack kinetics400/val.csv shards/ --videos kinetics400/val --prefix val
   sfa pack moments/trainingSet.csv shards/ --videos moments --classes moments/moments_categories.txt
   sfa pack something-something-v2-train.json shards/ --videos ssv2/videos --classes something-something-v2-labels.json
@@ -54,43 +54,38 @@ def add_parser(commands: Any) -> None:
         "pack",
         help="pack videos and labels into indexed shards",
         description="Checks videos, packs the good ones into WebDataset shards, and reports the missing, corrupt, "
-        "short\nand duplicate ones. Of files with the same content only the first is packed, or none if their labels "
-        "differ.\nEverything that is left out or guessed is reported on stderr. An interrupted pack continues with "
-        "what it\nhas checked.",
+        "short and duplicate ones. Of files with the same content only the first is packed, and none where their "
+        "labels differ. What is left out or guessed is told on stderr. A pack that was interrupted goes on with what "
+        "it had checked.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("source", type=Path, help="a table with the columns path and label, an official list, or a folder of folders")
-    add("out_dir", type=Path, help="the folder for the shards")
-    add("--format", choices=FORMATS, default="auto", help="format of the source (default: recognised by its form)")
-    add("--videos", "--root", type=Path, help="the folder of the videos (default for a table: the table's folder)")
+    add("out_dir", type=Path, help="where the shards go")
+    add("--format", choices=FORMATS, default="auto", help="of the source (default: told by its form)")
+    add("--videos", "--root", type=Path, help="folder below which the videos lie (default for a table: the table's)")
     forms = "names, one a line, the data set's own list, or another pack's manifest.json"
     add("--classes", type=Path, help=f"class list: {forms} (default: sorted labels)")
-    add("--split-column", help="the column with the split of each row (default: split)")
+    add("--split-column", help="column that says which split a row is of (default: split)")
     add("--split", help="pack only the rows of this split")
-    add("--prefix", help="shards are named <prefix>-000000.tar ... (default: the split, or 'shard')")
-    add("--shard-size", type=_positive, default=1000, help="clips in a shard, at most (default: %(default)s)")
-    add("--shard-bytes", type=_positive, help="bytes of clips in a shard, at most")
-    add("--min-frames", type=_positive, default=1, help="leave out shorter clips (default: %(default)s)")
-    add(
-        "--max-bad-fraction",
-        type=_fraction,
-        default=0.05,
-        help="more bad clips are an error (default: 0.05)",
-    )
-    add("--seed", type=int, default=0, help="seed of the order in the shards (default: %(default)s)")
-    add("--workers", type=_count, default=0, help="worker processes that check the files (default: 0, this one)")
+    add("--prefix", help="shards are <prefix>-000000.tar ... (default: the split, or 'shard')")
+    add("--shard-size", type=_positive, default=1000, help="clips in a shard at most (default: %(default)s)")
+    add("--shard-bytes", type=_positive, help="bytes of clips in a shard at most")
+    add("--min-frames", type=_positive, default=1, help="shorter clips are left out (default: %(default)s)")
+    add("--max-bad-fraction", type=_fraction, default=0.05, help="more bad clips end with exit code 65 (default: 0.05)")
+    add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
+    add("--workers", type=_count, default=0, help="processes that check the files (default: this one alone)")
     add(
         "--recipe",
         type=Path,
-        help="check clips as this recipe's runs will read them, and report how they fit its classes and spans",
+        help="look at clips as this recipe's runs will read them, and say how they fit its classes and spans",
     )
-    add("--decoder", choices=("auto", "torchcodec", "pyav"), help="for the checks (default: the recipe's, else auto)")
-    add("--decode-all", action="store_true", help="decode every frame, and refuse hidden damage too")
-    add("--short-side", type=_positive, help="re-encode videos, with at most this many pixels on the short side")
-    add("--gop", type=_positive, help="re-encode videos, with a key frame every N frames (default then: 12)")
-    add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of re-encoded videos (default: 23)")
+    add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
+    add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
+    add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
+    add("--gop", type=_positive, help="encode videos anew, with a key frame every so many (default then: 12)")
+    add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of what is encoded anew (default: 23)")
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
     add("--check", action="store_true", help="report what is there, class by class, and write nothing")
     add("--json", action="store_true", help="print the report as JSON")
@@ -98,7 +93,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs, and reports what is left out. Raises UsageError, DataError and, on Ctrl-C, PreemptedError (75)."""
+    """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
+    Ctrl-C."""
     from sfa_dist.data.packing.pack import (  # Brings torch: the other commands' --help need not wait for it.
         pack,
         report_name,
@@ -131,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
-    """How the stages of a recipe read clips; without a recipe, as the schema's defaults do."""
+    """How the stages of a recipe read clips; as the schema's defaults do without one."""
     from sfa_dist.data.packing.pack_probe import Reading
     from sfa_dist.recipe.blocks import DataBlock
 
@@ -142,21 +138,19 @@ def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pya
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding | None:
-    """How videos are re-encoded; None if no option asks for it. Raises UsageError for --crf alone."""
+    """How videos are encoded anew, None where none of the options asks for it. Raises UsageError for a lone --crf."""
     from sfa_dist.data.packing.reencode import Encoding
 
     given = {name: getattr(arguments, name) for name in ("short_side", "gop", "crf")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.keys() == {"crf"}:
-        raise UsageError("--crf has no effect without --short-side or --gop: videos are packed as they are")
+        raise UsageError("--crf is of no use without --short-side or --gop: videos are packed as they are")
     return Encoding(**given) if given else None
 
 
 def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed: bool = True) -> str:
-    """The report as text: counts, the first clips of each problem, and the classes that lack the most clips.
-
-    `file` is the path of the whole report, None if clips were only checked. `packed` is False if too many are bad.
-    """
+    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
+    is where it lies, None where clips were only checked; not `packed` where too many are bad."""
     done = f"packed into {out_dir}" if file and packed else "can be packed"
     lines = [f"{report['packed']} of {report['listed']} clips {done} (read as: {report['format']})"]
     for problem in ("missing", "corrupt", "short", "contradictory", "duplicate"):
@@ -202,7 +196,7 @@ def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar if stderr is a terminal; else a line from time to time."""
+    """A progress bar on a terminal; a line now and then where stderr is a file."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -215,16 +209,16 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def line_now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
-    """Progress as lines on stderr, at most one in `every` seconds."""
+    """Progress as lines on stderr, one in `every` seconds at most."""
     last = clock()
 
-    def print_progress(done: int, total: int) -> None:
+    def tell(done: int, total: int) -> None:
         nonlocal last
         if clock() - last >= every:
             last = clock()
             print(f"{done} of {total} clips are checked", file=sys.stderr, flush=True)
 
-    return print_progress
+    return tell
 
 
 def _positive(text: str) -> int:
@@ -235,7 +229,7 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 
@@ -245,5 +239,5 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return value

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "plan",
         help="plan the memory, time and disk of a recipe before it runs",
         description="Prints whether a recipe fits a card, its peak memory by category, the largest frames and "
-        "micro-batch that\nfit, hours, disk, and the cheapest change that makes it fit. Needs no GPU.",
+        "micro-batch that fit, hours, disk, and the cheapest change that makes it fit. Needs no GPU.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         "predict",
         help="print the top-5 classes of a video file, or a timeline of a long one",
         description="Prints the likeliest classes of each video, averaged over the recipe's test views. With "
-        "--timeline it\nprints those of each moment of a long video, a camera or a stream, and writes a JSON file and "
+        "--timeline it prints those of each moment of a long video, a camera or a stream, and writes a JSON file and "
         "a figure.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

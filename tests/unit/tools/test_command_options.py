@@ -68,7 +68,7 @@ def test_options_of_sfa() -> None:
 
 
 def test_no_line_of_a_help_text_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """argparse wraps the options, but prints descriptions and examples as they are written."""
+    """argparse wraps the options only: descriptions are wrapped here, and examples stay as they are written."""
     monkeypatch.setenv("COLUMNS", "100")
     parser = cli.build_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))

@@ -149,7 +149,7 @@ def test_the_command_line(tmp_path):
     parser = build_parser()
     common = ["pack", str(source), str(out), "--max-bad-fraction", "0.5"]
     parsed = parser.parse_args([*common, "--crf", "20"])
-    with pytest.raises(UsageError, match="--crf has no effect"):
+    with pytest.raises(UsageError, match="--crf is of no use"):
         parsed.run(parsed)
     parsed = parser.parse_args([*common, "--short-side", "32", "--crf", "20", "--workers", "2"])
     assert parsed.run(parsed) == 0
