@@ -1,4 +1,4 @@
-"""`sfa report`: one HTML page and its Markdown of a finished or running run."""
+"""`sfa report`: writes the report of a finished or running run, as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the report and says where it is."""
+    """Writes the report and prints its path. Raises UsageError if the folder is not a run directory."""
     if not (arguments.run_dir / LOG).is_file():
-        raise UsageError(f"{arguments.run_dir} is no run directory (it has no log.jsonl)")
+        raise UsageError(f"{arguments.run_dir} is not a run directory (it has no log.jsonl)")
     print(write_report(arguments.run_dir))
     return 0
