@@ -7,6 +7,6 @@
     scoring        the stage `test`                           trunk_fidelity  8-bit features compared with bf16
     sweep          many stage-2 members on one cache          sweep_scores    their test in one pass
 
-`inference` and `tools` import `assemble`, `open_data`, `prepare`, `scoring` and `trunk_setup`.
+`train.py` imports `pipeline`; `inference` and `tools` import the modules of a single stage.
 Start with `pipeline.run_recipe`.
 """

@@ -116,7 +116,7 @@ def save_final(
 ) -> dict[str, Any]:
     """Writes a stage's final weights in fp32; returns the file's `size` and `sha256`.
 
-    A frozen trunk is not written: the metadata have its hash (`trunk_sha256`). Raises CheckpointError.
+    A frozen trunk is not written; its hash goes into the metadata (`trunk_sha256`). Raises CheckpointError.
     """
     trunk = parts.trunk_sha256()
     prefix = "tail." if trunk else ""

@@ -45,7 +45,7 @@ from sfa_dist.stages.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.stages.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
 from sfa_dist.stages.open_data import open_split, plan_features
 from sfa_dist.stages.rank_sync import RankSync
-from sfa_dist.stages.trunk_fidelity import say_fidelity
+from sfa_dist.stages.trunk_fidelity import report_fidelity
 from sfa_dist.stages.trunk_setup import place_trunk
 
 HASH_THREADS = 4
@@ -187,7 +187,7 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
 def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, weights: Path) -> None:
     with ExitStack() as lock:
         run.runtime.on_main(lambda: lock.enter_context(_locked(directory, plans)))
-        say_fidelity(run, CACHE, stage, plans[0].index, weights)
+        report_fidelity(run, CACHE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
         run.runtime.require_equal("the frozen trunk of the cache (sha256)", trunk_sha256[:16])

@@ -146,7 +146,7 @@ def refuse_other_key(folder: Path, recorded: Key, wanted: Key) -> None:
         more = f"; and {len(different) - FIELDS_SHOWN} more" if len(different) > FIELDS_SHOWN else ""
         raise RecipeError(
             f"the feature cache {folder} was made from something else ({shown}{more}); "
-            "set another stage2.cache.dir, or remove it and run `sfa cache`"
+            "remove this one and run `sfa cache`, or set another stage2.cache.dir"
         )
 
 

@@ -67,7 +67,7 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    loops_reported = _say_notices(run, name, stage, index)
+    loops_reported = _report_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
     streams = replace(make_streams(run, stage, index, val, cache), loops_reported=loops_reported)
     return StageData(
@@ -75,7 +75,7 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
     )
 
 
-def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
+def _report_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
     """Prints and records the notices about the training clips. Collective.
 
     Returns whether one of them reports videos that are too short.

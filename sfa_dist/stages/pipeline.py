@@ -85,7 +85,7 @@ def run_stages(run: Run, only: str | None) -> None:
 
 
 def train(run: Run, name: str, stage: StageBlock) -> None:
-    """One training stage, from where it stands to its final weights; nothing where they are given or finished."""
+    """Trains one stage from where it stands to its final weights; does nothing where they are given or done."""
     if stage.given_weights:
         run.runtime.everywhere(lambda: _require_given_weights(stage.given_weights or ""))
         run.tracker.say(f"stage1: weights given ({stage.given_weights}), nothing to train")
@@ -232,7 +232,7 @@ def _stages_on_ranks(run: Run) -> dict[str, StageBlock]:
 
 
 def _check_before_stages(run: Run, stages: dict[str, StageBlock], only: str | None) -> None:
-    """Raises, on all ranks, RecipeError for a stage that the recipe lacks, UsageError for an absent pyarrow."""
+    """Raises, on all ranks, RecipeError for a stage that the recipe lacks, UsageError where pyarrow is missing."""
     if only in STAGE_NAMES and only not in stages:
         text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
         raise run.runtime.for_all(RecipeError(text))

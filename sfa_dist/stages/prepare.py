@@ -24,7 +24,7 @@ from sfa_dist.run.record import refuse_other_inputs, setup_table
 from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
 from sfa_dist.stages.feature_cache import FeatureCache
 from sfa_dist.stages.open_data import StageData, open_data
-from sfa_dist.stages.trunk_fidelity import say_fidelity
+from sfa_dist.stages.trunk_fidelity import report_fidelity
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.seeds import RANDOM_VERSION, mix_seed
@@ -54,7 +54,7 @@ def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: 
     data = open_data(run, name, stage, index)
     # A trunk that only fills the cache was measured when the cache was built.
     if isinstance(stage, Stage2) and stage.runs_frozen_trunk:
-        say_fidelity(run, name, stage, index, run.weights("stage1"))
+        report_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
 
@@ -212,7 +212,7 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
     if source is not None and made_here and not Path(source).is_file():
         if not run.dry_run:
             raise CheckpointError(
-                f"there is no {source} yet: train the stage that makes it first, or set stage1.weights to given weights"
+                f"there is no {source} yet: train the stage that makes it first, or set stage1.weights to a file"
             )
         source = None  # A dry run builds the stage with random weights, since the trained ones do not exist yet.
     if isinstance(stage, Stage2):

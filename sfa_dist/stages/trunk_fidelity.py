@@ -24,7 +24,7 @@ from sfa_dist.stages.trunk_setup import require_units
 CLIPS = 4
 
 
-def say_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights: Path) -> None:
+def report_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights: Path) -> None:
     """Measures the fidelity of a trunk in eight bits on rank 0, and reports it on the console and in log.jsonl.
 
     Does nothing for another trunk, and measures nothing where stage 1's `weights` do not exist yet. Collective. Raises

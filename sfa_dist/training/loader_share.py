@@ -56,5 +56,5 @@ def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, mor
             ways.append(f"re-encode the clips (sfa pack --gop {GOP} --short-side {data.resize})")
     if more_cores and (data.workers >= cores or cores == 1) and not on_card:
         now = f"{cores} core{'s' * (cores > 1)}"
-        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and data.workers as many")
+        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and as many data.workers")
     return ways[:2]

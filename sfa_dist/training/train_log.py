@@ -121,7 +121,7 @@ class TrainLog:
         live = cache.live_share(epoch) if cache else 1.0
         return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
 
-    def say_if_it_guesses(self, result: Mapping[str, Any]) -> None:
+    def warn_if_guessing(self, result: Mapping[str, Any]) -> None:
         """Warns, once a stage, that an evaluation predicts a single class, or is no better than chance.
 
         `result` is the evaluation's. Warnings start after a quarter of the schedule, and not before a whole epoch at
@@ -140,11 +140,11 @@ class TrainLog:
             self.tracker.say(f"{self.name}: {line}")
 
     def _first_warned_epoch(self) -> int:
-        """1-based; a quarter into the schedule, and not before a whole epoch at the full learning rate has passed."""
+        """The epoch, from 1, whose end may bring a warning: a quarter into the schedule, and one at the full rate."""
         schedule = self.stage.schedule
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
-    def say_if_it_loops(self) -> None:
+    def report_looped_clips(self) -> None:
         """Reports, at the end of the first epoch, how many clips were longer than their videos."""
         if not self.progress.looped or self.progress.step > self.steps_per_epoch:
             return
@@ -154,7 +154,7 @@ class TrainLog:
         self.tracker.event("notice", stage=self.name, text=text)
         self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
 
-    def say_if_it_waits(self) -> None:
+    def report_loader_wait(self) -> None:
         """Reports a long wait for the loader, with advice that this run has not printed yet."""
         if self.loader_share <= REPORTED_SHARE or not self.runtime.is_main:
             return

@@ -103,7 +103,7 @@ class Trainer:
             pass
 
     def steps(self) -> Iterator[None]:
-        """As `fit`, yielding after each optimizer step: a sweep's members take turns."""
+        """As `fit`, but yields after each optimizer step, so that the members of a sweep can take turns."""
         try:
             while True:
                 epoch, first = self._position()
@@ -234,7 +234,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         if not self.streams.loops_reported:
-            self.log.say_if_it_loops()
+            self.log.report_looped_clips()
         if self.streams.evaluate is None:
             self.log.end_epoch(None)
         else:
@@ -256,8 +256,8 @@ class Trainer:
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.log.end_epoch(eval_line(f"{self.name} [{epoch}]", result))
-            self.log.say_if_it_guesses(result)
-        self.log.say_if_it_waits()
+            self.log.warn_if_guessing(result)
+        self.log.report_loader_wait()
         self.progress.evaluated_step = self.progress.step
         self.save()
 

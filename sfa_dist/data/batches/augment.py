@@ -118,7 +118,7 @@ class SpatialViews:
     views: int = 1
 
     def shrink(self, frames: torch.Tensor) -> torch.Tensor:
-        """Some of the clip's frames, uint8 (T, H, W, 3), resized so that the short side is `resize`."""
+        """Resizes some of the clip's frames, uint8 (T, H, W, 3): the short side becomes `resize`, at least `crop`."""
         return resized(frames, *_short_side(frames.shape[1], frames.shape[2], self.resize, self.crop), self.how)
 
     def cut(self, clip: torch.Tensor, view: int = 0) -> torch.Tensor:
