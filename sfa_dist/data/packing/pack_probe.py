@@ -14,17 +14,17 @@ import numpy as np
 import torch
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
-from sfa_dist.data.packing.reencode import SUFFIX, Encoding, encode_frames, look_at_cut, look_at_frames, reencode
+from sfa_dist.data.packing.pack_settings import Encoding, PackSettings
+from sfa_dist.data.packing.reencode import SUFFIX, encode_frames, look_at_cut, look_at_frames, reencode
 from sfa_dist.data.shards.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video.bad_sample import BadSample
-from sfa_dist.data.video.decode import NO_OTHER_LIMITS, check_shown, choose_decoder, sound_frames
+from sfa_dist.data.video.decode import check_shown, choose_decoder, sound_frames
 from sfa_dist.data.video.decode_limits import check_bytes, check_whole
 from sfa_dist.data.video.file_kinds import HEAD_BYTES, stored_suffix, unreadable
 from sfa_dist.data.video.pixel_statistics import pixel_moments
 from sfa_dist.data.video.resample import Resampled
 from sfa_dist.data.video.video import Video
 from sfa_dist.errors import CheckpointError
-from sfa_dist.recipe.blocks import LimitsBlock, Rate
 
 Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
@@ -53,30 +53,16 @@ class VideoProbe:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a run reads clips: `data.decoder`, `data.fps` and `data.limits`."""
-
-    decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
-    rate: Rate = None
-    limits: LimitsBlock = NO_OTHER_LIMITS
-
-
-@dataclass(frozen=True)
 class VideoProber:
-    """Probes rows; can be sent to another process. What a run that reads as one of `readings` would refuse is refused.
+    """Probes rows; can be sent to another process.
 
-    `decode_all` also decodes each frame, strictly, and compares it with what the run would see; without it, the first,
-    middle and last are decoded. Clips are encoded into
-    `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is, and
-    of a part one picture is decoded.
+    A clip that a run would refuse, reading it in one of `settings.readings`, is bad. Encoded clips go to `folder`: all
+    of them with `settings.encoding`, else only those that are parts of a video. With `settings.check` none is encoded,
+    and of a part one frame is decoded.
     """
 
-    readings: tuple[Reading, ...]
-    min_frames: int
-    decode_all: bool
+    settings: PackSettings
     folder: Path
-    encoding: Encoding | None = None
-    dry: bool = False
 
     def __call__(self, row: ClipRow) -> VideoProbe:
         """Never raises for a bad file: the answer says what is wrong with it. Raises CheckpointError where what was
@@ -94,13 +80,15 @@ class VideoProber:
         """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
         state = row.path.stat()
         own = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, row.fps)
-        parts = (*own, self.min_frames, self.decode_all, *self.readings)
-        return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
+        parts = (*own, self.settings.min_frames, self.settings.decode_all, *self.settings.readings)
+        return hashlib.sha256(
+            repr((*map(str, parts), self.settings.encoding, self.settings.check)).encode()
+        ).hexdigest()
 
     def _whole(self, row: ClipRow) -> VideoProbe:
         if not row.path.is_file():
             return VideoProbe(problem="corrupt", reason="not a file", passing=True)
-        for reading in self.readings:
+        for reading in self.settings.readings:
             check_bytes(row.path.stat().st_size, reading.limits)  # before it is read
         data = row.path.read_bytes()
         suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
@@ -108,12 +96,12 @@ class VideoProber:
             return VideoProbe(problem="corrupt", reason=unreadable(data[:HEAD_BYTES], str(row.path)))
         check_whole(data)
         video, moments = self._open(data)
-        if video.num_frames < self.min_frames:
+        if video.num_frames < self.settings.min_frames:
             return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-        if self.decode_all:
+        if self.settings.decode_all:
             self._check_all(data, video)
         sha256 = hashlib.sha256(data).hexdigest()
-        if self.encoding is None or self.dry or suffix not in VIDEO_SUFFIXES:
+        if self.settings.encoding is None or self.settings.check or suffix not in VIDEO_SUFFIXES:
             return VideoProbe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
         file = self._encoded(row, lambda encoding: reencode(data, encoding))
         frames = self._open(file.read_bytes())[0].num_frames
@@ -124,15 +112,15 @@ class VideoProber:
 
     def _part(self, row: ClipRow) -> VideoProbe:
         """A part of a long video or of a folder of frames, which is cut out."""
-        if self.dry:
+        if self.settings.check:
             frames, fps = _look_at_part(row)
-            if frames < self.min_frames:
+            if frames < self.settings.min_frames:
                 return VideoProbe(frames, problem="short", reason=f"{frames} frames")
             return VideoProbe(frames, fps, self.identity(row))
         file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
         data = file.read_bytes()
         video, moments = self._open(data)
-        if video.num_frames < self.min_frames:
+        if video.num_frames < self.settings.min_frames:
             return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
         sha256 = hashlib.sha256(data).hexdigest()
         return VideoProbe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
@@ -142,7 +130,7 @@ class VideoProber:
         their pixels, by the first reading."""
         stored: list[Video] = []
         moments: tuple[float, ...] = ()
-        for reading in self.readings:
+        for reading in self.settings.readings:
             video = choose_decoder(reading.decoder, reading.limits, reading.rate).open(data)
             frames = video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
             moments = moments or pixel_moments(frames)
@@ -153,7 +141,7 @@ class VideoProber:
         """Raises BadSample for a damaged frame, and where a decoder gives others than those that are shown."""
         if (sound := sound_frames(data)) < video.num_frames:
             raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
-        for reading in self.readings:
+        for reading in self.settings.readings:
             decoder = choose_decoder(reading.decoder, reading.limits)
             check_shown(decoder.open(data), data, reading.limits)
 
@@ -161,7 +149,7 @@ class VideoProber:
         """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""
         final = self.folder / f"{self.identity(row)}.{SUFFIX}"
         if not final.exists():
-            data = encode(self.encoding or Encoding())
+            data = encode(self.settings.encoding or Encoding())
             temporary = final.with_name(f".{final.name}.{os.getpid()}")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

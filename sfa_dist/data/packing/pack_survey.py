@@ -49,20 +49,20 @@ class Clip:
 
 
 def probe_all(
-    rows: Sequence[ClipRow], prober: VideoProber, journal: Path | None, workers: int, progress: Progress | None
+    rows: Sequence[ClipRow], prober: VideoProber, journal: Path | None, progress: Progress | None
 ) -> list[VideoProbe]:
-    """The probe of each row, in order, from `workers` processes (0: from this one).
+    """The probe of each row, in order, from as many processes as the settings say.
 
     What `journal` (a file, None for none) knows of files that have not changed since is not looked at again.
     """
-    for reading in prober.readings:
+    for reading in prober.settings.readings:
         choose_decoder(reading.decoder)  # one that cannot be used is said here, once
     known = _read_journal(journal) if journal else {}
     keys = [prober.identity(row) if is_there(row) else "" for row in rows]
     found: dict[int, VideoProbe] = {number: known[key] for number, key in enumerate(keys) if key in known}
     left = [number for number in range(len(rows)) if number not in found]
     with _journal(journal) as note:
-        for number, probe in zip(left, _probes([rows[number] for number in left], prober, workers), strict=True):
+        for number, probe in zip(left, _probes([rows[number] for number in left], prober), strict=True):
             found[number] = probe
             if keys[number] and not probe.passing:  # a missing file may come yet
                 note(keys[number], probe)
@@ -71,7 +71,8 @@ def probe_all(
     return [found[number] for number in range(len(rows))]
 
 
-def _probes(rows: Sequence[ClipRow], prober: VideoProber, workers: int) -> Iterator[VideoProbe]:
+def _probes(rows: Sequence[ClipRow], prober: VideoProber) -> Iterator[VideoProbe]:
+    workers = prober.settings.workers
     if workers < 1:
         yield from map(prober, rows)
         return

@@ -11,7 +11,6 @@ import functools
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from sfa_dist.data.packing.pack_settings import Encoding
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode_limits import check_frame_size
 from sfa_dist.data.video.decode_pyav import RgbConverter, look, opened
@@ -33,17 +33,6 @@ _LIMITS = LimitsBlock()
 _TIME_BASE = Fraction(1, 90_000)
 _SEEK_AHEAD = (0, 2, 10, 60)  # seconds
 _FRAME_NAME = re.compile(r"(\d+)\.(jpe?g|png)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """H.264 in an mp4, without sound, upright. `short_side` in pixels is an upper bound (None: the size stays), `gop`
-    the frames from one key frame to the next, `crf` x264's quality (lower is better, 18 is hard to tell from the
-    source)."""
-
-    short_side: int | None = None
-    gop: int = 12
-    crf: int = 23
 
 
 class _Picture(NamedTuple):

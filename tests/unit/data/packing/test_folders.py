@@ -12,6 +12,7 @@ from data_samples import encode, video_bytes
 
 from sfa_dist.data.packing.annotations import read_rows
 from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.packing.pack_settings import PackSettings
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.data.video.decode import choose_decoder
@@ -154,7 +155,7 @@ def test_clips_that_contradict_each_other_are_not_packed(tmp_path):
     with pytest.raises(DataError, match=r"2 contradictory of 5 clips.*first: a.mp4 \(list.csv line 2\): b.mp4 .*'y'"):
         pack(tmp_path / "list.csv", tmp_path / "out")
     for options in ({}, {"check": True}):
-        report = pack(tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=0.5, **options)
+        report = pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(max_bad_fraction=0.5, **options))
         assert (report["packed"], [entry["path"] for entry in report["duplicate"]]) == (1, ["d.mp4", "c.mp4"])
         assert [entry["path"] for entry in report["contradictory"]] == ["a.mp4", "b.mp4"]
 
@@ -166,12 +167,12 @@ def test_clips_of_another_split_are_told(tmp_path):
     rows = "a.mp4,x,train\nb.mp4,y,train\ncopy.mp4,x,test\nb.mp4,y,test\nc.mp4,x,test\n"
     (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
     said: list[str] = []
-    pack(tmp_path / "list.csv", tmp_path / "out", split="train", say=said.append)
+    pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(split="train"), say=said.append)
     assert said == [
         "rows of other splits, left out: 3 of 5 (3 of 'test')",
         "clips in several splits, so that what is tested is trained on: 1 (b.mp4)",
     ]
-    report = pack(tmp_path / "list.csv", tmp_path / "out", split="test")
+    report = pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(split="test"))
     assert report["shared"] == {"train": ["b.mp4", "copy.mp4"]}
     assert report["notes"][-1] == "clips of test that train has too, by their content: 2 (b.mp4, copy.mp4)"
     assert json.loads((tmp_path / "out" / "report-test.json").read_text()) == report
