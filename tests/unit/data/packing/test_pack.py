@@ -153,8 +153,6 @@ def test_the_command_line_has_each_setting():
     names = [field.name for field in fields(PackSettings)]
     assert [name for name in names if getattr(given, name) == getattr(DEFAULTS, name)] == []
     assert (given.shard_size, given.encoding) == (7, Encoding(short_side=6, gop=5, crf=1))
-    with pytest.raises(UsageError, match="--crf is of no use"):
-        settings("--crf", "1")
 
 
 def test_ctrl_c_keeps_what_was_looked_at(videos, tmp_path, monkeypatch):
