@@ -1,8 +1,8 @@
-"""The samples of a folder as a few flat arrays: 60 bytes a sample instead of a thousand as Python objects. Reading them
-in a loader worker copies no memory.
+"""The samples of a folder as a few flat arrays: 60 bytes a sample, a thousand as Python objects.
 
-They are derived from index.json. For many samples they are kept beside it in index.npz, which records the hash of its
-index.json, is read without pickle, and is protected by the checksums of zip.
+Reading them in a loader worker copies no memory. They are derived from index.json. For many samples they are kept
+beside it in index.npz, which records the hash of its index.json, is read without pickle, and is protected by the
+checksums of zip. An Arrow file would be read as fast, but has no checksums and takes pyarrow in every process.
 """
 
 from __future__ import annotations
