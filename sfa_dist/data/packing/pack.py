@@ -1,6 +1,6 @@
 """Packs videos into indexed WebDataset shards: check each file, shuffle, write, index, describe.
 
-The same source, seed and options give the same bytes. Nothing under its final name is ever incomplete.
+The same source, seed and options give the same bytes. A file under its final name is always complete.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def pack(
     numbers = class_numbers(rows, heads, note, numbered=chosen == "epic")
     note_shared_files(all_rows, settings.column_of_splits, note)
     if settings.decode_all and any(row.cut or row.frames for row in rows):
-        raise UsageError("--decode-all looks at whole files, and these clips are parts of videos: leave it out")
+        raise UsageError("--decode-all checks whole files, and these clips are parts of videos: leave it out")
     if not settings.check:  # refused before the work
         _manifest_to_extend(out_dir, heads, settings.name, settings.overwrite)
 
@@ -128,11 +128,12 @@ def _provenance(settings: PackSettings) -> dict[str, Any]:
 
 
 def report_name(prefix: str) -> str:
-    """The report's file, one for each pack of a folder: report-train.json, report-val.json; report.json of "shard"."""
+    """The name of a pack's report: report-train.json, report-val.json, or report.json for the pack named "shard"."""
     return "report.json" if prefix == NO_PREFIX else f"report-{prefix}.json"
 
 
 def _counts(clips: Sequence[Clip], heads: Heads, split_column: str) -> dict[str, Any]:
+    """Clips in all, by class (by head where there are several) and by split."""
     splits = Counter(clip.row.extra[split_column] for clip in clips if split_column in clip.row.extra)
     per_class = {
         head: np.bincount([clip.labels[head] for clip in clips], minlength=len(names)).tolist()
@@ -146,9 +147,11 @@ def _counts(clips: Sequence[Clip], heads: Heads, split_column: str) -> dict[str,
 
 
 def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: bool) -> dict[str, Any]:
-    """The manifest to add this pack to: a folder may hold several packs (train, val) with the same classes.
+    """The folder's manifest without this pack; a folder may hold several packs (train, val) of the same classes.
 
-    `classes` is the list of class names; null where there are several heads, whose lists stand under `heads`.
+    Its `classes` is the list of class names, or null where there are several heads, whose lists are under `heads`.
+    Raises DataError where the pack's shards exist and must not be overwritten, where the manifest cannot be read, and
+    where it has other classes.
     """
     present = shards_of(out_dir, prefix)
     if present and not overwrite:
@@ -161,21 +164,21 @@ def _manifest_to_extend(out_dir: Path, heads: Heads, prefix: str, overwrite: boo
             old = parse_json(read_plain(path))
             packs, old_names = dict(old["packs"]), {key: old[key] for key in ("classes", "heads") if key in old}
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a manifest of this program ({error!r}): pack elsewhere") from error
+            raise DataError(f"{path} is not a manifest of this program ({error!r}): give another folder") from error
         manifest["packs"] = {name: each for name, each in packs.items() if name != prefix}
         if manifest["packs"] and old_names != names:
-            raise DataError(f"{path} has other classes: use the same --classes for all that lies in one folder")
+            raise DataError(f"{path} has other classes: use the same --classes for all packs of one folder")
     out_dir.mkdir(parents=True, exist_ok=True)
     return manifest
 
 
 def _check_budget(report: dict[str, Any], max_bad_fraction: float, file: Path | None) -> None:
-    """Raises DataError, with the report, which lies in `file` (None: it was only to be checked)."""
+    """Raises DataError with the report where too many clips are bad; `file` holds it (None: nothing is written)."""
     if report["packed"] and report["bad_fraction"] <= max_bad_fraction:
         return
     counts = ", ".join(f"{len(report[problem])} {problem}" for problem in PROBLEMS if report[problem])
     first = next(entry for problem in PROBLEMS for entry in report[problem])
-    rest = f"All are in {file}; nothing was packed" if file else "All of them: --json"
+    rest = f"All are in {file}; nothing was packed" if file else "--json prints them all"
     error = DataError(
         f"{counts} of {report['listed']} clips, more than --max-bad-fraction {max_bad_fraction} allows; first: "
         f"{first['path']} ({first['where']}): {first['reason']}. {rest}"

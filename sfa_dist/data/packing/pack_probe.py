@@ -1,4 +1,4 @@
-"""Looks at one clip before it is packed: is it there, does it decode, how long is it; and encodes it where asked."""
+"""Checks one clip before it is packed: whether it exists, decodes and is long enough; re-encodes it if asked to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
 from sfa_dist.data.packing.pack_settings import Encoding, PackSettings
-from sfa_dist.data.packing.reencode import SUFFIX, encode_frames, look_at_cut, look_at_frames, reencode
+from sfa_dist.data.packing.reencode import SUFFIX, encode_frames, inspect_cut, inspect_frames, reencode
 from sfa_dist.data.shards.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import check_shown, choose_decoder, sound_frames
@@ -31,10 +31,14 @@ Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
-    for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew. `passing` is
-    a problem of the disk and not of the file, which another try may not have. `suffix` is that of the file's kind,
-    which its name need not have. `moments` are those of some frames' pixels (pixel_statistics.py)."""
+    """What was found out about a clip.
+
+    `fps` is in frames a second, 0.0 where unknown; `sha256` is the file's, in hex, or that of the encoded file for a
+    part of a video. `problem` is None for a good clip, and `reason` describes it. `encoded` is the path of the encoded
+    file to pack instead, if there is one. `passing`: the problem is the disk's and not the file's, and may be gone at
+    the next try. `suffix` is that of the file's content, which its name may not have. `moments` are those of the
+    pixels of a few frames (pixel_statistics.py).
+    """
 
     frames: int = 0
     fps: float = 0.0
@@ -65,8 +69,10 @@ class VideoProber:
     folder: Path
 
     def __call__(self, row: ClipRow) -> VideoProbe:
-        """Never raises for a bad file: the answer says what is wrong with it. Raises CheckpointError where what was
-        encoded cannot be written."""
+        """The probe of a row; for a bad file it says what is wrong.
+
+        Raises CheckpointError where an encoded clip cannot be written.
+        """
         if not is_there(row):
             return VideoProbe(problem="missing", reason="no such file")
         try:
@@ -77,7 +83,7 @@ class VideoProber:
             return VideoProbe(problem="corrupt", reason=str(error), passing=True)
 
     def identity(self, row: ClipRow) -> str:
-        """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
+        """A hash, in hex, of what the probe depends on: the file's state, the part of it, and the settings."""
         state = row.path.stat()
         own = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, row.fps)
         parts = (*own, self.settings.min_frames, self.settings.decode_all, *self.settings.readings)
@@ -107,13 +113,13 @@ class VideoProber:
         frames = self._open(file.read_bytes())[0].num_frames
         if frames != video.num_frames:
             file.unlink()
-            raise BadSample(f"{frames} of {video.num_frames} frames are left after encoding it anew")
+            raise BadSample(f"{frames} of {video.num_frames} frames are left after re-encoding")
         return VideoProbe(frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _part(self, row: ClipRow) -> VideoProbe:
-        """A part of a long video or of a folder of frames, which is cut out."""
+        """Cuts out a part of a long video or of a folder of frames."""
         if self.settings.check:
-            frames, fps = _look_at_part(row)
+            frames, fps = _inspect_part(row)
             if frames < self.settings.min_frames:
                 return VideoProbe(frames, problem="short", reason=f"{frames} frames")
             return VideoProbe(frames, fps, self.identity(row))
@@ -126,8 +132,10 @@ class VideoProber:
         return VideoProbe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
-        """The video as it is stored, opened by each of the readings, which decoded some frames; and the moments of
-        their pixels, by the first reading."""
+        """(the video as stored, the moments of its pixels), both by the first of the readings.
+
+        Raises BadSample where one of the readings cannot open it, or decode its first, middle or last frame.
+        """
         stored: list[Video] = []
         moments: tuple[float, ...] = ()
         for reading in self.settings.readings:
@@ -138,7 +146,7 @@ class VideoProber:
         return stored[0], moments
 
     def _check_all(self, data: bytes, video: Video) -> None:
-        """Raises BadSample for a damaged frame, and where a decoder gives others than those that are shown."""
+        """Raises BadSample for a damaged frame, and where a decoder gives other frames than a player shows."""
         if (sound := sound_frames(data)) < video.num_frames:
             raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
         for reading in self.settings.readings:
@@ -146,7 +154,7 @@ class VideoProber:
             check_shown(decoder.open(data), data, reading.limits)
 
     def _encoded(self, row: ClipRow, encode: Callable[[Encoding], bytes]) -> Path:
-        """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""
+        """The clip's encoded file in `folder`; one that an interrupted pack left there is used as it is."""
         final = self.folder / f"{self.identity(row)}.{SUFFIX}"
         if not final.exists():
             data = encode(self.settings.encoding or Encoding())
@@ -156,9 +164,8 @@ class VideoProber:
                 temporary.write_bytes(data)
                 temporary.replace(final)
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder} cannot be written ({error.strerror}): make room there, and the same command goes on"
-                ) from error
+                advice = "make room there and run the same command again"
+                raise CheckpointError(f"{self.folder} cannot be written ({error.strerror}): {advice}") from error
             finally:
                 with suppress(OSError):
                     temporary.unlink()
@@ -166,16 +173,16 @@ class VideoProber:
 
 
 def is_there(row: ClipRow) -> bool:
-    """Whether the row's file or folder is, also where its name is none that a file could have."""
+    """Whether the row's file or folder exists; False for a name that no file can have."""
     return os.path.exists(row.path)
 
 
-def _look_at_part(row: ClipRow) -> tuple[int, float]:
-    """(frames, frames a second) that a part will have. Raises BadSample where its beginning is not there."""
+def _inspect_part(row: ClipRow) -> tuple[int, float]:
+    """(frames, frames a second) that a part will have. Raises BadSample where its beginning cannot be decoded."""
     if row.frames is not None:
-        return look_at_frames(row.path, *row.frames), row.fps
+        return inspect_frames(row.path, *row.frames), row.fps
     assert row.cut is not None
-    return look_at_cut(row.path, row.cut)
+    return inspect_cut(row.path, row.cut)
 
 
 def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:
@@ -185,5 +192,5 @@ def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:
 
 
 def start_probe_process() -> None:
-    """One thread a process: the processes are the parallelism."""
+    """Limits torch to one thread: the processes are the parallelism."""
     torch.set_num_threads(1)

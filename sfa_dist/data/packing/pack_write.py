@@ -18,7 +18,7 @@ from sfa_dist.data.packing.pack_survey import Clip
 
 
 def write_shards(clips: Sequence[Clip], heads: Heads, out_dir: Path, settings: PackSettings) -> list[Path]:
-    """Writes all shards under temporary names, then moves them to their own. Returns their paths in order."""
+    """Writes all shards under temporary names, then renames them. Returns their paths in order."""
     temporary: list[Path] = []
     try:
         for number, group in enumerate(_grouped(clips, settings.shard_size, settings.shard_bytes)):
@@ -36,7 +36,7 @@ def write_shards(clips: Sequence[Clip], heads: Heads, out_dir: Path, settings: P
 
 
 def shards_of(out_dir: Path, prefix: str) -> list[Path]:
-    """The shards of this prefix that are there, in order; those of `train-extra` are none of `train`."""
+    """The existing shards of this prefix, in order; those of `train-extra` do not belong to `train`."""
     name = re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar")
     return sorted(path for path in out_dir.glob("*.tar") if name.fullmatch(path.name))
 
@@ -57,7 +57,8 @@ def _grouped(clips: Sequence[Clip], shard_size: int, shard_bytes: int | None) ->
 
 def _write_shard(path: Path, clips: Sequence[Clip], heads: Heads) -> None:
     with path.open("wb") as file:
-        with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:  # no time, no user: same bytes
+        # Without time and user, so that the bytes are the same.
+        with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
             for clip in clips:
                 writer.write(_sample(clip, heads))
         file.flush()

@@ -96,17 +96,17 @@ def test_kinetics_lists_that_cannot_be_packed(kinetics):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     for seconds in ("1e999", "nan", "9" * 500):
         (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", f",{seconds},"))
-        with pytest.raises(DataError, match=r"odd\.csv line 5: .* is no number of seconds"):
+        with pytest.raises(DataError, match=r"odd\.csv line 5: .* is not a number of seconds"):
             read_rows(kinetics / "odd.csv", videos=kinetics)
     (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", ",soon,"))
-    with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is no number"):
+    with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is not a number"):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     with pytest.raises(UsageError, match="--videos DIR"):
         read_rows(kinetics / "k400.csv")
     (kinetics / "other.csv").write_text(KINETICS.replace("time_end", "until"))
-    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics has the columns time_end too"):
+    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics needs the columns time_end too"):
         read_rows(kinetics / "other.csv", "kinetics", kinetics)
-    with pytest.raises(DataError, match="no folder of class folders"):
+    with pytest.raises(DataError, match="not a folder of class folders"):
         read_rows(kinetics / "k400.csv", "folder")
     with pytest.raises(DataError, match="no such folder"):
         read_rows(kinetics / "k400.csv", videos=kinetics / "nowhere")
@@ -257,10 +257,10 @@ def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
     ("old", "new", "message"),
     [
         ("00:00:00.95", "00:00:00.10", "line 2: the action ends at 00:00:00.10, before it starts"),
-        ("00:00:00.95", "soon", "line 2: 'soon' is no time stamp"),
-        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is no time stamp"),
+        ("00:00:00.95", "soon", "line 2: 'soon' is not a time stamp"),
+        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is not a time stamp"),
         ("verb_class", "verb_klass", "a test list"),
-        (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is no number of a frame"),
+        (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is not the number of a frame"),
     ],
 )
 def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
@@ -268,16 +268,16 @@ def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
     with pytest.raises(DataError, match=message):
         read_rows(epic / "odd.csv", videos=epic / "videos")
     (epic / "odd.csv").write_text(EPIC.replace("stop_frame", "last", 1))
-    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 has the columns stop_frame too"):
+    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 needs the columns stop_frame too"):
         read_rows(epic / "odd.csv", "epic", epic / "videos")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos has the columns video_id too"),
-        ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is no number of frames a second"),
-        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes has the columns id, key too"),
+        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos needs the columns video_id too"),
+        ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is not a number of frames a second"),
+        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes needs the columns id, key too"),
     ],
 )
 def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, text, message):
@@ -286,8 +286,8 @@ def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, te
         pack(epic / "EPIC_100_train.csv", tmp_path / "out", PackSettings(videos=epic / "videos"))
 
 
-def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
-    """It says of parts what packing them would, without encoding any."""
+def test_check_inspects_long_videos_and_folders_of_frames(epic, tmp_path):
+    """It reports on parts what packing them would, without encoding any."""
     late = "P01_01_9,P01,P01_01,00:00:09,00:00:09.00,00:00:09.50,90,95,x,open,3,door,3,['door'],[3]\n"
     half = "P01_01_8,P01,P01_01,00:00:09,00:00:01.50,00:00:04.50,15,45,x,open,3,door,3,['door'],[3]\n"
     (epic / "EPIC_100_train.csv").write_text(EPIC + late + half)
@@ -305,7 +305,7 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
     for report in (checked, packed_report):
         del report["clips"]  # of parts that are not cut out no pixels are looked at
     assert checked == packed_report
-    with pytest.raises(UsageError, match="--decode-all looks at whole files"):
+    with pytest.raises(UsageError, match="--decode-all checks whole files"):
         pack(epic / "EPIC_100_train.csv", tmp_path / "other", PackSettings(decode_all=True, **arguments))
 
 
@@ -333,7 +333,7 @@ def test_a_table_of_verbs_and_nouns(tmp_path):
     assert manifest["heads"] == {"verb": ["cut"], "noun": ["apple", "bread"]}
     assert manifest["packs"]["shard"]["per_class"] == {"verb": [2], "noun": [1, 1]}
     (tmp_path / "names.txt").write_text("x\n")
-    with pytest.raises(DataError, match="verb and noun take no single class list"):
+    with pytest.raises(DataError, match="verb and noun have no single class list"):
         class_lists(read_rows(tmp_path / "own.csv")[1], tmp_path / "own.csv", "table", tmp_path / "names.txt")
 
 
@@ -408,7 +408,7 @@ def test_ucf101(ucf, tmp_path):
         with pytest.raises(DataError, match=message):
             read_rows(ucf / "trainlist02.txt", videos=ucf)
     (ucf / "classInd.txt").unlink()
-    with pytest.raises(DataError, match=r"classInd.txt has to lie beside it"):
+    with pytest.raises(DataError, match=r"classInd.txt, which numbers the classes, has to lie beside it"):
         read_rows(ucf / "trainlist01.txt", videos=ucf)
 
 

@@ -250,7 +250,7 @@ def test_whole_numbers_are_class_numbers(videos, tmp_path):
     [
         ("file,label\na.mp4,x\n", "needs the columns path and label"),
         ("path,label\n", "no rows"),
-        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' is there twice"),
+        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' appears twice"),
         ("path,label\na.mp4\n", r"line 2: 1 fields, and the header has 2"),
         ("path,label\na.mp4,x,y\n", r"line 2: 3 fields, and the header has 2"),
         ("path,label\na.mp4,\n", r"line 2: path and label must not be empty"),
