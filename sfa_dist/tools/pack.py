@@ -108,12 +108,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
-    Ctrl-C."""
-    from sfa_dist.data.packing.pack import (  # Brings torch: the other commands' --help need not wait for it.
-        pack,
-        report_name,
-    )
+    """Packs, and prints the report. Raises DataError (exit code 65), and PreemptedError (75) for Ctrl-C."""
+    # Imports torch, for which --help should not wait.
+    from sfa_dist.data.packing.pack import pack, report_name
 
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
@@ -126,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if arguments.check:
             raise
-        advice = "what was checked and encoded is kept, run the same command again to go on"
+        advice = "checked and encoded clips are kept, run the same command again to go on"
         raise PreemptedError(f"interrupted; {advice}") from None
     except DataError as error:
         if error.report and not arguments.json:
@@ -165,8 +162,10 @@ def _encoding(arguments: argparse.Namespace) -> Encoding | None:
 
 
 def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed: bool = True) -> str:
-    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
-    is where it lies, None where clips were only checked; not `packed` where too many are bad."""
+    """The report as text: counts, the first few clips of each problem, and the classes that lack the most clips.
+
+    `file` holds the report (None: the clips are only checked); `packed` is False where too many clips are bad.
+    """
     done = f"packed into {out_dir}" if file and packed else "can be packed"
     lines = [f"{report['packed']} of {report['listed']} clips {done} (read as: {report['format']})"]
     for problem in ("missing", "corrupt", "short", "contradictory", "duplicate"):
@@ -212,7 +211,7 @@ def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; a line now and then where stderr is a file."""
+    """A progress bar on a terminal; a line now and then where stderr is not one."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -225,7 +224,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def line_now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
-    """Progress as lines on stderr, one in `every` seconds at most."""
+    """Prints progress to stderr, at most one line in `every` seconds."""
     last = clock()
 
     def report(done: int, total: int) -> None:
@@ -245,7 +244,7 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 
@@ -255,5 +254,5 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
