@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.packing.pack_settings import PackSettings
 
 FRAME, DIGIT, FRAMES, FPS = 32, 16, 16, 10
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
@@ -121,7 +122,8 @@ def write_split(out: Path, name: str, clips: Iterator[tuple[str, Pixels]], class
         for number, (label, frames) in enumerate(clips):
             write_video(raw / f"{number:05d}.mp4", frames)
             writer.writerow([f"{number:05d}.mp4", label])
-    pack(raw / "clips.csv", out / name, prefix=name, shard_size=500, classes=class_file, workers=2)
+    settings = PackSettings(prefix=name, shard_size=500, classes=class_file, workers=2)
+    pack(raw / "clips.csv", out / name, settings)
     shutil.rmtree(raw)
 
 

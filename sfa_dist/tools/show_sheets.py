@@ -209,7 +209,7 @@ def generated_shard(folder: Path) -> str:
     for number in range(GENERATED_CLIPS):
         (folder / "videos" / f"class{number}").mkdir(parents=True)
         write_video(folder / "videos" / f"class{number}" / "clip.mp4", drawn_clip(number), fps=25)
-    pack(folder / "videos", folder / "shards", seed=0)
+    pack(folder / "videos", folder / "shards")
     return str(folder / "shards" / "*.tar")
 
 

@@ -10,6 +10,8 @@ import av
 import numpy as np
 import webdataset as wds
 
+from sfa_dist.data.sampling.sample_plan import Ids, SamplePlan
+
 SIZE = 32
 
 
@@ -72,3 +74,8 @@ def write_shards(folder: Path, sizes: list[int], frames: int = 8) -> list[Path]:
         paths.append(write_shard(folder / f"train-{shard:06d}.tar", samples))
         number += size
     return paths
+
+
+def batch_ids(plan: SamplePlan, epoch: int, step: int) -> Ids:
+    """Sample ids of a step's global batch: int64 (batch_size,), -1 beyond the end of the epoch."""
+    return plan.ids_at(epoch, step * plan.batch_size + np.arange(plan.batch_size))

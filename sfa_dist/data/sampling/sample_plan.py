@@ -104,10 +104,6 @@ class SamplePlan:
             ids[here] = epoch_window(self, epoch, int(window))[positions[here] - starts[window]]
         return ids
 
-    def batch_ids(self, epoch: int, step: int) -> Ids:
-        """Sample ids of a step's global batch: int64 (batch_size,), padded with -1 at the end of the epoch."""
-        return self.ids_at(epoch, step * self.batch_size + np.arange(self.batch_size))
-
     def micro_batch_ids(
         self, epoch: int, step: int, rank: int, world_size: int, micro: int, accumulation_index: int
     ) -> Ids:

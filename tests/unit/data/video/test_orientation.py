@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sfa_dist.data.packing.reencode import Encoding, encode_frames, reencode
+from sfa_dist.data.packing.pack_settings import Encoding
+from sfa_dist.data.packing.reencode import encode_frames, reencode
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.data.video.decode_pyav import PyAVVideo
