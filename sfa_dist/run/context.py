@@ -33,7 +33,7 @@ class Run:
     resume_from: tuple[str, Path] | None = None  # A stage and the checkpoint that it must resume from.
     watch: Watch = field(default_factory=Watch)
     failpoints: Failpoints = NO_FAILPOINTS
-    told: set[str] = field(default_factory=set)  # Packs' decoders, other than this run's, that have been reported.
+    reported: set[str] = field(default_factory=set)  # Packs' decoders, other than this run's, that have been reported.
 
     def weights(self, stage: str) -> Path:
         """The path of a stage's final weights, or of those that the recipe gives instead of training the stage."""

@@ -234,8 +234,8 @@ def _note_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
     """Reports, once a run, that clips were packed with another decoder than they are decoded with."""
     others = [packed for packed in index.decoders if decoder not in packed]
     for packed in others:
-        if packed not in run.told:
-            run.told.add(packed)
+        if packed not in run.reported:
+            run.reported.add(packed)
             run.tracker.event("other_decoder", packed_with=packed, decoder=decoder)
             hint = "frame numbers are the same, colours may differ slightly, and what one refuses the other may read"
             run.tracker.say(f"clips were packed with {packed} and are decoded with {decoder}: {hint}")

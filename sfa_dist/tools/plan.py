@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stage and getattr(recipe, arguments.stage) is None:
         raise RecipeError(f"--stage {arguments.stage}: the recipe has no such stage")
     card = _card(arguments)
-    with working("loading torch", arguments.json) as tell:
+    with working("loading torch", arguments.json) as progress:
         from sfa_dist.plan.recipe_plan import plan_recipe
         from sfa_dist.tools.plan_print import print_plan
         from sfa_dist.tools.plan_probe import probe_recipe
 
         if arguments.probe:
-            tell("measuring steps on the GPU")
+            progress("measuring steps on the GPU")
         measured = probe_recipe(recipe, arguments.stage) if arguments.probe else {}
         plan = plan_recipe(
             recipe,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             clips=arguments.clips,
             only=arguments.stage,
             micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
-            report=tell,
+            report=progress,
         )
     if not plan.stages:
         raise RecipeError("the recipe trains nothing: stage1.weights are given and there is no other stage")
