@@ -53,7 +53,4 @@ def predict_extraction(stage: Stage2, video_frames: int | None) -> MemoryPlan:
         trainable_parameters=0,
         frozen_parameters=shapes.frozen_parameters,
         optimizer_bytes_per_rank=0,
-        world_size=1,
-        frames=frames,
-        micro=1,
     )
