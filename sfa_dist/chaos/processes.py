@@ -49,12 +49,11 @@ _forks = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended: exit code (negative: the signal that killed it), output, and seconds since the job's start."""
+    """How a rank ended: its exit code (negative: the signal that killed it) and what it printed."""
 
     code: int
     out: str
     err: str
-    seconds: float
 
 
 class StuckError(Exception):
@@ -85,7 +84,6 @@ class Job:
         ]
         common = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
         common |= CPU_ONLY | dict(environ or {})
-        self._started = time.monotonic()
         self._processes = []
         for rank, own in enumerate(_rank_variables(world_size)):
             task = (self.arguments, str(cwd), {**common, **own}, self._files[rank], prepare)
@@ -147,9 +145,8 @@ class Job:
             if process.exitcode is None:
                 self.kill()
                 raise StuckError(f"rank {rank} had not ended after {limit:.0f} s: {self._last_lines()}")
-            seconds = time.monotonic() - self._started
             out, err = map(_text, self._files[rank])
-            ended[rank] = End(process.exitcode, out, err, seconds)
+            ended[rank] = End(process.exitcode, out, err)
         return [ended[rank] for rank in chosen]
 
     def workers(self, rank: int) -> list[int]:

@@ -212,7 +212,7 @@ def stopped_rank(bench: Bench) -> str:
     job.send(signal.SIGSTOP, [lost])
     ends = job.ends(LOST_WITHIN_S, [rank for rank in range(bench.ranks) if rank != lost])
     job.kill()
-    stopped = End(-signal.SIGSTOP, "", "", 0.0)
+    stopped = End(-signal.SIGSTOP, "", "")
     line = _others_left([*ends[:lost], stopped, *ends[lost:]], lost)
     bench.complete()
     bench.same_bits()

@@ -54,7 +54,4 @@ def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPla
         trainable_parameters=0,
         frozen_parameters=shapes.frozen_parameters,
         optimizer_bytes_per_rank=0,
-        world_size=1,
-        frames=frames,
-        micro=1,
     )

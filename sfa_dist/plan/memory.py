@@ -54,9 +54,6 @@ class MemoryPlan:
     trainable_parameters: int
     frozen_parameters: int
     optimizer_bytes_per_rank: int
-    world_size: int
-    frames: int
-    micro: int
 
 
 def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
@@ -85,9 +82,6 @@ def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int
         trainable_parameters=trainable,
         frozen_parameters=frozen,
         optimizer_bytes_per_rank=optimizer_bytes_per_rank(trainable, setting),
-        world_size=world_size,
-        frames=what.frames,
-        micro=what.batch.micro,
     )
 
 
