@@ -81,7 +81,7 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
     pending = sync.on_main(lambda: missing_parts(folder, parts, HASH_THREADS))
     done = len(parts) - len(pending)
     run.tracker.say(f"{title}: {len(plan.index):,} clips in {len(parts)} parts" + (f", {done} done" if done else ""))
-    _Extraction(run, stage, plan, folder, trunk, sync).work(pending[run.runtime.rank :: run.runtime.world_size])
+    _Extraction(run, plan, folder, trunk, sync).work(pending[run.runtime.rank :: run.runtime.world_size])
     sync.finish()
     manifest = {
         "version": 1,
@@ -102,7 +102,6 @@ class _Extraction:
     """One rank's share of a view."""
 
     run: Run
-    stage: Stage2
     plan: SplitPlan
     folder: Path
     trunk: FrozenTrunk

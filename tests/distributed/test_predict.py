@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 from commands import ONE_THREAD, ROOT, train
-from data_samples import audio_bytes
+from data_samples import audio_bytes, eval_transform
 from odd_samples import blocks, encode_as
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_runs import CLASSES, RECIPE, VAL_CLIPS, make_workplace, sets
 
-from sfa_dist.data.batches.augment import eval_transform
 from sfa_dist.data.sampling.clip_sampling import frame_indices
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import load_index

@@ -143,14 +143,6 @@ def train_transform(
     return view.finish(torch.cat([view.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]))
 
 
-def eval_transform(
-    clip: torch.Tensor, resize: int, crop: int, view: int = 0, views: int = 1, how: Resize = "official"
-) -> torch.Tensor:
-    """Spatial test view number `view` of `views` (1 or 3): uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop)."""
-    test = SpatialViews(resize, crop, how, views)
-    return test.cut(torch.cat([test.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]), view).contiguous()
-
-
 def adjust_color(frames: torch.Tensor, color: Color | None, gray: bool) -> torch.Tensor:
     """uint8 (T, 3, H, W) -> the same, computed in float32, clipped and rounded; None and False change nothing."""
     if color is None and not gray:
