@@ -8,7 +8,7 @@ from typing import Any
 
 from sfa_dist.boundary.file_names import LOG
 from sfa_dist.errors import UsageError
-from sfa_dist.run.report import write_report
+from sfa_dist.run.report.page import write_report
 
 
 def add_parser(commands: Any) -> None:
