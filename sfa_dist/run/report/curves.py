@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sfa_dist.recipe.stage_names import TEST
+from sfa_dist.run.chance import guessing
 from sfa_dist.run.report.document import Block, Plot, Plots, Point, Section, Series, Text
 from sfa_dist.run.report.run_files import Record, RunFiles, latest_by_step
 
@@ -62,8 +63,11 @@ class StageLog:
         )
 
     def accuracies(self, over: str) -> list[Series]:
-        """Top-1 of validation."""
-        return _shown(Series("validation", self.points(self.evaluations, lambda row: row.get("acc1"), over)))
+        """Top-1 of validation, and what guessing scores."""
+        return _shown(
+            Series("validation", self.points(self.evaluations, lambda row: row.get("acc1"), over)),
+            Series("guessing", self.points(self.evaluations, guessing, over)),
+        )
 
 
 def _clock(train: Sequence[Record]) -> list[tuple[int, float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sfa_dist.boundary.counted import counted
 from sfa_dist.errors import SfaError
 from sfa_dist.plan.memory import predict
+from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.report.document import Block, Code, Section, Table, Text
 from sfa_dist.run.report.run_files import RunFiles
 
@@ -33,7 +34,8 @@ def run_sections(run: RunFiles) -> list[Section]:
     happened: list[Block] = [*_attempts(run), *_events(run), *_looped(run), *_bad_clips(run)]
     return [
         Section(
-            "What was run", [*_setup(run), Table("Where and with what", ["", ""], machine_rows(run)), *_recipe(run)]
+            "What was run",
+            [*_setup(run), Table("Where and with what", ["fact", "value"], machine_rows(run)), *_recipe(run)],
         ),
         Section("Stages", [*stage_tables(run), *_memory(run)]),
         Section("What happened", happened),
@@ -96,7 +98,7 @@ def stage_tables(run: RunFiles) -> list[Block]:
         [name, *(form.format(stage[key]) if key in stage else UNKNOWN for key, _, form in shown)]
         for name, stage in stages.items()
     ]
-    return [Table("Stages", ["stage", *(title for _, title, _ in shown)], rows)]
+    return [Table("Steps, seconds, memory and parameters", ["stage", *(title for _, title, _ in shown)], rows)]
 
 
 def _memory(run: RunFiles) -> list[Block]:
@@ -118,7 +120,7 @@ def _memory(run: RunFiles) -> list[Block]:
         ]
     rows = []
     for name, peak in measured.items():
-        planned = _planned(lambda name=name: predict(run.stages[name], len(run.env["ranks"])).peak_bytes)  # type: ignore[misc]
+        planned = _planned(run.stages[name], len(run.env["ranks"]))
         off = "" if planned is None else f"{peak / planned - 1:+.0%}"
         rows.append([name, "cannot be planned" if planned is None else f"{planned:.2f}", f"{peak:.2f}", off])
     return [Table("Memory planned and measured", ["stage", "planned (GiB)", "measured (GiB)", "difference"], rows)]
@@ -128,9 +130,10 @@ def _are_gpus(devices: set[str]) -> bool:
     return all(any(word in device for word in ("NVIDIA", "AMD Instinct", "Tesla", "GeForce")) for device in devices)
 
 
-def _planned(peak_bytes: Callable[[], int]) -> float | None:
+def _planned(stage: StageBlock, ranks: int) -> float | None:
+    """GiB of a rank's tensors at their peak, as `sfa plan` has them."""
     try:
-        return peak_bytes() / GIB
+        return predict(stage, ranks).peak_bytes / GIB
     except (SfaError, ValueError, RuntimeError):
         return None  # The table says so.
 

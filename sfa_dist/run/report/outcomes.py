@@ -53,7 +53,7 @@ def read_outcomes(run_dir: Path) -> Outcomes:
     try:
         with np.load(path, allow_pickle=False) as columns:
             return _outcomes(columns)
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile, TypeError) as error:
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, TypeError) as error:
         raise NoOutcomesError(f"{TEST}/{FILE} cannot be read ({type(error).__name__}: {error})") from error
 
 

@@ -25,7 +25,7 @@ td, th { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; fo
 max-width: 32rem; }
 thead th { border-bottom: 1px solid var(--line); color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 500; } tbody tr + tr > * { border-top: 1px solid var(--line); }
-td:not(:only-child) { min-width: 4rem; } .wide { min-width: 12rem; overflow-wrap: anywhere; }
+td, tbody th { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .plots, .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
 margin: .6rem 0; } figure { margin: 0; min-width: 0; } figcaption { font-size: .9rem; font-weight: 600; }
 .plots svg { display: block; width: 100%; max-width: 30rem; height: auto; } .plots text { font: 12.5px system-ui,
