@@ -155,7 +155,7 @@ def _settings(run: RunFiles) -> dict[str, Any] | None:
         return None
     whole = {key: value for key, value in run.recipe.model_dump(mode="json").items() if key not in NAMELESS}
     flat: dict[str, Any] = flatten(without_secrets_in(whole))
-    return {key: value for key, value in flat.items() if not key.startswith(NAMELESS)}
+    return flat
 
 
 def _differences(runs: Named) -> list[Block]:
