@@ -24,8 +24,8 @@ from sfa_dist.run.report.run_files import RunFiles
 MOST_CLIPS = 6  # Of each kind.
 FRAMES = 4  # Of a clip.
 HEIGHT, WIDEST = 80, 160  # Pixels of a frame.
-QUALITY = 72
-MOST_BYTES = 40_000  # Of one picture; a larger one is left out.
+QUALITIES = (72, 50, 30, 10)  # Of the JPEG, the first that needs no more than MOST_BYTES.
+MOST_BYTES = 20_000
 HOW = (
     "Right ones first, then wrong ones, of each kind those of which the model is surest and different classes first. "
     f"Each shows {FRAMES} frames from the first to the last of its video."
@@ -113,8 +113,7 @@ def _picture(index: SampleIndex, sample: int, data: DataBlock) -> bytes | None:
         frames = video.frames_at(np.array(spread_frames(video.num_frames, FRAMES), dtype=np.int64))
     except BadSample:
         return None  # Counted by the caller.
-    jpeg = strip(frames)
-    return jpeg if len(jpeg) <= MOST_BYTES else None
+    return strip(frames)
 
 
 def strip(frames: torch.Tensor) -> bytes:
@@ -126,6 +125,9 @@ def strip(frames: torch.Tensor) -> bytes:
     whole = Image.new("RGB", ((size[0] + 2) * len(frames) - 2, size[1]))
     for place, frame in enumerate(frames):
         whole.paste(Image.fromarray(frame.numpy()).resize(size, smooth), (place * (size[0] + 2), 0))
-    out = io.BytesIO()
-    whole.save(out, "JPEG", quality=QUALITY)
+    for quality in QUALITIES:
+        out = io.BytesIO()
+        whole.save(out, "JPEG", quality=quality)
+        if out.tell() <= MOST_BYTES:
+            break
     return out.getvalue()

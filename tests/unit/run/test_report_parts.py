@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfa_dist.run.report import svg
-from sfa_dist.run.report.clips import choose, clip_section, strip
+from sfa_dist.run.report import clips, svg
+from sfa_dist.run.report.clips import MOST_BYTES, choose, clip_section, strip
 from sfa_dist.run.report.curves import SECONDS, StageLog
 from sfa_dist.run.report.document import Clips, Code, Matrix, Page, Plot, Plots, Section, Series, Table, Text
 from sfa_dist.run.report.facts import run_sections
@@ -157,8 +157,8 @@ def save(folder: Path, **columns: Any) -> Path:
     return folder
 
 
-def about(clips: int) -> dict[str, Any]:
-    names = {"keys": np.array([f"k{n}" for n in range(clips)]), "shards": np.array(["s.tar"] * clips)}
+def about(count: int) -> dict[str, Any]:
+    names = {"keys": np.array([f"k{n}" for n in range(count)]), "shards": np.array(["s.tar"] * count)}
     return {**names, "heads": np.array([], dtype=np.str_), "head_sizes": np.array([], dtype=np.int64)}
 
 
@@ -202,9 +202,13 @@ def test_the_surest_clip_of_each_class_comes_first() -> None:
     assert choose(found, is_right=False) == [4]
 
 
-def test_a_strip_is_small_whatever_the_video() -> None:
-    jpeg = strip(torch.zeros(4, 270, 480, 3, dtype=torch.uint8))
+def test_a_strip_is_small_whatever_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 80, 142, 3), dtype=np.uint8)
+    jpeg = strip(torch.from_numpy(noise))
     assert Image.open(io.BytesIO(jpeg)).size == (4 * 142 + 6, 80)
+    assert len(jpeg) <= MOST_BYTES
+    monkeypatch.setattr(clips, "QUALITIES", clips.QUALITIES[:1])
+    assert len(strip(torch.from_numpy(noise))) > MOST_BYTES
 
 
 RECIPE = """\
