@@ -35,7 +35,7 @@ def _matrix(table: dict[str, Any], of_head: str) -> list[Block]:
     if not 2 <= len(numbers) <= WHOLE_MATRIX:
         return []
     names = shortened([name_of(table, number) for number in numbers])
-    title = f"Confusion matrix{of_head}: class (row), taken for (column)"
+    title = f"Confusion{of_head}: rows are taken for columns"
     return [Matrix(title, names, counts.tolist())]
 
 

@@ -21,8 +21,9 @@ nav a { display: inline-block; padding: .15rem 0; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .2rem 0; white-space: nowrap; }
-td, th { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; font-variant-numeric: tabular-nums;
+td, th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; font-variant-numeric: tabular-nums;
 max-width: 32rem; }
+:is(td, th):last-child { padding-right: 0; }
 thead th { border-bottom: 1px solid var(--line); color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 500; } tbody tr + tr > * { border-top: 1px solid var(--line); }
 td, tbody th { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
@@ -35,7 +36,8 @@ stroke-linejoin: round; } .dots { fill: none; stroke-width: 6; stroke-linecap: r
 .s4 { stroke: var(--s4); } .s5 { stroke: var(--s5); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0; margin: 0; font-size: .85rem; }
 .plots .legend svg, .legend svg { display: inline-block; width: 26px; height: 10px; margin-right: .4rem; }
-.matrix td { text-align: right; min-width: 2.6rem; padding: .3rem .5rem; } .matrix tbody th { white-space: nowrap;
+.matrix td, .matrix td:last-child { text-align: right; min-width: 2.6rem; padding: .3rem .5rem; }
+.matrix tbody th { white-space: nowrap;
 padding-right: .8rem; position: sticky; left: 0; background: var(--ground); }
 .matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; padding: .4rem .5rem;
 white-space: nowrap; vertical-align: bottom; border: 0; } .matrix thead td { border: 0; }
