@@ -155,18 +155,18 @@ class StageBlock(RecipeBlock):
         if self.activation == "offload" and self.activation_backend != "torch":
             raise field_error("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
         if engine.precision == "bf16" and engine.replicates and self.activation_backend != "torch":
-            # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
+            # ZeRO 0 and tree compute in bf16 by autocast; reentrant checkpoints recompute without it.
             other = "or engine.zero: 1, 2 or 3" if not engine.is_exact else "or engine.precision: fp32"
             raise field_error(
                 "activation_backend",
-                f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
+                f"{self.activation_backend} recomputes without the autocast that bf16 needs here: use torch, {other}",
             )
         if self.compile and self.activation == "offload":
-            # Queries, keys and values are saved as parts of one tensor; on the host each would take the room of all.
+            # Queries, keys and values are views of one tensor; offloaded with its strides, each takes the room of all.
             raise field_error(
                 "compile",
-                "compiled blocks want what they have saved back with its strides, which activation: offload does not "
-                "keep: use checkpoint_offload",
+                "compiled blocks need their saved tensors back with the same strides, which activation: offload does "
+                "not keep: use checkpoint_offload",
             )
         if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
             raise field_error("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
@@ -265,7 +265,9 @@ class Stage2(StageBlock):
         if self.data.damaged == "salvage":
             raise field_error("cache", "holds whole videos: set data.damaged: strict, or cache: null")
         if self.cache.phases > pitch:
-            raise field_error("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+            raise field_error(
+                "cache", f"phases {self.cache.phases}: there are only {pitch} (model.tubelet x data.stride)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Contact sheets: a row for each of some frames, a column for each clip, as one PNG."""
+"""Contact sheets: one PNG with a row for each of some frames and a column for each clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE_INCHES = 0.75
 
 @dataclass(frozen=True)
 class Column:
-    """One clip, uint8 (T, H, W, 3). `notes` (T) stand below its frames."""
+    """A clip, uint8 (T, H, W, 3), with its title; `notes` has a text to show below each of the T frames."""
 
     title: str
     frames: torch.Tensor
@@ -25,7 +25,7 @@ class Column:
 
 
 def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> Path:
-    """Writes `rows` frames of each column, evenly spaced from first to last, and returns the path."""
+    """Writes at most `rows` frames of each column, evenly spaced from first to last; returns `path`."""
     from matplotlib.figure import Figure
 
     chosen = spread_frames(len(columns[0].frames), rows)

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     run_dirs: list[Path] = arguments.run_dir
     for run_dir in run_dirs:
         if not (run_dir / LOG).is_file():
-            raise UsageError(f"{run_dir} is no run directory (it has no log.jsonl)")
+            raise UsageError(f"{run_dir} is not a run directory (it has no log.jsonl)")
     if not arguments.compare:
         if arguments.out is not None:
             raise UsageError("--out is for --compare: the report of a run lies in its directory")

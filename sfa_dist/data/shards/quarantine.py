@@ -1,6 +1,6 @@
 """Clips whose decoding crashed a process, listed in the run directory: from the next start on they count as bad.
 
-One JSON object per line: {"shard", "key", "reason"}. A crash cannot be caught like an error of the decoder, so the
+One JSON object per line: {"shard", "key", "reason"}. A crash cannot be caught like an error of the decoder, so a
 surviving process records the clip, and later starts skip it. To try a clip again, remove its line or the file.
 """
 

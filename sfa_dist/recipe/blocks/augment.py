@@ -60,5 +60,5 @@ class AugmentBlock(RecipeBlock):
     @model_validator(mode="after")
     def _one_kind_of_color(self) -> AugmentBlock:
         if self.rand_augment is not None and (self.color or self.gray):
-            raise field_error("rand_augment", "takes the place of color and gray: set both to 0")
+            raise field_error("rand_augment", "replaces color and gray: set both to 0")
         return self

@@ -77,11 +77,11 @@ class RemoteBlock(RecipeBlock):
     @model_validator(mode="after")
     def _caches_somewhere(self) -> RemoteBlock:
         if self.cache_dir is None and "pipe" in self.allow:
-            raise field_error("allow", "what a pipe gives is kept on disk: set data.remote.cache_dir to a local folder")
+            raise field_error("allow", "a pipe's output is kept on disk: set data.remote.cache_dir to a local folder")
         if self.cache_dir is None and self.cache_gib is not None:
             raise field_error("cache_gib", "limits a cache that is off: set data.remote.cache_dir to a local folder")
         if self.cache_dir is None and self.stage:
-            raise field_error("stage", "has no place for the shards: set data.remote.cache_dir to a local folder")
+            raise field_error("stage", "has no folder for the shards: set data.remote.cache_dir to a local folder")
         return self
 
     def refusal(self, shard: str) -> str | None:

@@ -35,7 +35,7 @@ class TestBlock(RecipeBlock):
         for temporal, spatial in self.also_views:
             if temporal < 1 or spatial not in (1, 3):
                 raise field_error(
-                    "also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial"
+                    "also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial views"
                 )
         return self
 

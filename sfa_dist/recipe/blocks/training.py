@@ -152,7 +152,7 @@ class EngineBlock(RecipeBlock):
             raise field_error("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
         raise field_error(
             "shard_ranks",
-            "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
+            "needs engine.name: fsdp; for ZeRO 3 set deepspeed.zero_optimization.zero_hpz_partition_size",
         )
 
     def refusal_of(self, world_size: int, micro_batches: int) -> str | None:

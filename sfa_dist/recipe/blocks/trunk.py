@@ -51,7 +51,7 @@ class CacheBlock(RecipeBlock):
     @model_validator(mode="after")
     def _live_shares(self) -> CacheBlock:
         if self.live_fraction + self.refresh > 1:
-            raise field_error("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+            raise field_error("refresh", "live_fraction and refresh share the same clips: their sum is at most 1")
         if self.mixup and self.runs_trunk:
-            raise field_error("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+            raise field_error("mixup", "mixes stored features: set mixup to 0, or live_fraction and refresh")
         return self

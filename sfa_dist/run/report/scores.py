@@ -55,7 +55,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         tables.append(Table("Sweep, mean ± deviation over seeds", [*keys, "seeds", *scores.values(), "loss"], rows))
     if lost := result.get("sweep_diverged"):
         rows = [[line["member"], *(str(value) for value in line["settings"].values()), line["reason"]] for line in lost]
-        tables.append(Table("Sweep, heads that diverged", ["member", *lines[0]["settings"], "why"], rows))
+        tables.append(Table("Sweep, members that diverged", ["member", *lines[0]["settings"], "why"], rows))
     return tables
 
 

@@ -178,7 +178,7 @@ def test_inodes_that_have_run_out_are_told_as_such(tmp_path: Path, monkeypatch: 
     full = OSError(errno.ENOSPC, "No space left on device")
     room = {"f_bavail": 18 * 2**20, "f_frsize": 1, "f_files": 1000, "f_favail": 0}
     monkeypatch.setattr(disk.os, "statvfs", lambda _: SimpleNamespace(**room))
-    assert "all 1000 inodes of the file system are taken" in disk.explain(full, tmp_path, 2**20)
+    assert "all 1000 inodes of the file system are used" in disk.explain(full, tmp_path, 2**20)
     room |= {"f_favail": 7}
     assert "no space left, needed 1.0 MiB, have 18.0 MiB" in disk.explain(full, tmp_path, 2**20)
     room |= {"f_favail": 0, "f_files": 0}  # btrfs and its like count none.

@@ -180,7 +180,7 @@ def test_the_command_writes_it_and_says_where(finished: Path, capsys: pytest.Cap
 
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 64
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_the_ledger_of_bad_clips_names_shard_key_and_reason(tmp_path: Path) -> None:
