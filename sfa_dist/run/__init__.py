@@ -3,7 +3,7 @@
     session    what a start opens and closes         context        what all stages of a run share
     attempts   how earlier starts ended              lock           one job at a time in a run directory
     tracking   log.jsonl, console and wandb          record         `recipe.yaml`, `env.json`, `done.json`
-    report     the page of a run                     report_classes the page's tables of classes
+    report/    the page of a run or of several       intervals      how sure one can be of a score
     chance     whether a score beats guessing        out_of_memory  what to change when memory runs out
     command_line  the parser and the exit codes      train_options  the options of a training run
 

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import sfa_dist
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, read_object, warn_unwritten, write_if_new, write_json
 from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE
-from sfa_dist.boundary.secret import without_secrets_in
+from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
@@ -158,7 +160,7 @@ def collect_results(run_dir: Path) -> dict[str, Any]:
 
 
 def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
-    """The content of env.json: versions, commit, hosts and devices. Collective."""
+    """The content of env.json: versions, commit, command, hosts and devices. Collective."""
     device = (
         torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
     )
@@ -175,6 +177,7 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
         "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "versions": versions,
+        "command": shlex.join(without_secrets(word) for word in sys.argv),
         "decoder": decoder,
         "launcher": runtime.launch.launcher,
         "world_size": runtime.world_size,

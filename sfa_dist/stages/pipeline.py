@@ -35,7 +35,7 @@ from sfa_dist.run.record import (
     try_to_keep,
     write_done,
 )
-from sfa_dist.run.report import write_report
+from sfa_dist.run.report.page import write_report
 from sfa_dist.run.session import session
 from sfa_dist.stages.assemble import save_final
 from sfa_dist.stages.cache_build import run_cache_stage

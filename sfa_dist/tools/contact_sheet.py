@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sfa_dist.boundary.plain import for_figure
+from sfa_dist.data.sampling.clip_sampling import spread_frames
 
 CELL_INCHES = 1.5
 TITLE_INCHES = 0.75
@@ -24,16 +24,11 @@ class Column:
     notes: Sequence[str] = ()
 
 
-def shown_frames(frames: int, rows: int) -> list[int]:
-    """The indices of at most `rows` of `frames` frames, evenly spaced from first to last."""
-    return sorted({round(position) for position in np.linspace(0, frames - 1, rows)})
-
-
 def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> Path:
     """Writes at most `rows` frames of each column, evenly spaced from first to last; returns `path`."""
     from matplotlib.figure import Figure
 
-    chosen = shown_frames(len(columns[0].frames), rows)
+    chosen = spread_frames(len(columns[0].frames), rows)
     width, height = CELL_INCHES * len(columns), CELL_INCHES * len(chosen) + TITLE_INCHES
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(for_figure(title), fontsize=9)

@@ -18,7 +18,7 @@ from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
 from sfa_dist.data.batches.stream import EvalViews, TrainViews, train_loader
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, spread_frames, view_offsets
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
@@ -29,7 +29,7 @@ from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock
 from sfa_dist.recipe.schema import STAGE_NAMES, StageBlock, load_recipe
-from sfa_dist.tools.contact_sheet import Column, draw_sheet, shown_frames
+from sfa_dist.tools.contact_sheet import Column, draw_sheet
 from sfa_dist.tools.demo_data import write_video
 
 NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
@@ -133,7 +133,7 @@ class Show:
     def _operations(self, magnitude: int) -> list[Column]:
         """Each operation of RandAugment, on a clip of only the frames that the sheet shows."""
         whole = self._clip(NOTHING, 0)
-        clip = whole[shown_frames(len(whole), self.rows)].permute(3, 0, 1, 2).contiguous()
+        clip = whole[spread_frames(len(whole), self.rows)].permute(3, 0, 1, 2).contiguous()
         drawn = {name: sample_rng(self.seed, 0, 0, "augment") for name in OPERATIONS}
         return [Column(name, _shown(OPERATIONS[name](clip, magnitude, rng))) for name, rng in drawn.items()]
 

@@ -113,7 +113,7 @@ def test_classes_and_pictures_are_in_the_report(run: Path) -> None:
         assert (run / "figures" / f"confusion_{head}.png").is_file()
     assert heads["action"]["names"][str(7 * 97 + 5)] == "5 7"  # Verb, then noun; without their files, by number.
     page = (run / "report.md").read_text()
-    assert "## Confused most (noun)" in page
+    assert "**Confused most (noun)**" in page
     assert "| 2 x 3 | action |" in page
 
 

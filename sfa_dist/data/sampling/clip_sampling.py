@@ -45,3 +45,8 @@ def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) ->
     if views == 1:
         return [room // 2]
     return [int(start) for start in np.linspace(0, room, views)]
+
+
+def spread_frames(frames: int, most: int) -> list[int]:
+    """At most `most` of the frames, evenly spaced from first to last."""
+    return sorted({round(place) for place in np.linspace(0, frames - 1, most)})

@@ -25,7 +25,7 @@ from sfa_dist.models.weights_file import checked_sha256
 from sfa_dist.run.attempts import Attempts
 from sfa_dist.run.lock import held
 from sfa_dist.run.record import collect_results
-from sfa_dist.run.report import write_report
+from sfa_dist.run.report.page import write_report
 
 DEEP = 100_000
 WEIGHTS = "stage1/weights.safetensors"

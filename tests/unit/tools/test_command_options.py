@@ -35,7 +35,7 @@ COMMANDS = {
     "sfa predict": (
         "videos --run --recipe --weights --trunk-weights --stage --set --device --top --timeline --hop --out --json"
     ),
-    "sfa report": "run_dir",
+    "sfa report": "run_dir --compare --out",
     "sfa recipes": "--json",
     "sfa submit": (
         "--recipe --set --run-dir --name --nodes --gpus-per-node --cpus-per-task --time --account --partition "
