@@ -1,6 +1,6 @@
 """A save during training: staged at a step's boundary, written by a thread of each rank, committed by rank 0.
 
-    boundary of step s     space is checked, rank 0 makes the folder, the state is staged in host memory
+    boundary of step s     the state is staged in host memory, space is checked, rank 0 makes the folder
     steps s+1, ...         each rank's thread writes, flushes and hashes its part
     a later boundary       all parts are written: rank 0's thread checks the whole, renames it, purges old checkpoints
     a later boundary       the checkpoint is complete

@@ -1,6 +1,6 @@
 """The cheapest change that makes a stage fit, by tracing what each change would take.
 
-Changes, alone and up to three together, are tried in the order of what they cost in time, by a rough model
+Changes, alone and up to three together, are tried from the cheapest in time to the dearest, by a rough model
 (`duration.step_seconds`). More ranks come last: they cost no time, but not everyone has them.
 """
 

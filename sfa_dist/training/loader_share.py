@@ -21,7 +21,7 @@ def loader_line(
     more_cores: bool = True,
     is_new: Callable[[str], bool] = lambda advice: True,
 ) -> str | None:
-    """The line for a stage whose slowest rank waits for the loader for `share` of its step.
+    """The advice for a stage whose slowest rank spends `share` of its step waiting for the loader.
 
     None for a small share, or where no advice `is_new`. The other arguments are those of `advice`.
     """

@@ -36,7 +36,9 @@ def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) 
             os.close(descriptor)
     except OSError as error:
         reason = explain(error, path)
-        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {reason}") from error
+        raise CheckpointError(
+            f"cannot add the clip {entry['shard']}/{entry['key']} to the quarantine {path}: {reason}"
+        ) from error
 
 
 def read_quarantine(path: Path) -> Entries:

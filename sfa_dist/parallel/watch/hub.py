@@ -26,7 +26,7 @@ from sfa_dist.parallel.watch.verdict import REPORTED, RankState, describe, exit_
 
 BEAT_S = 1.0
 TICK_S = 0.25
-SUSPENDED_S = 5.0  # A loop that pauses for longer was itself suspended: the silence of the others means nothing.
+SUSPENDED_S = 5.0  # A loop that pauses for longer was itself suspended: missing reports prove nothing then.
 DRAIN_S = 3.0
 UNKNOWN_S = 10.0  # For a connection to send the token; a child needs no longer to connect and send it.
 UNKNOWN = 256  # Connections without the token, beside one per rank; beyond that the oldest is closed.
