@@ -1,10 +1,11 @@
 """The picture in the README: validation top-1 of a finished demo over its seconds of training.
 
     make demo
-    python benchmarks/demo_curve.py runs/demo docs/figures/demo.svg
+    python benchmarks/demo_curve.py runs/demo docs/figures/demo.svg --note "2 ranks, ZeRO-2, 2 CPU cores"
 
 Seconds are those of the optimizer steps, without evaluation and saving. The image stage has other classes and is left
-out; stage 2 begins where stage 1 ends. The points are printed, with the machine that the run was on.
+out; stage 2 begins where stage 1 ends. `--note` is written above the curves: the machine, and what else it did. The
+points are printed too.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def curves(run: RunFiles) -> dict[str, list[Point]]:
     return found
 
 
-def draw(run: RunFiles, out: Path) -> None:
-    """Writes the figure as SVG with text as text."""
+def draw(run: RunFiles, note: str, out: Path) -> None:
+    """Writes the figure as SVG with text as text, `note` above it."""
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "demo", "font.family": "sans-serif", "font.size": 11})
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     axes = figure.subplots()
@@ -44,6 +45,7 @@ def draw(run: RunFiles, out: Path) -> None:
     shuffled = run.result["acc1_shuffled_frames"]
     axes.axhline(shuffled, color="0.4", linestyle="--", linewidth=1, label="test, frames in random order")
     axes.axhline(run.result["chance_acc1"], color="0.7", linestyle=":", linewidth=1.5, label="chance")
+    axes.set_title(note, fontsize=9, loc="left")
     axes.set(xlabel="seconds of training", ylabel="top-1", ylim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
@@ -55,9 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run directory of a finished demo")
     parser.add_argument("out", type=Path, help="the SVG file")
+    parser.add_argument("--note", default="", help="a line above the curves: machine, ranks, load")
     arguments = parser.parse_args()
     run = read_run(arguments.run)
-    draw(run, arguments.out)
+    draw(run, arguments.note, arguments.out)
     rank = run.env["ranks"][0]
     print(f"{len(run.env['ranks'])} ranks on {rank['device']}; test top-1 {run.result['acc1']:.4f}\n")
     print("| stage | seconds | top-1 |\n|---|---|---|")

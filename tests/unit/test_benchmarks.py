@@ -147,6 +147,7 @@ def test_the_demo_curve_has_the_points_of_both_stages(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"acc1": 0.8, "acc1_shuffled_frames": 0.3, "chance_acc1": 0.05}))
     (tmp_path / "env.json").write_text(json.dumps({"ranks": [{"device": "a CPU"}]}))
     command = [sys.executable, str(BENCHMARKS / "demo_curve.py"), str(tmp_path), str(tmp_path / "demo.svg")]
+    command += ["--note", "2 ranks on a CPU"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-4:] == [
         "| stage1 | 10 | 0.200 |",
@@ -154,4 +155,6 @@ def test_the_demo_curve_has_the_points_of_both_stages(tmp_path: Path) -> None:
         "| stage2 | 30 | 0.600 |",
         "| stage2 | 40 | 0.800 |",
     ]
-    assert "seconds of training" in (tmp_path / "demo.svg").read_text()
+    picture = (tmp_path / "demo.svg").read_text()
+    assert "seconds of training" in picture
+    assert "2 ranks on a CPU" in picture
