@@ -31,6 +31,7 @@ from sfa_dist.models.weights import (
     resize_grid_positions,
 )
 from sfa_dist.models.weights_file import checked_sha256
+from sfa_dist.recipe.shipped import weights_path
 
 TIMM_PREFIX = "timm:"
 REACH_S = 5.0  # For the hub to answer at all; its own client goes on for over a minute without a network.
@@ -53,15 +54,16 @@ def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> L
     """Initialises a trunk from an image ViT, and tells what was loaded.
 
     `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
-    local file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own
-    stages. `pixels` are the recipe's data.mean and data.std. Raises CheckpointError when the weights cannot be read,
-    RecipeError when they are of another architecture, or would compute another function in this trunk.
+    local file in any format timm reads), `sfa:<name>` (weights that come with the package), or a .safetensors/.pth file
+    with timm's ViT names or with those of our own stages. `pixels` are the recipe's data.mean and data.std. Raises
+    CheckpointError when the weights cannot be read, RecipeError when they are of another architecture, or would compute
+    another function in this trunk.
     """
     function: ImageFunction | None
     if source.startswith(TIMM_PREFIX):
         state, function = _from_timm(source.removeprefix(TIMM_PREFIX))
     else:
-        state, function = _from_file(Path(source))
+        state, function = _from_file(weights_path(source))
     if any(key.startswith("trunk.") for key in state):
         own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     else:

@@ -1,11 +1,16 @@
-"""The recipes and Slurm scripts that come with the package: in a clone beside it, in an installed package inside it."""
+"""What comes with the package: recipes and Slurm scripts, in a clone beside it and in an installed package inside it;
+and weights, always inside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sfa_dist.errors import RecipeError
+
 RECIPES, SLURM = "recipes", "slurm"
+WEIGHTS_PREFIX = "sfa:"
 _PACKAGE = Path(__file__).resolve().parents[1]
+_WEIGHTS = _PACKAGE / "weights"
 
 
 def shipped(folder: str) -> Path:
@@ -32,3 +37,18 @@ def shipped_recipes() -> list[str]:
     root = shipped(RECIPES)
     files = (file.relative_to(root) for file in root.rglob("*.yaml"))
     return sorted(str(Path(RECIPES) / file) for file in files if "_base_" not in file.parts)
+
+
+def shipped_weights() -> list[str]:
+    """The names of the weights that come with the package, `sfa:motion-tiny`."""
+    return sorted(WEIGHTS_PREFIX + file.stem for file in _WEIGHTS.glob("*.safetensors"))
+
+
+def weights_path(source: str) -> Path:
+    """The file of weights: that of the package for `sfa:NAME`, else `source` itself. Raises RecipeError for a name that
+    the package does not have."""
+    if not source.startswith(WEIGHTS_PREFIX):
+        return Path(source)
+    if source not in shipped_weights():
+        raise RecipeError(f"no weights {source} come with the package: it has {', '.join(shipped_weights())}")
+    return _WEIGHTS / f"{source.removeprefix(WEIGHTS_PREFIX)}.safetensors"

@@ -30,6 +30,7 @@ from sfa_dist.recipe.blocks import (
     field_error,
     free_keys,
 )
+from sfa_dist.recipe.shipped import weights_path
 
 STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
@@ -163,7 +164,8 @@ class ImageStage(StageBlock):
 class Stage1(StageBlock):
     """Few frames, everything trained.
 
-    `image_checkpoint` initialises the spatial encoder: `timm:<name>`, a file, or `stage:image`; null starts at random.
+    `image_checkpoint` initialises the spatial encoder: `timm:<name>`, a file, `sfa:<name>` (weights of the package,
+    docs/motion_prior.md), or `stage:image`; null starts at random.
     `weights` takes the weights of a finished stage 1 instead of training one.
     """
 
@@ -174,6 +176,15 @@ class Stage1(StageBlock):
     @property
     def given_weights(self) -> str | None:
         return self.weights or None
+
+    @field_validator("image_checkpoint")
+    @classmethod
+    def _is_shipped(cls, value: str | None) -> str | None:
+        try:
+            weights_path(value or "")
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class Stage2(StageBlock):

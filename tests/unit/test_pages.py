@@ -16,6 +16,7 @@ PAGES = [
     "docs/faults.md",
     "docs/guarantees.md",
     "docs/live.md",
+    "docs/motion_prior.md",
     "docs/multi_node.md",
     "docs/predict.md",
     "docs/scaling.md",
