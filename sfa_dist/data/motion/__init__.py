@@ -1,6 +1,6 @@
 """Clips that are generated as they are needed: textured things that move over textured grounds, and how they move.
 
-    numbers   what is drawn for a clip, by (seed, index)      paths     where things are in each frame
+    draws     what is drawn for a clip, by (seed, index)      paths     where things are in each frame
     shapes    what a thing covers                             textures  octaves of noise
     clips     the pixels and the labels                       stream    blocks of clips for a training
 

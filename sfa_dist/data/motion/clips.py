@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfa_dist.data.motion.numbers import Draws, tensor
+from sfa_dist.data.motion.draws import Draws, tensor
 from sfa_dist.data.motion.paths import Paths, draw_paths
 from sfa_dist.data.motion.shapes import Shapes
 from sfa_dist.data.motion.textures import draw_colours, draw_tiles, look_up

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sfa_dist.data.motion.numbers import Draws, Numbers
+from sfa_dist.data.motion.draws import Draws, Numbers
 
 SPEED = (0.01, 0.16)  # Of a thing, in sides a frame.
 RADIUS = (0.05, 0.3)

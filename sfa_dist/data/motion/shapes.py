@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfa_dist.data.motion.numbers import Draws, tensor
+from sfa_dist.data.motion.draws import Draws, tensor
 
 KINDS = 4  # Ellipses, boxes, rings, strokes.
 _POINTS = 5  # Of a stroke.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfa_dist.data.motion.numbers import Draws, Numbers, tensor
+from sfa_dist.data.motion.draws import Draws, Numbers, tensor
 
 TILE = 64  # Texels along a side; beyond its border a tile is seen mirrored.
 _OCTAVES = (4, 8, 16, 32)

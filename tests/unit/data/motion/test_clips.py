@@ -12,7 +12,7 @@ from torch import Tensor
 from sfa_dist.data.motion import clips as module
 from sfa_dist.data.motion import shapes
 from sfa_dist.data.motion.clips import CELLS, MotionLabels, motion_clip, motion_clips
-from sfa_dist.data.motion.numbers import Draws
+from sfa_dist.data.motion.draws import Draws
 from sfa_dist.data.motion.paths import SPEED
 
 SIZE = 32
