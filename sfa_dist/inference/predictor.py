@@ -1,4 +1,4 @@
-"""A finished stage's weights as a model that scores classes with names: for single videos and for timelines."""
+"""A finished stage as a model that scores classes: of whole video files, and of the windows of a timeline."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from sfa_dist.training.non_finite import broken_scores
 class Model:
     """Trunk and tail of a finished stage on a device, in the precision of its engine.
 
-    Clips go through at once (`logits`), or in two parts: tubelet steps, each by itself, to vectors (`steps`), and those
-    of a window to scores (`windows`). The second way computes a step once, however many windows it is in.
+    Clips are scored in one call (`logits`), or in two: `steps` turns each tubelet step into a vector, and `windows`
+    scores the vectors of a window. The second way computes a step once, however many windows contain it.
 
     Scores that are not finite raise SfaError.
     """
@@ -42,7 +42,7 @@ class Model:
             trunk, self.tail = parts.trainable.trunk, parts.trainable.tail
             dtype = trunk.embed.bias.dtype
             pooled, data = not self.tail.takes_tokens, stage.data
-            # Not folded: the same operations as in training.
+            # fold=False: the same operations as in training.
             self.trunk = FrozenTrunk(trunk, stage.frames, pooled, data.mean, data.std, dtype, fold=False)
         else:
             assert isinstance(parts.trainable, Tail)
@@ -61,14 +61,14 @@ class Model:
         return self._checked(self.tail(self.trunk(clips)))
 
     @torch.inference_mode()
-    def steps(self, rows: Tensor) -> Tensor:
-        """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included."""
-        features = self.trunk.run_rows(rows.to(self.trunk.device, non_blocking=True))
+    def steps(self, tubelets: Tensor) -> Tensor:
+        """uint8 tubelet steps (R, 3, t, S, S) -> vectors (R, D) on the device, adapter included."""
+        features = self.trunk.run_tubelets(tubelets.to(self.trunk.device, non_blocking=True))
         return self.tail.adapted(features.unsqueeze(0)).squeeze(0)
 
     @torch.inference_mode()
     def windows(self, steps: Tensor) -> Tensor:
-        """Adapted steps (B, F, D) -> fp32 logits (B, classes) on the CPU."""
+        """Vectors of `steps` (B, F, D) -> fp32 logits (B, classes) on the CPU."""
         return self._checked(self.tail.over_time(steps))
 
     def _checked(self, logits: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Model:
 
 
 class FilePredictor:
-    """Scores of video files over the recipe's test views, as the stage `test` has them."""
+    """Scores video files over the recipe's test views, as the stage `test` does."""
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         stage, self._test = model.stage, recipe.test
@@ -88,12 +88,12 @@ class FilePredictor:
         self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:
-        """fp64 (classes,): averaged over the views as `test.average` says. Raises BadSample."""
+        """The scores of a file, fp64 (classes,): averaged over its views as `test.average` says. Raises BadSample."""
         check_bytes(path.stat().st_size, self._limits)
         data = path.read_bytes()
         if not is_known(data[:HEAD_BYTES]):
             raise BadSample(unreadable(data[:HEAD_BYTES], str(path)))
         clips = cut_clips(data, self._decoder, self._views)
-        # One view at a time: a long clip in twelve views would not fit.
+        # One view at a time: twelve views of a long clip may not fit in memory.
         logits = torch.cat([self._model.logits(clip) for clip in clips.split(1)])
         return average_views(logits, len(logits), self._test.average, self._model.classes.sizes)[0]

@@ -66,8 +66,8 @@ class Regression(nn.Module):
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
         """Each group of targets, (B, n), in fp32."""
-        rows = normalise(self.trunk.rows(clips), *PIXELS, dtype=torch.float32)
-        found = self.head(self.trunk.forward_rows(rows))
+        tubelets = normalise(self.trunk.cut_tubelets(clips), *PIXELS, dtype=torch.float32)
+        found = self.head(self.trunk.forward_tubelets(tubelets))
         return dict(zip(WIDTHS, found.split(list(WIDTHS.values()), dim=1), strict=True))
 
 

@@ -113,6 +113,15 @@ def test_cosines_are_of_the_same_videos_whatever_the_dtype(precision: ModuleType
     assert precision.cosines(other, other).min() > 1 - 1e-6
 
 
+def test_index_load_reports_that_few_samples_have_no_copy() -> None:
+    program = [sys.executable, str(BENCHMARKS / "index_load.py"), "--samples", "1001", "--rounds", "1"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, of_text, of_copy = done.stdout.splitlines()
+    assert of_text.startswith("| index.json | 0.1 MiB |")
+    assert of_copy == "| index.npz | none, below 50000 samples | - | - | - |"
+
+
 @pytest.mark.slow
 def test_precision_trains_and_compares(tmp_path: Path) -> None:
     """fp8 too: a recipe refuses it on a CPU, its arithmetic runs there."""
@@ -122,3 +131,27 @@ def test_precision_trains_and_compares(tmp_path: Path) -> None:
     assert [row[0] for row in told["rows"]] == ["auto", "fp8"]
     assert told["rows"][0][3:] == ["+0.000", told["rows"][0][4], "1.00000", "1.00000", "0.00%"]
     assert 0.9 < float(told["rows"][1][6]) < 0.99999
+
+
+def test_the_demo_curve_has_the_points_of_both_stages(tmp_path: Path) -> None:
+    """Stage 2 begins where stage 1 ends; seconds are those of the steps."""
+    train = {"kind": "train", "step_time": 2.0, "loss": 1.0}
+    evaluation = {"kind": "eval", "views": 1}
+    records = [
+        record | {"stage": stage, "step": step, "acc1": score}
+        for stage, scores in (("stage1", (0.2, 0.5)), ("stage2", (0.6, 0.8)))
+        for step, score in zip((5, 10), scores, strict=True)
+        for record in (train, evaluation)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "result.json").write_text(json.dumps({"acc1": 0.8, "acc1_shuffled_frames": 0.3, "chance_acc1": 0.05}))
+    (tmp_path / "env.json").write_text(json.dumps({"ranks": [{"device": "a CPU"}]}))
+    command = [sys.executable, str(BENCHMARKS / "demo_curve.py"), str(tmp_path), str(tmp_path / "demo.svg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-4:] == [
+        "| stage1 | 10 | 0.200 |",
+        "| stage1 | 20 | 0.500 |",
+        "| stage2 | 30 | 0.600 |",
+        "| stage2 | 40 | 0.800 |",
+    ]
+    assert "seconds of training" in (tmp_path / "demo.svg").read_text()

@@ -15,29 +15,56 @@ LABEL_HEADS = ("noun", "verb")
 
 
 class ModelBlock(RecipeBlock):
-    """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
+    """The factorised encoder.
 
-    `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
-    `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
-    `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
-    is tanh and 1.0e-06, the official code's, which the temporal encoder always has.
+    `gelu` and `norm_eps` belong to the spatial encoder and have to match its image checkpoint (docs/weights.md). The
+    temporal encoder always has the official code's values.
     """
 
     size: Fixed[Literal["tiny", "B", "L", "H", "g"]]
+    """Size of the model: it sets `width`, `depth`, `heads`, `mlp` and `patch`, each of which may be overridden."""
+
     classes: Fixed[Classes]
+    """Number of logits; may be left out where `class_heads` gives them."""
+
     class_heads: Fixed[dict[str, Classes] | None] = None
+    """Logits of each head for clips with a noun and a verb: `{noun: 300, verb: 97}`. null: one label a clip."""
+
     temporal_depth: Fixed[NonNegative] = 4
+    """Blocks of the temporal encoder; 0 takes the mean over time instead."""
+
     image_size: Fixed[Positive] = 224
+    """Side of the square crop, pixels; a multiple of `patch`."""
+
     tubelet: Fixed[Positive] = 2
+    """Frames of one tubelet."""
+
     pooling: Fixed[Literal["cls", "gap"]] = "cls"
+    """How tokens become one vector, in both encoders: the `cls` token, or `gap`, their mean."""
+
     drop_path: Fixed[Fraction] = 0.0
+    """Rate of stochastic depth at the last block; it grows linearly from 0 at the first one."""
+
     gelu: Fixed[Literal["tanh", "erf", "quick"] | None] = None
+    """GELU of the spatial encoder; null is `tanh`, the official code's."""
+
     norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
+    """Epsilon of the spatial encoder's layer norms; null is 1.0e-06, the official code's."""
+
     width: Fixed[Positive | None] = None
+    """Width of the tokens; null: by `size`."""
+
     depth: Fixed[Positive | None] = None
+    """Blocks of the spatial encoder; null: by `size`."""
+
     heads: Fixed[Positive | None] = None
+    """Attention heads of each block; null: by `size`."""
+
     mlp: Fixed[Positive | None] = None
+    """Width of the MLP in each block; null: by `size`."""
+
     patch: Fixed[Positive | None] = None
+    """Side of a patch, pixels; null: by `size`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,8 +96,14 @@ class ModelBlock(RecipeBlock):
 
 
 class AdapterBlock(RecipeBlock):
-    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
+    """The two-layer MLP between spatial and temporal encoder. It starts as the identity where it is residual."""
 
     hidden: Fixed[Annotated[float, Field(gt=0.0, le=8.0)]] = 0.5
+    """Width of its hidden layer as a multiple of the model's width."""
+
     residual: Fixed[bool] = True
+    """Add its output to its input."""
+
     placement: Fixed[Literal["pooled", "tokens"]] = "pooled"
+    """What it works on: the `pooled` vector of each tubelet step, or all `tokens` of the spatial encoder, whose mean is
+    added to that vector."""

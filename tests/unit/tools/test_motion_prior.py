@@ -46,7 +46,7 @@ def linear_r2(trunk: Trunk, fitted: range, new: range) -> dict[str, float]:
 
 def pooled(trunk: Trunk, indices: range) -> tuple[Tensor, dict[str, Tensor]]:
     clips, labels = made_clips(0, indices, FRAMES, 32)
-    x = trunk.forward_rows(normalise(trunk.rows(clips), *PIXELS, dtype=torch.float32)).double()
+    x = trunk.forward_tubelets(normalise(trunk.cut_tubelets(clips), *PIXELS, dtype=torch.float32)).double()
     return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1), target_groups(labels)
 
 
