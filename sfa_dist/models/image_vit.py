@@ -62,10 +62,10 @@ def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> L
         state, function = _from_timm(source.removeprefix(TIMM_PREFIX))
     else:
         state, function = _from_file(Path(source))
-    if any(key.startswith("trunk.") for key in state):
-        own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
-    else:
-        with fitting(source):
+    with fitting(source):
+        if any(key.startswith("trunk.") for key in state):
+            own = trunk_state_from_own(state, trunk)
+        else:
             own = trunk_state_from_timm(state, trunk, source)
     if function is not None:
         function.refuse_other(trunk.encoder, pixels, source)
@@ -168,6 +168,15 @@ def _hub_answers(endpoint: str) -> bool:
     return True
 
 
+def trunk_state_from_own(state: State, trunk: Trunk) -> dict[str, Tensor]:
+    """The trunk of one of our own stages, with its positions resized to the grid of `trunk`."""
+    own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
+    table = own.get("encoder.pos_embed")
+    if table is not None and table.dim() == 3:  # Else load_exactly names it.
+        own["encoder.pos_embed"] = resize_grid_positions(table, trunk.tokens, trunk.encoder.pooling == "cls")
+    return own
+
+
 def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
     """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid,
     LayerScale multiplied into the linear layers in front of it.
@@ -231,7 +240,8 @@ def _notes(state: State, trunk: Trunk) -> list[str]:
     """What was not taken as it stands."""
     notes = []
     wanted = grid_side(trunk.tokens - (trunk.encoder.pooling == "cls"))
-    count = state["pos_embed"].shape[1] if "pos_embed" in state else trunk.tokens  # Ours has the same grid.
+    table = next((state[key] for key in ("pos_embed", "trunk.encoder.pos_embed") if key in state), None)
+    count = trunk.tokens if table is None else table.shape[1]
     side = grid_side(count) or grid_side(count - 1)
     if side != wanted:
         notes.append(f"resized positions {side}x{side} -> {wanted}x{wanted}")
