@@ -28,7 +28,8 @@ class Model:
     """Trunk and tail of a finished stage on a device, in the precision of its engine.
 
     Clips go through at once (`logits`), or in two parts: tubelet steps, each by itself, to vectors (`steps`), and those
-    of a window to scores (`windows`). The second way computes a step once, however many windows it is in.
+    of a window to scores (`windows`). The second way computes a step once, however many windows it is in. What depends
+    on the window is left to `windows`: with `model.centre` the adapter, with `model.subtract` the trunk as well.
 
     Scores that are not finite raise SfaError.
     """
@@ -60,16 +61,27 @@ class Model:
         """uint8 (B, 3, T, S, S) -> fp32 (B, classes) on the CPU."""
         return self._checked(self.tail(self.trunk(clips)))
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether a step through the trunk is the same in all windows that it is in."""
+        return self.stage.model.subtract == "none"
+
     @torch.inference_mode()
     def steps(self, rows: Tensor) -> Tensor:
-        """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included."""
+        """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included where it does not depend on the
+        window; the steps as they are where all depends on it."""
+        if not self.shares_steps:
+            return rows
         features = self.trunk.run_rows(rows.to(self.trunk.device, non_blocking=True))
-        return self.tail.adapted(features.unsqueeze(0)).squeeze(0)
+        return features if self.tail.centre else self.tail.adapted(features.unsqueeze(0)).squeeze(0)
 
     @torch.inference_mode()
     def windows(self, steps: Tensor) -> Tensor:
-        """Adapted steps (B, F, D) -> fp32 logits (B, classes) on the CPU."""
-        return self._checked(self.tail.over_time(steps))
+        """What `steps` gave, (B, F, ...) -> fp32 logits (B, classes) on the CPU."""
+        if not self.shares_steps:
+            clips = steps.transpose(1, 2).flatten(2, 3)  # (B, 3, T, S, S)
+            return torch.cat([self.logits(clip) for clip in clips.split(1)])
+        return self._checked(self.tail(steps) if self.tail.centre else self.tail.over_time(steps))
 
     def _checked(self, logits: Tensor) -> Tensor:
         if not logits.isfinite().all():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.eight_bits import EightBits, to_eight_bits
 from sfa_dist.models.folding import FoldedEmbed
+from sfa_dist.models.still import still_of, still_rows
 from sfa_dist.models.vivit import Trunk, normalise
 
 
@@ -66,6 +67,8 @@ class FrozenTrunk(nn.Module):
         self.trunk = cast(trunk, dtype).requires_grad_(False)
         self.pooled, self.dtype = pooled, dtype
         self.mean, self.std = tuple(mean), tuple(std)
+        # Less what does not move, pixels are no whole numbers any more, which the folded weights rely on.
+        fold = fold and trunk.subtract == "none"
         self.folded = FoldedEmbed(trunk.embed, mean, std) if fold else None
         if eight_bits is not None:
             to_eight_bits(self.trunk, eight_bits)
@@ -91,7 +94,8 @@ class FrozenTrunk(nn.Module):
     def forward(self, clips: Tensor) -> Tensor | ChunkedFeatures:
         """uint8 clips (B, C, T, H, W), on the device or not -> features (B, F, D) or (B, F, L, D) in `dtype`, ready
         for autograd; with a `link`, tokens in chunks outside of the device."""
-        batch, rows = len(clips), len(clips) * (clips.shape[2] // self.trunk.tubelet)
+        batch, steps = len(clips), clips.shape[2] // self.trunk.tubelet
+        rows = batch * steps
         size = max(1, self.chunk_frames // self.trunk.tubelet)
         spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
         row_shape = (self.trunk.width,) if self.pooled else (self.trunk.tokens, self.trunk.width)
@@ -101,8 +105,10 @@ class FrozenTrunk(nn.Module):
         # Made outside of inference mode: an inference tensor could not be saved for backward by the tail.
         features = torch.empty((rows, *row_shape), dtype=self.dtype, device=self.device)
         with torch.inference_mode():
+            still = still_of(clips, self.trunk.subtract)
             for span in spans:
-                put_rows(features, span, self.run_rows(cut_rows(clips, self.trunk.tubelet, span)))
+                cut = cut_rows(clips, self.trunk.tubelet, span)
+                put_rows(features, span, self.run_rows(cut, still_rows(still, span, steps)))
         return features.unflatten(0, (batch, -1))
 
     def _offloaded(self, clips: Tensor, spans: list[slice], row_shape: tuple[int, ...]) -> Tensor | ChunkedFeatures:
@@ -111,18 +117,27 @@ class FrozenTrunk(nn.Module):
         store = self.link.store(len(clips), spans, row_shape, self.dtype)
         pixels = (clips.shape[1], tubelet, *clips.shape[3:])
         inward = self.link.inward(lambda i, out: copy_rows(clips, tubelet, spans[i], out), spans, pixels, clips.dtype)
+        steps = clips.shape[2] // tubelet
         with torch.inference_mode():
+            still = still_of(clips, self.trunk.subtract)  # In the host's memory, where all frames are.
+            still = None if still is None else still.to(self.device)
             for index, span in enumerate(spans):
-                store.put(span, self.run_rows(inward.load(index)))
+                store.put(span, self.run_rows(inward.load(index), still_rows(still, span, steps)))
         # A pooled tail looks at all frames at once.
         return store.whole() if self.pooled else store
 
-    def run_rows(self, rows: Tensor) -> Tensor:
-        """uint8 rows (r, C, t, H, W) on the device -> (r, D) or (r, L, D): what one chunk costs."""
+    def run_rows(self, rows: Tensor, still: Tensor | None = None) -> Tensor:
+        """uint8 rows (r, C, t, H, W) on the device -> (r, D) or (r, L, D): what one chunk costs.
+
+        `still` (r, C, H, W) is what does not move in the clips that the rows are of. Raises TypeError where
+        `model.subtract` needs it and it is not there.
+        """
+        if (still is None) != (self.trunk.subtract == "none"):
+            raise TypeError(f"rows of a trunk with model.subtract: {self.trunk.subtract} need the clips they are of")
         if self.folded is not None:
             tokens = self.folded(rows)
         else:
-            tokens = self.trunk.embed(normalise(rows, self.mean, self.std, self.dtype))
+            tokens = self.trunk.embed(normalise(rows, self.mean, self.std, self.dtype, still))
         tokens = self.trunk.encoder(tokens)
         return self.trunk.encoder.pool(tokens) if self.pooled else tokens
 

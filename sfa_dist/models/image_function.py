@@ -1,4 +1,5 @@
-"""What no tensor tells of the encoder that it was trained in: GELU, epsilon, heads, pooling and pixel statistics.
+"""What no tensor tells of the model that it was trained in: GELU, epsilon, heads, pooling, and what becomes of the
+pixels and of the pooled vectors.
 
 Where a source tells them, they are compared with the recipe, and what differs is refused.
 """
@@ -17,8 +18,8 @@ from safetensors import safe_open
 from torch import nn
 
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, Gelu, apply_gelu
-from sfa_dist.models.vivit import dims_of
+from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Gelu, apply_gelu
+from sfa_dist.models.vivit import Trunk, dims_of
 from sfa_dist.recipe.blocks import ModelBlock
 
 Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation by channel, of pixels from 0 to 1.
@@ -31,16 +32,18 @@ EPS_APART = 1e-3  # Relative.
 
 @dataclass(frozen=True)
 class ImageFunction:
-    """What the tensors of an encoder do not tell; None where the source does not tell it either."""
+    """What the tensors of a trunk do not tell; None where the source does not tell it either."""
 
     gelu: tuple[Gelu, ...]  # One of these; the first is what it is called by.
     norm_eps: float
     heads: int
     pooling: str
     pixels: Pixels | None = None
+    subtract: str = "none"
 
-    def refuse_other(self, encoder: Encoder, pixels: Pixels | None, source: str) -> None:
-        """Raises RecipeError with the lines for the recipe, where the encoder would compute something else."""
+    def refuse_other(self, trunk: Trunk, pixels: Pixels | None, source: str) -> None:
+        """Raises RecipeError with the lines for the recipe, where the trunk would compute something else."""
+        encoder = trunk.encoder
         model: dict[str, Any] = {}
         if encoder.gelu not in self.gelu:
             model["gelu"] = self.gelu[0]
@@ -50,16 +53,23 @@ class ImageFunction:
             model["heads"] = self.heads
         if encoder.pooling != self.pooling:
             model["pooling"] = self.pooling
+        if trunk.subtract != self.subtract:
+            model["subtract"] = self.subtract
         data = {}
         for name, own, given in zip(("mean", "std"), self.pixels or ((), ()), pixels or ((), ()), strict=True):
             if own and given and any(abs(a - b) > PIXELS_APART for a, b in zip(own, given, strict=True)):
                 data[name] = [round(value, 4) for value in own]
-        blocks = [f"{block}: {_braces(keys)}" for block, keys in (("model", model), ("data", data)) if keys]
-        if blocks:
-            raise RecipeError(
-                f"weights from {source} are of another function than the recipe's; "
-                f"put their values into the recipe: {' and '.join(blocks)} (docs/weights.md)"
-            )
+        _refuse_differences(source, model, data)
+
+
+def _refuse_differences(source: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raises RecipeError where one of the blocks has a key that has to be another."""
+    blocks = [f"{block}: {_braces(keys)}" for block, keys in (("model", model), ("data", data)) if keys]
+    if blocks:
+        raise RecipeError(
+            f"weights from {source} are of another function than the recipe's; "
+            f"put their values into the recipe: {' and '.join(blocks)} (docs/weights.md)"
+        )
 
 
 def _braces(keys: Mapping[str, Any]) -> str:
@@ -120,6 +130,24 @@ def refuse_pooled_norm(source: str) -> RecipeError:
 
 def function_of_own(path: Path) -> ImageFunction | None:
     """Of a weights file of one of our stages, by its metadata; None where it has none. Raises CheckpointError."""
+    told = _told_by(path)
+    if told is None:
+        return None
+    model, pixels = told
+    gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
+    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, pixels, model.subtract)
+
+
+def refuse_other_centring(model: ModelBlock, path: Path) -> None:
+    """Raises RecipeError where the tail in a weights file of one of our stages was trained on vectors that `model` does
+    not centre, or centres and they were not; CheckpointError as `function_of_own`."""
+    told = _told_by(path)
+    if told is not None and told[0].centre != model.centre:
+        _refuse_differences(str(path), {"centre": str(told[0].centre).lower()}, {})
+
+
+def _told_by(path: Path) -> tuple[ModelBlock, Pixels | None] | None:
+    """The model and the pixel statistics in the metadata of a weights file, None where it tells no model."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -131,8 +159,7 @@ def function_of_own(path: Path) -> ImageFunction | None:
         pixels = json.loads(metadata.get("pixels", "null"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"the metadata of {path} does not tell what model it is of") from error
-    gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
-    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, tuple(pixels) if pixels else None)
+    return model, tuple(pixels) if pixels else None
 
 
 def timm_config_beside(path: Path) -> Path | None:

@@ -68,7 +68,7 @@ def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> L
         else:
             own = trunk_state_from_timm(state, trunk, source)
     if function is not None:
-        function.refuse_other(trunk.encoder, pixels, source)
+        function.refuse_other(trunk, pixels, source)
     load_exactly(trunk, own, source)
     notes = [f"{len(own)} tensors", *_notes(state, trunk)]
     return Loaded(f"{source}: loaded {', '.join(notes)}", _doubt(function, trunk, pixels))
@@ -81,6 +81,8 @@ def _doubt(function: ImageFunction | None, trunk: Trunk, pixels: Pixels | None) 
     encoder = trunk.encoder
     mean, std = pixels or ((), ())
     about = f"model.gelu {encoder.gelu}, model.norm_eps {encoder.norm.eps:g}, {encoder.heads} heads"
+    if trunk.subtract != "none":
+        about += f", model.subtract {trunk.subtract}"
     if pixels:
         about += f", data.mean {_numbers(mean)}, data.std {_numbers(std)}"
     return (

@@ -20,6 +20,7 @@ Pooling = Literal["cls", "gap"]
 Gelu = Literal["tanh", "erf", "quick"]
 GELU: Gelu = "tanh"  # What the official code computes, unless an image checkpoint needs another.
 LAYER_NORM_EPS = 1e-6
+POSITION_STD = 0.02
 
 
 def drop_branch(branch: Tensor, rate: float, rows_per_clip: int) -> Tensor:
@@ -134,12 +135,12 @@ class Encoder(nn.Module):
 
 
 @torch.no_grad()
-def init_encoder(encoder: Encoder) -> None:
-    """The official initialisation (scenic, vivit/model.py): xavier for each D -> D matrix, positions N(0, 0.02), cls
-    zeros."""
+def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
+    """The official initialisation (scenic, vivit/model.py): xavier for each D -> D matrix, cls zeros, and positions
+    N(0, 0.02), or of another standard deviation."""
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
-    encoder.pos_embed.normal_(std=0.02)
+    encoder.pos_embed.normal_(std=position_std)
     for module in encoder.modules():
         if isinstance(module, Attention):
             for third in module.qkv.weight.chunk(3):

@@ -107,16 +107,16 @@ def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[Non
     if frozen is None:
         yield
         return
-    run: Callable[[Tensor], Tensor] = frozen.run_rows
+    run: Callable[[Tensor, Tensor | None], Tensor] = frozen.run_rows
     seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
 
-    def run_rows(rows: Tensor) -> Tensor:
+    def run_rows(rows: Tensor, still: Tensor | None = None) -> Tensor:
         if rows.shape in seen:
             rise, shape, dtype = seen[rows.shape]
             trace.bump(rise)
             return torch.empty(shape, dtype=dtype, device=rows.device)
         with trace.transient() as risen:
-            out = run(rows)
+            out = run(rows, still)
         seen[rows.shape] = (risen[0], out.shape, out.dtype)
         return out
 

@@ -32,6 +32,11 @@ RESULT_NUMBERS = (
     "optimizer_bytes_per_rank",
 )
 HUGE = 10**18  # No number of a result is as large.
+# What a model is where its run directory does not tell, since there was no choice yet.
+OFFICIAL_MODEL: dict[str, Any] = {
+    **{"model.gelu": "tanh", "model.norm_eps": 1e-6},
+    **{"model.position_std": 0.02, "model.subtract": "none", "model.centre": False},
+}
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -57,7 +62,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":  # The same.
         del flat["data.decode_device"]
-    for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # The same; null is the official one.
+    for key, official in OFFICIAL_MODEL.items():  # The same; null is the official one.
         if flat.get(key) in (None, official):
             flat.pop(key, None)
     if flat.get("augment.resize") == "official":  # The same.

@@ -13,6 +13,7 @@ from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES, set_recompute
 from sfa_dist.models.compiled import compile_blocks
 from sfa_dist.models.footprint import offloads, peak_bytes, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.still import still_of, still_rows
 from sfa_dist.parallel.engines.activation import treat_activations
 from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.runtime import Runtime
@@ -87,7 +88,8 @@ def chunk_need(frozen: FrozenTrunk, stage: Stage2, rows: int) -> int:
 
     @torch.inference_mode()
     def work() -> object:
-        return frozen.run_rows(torch.zeros(shape, dtype=torch.uint8, device=frozen.device))
+        pixels = torch.zeros(shape, dtype=torch.uint8, device=frozen.device)
+        return frozen.run_rows(pixels, still_rows(still_of(pixels, stage.model.subtract), slice(0, rows), 1))
 
     work()  # The first time makes what stays: workspaces, compiled code.
     return peak_bytes(work, frozen.device)

@@ -20,7 +20,11 @@ class ModelBlock(RecipeBlock):
     `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
     `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
     `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
-    is tanh and 1.0e-06, the official code's, which the temporal encoder always has.
+    is tanh and 1.0e-06, the official code's, which the temporal encoder always has. `position_std` is the standard
+    deviation of the spatial encoder's positions where they start at random (docs/learning.md); those of the temporal
+    encoder start with 0.02.
+    `subtract` takes what does not move away from the pixels: each clip's own mean or median over its frames.
+    `centre` takes from the vectors of a clip's tubelet steps their mean, before the adapter.
     """
 
     size: Fixed[Literal["tiny", "B", "L", "H", "g"]]
@@ -33,6 +37,9 @@ class ModelBlock(RecipeBlock):
     drop_path: Fixed[Fraction] = 0.0
     gelu: Fixed[Literal["tanh", "erf", "quick"] | None] = None
     norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
+    subtract: Fixed[Literal["none", "mean", "median"]] = "none"
+    centre: Fixed[bool] = False
+    position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = 0.02
     width: Fixed[Positive | None] = None
     depth: Fixed[Positive | None] = None
     heads: Fixed[Positive | None] = None

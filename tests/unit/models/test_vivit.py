@@ -138,6 +138,15 @@ def test_normalise_is_exact_on_known_pixels() -> None:
     torch.testing.assert_close(out, torch.tensor([-1.0, (127 / 255 - 0.4) / 0.2, 7.0]))
 
 
+def test_the_recipe_scales_the_spatial_positions_and_no_others() -> None:
+    """All other weights are the same: one draw, scaled."""
+    given, scaled = (dict(build_tiny(**keys).state_dict()) for keys in ({}, {"position_std": 0.5}))
+    table = "trunk.encoder.pos_embed"
+    torch.testing.assert_close(scaled.pop(table), given.pop(table) * 25)
+    assert all(torch.equal(scaled[key], value) for key, value in given.items())
+    assert given["tail.temporal.pos_embed"].std().item() == pytest.approx(0.02, rel=0.2)
+
+
 def test_time_order_matters_only_with_a_temporal_encoder() -> None:
     clips = torch.randint(0, 256, (1, 3, 8, 16, 16), dtype=torch.uint8)
     backwards = clips.unflatten(2, (4, 2)).flip(2).flatten(2, 3)
