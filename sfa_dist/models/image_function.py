@@ -40,6 +40,7 @@ class ImageFunction:
     pooling: str
     pixels: Pixels | None = None
     subtract: str = "none"
+    positions: str = "learned"
 
     def refuse_other(self, trunk: Trunk, pixels: Pixels | None, source: str) -> None:
         """Raises RecipeError with the lines for the recipe, where the trunk would compute something else."""
@@ -53,6 +54,8 @@ class ImageFunction:
             model["heads"] = self.heads
         if encoder.pooling != self.pooling:
             model["pooling"] = self.pooling
+        if encoder.positions != self.positions:
+            model["positions"] = self.positions
         if trunk.subtract != self.subtract:
             model["subtract"] = self.subtract
         data = {}
@@ -135,7 +138,7 @@ def function_of_own(path: Path) -> ImageFunction | None:
         return None
     model, pixels = told
     gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
-    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, pixels, model.subtract)
+    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, pixels, model.subtract, model.positions)
 
 
 def refuse_other_centring(model: ModelBlock, path: Path) -> None:

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_dist.recipe.blocks.model import POSITION_STD
+
 Pooling = Literal["cls", "gap"]
+Positions = Literal["learned", "sincos"]
 Gelu = Literal["tanh", "erf", "quick"]
 GELU: Gelu = "tanh"  # What the official code computes, unless an image checkpoint needs another.
 LAYER_NORM_EPS = 1e-6
-POSITION_STD = 0.02
 
 
 def drop_branch(branch: Tensor, rate: float, rows_per_clip: int) -> Tensor:
@@ -110,12 +112,20 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
         gelu: Gelu = GELU,
         norm_eps: float = LAYER_NORM_EPS,
+        positions: Positions = "learned",
     ) -> None:
         super().__init__()
         self.pooling, self.heads, self.gelu = pooling, heads, gelu
         if pooling == "cls":
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens + (pooling == "cls"), width))
+        if positions == "sincos" and width % 4:
+            raise ValueError(f"model.positions: sincos needs a width that is a multiple of 4, not {width}")
+        self.positions: Positions = positions
+        table = torch.empty(1, tokens + (pooling == "cls"), width)
+        if positions == "learned":
+            self.pos_embed = nn.Parameter(table)
+        else:  # It follows from the shape, so no weights file holds it.
+            self.register_buffer("pos_embed", table, persistent=False)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
@@ -124,7 +134,8 @@ class Encoder(nn.Module):
         """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling."""
         if self.pooling == "cls":
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        x = x + self.pos_embed
+        # What is no parameter, engines leave in fp32.
+        x = x + (self.pos_embed if self.positions == "learned" else self.pos_embed.to(self.norm.weight.dtype))
         for block in self.blocks:
             x = block(x, rows_per_clip)
         return self.norm(x)
@@ -137,10 +148,13 @@ class Encoder(nn.Module):
 @torch.no_grad()
 def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
     """The official initialisation (scenic, vivit/model.py): xavier for each D -> D matrix, cls zeros, and positions
-    N(0, 0.02), or of another standard deviation."""
+    N(0, 0.02), or of another standard deviation, or fixed ones."""
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
-    encoder.pos_embed.normal_(std=position_std)
+    if encoder.positions == "learned":
+        encoder.pos_embed.normal_(std=position_std)
+    else:
+        encoder.pos_embed.copy_(sincos_positions(encoder.pos_embed.shape[1], encoder.pos_embed.shape[2]))
     for module in encoder.modules():
         if isinstance(module, Attention):
             for third in module.qkv.weight.chunk(3):
@@ -153,6 +167,18 @@ def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+def sincos_positions(tokens: int, width: int) -> Tensor:
+    """Fixed positions (1, tokens, width) of a square grid, zero for a cls token in front of it: a quarter of the width
+    each for sine and cosine of column and row, at frequencies from 1 to 1/10000 (MAE, arXiv 2111.06377)."""
+    side = math.isqrt(tokens)
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, D / 4)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, D / 2)
+    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    table = torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
+    return torch.cat([table.new_zeros(1, tokens - side * side, width), table], dim=1)
 
 
 @torch.no_grad()

@@ -127,6 +127,7 @@ class Trunk(nn.Module):
             drop_path=model.drop_path,
             gelu=model.gelu or GELU,
             norm_eps=model.norm_eps or LAYER_NORM_EPS,
+            positions=model.positions,
         )
 
     @property

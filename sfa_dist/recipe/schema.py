@@ -96,7 +96,7 @@ class Recipe(RecipeBlock):
             raise field_error("stage1", "image_checkpoint is stage:image, but there is no image block")
         if self.stage1 and self.stage2:
             first, second = self.stage1.model, self.stage2.model
-            for key in ("subtract", "centre"):
+            for key in ("positions", "subtract", "centre"):
                 if getattr(first, key) != getattr(second, key):
                     raise field_error(
                         "stage2", f"starts from stage1's function: model.{key} has to be the same in both"

@@ -22,6 +22,7 @@ from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe.blocks.model import POSITION_STD
 from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
 from sfa_dist.recipe.stages import FREE_KEYS
@@ -34,8 +35,12 @@ RESULT_NUMBERS = (
 HUGE = 10**18  # No number of a result is as large.
 # What a model is where its run directory does not tell, since there was no choice yet.
 OFFICIAL_MODEL: dict[str, Any] = {
-    **{"model.gelu": "tanh", "model.norm_eps": 1e-6},
-    **{"model.position_std": 0.02, "model.subtract": "none", "model.centre": False},
+    "model.gelu": "tanh",
+    "model.norm_eps": 1e-6,
+    "model.position_std": POSITION_STD,
+    "model.positions": "learned",
+    "model.subtract": "none",
+    "model.centre": False,
 }
 RECORDED_PACKAGES = (
     "torch",

@@ -14,6 +14,9 @@ Classes = Annotated[int, Field(ge=2, lt=2**31)]
 LABEL_HEADS = ("noun", "verb")
 
 
+POSITION_STD = 0.02  # The official code's.
+
+
 class ModelBlock(RecipeBlock):
     """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
 
@@ -22,7 +25,8 @@ class ModelBlock(RecipeBlock):
     `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
     is tanh and 1.0e-06, the official code's, which the temporal encoder always has. `position_std` is the standard
     deviation of the spatial encoder's positions where they start at random (docs/learning.md); those of the temporal
-    encoder start with 0.02.
+    encoder start with 0.02. `positions: sincos` are fixed ones of the spatial encoder: sines and cosines of row and
+    column.
     `subtract` takes what does not move away from the pixels: each clip's own mean or median over its frames.
     `centre` takes from the vectors of a clip's tubelet steps their mean, before the adapter.
     """
@@ -37,9 +41,10 @@ class ModelBlock(RecipeBlock):
     drop_path: Fixed[Fraction] = 0.0
     gelu: Fixed[Literal["tanh", "erf", "quick"] | None] = None
     norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
+    positions: Fixed[Literal["learned", "sincos"]] = "learned"
     subtract: Fixed[Literal["none", "mean", "median"]] = "none"
     centre: Fixed[bool] = False
-    position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = 0.02
+    position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = POSITION_STD
     width: Fixed[Positive | None] = None
     depth: Fixed[Positive | None] = None
     heads: Fixed[Positive | None] = None
@@ -67,6 +72,12 @@ class ModelBlock(RecipeBlock):
         if self.classes != sum(self.class_heads.values()):
             total = " + ".join(map(str, self.class_heads.values()))
             raise field_error("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_positions_have_no_scale(self) -> ModelBlock:
+        if self.positions == "sincos" and self.position_std != POSITION_STD:
+            raise field_error("position_std", "is of positions that are learned: leave it out with positions: sincos")
         return self
 
     @property

@@ -20,7 +20,11 @@ MODEL = {"size": "tiny", "classes": 3, "temporal_depth": 1, "image_size": 16, "w
 STAGE = {"frames": 8, "optimizer": {"lr": 0.1}, "schedule": {"epochs": 1}, "engine": {"precision": "fp32"}}
 DATA: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
 NONE: dict[str, Any] = {}
-KEYS = [({"subtract": "mean"}, "subtract: mean"), ({"centre": True}, "centre: true")]
+KEYS = [
+    ({"subtract": "mean"}, "subtract: mean"),
+    ({"centre": True}, "centre: true"),
+    ({"positions": "sincos"}, "positions: sincos"),
+]
 
 
 def stage1(**keys: Any) -> Stage1:
@@ -48,7 +52,7 @@ def test_stage_2_starts_at_stage_1s_function_or_not_at_all(tmp_path: Path, keys:
     with pytest.raises(RecipeError, match=f"put their values into the recipe: model: {{{line}}}"):
         assemble_stage2(stage2(), weights, "")
     plain = trained(tmp_path, stage1())
-    with pytest.raises(RecipeError, match=r"model: {(subtract: none|centre: false)}"):
+    with pytest.raises(RecipeError, match=r"model: {(subtract: none|centre: false|positions: learned)}"):
         assemble_stage2(stage2(**keys), plain, "")
 
 
