@@ -41,7 +41,7 @@ class OneFrame(nn.Module):
         self.trunk = Trunk(model)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk.forward_rows(images.unsqueeze(2))
+        return self.trunk.forward_tubelets(images.unsqueeze(2))
 
 
 def timm_of(dims: Dims, image_size: int) -> nn.Module:

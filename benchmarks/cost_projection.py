@@ -66,7 +66,7 @@ def measure(recipe: Recipe, device: torch.device, rounds: int) -> Parts:
         shallow = model.model_copy(update={"depth": depth, "temporal_depth": depth, "drop_path": 0.0})
         trunk, pixels = make_trunk(shallow, device)
         cases["frozen", depth] = lambda trunk=trunk, pixels=pixels: forward(trunk, pixels)
-        cases["trained", depth] = lambda trunk=trunk, pixels=pixels: trunk.forward_rows(pixels).sum().backward()
+        cases["trained", depth] = lambda trunk=trunk, pixels=pixels: trunk.forward_tubelets(pixels).sum().backward()
         cases["tail1", depth] = make_tail(shallow, first.frames, None, first.batch.micro, device)
         cases["tail2", depth] = make_tail(shallow, second.frames, second.adapter, second.batch.micro, device)
     cases["optimizer", 0] = make_step(second, device)
@@ -101,7 +101,7 @@ def make_trunk(model: ModelBlock, device: torch.device) -> tuple[Trunk, Tensor]:
 @torch.inference_mode()
 def forward(trunk: Trunk, pixels: Tensor) -> Tensor:
     """What a frozen trunk does."""
-    return trunk.forward_rows(pixels)
+    return trunk.forward_tubelets(pixels)
 
 
 def make_tail(

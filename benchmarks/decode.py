@@ -26,7 +26,8 @@ import torch
 from common import Cell, add_options, interleave, median_ratio, report, script, tree_clock
 
 from sfa_dist.data.batches.augment import TrainView
-from sfa_dist.data.packing.reencode import Encoding, reencode
+from sfa_dist.data.packing.pack_settings import Encoding
+from sfa_dist.data.packing.reencode import reencode
 from sfa_dist.data.sampling.clip_sampling import frame_indices
 from sfa_dist.data.video.decode import Decoder, choose_decoder
 from sfa_dist.data.video.video import Shrink

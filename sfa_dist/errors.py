@@ -1,19 +1,19 @@
-"""The errors that a user can act on, each with the exit code of the contract.
+"""Errors that end a run with one line on stderr, each with its exit code from the contract.
 
-A message says what is wrong, where (recipe line, shard, key, rank, step), and what to do next, in one line.
+A message says what is wrong, where (recipe line, shard, key, rank, step) and what to do next, in one line.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-CHECKS_FAILED = 3  # What `sfa check-learning` returns where its checks ran and one did not pass.
+CHECKS_FAILED = 3  # Exit code of `sfa check-learning` when its checks ran and at least one did not pass.
 
 
 class SfaError(Exception):
-    """Base of all errors that end a run with one line on stderr; `exit_code` is what the process returns.
+    """Base of all errors that end a run with one line on stderr; the process exits with `exit_code`.
 
-    `print_suppressed` is set where all ranks raise the same error: one of them prints it. `report` is what a
-    command has found until then, printed beside the error under --json.
+    `print_suppressed` is set on all ranks but one when every rank raises the same error. `report` holds the results
+    that a command found before the error; --json prints them with it.
     """
 
     exit_code = 70
@@ -22,36 +22,36 @@ class SfaError(Exception):
 
 
 class UsageError(SfaError):
-    """Wrong command line."""
+    """A wrong command line."""
 
     exit_code = 64
 
 
 class DataError(SfaError):
-    """Data that is missing, corrupt over the budget, or does not fit the recipe's classes."""
+    """Data that is missing, corrupt beyond the budget, or inconsistent with the recipe's classes."""
 
     exit_code = 65
 
 
 class LostRankError(SfaError):
-    """Internal error or a rank that went away."""
+    """An internal error, or a lost rank."""
 
     exit_code = 70
 
 
 class CheckpointError(SfaError):
-    """A checkpoint or weights file that cannot be read or written; disk I/O."""
+    """A checkpoint or weights file that cannot be read or written, or another disk error."""
 
     exit_code = 74
 
 
 class PreemptedError(SfaError):
-    """The run was asked to stop and has saved its state: run the same command again to go on."""
+    """The run was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = 75
 
 
 class RecipeError(SfaError):
-    """A recipe that is wrong, or that disagrees with the state it is to continue."""
+    """A wrong recipe, or one that disagrees with the saved state of the run."""
 
     exit_code = 78

@@ -1,4 +1,4 @@
-"""Trains a recipe: argv -> Recipe -> stages -> exit code. The only wiring; runs as a script from a clean clone."""
+"""Trains a recipe: command line -> recipe -> stages -> exit code. Runs as a script from a clean clone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # As a script the folder sfa_dist/ itself is first on the path, where `import sfa_dist` fails and our modules could
-    # shadow others; put the repository root in its place.
+    # A script has its own folder, sfa_dist/, first on the path: `import sfa_dist` fails there, and our modules could
+    # shadow others. Put the repository root in its place.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from sfa_dist.parallel.process_exit import exit_when_asked  # Before what takes long to import.
+    from sfa_dist.parallel.process_exit import exit_when_asked  # Before the slow imports.
 
     exit_when_asked()
 
@@ -27,23 +27,22 @@ from sfa_dist.run.train_options import DESCRIPTION, add_arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the parsed command. Raises SfaError for what a user can act on."""
-    # Imports that take long come only when they are needed: --help answers at once, and without torch so does a typo in
-    # a recipe, also on a login node.
+    """Runs the parsed command. Raises SfaError for errors that a user can act on."""
+    # Slow imports wait until they are needed: --help, and the error for a typo in a recipe, need no torch.
     from sfa_dist.recipe.schema import load_recipe, print_recipe
 
     environ = environment()
     try:
         loaded = load_recipe(arguments.recipe, arguments.set, environ)
-    except SfaError as error:  # Every rank of this machine reads the same file: one of them tells.
+    except SfaError as error:  # All ranks of this machine read the same file: only the first prints the error.
         error.print_suppressed = environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) != "0"
         raise
     if arguments.print_recipe:
         print(print_recipe(loaded), end="")
         return
     stop = StopFlag()
-    parents = LauncherWatch(read_launch(environ).launcher)
-    stop.install([signal.Signals[name] for name in loaded.recipe.stop.signals], parents.lost)
+    launcher = LauncherWatch(read_launch(environ).launcher)
+    stop.install([signal.Signals[name] for name in loaded.recipe.stop.signals], launcher.lost)
     with stop.nothing_to_save():
         from sfa_dist.stages.pipeline import run_recipe
 
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Parses `argv` (default: the process's arguments) and runs; returns the exit code of the contract."""
     parser = Parser(
         prog="train.py",
         description=DESCRIPTION,

@@ -1,10 +1,10 @@
 """The edge of the process: the project's own files, read within bounds, and text made safe to show.
 
-    disk        small files: written whole, read within bounds of size, nesting and type; disk errors in words
-    file_names  the names of files in a run directory      counted  a number of things in words
+    disk        small files: replaced atomically, read within bounds of size, nesting and type; disk errors in words
+    file_names  the names of the files in a run directory
+    counted     a number with its noun
     secret      passwords and signatures become `***`
     plain       text from outside, escaped for a terminal, a web page, Markdown or a figure
 
-Every other package may import all of these modules; this package imports none of them.
-Start with `disk`.
+All other packages may import these modules; this package imports none of them. Start with `disk`.
 """

@@ -22,35 +22,37 @@ from sfa_dist.boundary.secret import without_secrets
 MIB = 2**20
 MAX_JSON = 64 * MIB  # Bytes; far more than any of these files needs.
 MAX_NESTING = 32
-MAX_NAME, MAX_PATH = 255, 4095  # Bytes: what Linux takes.
+MAX_NAME, MAX_PATH = 255, 4095  # Bytes: the limits of Linux.
 REASONS = {
     errno.EDQUOT: "the disk quota is used up (of bytes or of files)",
     errno.EROFS: "the file system is mounted read-only",
-    errno.EIO: "input/output error, the disk or the way to it fails",
+    errno.EIO: "input/output error: the disk, or the connection to it, fails",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.ESTALE: "stale file handle, the network disk has lost the file",
-    errno.ENOENT: "it is not there (any more)",
+    errno.ESTALE: "stale file handle: the network disk has lost the file",
+    errno.ENOENT: "it is missing",
     errno.EMFILE: "too many open files in this process (ulimit -n)",
     errno.ENFILE: "too many open files on this machine",
     errno.EFBIG: "the file is larger than the file system or the limit of this process allows (ulimit -f)",
-    errno.ENOTDIR: "a file stands where a folder should be",
-    errno.EEXIST: "something else stands there already",
-    errno.EISDIR: "a folder stands where a file should be",
+    errno.ENOTDIR: "there is a file where a folder should be",
+    errno.EEXIST: "something of this name exists already",
+    errno.EISDIR: "there is a folder where a file should be",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "symbolic links lead in a circle, or a link stands where none is allowed",
+    errno.ELOOP: "symbolic links form a circle, or there is a link where none is allowed",
 }
 
 
 def explain(error: Exception, path: Path | None = None, needed: int = 0) -> str:
-    """The reason for a disk error in words, with the file it names, or else `path`. `needed` is the total number of
-    bytes that were to be written."""
-    number, place = error.errno if isinstance(error, OSError) else None, _failed_path(error, path)
-    # safetensors hides the number of a full disk in its text.
+    """The reason for a disk error in words, with the file that the error names, or else `path`.
+
+    `needed` is the total number of bytes to write; the message for a full disk reports it.
+    """
+    number, failed = error.errno if isinstance(error, OSError) else None, _failed_path(error, path)
+    # safetensors reports a full disk in its text only, without an errno.
     if number == errno.ENOSPC or "No space left" in str(error):
-        return "no space left on the disk (ENOSPC)" if place is None else no_space(place, needed)
+        return "no space left on the disk (ENOSPC)" if failed is None else no_space(failed, needed)
     if number in REASONS:
-        return f"{REASONS[number]} ({errno.errorcode[number]})" + (f" at {place}" if place else "")
+        return f"{REASONS[number]} ({errno.errorcode[number]})" + (f" at {failed}" if failed else "")
     return str(error)
 
 
@@ -61,13 +63,13 @@ def _failed_path(error: Exception, path: Path | None) -> Path | None:
 
 
 def no_space(path: Path, needed: int = 0) -> str:
-    """How many bytes the disk at `path` needs and has left, or that it has no inodes left."""
+    """A message for a full disk: the bytes needed and left at `path`, or that no inodes are left."""
     parent = nearest_folder(path)
     free = free_bytes(parent)
     with contextlib.suppress(OSError):
         left = os.statvfs(parent)
         if left.f_files and not left.f_favail and free > needed:
-            return f"no room for another file: all {left.f_files} inodes of the file system are taken at {parent}"
+            return f"no room for another file: all {left.f_files} inodes of the file system are used at {parent}"
     wanted = f", needed {needed / MIB:.1f} MiB" if needed else ""
     return f"no space left{wanted}, have {free / MIB:.1f} MiB at {parent}"
 
@@ -84,11 +86,11 @@ def nearest_folder(path: Path) -> Path:
 
 
 def path_argument(text: str) -> Path:
-    """A path from the command line. Raises ValueError if no file system can have it: empty, with NUL or too long."""
+    """A path from the command line. Raises ValueError for one that cannot exist: empty, with NUL or too long."""
     if not text:
         raise ValueError("the path is empty")
     if "\0" in text:
-        raise ValueError("a path holds no NUL")
+        raise ValueError("a path cannot contain NUL")
     name = max(text.split("/"), key=lambda part: len(os.fsencode(part)))
     if len(os.fsencode(name)) > MAX_NAME or len(os.fsencode(text)) > MAX_PATH:
         raise ValueError(f"the path is too long: {text[:40]}... ({MAX_NAME} bytes a name, {MAX_PATH} in all)")
@@ -96,8 +98,10 @@ def path_argument(text: str) -> Path:
 
 
 def print_line(line: str) -> None:
-    """Prints a line to stderr, without secrets and terminal escapes. Never raises: stderr may be a file on a full disk
-    or a terminal that has closed."""
+    """Prints a line to stderr, without secrets and terminal escapes.
+
+    Never raises OSError: stderr may be a file on a full disk or a closed terminal.
+    """
     with contextlib.suppress(OSError, ValueError):
         print(for_terminal(without_secrets(line)), file=sys.stderr, flush=True)
 
@@ -110,13 +114,11 @@ def warn_unwritten(path: Path, error: OSError) -> None:
     refusal = (path.parent, error.errno)
     if refusal not in _unwritten:
         _unwritten.add(refusal)
-        print_line(
-            f"warning: {path} is not written: {explain(error, path)}; nor are other records until that is mended"
-        )
+        print_line(f"warning: {path} is not written: {explain(error, path)}; nor are other records until this is fixed")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file atomically: written to a temporary file, flushed, renamed. Raises OSError and cleans up."""
+    """Replaces a file atomically: writes a temporary file, flushes it to disk and renames it. Raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -132,7 +134,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_if_new(path: Path, text: str) -> None:
-    """Writes a text file unless it already has this content, so a full disk cannot harm it. Raises OSError."""
+    """Writes a text file unless it has this content already: a full disk then does no harm. Raises OSError."""
     data = text.encode()
     with contextlib.suppress(OSError, ValueError):
         if read_plain(path, len(data)) == data:
@@ -146,14 +148,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_plain(path: Path, limit: int = MAX_JSON, follow: bool = True) -> bytes:
-    """The bytes of a regular file. Raises ValueError for any other kind (a pipe does not block) and for more than
-    `limit` bytes; OSError. Without `follow` a symbolic link is refused."""
+    """The bytes of a regular file. Without `follow` a symbolic link is refused.
+
+    Raises ValueError for any other kind of file (a pipe does not block) and for more than `limit` bytes; OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     with open(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no plain file")
-        data = file.read(min(limit, max(found.st_size, MIB)) + 1)  # read() allocates all that it is asked for
+            raise ValueError("it is not a regular file")
+        data = file.read(min(limit, max(found.st_size, MIB)) + 1)  # read() allocates the full size it is given.
     if len(data) > limit:
         raise ValueError(f"it is larger than {limit / MIB:,.0f} MiB")
     return data
@@ -175,22 +179,21 @@ def parse_json(data: bytes) -> Any:
 
 
 def parse_object(data: bytes, **keys: type | tuple[type, ...]) -> dict[str, Any]:
-    """A JSON object with these keys, each of its type. Raises ValueError, naming the key that is missing or of another
-    type."""
+    """A JSON object with these keys, each of the given type. Raises ValueError that names a missing or wrong key."""
     value = parse_json(data)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for key, kind in keys.items():
         if key not in value:
             raise ValueError(f"it has no {key!r}")
-        # In Python True is an int; in these files it is no number.
+        # True is an int in Python, but no number in these files.
         if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool):
             raise ValueError(f"its {key!r} is {value[key]!r:.40}")
     return value
 
 
 def read_object(path: Path, **keys: type | tuple[type, ...]) -> dict[str, Any]:
-    """`parse_object` of a file. Raises ValueError, OSError."""
+    """`parse_object` on a file's content. Raises ValueError and OSError."""
     return parse_object(read_plain(path), **keys)
 
 

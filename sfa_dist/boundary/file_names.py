@@ -1,6 +1,6 @@
-"""The names of a run directory's files, which users, scripts and later starts rely on."""
+"""The names of the files in a run directory, which users, scripts and later starts rely on."""
 
-# Of the run.
+# Of a run.
 RECIPE = "recipe.yaml"  # The resolved recipe.
 ENVIRONMENT = "env.json"  # Versions, hosts and devices of the last start.
 LOG = "log.jsonl"
@@ -12,8 +12,8 @@ QUARANTINE = "quarantine.jsonl"  # Bad samples.
 LOCK = "lock"
 
 # Of a stage.
-DONE = "done.json"  # What a stage that is done was made from, and what came out.
-WEIGHTS = "weights.safetensors"  # Of a stage that is done.
+DONE = "done.json"  # Inputs and results of a finished stage.
+WEIGHTS = "weights.safetensors"  # Final weights of a finished stage.
 CHECKPOINTS = "checkpoints"
 
 # Of the test.

@@ -1,4 +1,4 @@
-"""Names and messages from outside, escaped so that whatever shows them takes nothing in them for a command.
+"""Names and messages from outside, escaped so that nothing in them acts as a command or as markup.
 
 A class, a file or a server may have any name: `\\x1b[2J` clears a terminal, `<script>` runs in a web page, `|` ends a
 cell of a Markdown table, `$` starts a formula in a figure.
@@ -16,7 +16,10 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
 def for_terminal(text: str, lines: bool = True) -> str:
-    """Text for a terminal or a log file: control characters become `\\x1b`. Without `lines` it stays on one line."""
+    """Text for a terminal or a log file, with control characters escaped, such as `\\x1b`.
+
+    Line ends and tabs stay as they are; without `lines` they are escaped too.
+    """
     return _UNSEEN.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _escaped(match[0]), text)
 
 
@@ -31,7 +34,7 @@ def for_html(text: str) -> str:
 
 
 def for_figure(text: str) -> str:
-    """Text for a figure of matplotlib, which reads formulas between two `$`."""
+    """Text for a figure of matplotlib, which reads text between two `$` as a formula."""
     return for_terminal(text, lines=False).replace("$", r"\$")
 
 

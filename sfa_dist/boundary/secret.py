@@ -1,4 +1,4 @@
-"""Passwords, tokens and signatures become `***` in all that is shown or written; host and path stay readable.
+"""Passwords, tokens and signatures become `***` in everything shown or written; host and path stay readable.
 
 A URL loses its user, its password and the values of its query. Other text, commands included, loses what follows the
 usual names (`--token`, `PASSWORD=`, `Authorization:`) and tokens of well-known shapes. The process remembers the
@@ -22,7 +22,7 @@ _WORDS = (
     r"|(?:api|access|account|private|shared|subscription)[_-]?key(?:[_-]?id)?"
 )
 _SHORT_WORDS = r"auth|authorization|cookie|sig|sas|(?:ssh)?pass|j?session(?:_?id)?"
-_REST = r"[\w.-]{0,99}"  # Rest of a name; without a bound, one long word would take minutes.
+_REST = r"[\w.-]{0,99}"  # Rest of a name; without the bound, one long word takes minutes.
 _NAME = rf"(?:{_REST}(?:{_WORDS}){_REST}|(?:{_REST}[_.-])?(?:{_SHORT_WORDS})(?:[_.-]{_REST})?)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}|(?:.*_)?(?:KEY|PW|PASS|PIN)(?:_.*)?", re.IGNORECASE)
@@ -52,7 +52,7 @@ _remembered: set[str] = set()
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether a value of this key, or the last part of it (`a.b.token`), is nobody's business."""
+    """Whether the name of this key, or its last part (`a.b.token`), is that of a secret."""
     return _SECRET_NAME.fullmatch(key.rpartition(".")[2]) is not None
 
 
@@ -62,38 +62,38 @@ def is_secret_variable(name: str) -> bool:
 
 
 def remember(secret: str) -> None:
-    """From now on `without_secrets` knows it, as it is and as URLs write it."""
+    """From now on `without_secrets` masks this secret, as it is and in its URL-encoded and decoded forms."""
     for text in (secret, unquote(secret), quote(secret, safe="")):
         if len(text) >= MIN_REMEMBERED:
             _remembered.add(text)
 
 
 def remember_source(source: str) -> None:
-    """The secrets in a URL."""
+    """Remembers the secrets in a URL; other texts are ignored."""
     if is_url(source):
         for secret in _parts(source)[1]:
             remember(secret)
 
 
 def is_url(text: str) -> bool:
-    """Whether all of a text is a URL."""
+    """Whether a text starts like a URL, with `scheme://`."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def is_masked(source: str) -> bool:
-    """Whether a source is what `shown_source` made of one: it can be read by no one."""
+    """Whether a source has been through `shown_source` and lost a secret, so that it cannot be read any more."""
     if not is_url(source):
         return source.startswith("pipe:") and MASK in source
     return f"://{MASK}@" in source or re.search(rf"[?&#;][^/]*{re.escape(MASK)}", source) is not None
 
 
 def shown_source(source: str) -> str:
-    """A shard, a pipe or a file by its name, without what is secret in it."""
+    """The name of a shard, a pipe or a file, with its secrets masked."""
     return without_secrets(_parts(source)[0] if is_url(source) else source)
 
 
 def without_secrets(text: str) -> str:
-    """A text in which nothing is secret that looks so, or is remembered. Masking twice is masking once."""
+    """The text with every secret masked that is remembered or looks like one. Masking twice equals masking once."""
     for secret in sorted(_remembered, key=len, reverse=True):
         text = text.replace(secret, MASK)
     text = _URL.sub(_shown_url, text)
@@ -103,7 +103,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_secrets_in(tree: Any, key: str = "") -> Any:
-    """The same for all text in lists and mappings, and for every value of a secret name."""
+    """`tree` with the secrets masked in all text of its lists and mappings, and with every value of a secret name."""
     if isinstance(tree, Mapping):
         return {name: without_secrets_in(child, str(name)) for name, child in tree.items()}
     if isinstance(tree, list | tuple):
@@ -119,14 +119,14 @@ def _shown_url(match: re.Match[str]) -> str:
 
 
 def _parts(url: str) -> tuple[str, list[str]]:
-    """A URL as it is shown, and what was taken out of it."""
+    """The URL with its secrets masked, and the secrets."""
     scheme, _, rest = url.partition("://")
     secrets: list[str] = []
     shown = f"{scheme}://"
     if "@" in rest and (user := _USER.match(rest)):
         secrets += [user[0][:-1], *user[0][:-1].split(":", 1)]
         shown, rest = f"{shown}{MASK}@", rest[user.end() :]
-    in_store = scheme.lower() == "s3"  # Where ? is of a glob and # of a name, as far as nothing is set by them.
+    in_store = scheme.lower() == "s3"  # There ? may belong to a glob and # to a name, unless an = follows.
     before, mark, behind = rest.partition("?")
     if not mark and not in_store:
         before, mark, behind = rest.partition("#")

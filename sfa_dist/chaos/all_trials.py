@@ -1,4 +1,4 @@
-"""All trials there are: importing their files registers them."""
+"""All trials: importing their modules registers them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILES = [file.__name__ for file in (trials_processes, trials_checkpoints, trials
 
 
 def select(only: Sequence[str] = ()) -> list[Trial]:
-    """The trials whose name contains one of `only`, or whose rows do when it is a number; all of them without."""
+    """The trials whose name contains a word of `only`, or whose rows include it if it is a number; by default all."""
     ordered = sorted(TRIALS, key=lambda each: FILES.index(each.play.__module__))
     return [each for each in ordered if not only or any(_matches(each, word) for word in only)]
 

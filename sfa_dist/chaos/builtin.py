@@ -1,7 +1,7 @@
-"""The built-in recipe: two stages, noisy clips of 16 x 16 pixels made on the spot, a whole run in about two seconds.
+"""The built-in recipe: two stages on generated, noisy clips of 16 x 16 pixels; a whole run takes about two seconds.
 
-What a resume could forget is in it: AdamW has two moments and a step count, drop-path draws random numbers in every
-forward pass, the augmentation is the official one.
+It has what a resume could forget: AdamW keeps two moments and a step count, drop path draws random numbers in every
+forward pass, and the augmentation is the official one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ stage2: {{frames: 8, chunk_frames: 4}}
 
 
 def write_builtin(folder: Path) -> Path:
-    """Writes the recipe and its clips; gives the recipe's path."""
+    """Writes the recipe and its clips; returns the recipe's path."""
     for split, clips, seed in (("train", CLIPS, 0), ("val", EVAL_CLIPS, 1)):
         write_shards(folder / split, noisy_samples(clips, seed))
     dims = ", ".join(
@@ -43,7 +43,7 @@ def write_builtin(folder: Path) -> Path:
 
 
 def noisy_samples(count: int, seed: int) -> list[Sample]:
-    """Samples whose class is a level of grey and which way it changes."""
+    """Samples whose class is a level of grey, and whether it rises or falls."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(count):

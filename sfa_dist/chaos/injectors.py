@@ -1,6 +1,6 @@
-"""The faults as small functions: on shards, on checkpoints, on the disk. Signals are sent by processes.Job.
+"""The faults as small functions: on files, checkpoints, shards and the disk. `processes.Job` sends signals.
 
-Each does one thing, to copies that belong to a trial, and tells in a few words what it did.
+Each does one thing, to copies that belong to a trial, and most return a few words on what they did.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 
 def truncate(path: Path, chance: random.Random) -> str:
-    """Cuts a file at a random place in it."""
+    """Cuts a file at a random offset."""
     size = path.stat().st_size
     left = chance.randrange(size // 4, max(size // 4 + 1, size * 3 // 4))
     os.truncate(path, left)
@@ -35,12 +35,12 @@ def truncate(path: Path, chance: random.Random) -> str:
 
 
 def flip_bit(path: Path, chance: random.Random, low: int = 0, high: int | None = None) -> str:
-    """Turns one random bit between two offsets."""
+    """Flips one random bit between two offsets, in bytes (default: anywhere in the file)."""
     data = bytearray(path.read_bytes())
-    place, bit = chance.randrange(low, len(data) if high is None else high), chance.randrange(8)
-    data[place] ^= 1 << bit
+    offset, bit = chance.randrange(low, len(data) if high is None else high), chance.randrange(8)
+    data[offset] ^= 1 << bit
     path.write_bytes(data)
-    return f"bit {bit} of byte {place} of {path.name} turned"
+    return f"bit {bit} of byte {offset} of {path.name} flipped"
 
 
 def delete(path: Path, chance: random.Random) -> str:
@@ -51,7 +51,7 @@ def delete(path: Path, chance: random.Random) -> str:
 
 
 def swap(one: Path, other: Path) -> str:
-    """Exchanges the contents of two files under their names."""
+    """Exchanges the contents of two files."""
     aside = one.with_name(one.name + ".aside")
     one.rename(aside)
     other.rename(one)
@@ -68,7 +68,7 @@ def checkpoint_files(checkpoint: Path) -> list[Path]:
 
 
 def swap_with_older(newest: Path, older: Path, chance: random.Random) -> str:
-    """One file of the newest checkpoint takes the place of the same file of an older one, and the other way round."""
+    """Exchanges a random file of the newest checkpoint with the file of the same name in an older one."""
     name = chance.choice(
         [p.name for p in checkpoint_files(newest) if p.name != MANIFEST and (older / p.name).is_file()]
     )
@@ -76,16 +76,16 @@ def swap_with_older(newest: Path, older: Path, chance: random.Random) -> str:
 
 
 def pickle_that_touches(canary: Path) -> bytes:
-    """A pickle that makes a file when anything loads it: what a hostile checkpoint or shard member would do.
+    """A pickle that makes the file `canary` when anything loads it, as a hostile checkpoint or shard member could.
 
-    Written out by hand (protocol 0: the global `posix.system`, a string, call), since nothing here may import pickle's
-    functions.
+    It is written by hand (protocol 0: the global `posix.system`, a string, call), since nothing here may import
+    pickle's functions.
     """
     return b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
 
 
 def replace_by_pickle(checkpoint: Path, canary: Path) -> str:
-    """The tensors of a checkpoint become a hostile pickle, and its manifest vouches for it."""
+    """Replaces the tensors of a checkpoint by a hostile pickle, and makes the manifest match."""
     model = checkpoint / "model.safetensors"
     model.write_bytes(pickle_that_touches(canary))
     manifest = json.loads((checkpoint / MANIFEST).read_text())
@@ -98,14 +98,14 @@ def replace_by_pickle(checkpoint: Path, canary: Path) -> str:
 
 
 def damage_clip(shard: Path, chance: random.Random) -> str:
-    """Turns a bit in the payload of one clip of an indexed shard, and gives the clip's name `shard/key`."""
+    """Flips a bit in the payload of one clip of an indexed shard; returns the clip's name `shard/key`."""
     sample = chance.choice([s for s in read_index(shard.parent)[shard.name].samples if s.error is None])
     _damage(shard, sample.members, chance)
     return f"{shard.name}/{sample.key}"
 
 
 def damage_all_clips(shard: Path, chance: random.Random) -> int:
-    """The same in every clip of the shard; gives how many there are."""
+    """Flips a bit in every clip of an indexed shard; returns the number of clips."""
     samples = [s for s in read_index(shard.parent)[shard.name].samples if s.error is None]
     for sample in samples:
         _damage(shard, sample.members, chance)
@@ -113,17 +113,17 @@ def damage_all_clips(shard: Path, chance: random.Random) -> int:
 
 
 def _damage(shard: Path, members: dict[str, TarMember], chance: random.Random) -> None:
-    offset, size, _ = next(place for suffix, place in members.items() if suffix not in ("json", "cls", "txt"))
+    offset, size, _ = next(member for suffix, member in members.items() if suffix not in ("json", "cls", "txt"))
     flip_bit(shard, chance, offset, offset + size)
 
 
 def forget_index(folder: Path) -> None:
-    """Removes a folder's index, so that its shards are taken as new."""
+    """Removes a folder's index, so that its shards count as new."""
     (folder / INDEX_NAME).unlink(missing_ok=True)
 
 
 def drop_last_sample(shard: Path) -> str:
-    """Another valid shard in the place of this one: the same without its last sample."""
+    """Replaces a shard by another valid one: the same without its last sample."""
     beside = shard.with_name(shard.name + ".new")
     with tarfile.open(shard) as old, tarfile.open(beside, "w") as new:
         members = old.getmembers()
@@ -136,7 +136,7 @@ def drop_last_sample(shard: Path) -> str:
 
 
 def add_hostile_members(shard: Path, canary: Path) -> str:
-    """To the last sample of a shard come members with suffixes that WebDataset's own decoders unpickle."""
+    """Adds members to the last sample of a shard, with suffixes that WebDataset's own decoders unpickle."""
     beside = shard.with_name(shard.name + ".new")
     payload = beside.with_name("payload")
     payload.write_bytes(pickle_that_touches(canary))
@@ -156,15 +156,15 @@ def add_hostile_members(shard: Path, canary: Path) -> str:
 
 
 def small_disk(folder: Path, size: int, keep: Path) -> Callable[[], Callable[[], object] | None]:
-    """For Job's `prepare`: `folder` becomes a tmpfs of `size` bytes that only this process sees.
+    """A `prepare` of Job: mounts a tmpfs of `size` bytes on `folder`, which only this process sees.
 
-    At the process's end its contents are copied to `keep`; with the process the disk is gone.
+    When the process ends, the contents are copied to `keep`; the disk itself ends with the process.
     """
     return partial(_enter_small_disk, str(folder), size, str(keep))
 
 
 def can_mount() -> bool:
-    """Whether a process of this user may have mounts of its own."""
+    """Whether processes of this user may make mounts of their own."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -182,7 +182,7 @@ def _enter_small_disk(folder: str, size: int, keep: str) -> Callable[[], object]
 
 
 def _private_mounts() -> None:
-    """Raises OSError where neither root nor a user namespace allows it."""
+    """Gives this process mounts of its own. Raises OSError if neither root nor a user namespace allows it."""
     user, group = os.getuid(), os.getgid()
     try:
         _call("unshare", _CLONE_NEWNS)

@@ -1,7 +1,7 @@
-"""The judge: what a run directory tells, compared with that of a run which nobody disturbed.
+"""The judge: compares a run directory with that of an undisturbed run.
 
 Bit for bit: the loss and gradient norm of every step, every evaluation, and the sha256 of all final weights. A step
-that was run twice, before and after a kill, must have given the same twice.
+that ran twice, before and after a kill, must have the same values both times.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from sfa_dist.checkpoint import file_sha256
 from sfa_dist.recipe.schema import STAGE_NAMES
 
 Step = tuple[str, int]
-# What makes two evaluations the same one, and what it has found.
+# The keys that identify an evaluation, and its results.
 EVALUATION_KEYS = ("stage", "step", "views", "frame_order")
 FINDINGS = ("acc1", "acc5", "loss", "samples")
 
 
 @dataclass
 class Evidence:
-    """What a run directory tells: values by (stage, step), hashes by stage, and steps that contradict themselves."""
+    """The evidence in a run directory; `contradictions` are steps that ran twice and differ.
+
+    `steps` are (loss, grad_norm) by (stage, step), `evaluations` the values of FINDINGS by those of EVALUATION_KEYS,
+    `weights` the sha256 by stage.
+    """
 
     steps: dict[Step, tuple[Any, Any]] = field(default_factory=dict)
     evaluations: dict[tuple[Any, ...], tuple[Any, ...]] = field(default_factory=dict)
@@ -33,7 +37,7 @@ class Evidence:
 
 
 def log_lines(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; one that a kill has cut in two is none. Empty before there is a log."""
+    """The lines of log.jsonl, except for those that a kill cut short. Empty if there is no log yet."""
     try:
         text = (run / LOG).read_text(errors="replace")
     except FileNotFoundError:
@@ -42,12 +46,12 @@ def log_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    """The events of one name."""
+    """The events of this name in log.jsonl."""
     return [line for line in log_lines(run) if line.get("event") == name]
 
 
 def read_run(run: Path, stages: tuple[str, ...] = STAGE_NAMES) -> Evidence:
-    """The evidence of these stages (the final test counts with the last one)."""
+    """The evidence of these stages; that of all stages includes the final test."""
     wanted = {*stages, "test"} if stages == STAGE_NAMES else set(stages)
     found = Evidence()
     for line in log_lines(run):
@@ -67,7 +71,7 @@ def read_run(run: Path, stages: tuple[str, ...] = STAGE_NAMES) -> Evidence:
 
 
 def compare(run: Path, reference: Path, stages: tuple[str, ...] = STAGE_NAMES) -> list[str]:
-    """Each difference in a line, none when both are the same to the last bit."""
+    """The differences, one a line; none if both runs are the same to the last bit."""
     ours, theirs = read_run(run, stages), read_run(reference, stages)
     lines = list(ours.contradictions)
     lines += _differences("", ours.steps, theirs.steps, "(loss, grad_norm)")
@@ -79,11 +83,10 @@ def compare(run: Path, reference: Path, stages: tuple[str, ...] = STAGE_NAMES) -
 
 
 def compare_closely(run: Path, reference: Path, first: float, later: float) -> tuple[list[str], float]:
-    """Differences beyond a relative tolerance of the loss, and the largest one seen.
+    """The losses that differ by more than a relative tolerance, one a line, and the largest relative difference.
 
-    For what is the same state under another arithmetic (other ranks, another engine). `first` holds for the first step
-    of the run after its last resume, which shows the state before sums of another order have moved it; `later` for
-    the rest.
+    For one state that is trained on with sums in another order (other ranks, another engine). `first` is the tolerance
+    of the first step after the run's last resume, which still shows the resumed state; `later` is that of all others.
     """
     ours, theirs = read_run(run), read_run(reference)
     resumed = next(((e["stage"], e["step"] + 1) for e in reversed(events(run, "resume"))), None)
@@ -100,7 +103,7 @@ def compare_closely(run: Path, reference: Path, first: float, later: float) -> t
 
 
 def _relative(ours: Any, theirs: Any) -> float:
-    """|ours - theirs| / |theirs|, infinite where one is missing or not finite (such a loss is logged as a word)."""
+    """|ours - theirs| / |theirs|; infinite if one is missing or not finite (such a loss is logged as a word)."""
     if not all(isinstance(value, float) and math.isfinite(value) for value in (ours, theirs)):
         return math.inf
     return abs(ours - theirs) / max(abs(theirs), 1e-12)

@@ -1,8 +1,8 @@
-"""Training runs as real processes, one a rank: forked from a server that has torch and deepspeed imported already.
+"""Training runs as real processes, one for each rank, forked from a server that has imported torch and deepspeed.
 
-A real start costs seconds of imports, a forked one a tenth of a second, and from there on both run the same `main`.
-Each rank leads a session of its own, so that a signal reaches it together with its loader workers, as a batch
-system's does, and so that nothing of it outlives `Job.kill`. It dies with the server, and the server with the caller.
+A fresh start spends seconds on imports, a forked one a tenth of a second; from there on both run the same `main`.
+Each rank leads a session of its own: a signal can reach it together with its loader workers, as from a batch system,
+and nothing of it outlives `Job.kill`. A rank ends with the server, and the server with the process that started it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRELOADED = (
     "torch._dynamo",
     "torch._inductor.compile_fx",
 )
-# One thread a rank, and no card: the faults are about processes and files, and the CPU repeats itself to the last bit.
+# One thread a rank and no GPU: the faults concern processes and files, and the CPU repeats results to the last bit.
 CPU_ONLY = {
     "OMP_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
@@ -49,22 +49,22 @@ _forks = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended (a negative code is the signal that killed it), what it said, and after how many seconds."""
+    """How a rank ended: its exit code (negative: the signal that killed it) and what it printed."""
 
     code: int
     out: str
     err: str
-    seconds: float
 
 
 class StuckError(Exception):
-    """A job that did not come to an end, or to what it was waited for."""
+    """A job that did not end, or did not reach an awaited condition, within the limit."""
 
 
 class Job:
-    """`train.py ARGUMENTS` on `world_size` ranks in the folder `cwd`, which find each other as under torchrun.
+    """`train.py ARGUMENTS` on `world_size` ranks in the folder `cwd`; they find each other as under torchrun.
 
-    `prepare` runs in each rank before anything else; it may return a function to run at its end.
+    Stdout and stderr of each rank go to files in `outputs`. `prepare` runs in each rank first; it may return a
+    function, which runs when the rank ends.
     """
 
     def __init__(
@@ -84,31 +84,30 @@ class Job:
         ]
         common = {key: value for key, value in environment().items() if not key.startswith(LAUNCHERS)}
         common |= CPU_ONLY | dict(environ or {})
-        self._started = time.monotonic()
         self._processes = []
-        for rank, place in enumerate(_places(world_size)):
-            task = (self.arguments, str(cwd), {**common, **place}, self._files[rank], prepare)
+        for rank, own in enumerate(_rank_variables(world_size)):
+            task = (self.arguments, str(cwd), {**common, **own}, self._files[rank], prepare)
             self._processes.append(_forks.Process(target=_main, args=task))
             self._processes[-1].start()
 
     @property
     def pids(self) -> list[int]:
-        """The processes, in order of ranks."""
+        """The process ids in order of rank."""
         return [process.pid or 0 for process in self._processes]
 
     @property
     def over(self) -> bool:
-        """Whether some rank has ended."""
+        """Whether any rank has ended."""
         return not all(process.is_alive() for process in self._processes)
 
     def send(self, number: signal.Signals, ranks: Sequence[int] | None = None) -> None:
-        """A signal to these ranks alone (None: to all), without their loader workers."""
+        """Sends a signal to these ranks (None: all), but not to their loader workers."""
         for rank in range(len(self._processes)) if ranks is None else ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pids[rank], number)
 
     def kill_worker(self, rank: int) -> bool:
-        """SIGKILL to a loader worker of a rank, which stands still meanwhile; False where it has none just now."""
+        """Kills a loader worker of a rank, and suspends the rank meanwhile; False if it has no worker at the moment."""
         self.send(signal.SIGSTOP, [rank])
         try:
             workers = self.workers(rank)
@@ -119,24 +118,24 @@ class Job:
         return bool(workers)
 
     def send_to_groups(self, number: signal.Signals) -> None:
-        """A signal to all ranks and their loader workers."""
+        """Sends a signal to all ranks and their loader workers."""
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
 
     def wait_until(self, condition: Callable[[], bool], limit: float) -> bool:
-        """True once the condition holds, False when a rank ended before. Raises StuckError after `limit` seconds."""
+        """True once the condition holds, False if a rank ends first. Raises StuckError after `limit` seconds."""
         end = time.monotonic() + limit
         while not condition():
             if self.over:
                 return False
             if time.monotonic() > end:
-                raise StuckError(f"what was waited for did not come in {limit:.0f} s: {self._last_words()}")
+                raise StuckError(f"the awaited condition did not hold within {limit:.0f} s: {self._last_lines()}")
             time.sleep(POLL_S)
         return True
 
     def ends(self, limit: float, ranks: Sequence[int] | None = None) -> list[End]:
-        """Waits for these ranks (None: all). Raises StuckError, with all killed, when one runs on after `limit`."""
+        """Waits until these ranks (None: all) have ended. After `limit` seconds kills the job and raises StuckError."""
         until = time.monotonic() + limit
         chosen = list(range(len(self._processes)) if ranks is None else ranks)
         ended = {}
@@ -145,37 +144,36 @@ class Job:
             process.join(max(0.0, until - time.monotonic()))
             if process.exitcode is None:
                 self.kill()
-                raise StuckError(f"rank {rank} had not ended after {limit:.0f} s: {self._last_words()}")
-            seconds = time.monotonic() - self._started
+                raise StuckError(f"rank {rank} had not ended after {limit:.0f} s: {self._last_lines()}")
             out, err = map(_text, self._files[rank])
-            ended[rank] = End(process.exitcode, out, err, seconds)
+            ended[rank] = End(process.exitcode, out, err)
         return [ended[rank] for rank in chosen]
 
     def workers(self, rank: int) -> list[int]:
-        """The loader workers of a rank."""
+        """The process ids of a rank's loader workers."""
         return loader_workers(self.pids[rank])
 
     def kill(self) -> None:
-        """Ends all that is left of the job; nothing when it is over."""
+        """Ends all remaining processes of the job."""
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):  # Not a leader yet, in the first instant of its life.
+            with contextlib.suppress(ProcessLookupError):  # A new process leads no group in its first instant.
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.kill()
             process.join()
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         texts = [Path(file).read_text(errors="replace") for pair in self._files for file in pair if Path(file).exists()]
-        return " | ".join(text.strip().splitlines()[-1] for text in texts if text.strip()) or "it has said nothing"
+        return " | ".join(text.strip().splitlines()[-1] for text in texts if text.strip()) or "there is no output"
 
 
 def _text(file: str) -> str:
-    """What a rank has written; nothing where it was killed before it could."""
+    """The text of an output file; empty if the rank was killed before it made the file."""
     path = Path(file)
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def loader_workers(pid: int) -> list[int]:
-    """Living processes that a rank has forked; not its watch nor other programs that it has started."""
+    """The live processes that a rank has forked, without its watch and other programs that it has started."""
     everyone = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     children = [other for other in everyone if parent_of(other) == pid and state_of(other) is not None]
     return [child for child in children if _session(child) == pid and _program(child) == _program(pid)]
@@ -205,8 +203,8 @@ def _start_server() -> None:
         replace_environment(before)
 
 
-def _places(world_size: int) -> list[dict[str, str]]:
-    """Each rank's variables; a single process has none, as under plain `python`."""
+def _rank_variables(world_size: int) -> list[dict[str, str]]:
+    """Each rank's environment variables as torchrun sets them; none for a single process, as under plain `python`."""
     if world_size == 1:
         return [{}]
     with socket.socket() as probe:
@@ -232,13 +230,13 @@ def _main(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     replace_environment(environ)
     os.chdir(cwd)
-    tempfile.tempdir = None  # What the server had chosen; ours is in the environment.
+    tempfile.tempdir = None  # Forgets the server's choice: this rank's folder is in its environment.
     at_end: Any = prepare() if prepare else None
     import torch
 
     from sfa_dist.train import main
 
-    multiprocessing.set_start_method("fork", force=True)  # As in a process that was not forked itself.
+    multiprocessing.set_start_method("fork", force=True)  # The default of a process that was not forked itself.
     torch.set_num_threads(1)
     sys.argv = ["train.py", *arguments]
     try:

@@ -1,4 +1,4 @@
-"""What came of the trials: the table for people, and the same as JSON."""
+"""The results of the trials: a table for people, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sfa_dist.chaos.workplace import Workplace
 
 
 def list_table(trials: Sequence[Trial]) -> Table:
-    """What `--list` shows."""
-    name = Column("trial", no_wrap=True)  # Which --only takes: whole in a narrow terminal too.
+    """The table of `--list`."""
+    name = Column("trial", no_wrap=True)  # --only takes this name, so it stays whole in a narrow terminal.
     words = (Column(title, overflow="fold") for title in ("guarantee", "fault", "rows", "ranks"))
     table = Table(name, *words, title="trials")
     for each in trials:
@@ -22,7 +22,7 @@ def list_table(trials: Sequence[Trial]) -> Table:
 
 
 def result_table(results: Sequence[Result], seconds: float) -> Table:
-    """One line a trial and number of ranks, and the totals."""
+    """One line for each trial and number of ranks, and the totals."""
     table = Table(title="guarantees, and what was seen", show_lines=True, show_footer=True)
     failed = sum(not result.passed for result in results)
     totals = f"{len(results) - failed} of {len(results)} hold" + (f", {failed} FAILED" if failed else "")
@@ -41,12 +41,12 @@ def result_table(results: Sequence[Result], seconds: float) -> Table:
     return table
 
 
-def as_json(results: Sequence[Result], place: Workplace, seed: int, seconds: float) -> dict[str, Any]:
-    """The same as plain values."""
+def as_json(results: Sequence[Result], workplace: Workplace, seed: int, seconds: float) -> dict[str, Any]:
+    """The results and totals as plain values, for JSON."""
     failed = sum(not result.passed for result in results)
     return {
-        "recipe": place.source,
-        "changed": place.notes,
+        "recipe": workplace.source,
+        "changed": workplace.notes,
         "seed": seed,
         "passed": len(results) - failed,
         "failed": failed,
@@ -56,7 +56,7 @@ def as_json(results: Sequence[Result], place: Workplace, seed: int, seconds: flo
 
 
 def progress_line(result: Result) -> str:
-    """What the console says when a trial is over."""
+    """The line that the console shows when a trial ends."""
     verdict = "[green]pass[/green]" if result.passed else "[bold red]FAIL[/bold red]"
     seen = "" if result.passed else f": {_literal(result.seen)}"
     return f"{verdict} {result.name} on {result.ranks} ({result.seconds:.1f} s){seen}"

@@ -1,7 +1,7 @@
-"""A trial: a guarantee, a fault that tries it, the rows of the fault catalogue that it covers, and how it is played.
+"""A trial: a guarantee, a fault that tests it, the rows of the fault catalogue that it covers, and a function `play`.
 
-`play` injects the fault, checks what is promised, and gives in a few words what was seen; BrokenError means that the
-promise was not kept. The trials themselves stand in trials_*.py, by what they damage.
+`play` injects the fault, checks the guarantee and returns a few words on what was seen; BrokenError means that the
+guarantee does not hold. The trials are in trials_*.py, by what they damage.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 from sfa_dist.chaos.bench import Bench, BrokenError, References
 from sfa_dist.chaos.processes import StuckError
 
-SAME_BITS = "a run that is killed goes on to the same bits"
-STOPS_SAVED = "a run that is asked to stop saves and goes on to the same bits"
-LOSS_IS_LOUD = "a lost rank ends the others in 30 s, by name"
+SAME_BITS = "a killed run resumes to the same bits"
+STOPS_SAVED = "a run that is asked to stop saves and resumes to the same bits"
+LOSS_IS_LOUD = "a lost rank ends the others within 30 s, and is named"
 CHECKPOINTS_HOLD = "a damaged checkpoint is never used, and never costs the run"
 NO_CODE = "nothing in data or checkpoints is ever executed"
-DISK_IS_LOUD = "a save that fails leaves the older ones"
+DISK_IS_LOUD = "a failed save leaves the older checkpoints intact"
 FINITE = "weights that are not finite are never saved"
 DATA_IS_CHECKED = "nothing damaged or exchanged is trained on unnoticed"
-EXACTLY_ONCE = "each clip is seen once an epoch, by any ranks and workers"
-MOVES = "a checkpoint goes on on other ranks, workers and engines"
-ALONE = "a run directory has one job"
+EXACTLY_ONCE = "each clip is seen once an epoch, on any ranks and workers"
+MOVES = "a checkpoint resumes on other ranks, workers and engines"
+ALONE = "a run directory belongs to one job at a time"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """See the head of this file. `on` says on which numbers of ranks it can be played."""
+    """See the top of this file. `on` is a key of RANKS: the numbers of ranks on which the trial can be played."""
 
     name: str
     guarantee: str
@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a trial on so many ranks."""
+    """The outcome of a trial on a number of ranks. `evidence` is the folder that a failed trial leaves."""
 
     name: str
     guarantee: str
@@ -58,11 +58,11 @@ class Result:
     evidence: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values."""
         return asdict(self)
 
 
-# Numbers of ranks that a trial can be played on.
+# The numbers of ranks on which a trial can be played.
 RANKS: dict[str, Callable[[int], bool]] = {
     "any": lambda ranks: True,
     "one": lambda ranks: ranks == 1,
@@ -75,7 +75,7 @@ TRIALS: list[Trial] = []
 def trial(
     guarantee: str, fault: str, rows: Sequence[int], on: str = "any"
 ) -> Callable[[Callable[[Bench], str]], Callable[[Bench], str]]:
-    """Registers a function as a trial, under its name with dashes."""
+    """Registers a function as a trial, named like the function, with dashes."""
 
     def register(play: Callable[[Bench], str]) -> Callable[[Bench], str]:
         name = play.__name__.replace("_", "-")
@@ -87,8 +87,11 @@ def trial(
 
 @dataclass(frozen=True)
 class Options:
-    """How trials are played: the seed of all chance, random kill points, every file instead of a random one, and
-    whether the folders of trials that pass stay."""
+    """How trials are played.
+
+    `seed` is that of all random choices and `rounds` the number of random kill points; `thorough` damages every file
+    of a checkpoint in place of a random one, and `keep` keeps the folders of trials that pass.
+    """
 
     seed: int = 0
     rounds: int = 5
@@ -99,7 +102,7 @@ class Options:
 def play_all(
     trials: Sequence[Trial], references: References, ranks: Sequence[int], options: Options
 ) -> Iterator[Result]:
-    """Plays each trial on each number of ranks that it can have. The folders of those that pass are removed."""
+    """Plays each trial on each number of ranks that it supports. The folders of those that pass are removed."""
     for world_size in ranks:
         for each in trials:
             if RANKS[each.on](world_size):
@@ -108,7 +111,8 @@ def play_all(
 
 def _play(each: Trial, references: References, ranks: int, options: Options) -> Result:
     folder = references.workplace.folder / "trials" / f"{each.name}-on-{ranks}"
-    chance = random.Random(f"{options.seed} {each.name} {ranks}")  # Its own, so that --only plays the same faults.
+    # Each trial has a generator of its own, so that it plays the same faults with --only.
+    chance = random.Random(f"{options.seed} {each.name} {ranks}")
     details: list[str] = []
     passed = False
     started = time.monotonic()
@@ -133,6 +137,6 @@ def _play(each: Trial, references: References, ranks: int, options: Options) -> 
 
 
 def write_evidence(folder: Path, each: Trial, seen: str, details: Sequence[str]) -> None:
-    """What was promised and what was seen, beside the run directories and outputs of a trial that failed."""
+    """Writes the guarantee and what was seen beside the run directories and outputs of a failed trial."""
     lines = [f"guarantee: {each.guarantee}", f"fault: {each.fault}", f"seen: {seen}", "", *details]
     (folder / "evidence.txt").write_text("\n".join(lines) + "\n")

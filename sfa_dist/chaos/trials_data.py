@@ -1,4 +1,4 @@
-"""Faults of shards: clips damaged, shards cut, exchanged or replaced, members that would run code."""
+"""Faults of shards: damaged clips, shards cut, exchanged or replaced, and members that would run code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from sfa_dist.chaos import injectors
-from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, codes, said
+from sfa_dist.chaos.bench import PATIENCE_S, Bench, BrokenError, codes, output_of
 from sfa_dist.chaos.oracle import events, log_lines
 from sfa_dist.chaos.trials import DATA_IS_CHECKED, EXACTLY_ONCE, NO_CODE, trial
 from sfa_dist.data.batches.planned import LoaderSettings, train_plan
@@ -16,37 +16,38 @@ from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.recipe.schema import StageBlock
 
 AUDITED_RANKS = (1, 2, 3)
-BUDGET = "data.max_bad_fraction=0.02"  # Of the first hundred clips: two.
+BUDGET = "data.max_bad_fraction=0.02"  # Two of the first hundred clips.
 
 
 def _first_stage_only(bench: Bench) -> tuple[str, ...]:
     return ("--stage", bench.first_stage)
 
 
-@trial(DATA_IS_CHECKED, "one bit of one clip turned", rows=(34,))
+@trial(DATA_IS_CHECKED, "one bit of one clip flipped", rows=(34,))
 def flipped_clip(bench: Bench) -> str:
-    """It has weight 0 and is named, each epoch; nothing takes its place."""
+    """The clip has weight 0 and is named in each epoch; no other clip replaces it."""
     shards, arguments = bench.own_clips()
     name = injectors.damage_clip(bench.chance.choice(shards), bench.chance)
     epochs = bench.workplace.stages[bench.first_stage].schedule.epochs
     job = bench.start("run", *_first_stage_only(bench), *arguments, sets=("data.max_bad_fraction=1.0",))
     ends = job.ends(PATIENCE_S)
     if any(end.code for end in ends):
-        raise BrokenError(codes(ends), said(ends))
-    told = Counter(event["key"] for event in events(bench.folder / "run", "bad_sample"))
-    if set(told) != {name}:
-        raise BrokenError(f"{name} was damaged; named is {dict(told)}")
+        raise BrokenError(codes(ends), output_of(ends))
+    named = Counter(event["key"] for event in events(bench.folder / "run", "bad_sample"))
+    if set(named) != {name}:
+        raise BrokenError(f"{name} was damaged, but these were named: {dict(named)}")
     last = [line for line in log_lines(bench.folder / "run") if line["kind"] == "train"][-1]
     clips = len(load_index(shards))
     whole = bench.workplace.stages[bench.first_stage].schedule.max_steps is None
     if whole and (last["samples_seen"], last["bad_samples"]) != ((clips - 1) * epochs, epochs):
         raise BrokenError(f"{last['samples_seen']} clips seen and {last['bad_samples']} bad ones of {clips} x {epochs}")
-    return f"{name} named {told[name]} times, {last['samples_seen']} good clips seen and {last['bad_samples']} bad ones"
+    seen = f"{last['samples_seen']} good clips seen and {last['bad_samples']} bad ones"
+    return f"{name} named {named[name]} times, {seen}"
 
 
 @trial(DATA_IS_CHECKED, "all clips of all shards damaged", rows=(48,))
 def all_clips_damaged(bench: Bench) -> str:
-    """No step is a step on nothing, and nobody hangs."""
+    """No step trains on nothing, and no rank hangs."""
     shards, arguments = bench.own_clips()
     count = sum(injectors.damage_all_clips(shard, bench.chance) for shard in shards)
     job = bench.start("run", *_first_stage_only(bench), *arguments, sets=(BUDGET,))
@@ -56,7 +57,7 @@ def all_clips_damaged(bench: Bench) -> str:
 
 @trial(DATA_IS_CHECKED, "a shard cut short after it was indexed", rows=(33,))
 def cut_shard(bench: Bench) -> str:
-    """Readers of streams take it for a short shard."""
+    """A plain stream reader would take it for a shorter shard."""
     shards, arguments = bench.own_clips()
     chosen = bench.chance.choice(shards)
     done = injectors.truncate(chosen, bench.chance)
@@ -67,7 +68,7 @@ def cut_shard(bench: Bench) -> str:
 
 @trial(DATA_IS_CHECKED, "a shard cut short, without an index", rows=(33,))
 def cut_shard_without_index(bench: Bench) -> str:
-    """The walk that makes the index finds the place."""
+    """The walk that builds the index finds the offset."""
     shards, arguments = bench.own_clips()
     chosen = bench.chance.choice(shards)
     done = injectors.truncate(chosen, bench.chance)
@@ -79,23 +80,24 @@ def cut_shard_without_index(bench: Bench) -> str:
 
 @trial(DATA_IS_CHECKED, "the contents of two shards exchanged", rows=(45,))
 def swapped_shards(bench: Bench) -> str:
-    """The index knows the size of each shard and the checksum of each clip."""
+    """The index has the size of each shard and the checksum of each clip."""
     shards, arguments = bench.own_clips()
     one, other = bench.chance.sample(shards, 2)
     done = injectors.swap(one, other)
     job = bench.start("run", *_first_stage_only(bench), *arguments, sets=(BUDGET,))
     line = bench.refused(job.ends(PATIENCE_S), (65, 78))
     if not (one.name in line or other.name in line):
-        raise BrokenError(f"{done}, and neither is named: {line}")
+        raise BrokenError(f"{done}, but the error names neither: {line}")
     return f"{done}: {bench.quote(line)}"
 
 
 @trial(DATA_IS_CHECKED, "a shard replaced between run and resume", rows=(45,))
 def replaced_shard(bench: Bench) -> str:
-    """By a valid one that is indexed anew: only the hash of all clips can tell."""
+    """The new shard is valid and indexed again: only the hash of all clips shows the change."""
     shards, arguments = bench.own_clips()
     job = bench.start("run", *_first_stage_only(bench), *arguments)
-    bench.until(job, lambda: bool(bench.checkpoints()))  # A run without one starts over, and may do so with any clips.
+    # Without a checkpoint the run would start over, and other clips would be allowed.
+    bench.until(job, lambda: bool(bench.checkpoints()))
     job.send_to_groups(signal.SIGKILL)
     job.ends(PATIENCE_S)
     done = injectors.drop_last_sample(bench.chance.choice(shards))
@@ -104,16 +106,16 @@ def replaced_shard(bench: Bench) -> str:
     return f"{done}: 78, {bench.quote(line)}"
 
 
-@trial(NO_CODE, "members that WebDataset unpickles in a shard", rows=(42,))
+@trial(NO_CODE, "members in a shard that WebDataset unpickles", rows=(42,))
 def hostile_members(bench: Bench) -> str:
-    """They are named and never opened."""
+    """The members are named and never opened."""
     shards, arguments = bench.own_clips()
     canary = bench.folder / "canary"
     done = injectors.add_hostile_members(bench.chance.choice(shards), canary)
     injectors.forget_index(shards[0].parent)
     ends = bench.start("run", *_first_stage_only(bench), *arguments).ends(PATIENCE_S)
     if {end.code for end in ends} - {0, 65}:
-        raise BrokenError(codes(ends), said(ends))
+        raise BrokenError(codes(ends), output_of(ends))
     if canary.exists():
         raise BrokenError("a member was executed")
     return f"{done}: {codes(ends)}, nothing executed"
@@ -121,7 +123,7 @@ def hostile_members(bench: Bench) -> str:
 
 @trial(EXACTLY_ONCE, "an audit of epochs over 1, 2 and 3 ranks, with a damaged clip and a change of ranks", rows=(70,))
 def exactly_once(bench: Bench) -> str:
-    """Through the real loader: ids with weight 1, and the ids of damaged clips, are together the index."""
+    """With the real loader: the ids of clips with weight 1 and those of damaged clips together are the index."""
     shards, _ = bench.own_clips()
     name = injectors.damage_clip(bench.chance.choice(shards), bench.chance)
     stage = bench.workplace.stages[bench.first_stage]
@@ -140,7 +142,7 @@ def exactly_once(bench: Bench) -> str:
 def _seen(
     bench: Bench, index: SampleIndex, stage: StageBlock, epoch: int, ranks: int, first: int, last: int | None
 ) -> Iterator[tuple[int, bool]]:
-    """(sample, whether it counts) of the optimizer steps first to last of an epoch, over all ranks."""
+    """(sample, whether it has weight) over all ranks, for the optimizer steps of an epoch from `first` up to `last`."""
     for rank in range(ranks):
         seed, size = bench.workplace.recipe.seed, stage.model.image_size
         settings = LoaderSettings(stage.data, stage.batch, stage.augment, stage.frames, size, seed, rank, ranks)
@@ -161,11 +163,11 @@ def _audit(index: SampleIndex, seen: list[tuple[int, bool]], damaged: str) -> No
         raise BrokenError(f"{len(wrong)} of {len(index)} clips were not seen exactly once", wrong)
     without = [index.name(sample) for sample, counts in seen if not counts]
     if without != [damaged]:
-        raise BrokenError(f"clips without weight: {without}, damaged is {damaged}")
+        raise BrokenError(f"clips without weight: {without}; the damaged one is {damaged}")
 
 
 def _audit_real(bench: Bench) -> str:
-    """The plan over all of the user's training shards, where their index is there to read."""
+    """The same of the sample plan over all of the user's training shards, if all have an index."""
     paths = bench.workplace.real_shards
     if not paths:
         return (
@@ -182,5 +184,5 @@ def _audit_real(bench: Bench) -> str:
                     ids = plan.micro_batch_ids(0, step, rank, ranks, stage.batch.micro, part)
                     times.update(int(sample) for sample in ids if sample >= 0)
         if len(times) != len(index) or set(times.values()) != {1}:
-            raise BrokenError(f"over {ranks} ranks not each of the recipe's {len(index)} clips is planned once")
+            raise BrokenError(f"not each of the recipe's {len(index)} clips is planned exactly once on {ranks} ranks")
     return f"; and each of the recipe's {len(index):,} clips is planned once"

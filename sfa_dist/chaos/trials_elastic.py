@@ -1,4 +1,4 @@
-"""A run that was killed goes on elsewhere: on other ranks, with other workers, under the other engine."""
+"""A killed run resumes elsewhere: on other ranks, with other workers, under the other engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _elsewhere(bench: Bench) -> int:
 
 @trial(MOVES, "resume on another number of ranks", rows=(27,))
 def other_ranks(bench: Bench) -> str:
-    """The state is the same; sums over other ranks round otherwise."""
+    """The state is the same; sums over other ranks round differently."""
     bench.killed_run()
     bench.complete(ranks=_elsewhere(bench))
     gap = bench.close_to("run", bench.ranks)
@@ -34,7 +34,7 @@ def other_ranks_exactly(bench: Bench) -> str:
 
 @trial(MOVES, "resume under the other engine", rows=(27,))
 def other_engine(bench: Bench) -> str:
-    """DeepSpeed's checkpoint goes on under FSDP2, and the other way round."""
+    """A checkpoint of DeepSpeed resumes under FSDP2, and the other way round."""
     engine = bench.workplace.stages[bench.first_stage].engine
     other = ("engine.name=fsdp", "deepspeed=null") if engine.name == "deepspeed" else ("engine.name=deepspeed",)
     if not bench.workplace.stages[bench.first_stage].deepspeed:
@@ -47,7 +47,7 @@ def other_engine(bench: Bench) -> str:
 
 @trial(MOVES, "resume with other loader workers", rows=(28,))
 def other_workers(bench: Bench) -> str:
-    """From none to two, then to one."""
+    """From no worker to two, then to one."""
     bench.killed_run()
     job = bench.start(sets=("data.workers=2",))
     bench.until_step(job, bench.workplace.steps - 3)

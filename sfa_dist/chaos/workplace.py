@@ -1,7 +1,7 @@
 """Where trials run: a shrunken copy of a recipe, and a few of its clips in small shards of their own.
 
-The user's shards are only read, and nothing is written beside them, not even an index. What is changed to make a recipe
-small enough for a CPU is said in `Workplace.notes`; what `--set` asks for stays as it is asked for.
+The user's shards are only read, and nothing is written beside them, not even an index. `Workplace.notes` lists the
+changes that make a recipe small enough for a CPU; keys given by `--set` stay as given.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage1, St
 BATCH, MICRO, KEEP, SAVE_EVERY = 8, 2, 3, 2
 SHARDS, EVAL_CLIPS = 3, 7
 STEPS_PER_EPOCH = 3
-CLIPS = STEPS_PER_EPOCH * BATCH - 1  # One short of full, so that each epoch ends with a padded batch.
-SOURCE_SHARDS = 3  # Of the user's, to take clips from.
+CLIPS = STEPS_PER_EPOCH * BATCH - 1  # One less than full batches, so that each epoch ends with a padded batch.
+SOURCE_SHARDS = 3  # Shards of the user's to take clips from, at most.
 OWN_MODEL_KEYS = ("classes", "class_heads", "tubelet", "pooling", "drop_path", "subtract", "centre")
 MAX_PARAMETERS = 50_000_000
 MAX_RUN_SECONDS = 60.0
@@ -45,7 +45,7 @@ Sample = tuple[str, dict[str, bytes]]
 
 @dataclass
 class Workplace:
-    """A recipe that trials can run, in a folder with its clips; `clips` are the folders of small shards by split."""
+    """A recipe that trials can run, in a folder with its clips; `clips` are the small shards by split."""
 
     folder: Path
     recipe: Recipe
@@ -53,7 +53,7 @@ class Workplace:
     clips: dict[str, list[Path]]  # `stage1.train` -> shards
     notes: list[str] = field(default_factory=list)
     source: str = "the built-in recipe"
-    real_shards: list[Path] = field(default_factory=list)  # Of the user's training set, where all have an index.
+    real_shards: list[Path] = field(default_factory=list)  # The user's training shards, if all have an index.
 
     @property
     def stages(self) -> dict[str, StageBlock]:
@@ -62,19 +62,21 @@ class Workplace:
 
     @property
     def recipe_file(self) -> Path:
-        """What train.py is given."""
+        """The recipe for train.py."""
         return self.folder / RECIPE
 
 
 def trained_stages(recipe: Recipe) -> dict[str, StageBlock]:
-    """The stages of a recipe that have steps: not a stage 1 whose weights are given."""
+    """The stages of a recipe that are trained: all but a stage 1 whose weights are given."""
     stages = {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
     return {name: stage for name, stage in stages.items() if not stage.given_weights}
 
 
 def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, tiny_model: bool) -> Workplace:
-    """Shrinks the recipe and cuts its clips. Raises RecipeError when it is too large for a CPU, DataError for shards
-    that cannot be read."""
+    """Shrinks the recipe and copies a few of its clips.
+
+    Raises RecipeError if it is too large for a CPU, DataError for shards that cannot be read.
+    """
     if not tiny_model:
         _refuse_too_large(loaded.recipe, source, steps)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, 
         stage = getattr(loaded.recipe, name)
         if stage is not None:
             asked = {
-                key.removeprefix(f"{name}.") for key, place in loaded.origins.items() if place.startswith("--set ")
+                key.removeprefix(f"{name}.") for key, origin in loaded.origins.items() if origin.startswith("--set ")
             }
             stages[name] = _shrink(workplace, name, stage, asked, tiny_model)
     test = loaded.recipe.test.model_copy(update={"temporal_views": min(2, loaded.recipe.test.temporal_views)})
@@ -100,49 +102,49 @@ def make_workplace(folder: Path, loaded: LoadedRecipe, source: str, steps: int, 
     return workplace
 
 
-def _shrink(place: Workplace, name: str, stage: StageBlock, asked: set[str], tiny_model: bool) -> StageBlock:
-    """The stage with few clips, few steps and frequent checkpoints, except for keys in `asked`."""
+def _shrink(workplace: Workplace, name: str, stage: StageBlock, asked: set[str], tiny_model: bool) -> StageBlock:
+    """The stage with few clips, few steps and frequent checkpoints, but unchanged in the keys `asked` for."""
     size = stage.batch.size if "batch.size" in asked else min(stage.batch.size, BATCH)
     micro = stage.batch.micro if "batch.micro" in asked else min(stage.batch.micro, MICRO)
     micro = micro if size % micro == 0 else 1
-    train = _cut(place, f"{name}.train", stage.data.train, STEPS_PER_EPOCH * size - 1)
+    train = _cut(workplace, f"{name}.train", stage.data.train, STEPS_PER_EPOCH * size - 1)
     per_epoch = -(-_count(train) // size)
-    epochs = -(-place.steps // per_epoch)
+    epochs = -(-workplace.steps // per_epoch)
     changes: dict[str, Any] = {
         "batch": {"size": size, "micro": micro, "eval_micro": stage.batch.eval_micro},
         "schedule": {
             "epochs": epochs,
             "warmup_epochs": min(stage.schedule.warmup_epochs, epochs / 4),
-            "max_steps": None if place.steps % per_epoch == 0 else place.steps,
+            "max_steps": None if workplace.steps % per_epoch == 0 else workplace.steps,
         },
         "checkpoint": {"every_steps": SAVE_EVERY, "keep": KEEP},
         "data": {
             "train": _patterns(train),
-            "val": _patterns(_cut(place, f"{name}.val", stage.data.val, EVAL_CLIPS)),
-            "test": _patterns(_cut(place, f"{name}.test", stage.data.test, EVAL_CLIPS)),
+            "val": _patterns(_cut(workplace, f"{name}.val", stage.data.val, EVAL_CLIPS)),
+            "test": _patterns(_cut(workplace, f"{name}.test", stage.data.test, EVAL_CLIPS)),
             "workers": 0,
         },
     }
     if isinstance(stage, Stage1):
-        changes |= _starting_weights(place, stage, tiny_model)
+        changes |= _starting_weights(workplace, stage, tiny_model)
     if tiny_model:
         own = {key: getattr(stage.model, key) for key in OWN_MODEL_KEYS}
         changes["model"] = {**TINY, **own}
         changes["data"]["resize"] = 20
-        place.notes.append("a tiny model in place of the recipe's (--tiny-model)")
+        workplace.notes.append("a tiny model in place of the recipe's (--tiny-model)")
     return _updated(stage, changes, asked)
 
 
-def _starting_weights(place: Workplace, stage: Stage1, tiny_model: bool) -> dict[str, Any]:
-    """Weights that others made are left out where a tiny model could not take them, or the network would be asked."""
+def _starting_weights(workplace: Workplace, stage: Stage1, tiny_model: bool) -> dict[str, Any]:
+    """Leaves out starting weights that do not fit a tiny model, or that would come over the network."""
     changes: dict[str, Any] = {}
     outside = stage.image_checkpoint is not None and stage.image_checkpoint != "stage:image"
     if outside and (tiny_model or str(stage.image_checkpoint).startswith("timm:")):
         changes["image_checkpoint"] = None
-        place.notes.append("random starting weights in place of stage1.image_checkpoint")
+        workplace.notes.append("random starting weights in place of stage1.image_checkpoint")
     if stage.weights and tiny_model:
         changes["weights"] = None
-        place.notes.append("stage 1 is trained, in place of stage1.weights")
+        workplace.notes.append("stage 1 is trained, in place of stage1.weights")
     return changes
 
 
@@ -161,7 +163,7 @@ def _updated(stage: StageBlock, changes: dict[str, Any], asked: set[str]) -> Sta
 
 
 def _refuse_too_large(recipe: Recipe, source: str, steps: int) -> None:
-    """Raises RecipeError where one run of the recipe would take longer than a minute or so on a CPU core."""
+    """Raises RecipeError if the model has too many parameters, or a run takes over MAX_RUN_SECONDS on a CPU core."""
     for name, stage in trained_stages(recipe).items():
         dims = dims_of(stage.model)
         parameters = dims.depth * (4 * dims.width**2 + 2 * dims.width * dims.mlp)
@@ -170,7 +172,7 @@ def _refuse_too_large(recipe: Recipe, source: str, steps: int) -> None:
         if parameters > MAX_PARAMETERS or seconds > MAX_RUN_SECONDS:
             raise RecipeError(
                 f"{name} of {source} is too large for a CPU: about {parameters / 1e6:,.0f}M parameters in the spatial "
-                f"encoder and {seconds:,.0f} s for {steps} steps, and a fault takes two runs; "
+                f"encoder and {seconds:,.0f} s for {steps} steps, and each fault takes two runs; "
                 "add --tiny-model to try the same recipe with a tiny model"
             )
 
@@ -178,8 +180,8 @@ def _refuse_too_large(recipe: Recipe, source: str, steps: int) -> None:
 # ---------------------------------------------------------------------------------------------------- clips
 
 
-def _cut(place: Workplace, split: str, patterns: Sequence[str], count: int) -> list[Path]:
-    """Small shards with `count` of the clips that the patterns name; the same ones where a split asks again."""
+def _cut(workplace: Workplace, split: str, patterns: Sequence[str], count: int) -> list[Path]:
+    """Writes small shards with at most `count` of the clips in the shards that the patterns name."""
     if not patterns:
         return []
     try:
@@ -188,23 +190,23 @@ def _cut(place: Workplace, split: str, patterns: Sequence[str], count: int) -> l
         raise DataError(f"{split.replace('.', '.data.', 1)}: {error}") from error
     if not paths:
         raise DataError(f"{split.replace('.', '.data.', 1)}: names no shard on this machine to copy clips from")
-    folder = place.folder / "clips" / split
+    folder = workplace.folder / "clips" / split
     samples = list(take_samples(paths, count))
     if not samples:
         raise DataError(f"{split}: no usable clip in {', '.join(map(str, paths[:SOURCE_SHARDS]))}")
     shards = write_shards(folder, samples)
     _copy_classes(paths[0].parent, folder)
-    place.clips[split] = shards
-    place.notes.append(
+    workplace.clips[split] = shards
+    workplace.notes.append(
         f"{split}: {len(samples)} clips, copied from {min(SOURCE_SHARDS, len(paths))} of {len(paths)} shards"
     )
-    if split.endswith(".train") and not place.real_shards and _all_indexed(paths):
-        place.real_shards = paths
+    if split.endswith(".train") and not workplace.real_shards and _all_indexed(paths):
+        workplace.real_shards = paths
     return shards
 
 
 def take_samples(paths: Sequence[Path], count: int) -> Iterable[Sample]:
-    """Up to `count` whole samples, evenly spaced over at most three of the shards. Only reads."""
+    """Up to `count` usable samples, evenly spaced over at most SOURCE_SHARDS of the shards. Writes nothing."""
     chosen = [paths[round(i)] for i in np.linspace(0, len(paths) - 1, min(SOURCE_SHARDS, len(paths)))]
     usable = [
         (path, sample)
@@ -212,9 +214,9 @@ def take_samples(paths: Sequence[Path], count: int) -> Iterable[Sample]:
         for sample in _entry(path).samples
         if not sample.error and sample.label is not None
     ]
-    places = sorted({round(i) for i in np.linspace(0, len(usable) - 1, min(count, len(usable)))}) if usable else []
-    for number, place in enumerate(places):
-        path, sample = usable[place]
+    positions = sorted({round(i) for i in np.linspace(0, len(usable) - 1, min(count, len(usable)))}) if usable else []
+    for number, position in enumerate(positions):
+        path, sample = usable[position]
         suffix = next(suffix for suffix in CLIP_SUFFIXES if suffix in sample.members)
         offset, size, _ = sample.members[suffix]
         with path.open("rb") as file:
@@ -224,14 +226,14 @@ def take_samples(paths: Sequence[Path], count: int) -> Iterable[Sample]:
 
 
 def _label_members(label: Label | None) -> dict[str, bytes]:
-    """A sample's json, and its cls where there is one label."""
+    """A sample's json member, and its cls member if it has a single label."""
     if isinstance(label, tuple):
         return {"json": json.dumps(dict(zip(LABEL_HEADS, label, strict=True))).encode()}
     return {"json": json.dumps({"label": label}).encode(), "cls": str(label).encode()}
 
 
 def write_shards(folder: Path, samples: Sequence[Sample]) -> list[Path]:
-    """Three indexed shards (fewer where there are fewer samples)."""
+    """Writes the samples into SHARDS indexed shards, or fewer if there are fewer samples; returns their paths."""
     folder.mkdir(parents=True)
     parts = [part for part in np.array_split(np.arange(len(samples)), SHARDS) if len(part)]
     paths = []
@@ -248,7 +250,7 @@ def write_shards(folder: Path, samples: Sequence[Sample]) -> list[Path]:
 
 
 def _entry(path: Path) -> ShardEntry:
-    """What the shard's index says, or, without writing one, what a walk through it finds."""
+    """The shard's entry in its index, or, without an index, the result of a walk through the shard."""
     return read_index(path.parent).get(path.name) or walk_shard(path)
 
 
@@ -258,7 +260,7 @@ def _all_indexed(paths: Sequence[Path]) -> bool:
 
 
 def _copy_classes(source: Path, folder: Path) -> None:
-    """The class list, which a run compares over its splits."""
+    """Copies the class list, which a run compares between its splits."""
     manifest = source / "manifest.json"
     if manifest.is_file():
         content = json.loads(manifest.read_bytes())

@@ -6,13 +6,16 @@
       state.json                            step, position in the data, counters, hashes of trunk and recipe, probe
       MANIFEST.json                         size and sha256 of the files above; written last
 
-The frozen trunk is not in it: `state.json` carries its hash. A directory ending in `.tmp` is a save that did not
-finish; it is never read.
+The frozen trunk is not in it: `state.json` holds its hash. A directory ending in `.tmp` is a save that did not finish;
+it is never read.
 
-    files     flushed writes, and reads tried again                   layout   the offsets of a safetensors file
-    staging   an engine's state copied to host memory                 writing  what one rank writes of a save
-    folder    which checkpoints there are, intact, committed, kept    saver    a save in the background, over all ranks
-    loading   from any number of ranks to any other
+    files     flushed writes, retried reads                   layout      the offsets of a safetensors file
+    staging   an engine's state copied to host memory         writing     what one rank writes of a save
+    folder    list, verify, commit and purge checkpoints      saver       a save in the background, over all ranks
+    loading   from any number of ranks to any other           missing     recorded in log.jsonl, but gone
+    probe     a loss that shows whether weights still fit     failpoints  points at which a test makes a process fail
+
+Start with `saver`.
 """
 
 from sfa_dist.boundary.disk import file_sha256, write_json

@@ -8,19 +8,19 @@ A rule is `point:action`, or `point:action@condition,...`; rules are separated b
     kill   SIGKILL to the process itself          stop   SIGSTOP to itself: it hangs until SIGCONT
     term   SIGTERM to itself: a stop request      enospc eio estale erofs edquot eacces   an OSError of that number
 
-Conditions: `rank=R`, `step=S`, `stage=NAME` (all must hold where they are given), and `times=N`: how often the rule
-fires in one process (default 1). Points of a checkpoint, in the order in which a save passes them:
+Conditions: `rank=R`, `step=S`, `stage=NAME`, all of which must hold, and `times=N`: how often the rule fires in one
+process (default 1). Points of a checkpoint, in the order in which a save passes them:
 
-    save.stage           state was copied to host memory                                    each rank
+    save.stage           the state has been copied to host memory                           each rank
     save.write           half of a file is written, not flushed                             each rank that writes it
     save.between_files   a file is complete and on disk, the next one is not begun          each rank that writes
-    save.before_commit   all files are written, MANIFEST.json too, and the folder is .tmp   rank 0
-    save.between_renames the checkpoint of the same step is moved aside, when there is one  rank 0
-    save.after_rename    the new checkpoint stands, older ones are not purged               rank 0
+    save.before_commit   all files and MANIFEST.json are written, the folder is still .tmp  rank 0
+    save.between_renames an existing checkpoint of the same step has been moved aside       rank 0
+    save.after_rename    the new checkpoint is in place, older ones are not purged          rank 0
     save.after_purge     the save is over                                                   rank 0
     load.read            a file of a checkpoint is about to be read                         each rank that reads it
 
-Without a rule a point costs one look at an empty tuple. `run_recipe` reads the variable and passes the rules down.
+Without rules a point costs one check of an empty tuple. `run.session` reads the variable; `Run` carries the rules.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONDITIONS = ("rank", "step", "stage")
 
 @dataclass
 class Rule:
-    """What happens at a point, under which conditions, and how many times more."""
+    """What happens at a point, under which conditions, and how many more times."""
 
     point: str
     action: str
@@ -52,7 +52,7 @@ class Rule:
     times: int = 1
 
     def fire(self) -> None:
-        """Takes the action. Raises OSError for the actions that are errors."""
+        """Takes the action. Raises OSError if the action is an error."""
         self.times -= 1
         if self.action in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.action])
@@ -62,17 +62,17 @@ class Rule:
 
 
 class Failpoints:
-    """The rules of one process, none by default, and the known values of the conditions (rank, step, stage)."""
+    """The rules of one process (by default none) and the values of rank, step and stage known so far."""
 
     def __init__(self, rules: tuple[Rule, ...] = (), **context: int | str) -> None:
         self.rules, self._context = rules, context
 
     def within(self, **context: int | str) -> Failpoints:
-        """The same rules with more values known."""
+        """The same rules with more values of rank, step and stage."""
         return Failpoints(self.rules, **{**self._context, **context})
 
     def reach(self, point: str, **more: int | str) -> None:
-        """Fires the rules of this point whose conditions hold here (rank, step, stage)."""
+        """Fires the rules of `point` whose conditions hold. Raises what `Rule.fire` raises."""
         for rule in self.rules:
             context = {**self._context, **more}
             here = all(str(context.get(key)) == value for key, value in rule.conditions.items())
@@ -84,7 +84,7 @@ NO_FAILPOINTS = Failpoints()
 
 
 def parse_failpoints(text: str) -> Failpoints:
-    """Rules from the text of SFA_FAILPOINT. Raises UsageError for one that names no point, action or condition."""
+    """The rules in the text of SFA_FAILPOINT. Raises UsageError for an unknown point, action or condition."""
     return Failpoints(tuple(_rule(part.strip()) for part in text.split(";") if part.strip()))
 
 

@@ -1,4 +1,4 @@
-"""Files on a disk: flushed, hashed and replaced whole, read again after a passing error."""
+"""Files on a disk: flushed, hashed and replaced atomically, and read again after a transient error."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from sfa_dist.boundary.disk import explain, file_sha256, nearest_folder
 from sfa_dist.errors import CheckpointError
 
 T = TypeVar("T")
-# The errors of a network disk while it recovers, and for a file that another node has just written.
+# Errors of a network disk while it recovers, and (ENOENT) for a file that another node has just written.
 FAILING = (errno.ESTALE, errno.EIO)
 LATE = (*FAILING, errno.ENOENT)
 RETRY_DELAYS_S = (0.2, 0.8, 2.0, 4.0, 8.0)
-# File systems on which nodes that write disjoint parts of one file may overwrite each other's bytes: each node writes
-# whole pages back from its cache. Lustre, GPFS, CephFS and local file systems rule it out (POSIX).
+# File systems on which nodes that write disjoint parts of a file may overwrite each other's bytes, because each node
+# writes whole pages back from its cache. Lustre, GPFS, CephFS and local file systems rule this out (POSIX).
 LOOSE_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse", "afs", "ncpfs", "virtiofs")
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system under `path`, as the kernel names it (`ext4`, `nfs4`, ...); empty where it is
-    unknown."""
+    """The type of the file system under `path`, as the kernel names it (`ext4`, `nfs4`, ...); empty if unknown."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:
@@ -44,7 +43,7 @@ def file_system(path: Path) -> str:
 
 
 def patiently(work: Callable[[], T], transient: tuple[int, ...] = LATE) -> T:
-    """`work()`, tried again with back-off on OSErrors with these numbers. Raises the last one."""
+    """`work()`, retried with back-off on OSErrors whose errno is in `transient`. Raises the last one."""
     for delay in RETRY_DELAYS_S:
         try:
             return work()
@@ -56,7 +55,7 @@ def patiently(work: Callable[[], T], transient: tuple[int, ...] = LATE) -> T:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, flushed to disk. Equal tensors and metadata give equal bytes."""
+    """Writes a safetensors file and flushes it to disk. Equal tensors and metadata give equal bytes."""
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata)
     with path.open("r+b") as file:
         if metadata:
@@ -66,20 +65,22 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _sort_metadata(file: BinaryIO) -> None:
-    """safetensors writes metadata in a random order; a file's hash is what the next stage knows it by."""
+    """Sorts the metadata of a file, which safetensors writes in random order: the file's hash must not depend on it."""
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     if len(text) > length:
-        raise AssertionError("the same header in another order has grown")
+        raise AssertionError("the header is longer after its metadata is sorted")
     file.seek(8)
     file.write(text.ljust(length))
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
-    """A stage's final weights, by write and rename. Returns their `size` and `sha256`. Raises CheckpointError when the
-    disk refuses."""
+    """Writes a stage's final weights to a temporary file and renames it. Returns their `size` and `sha256`.
+
+    Raises CheckpointError if the disk refuses.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +90,13 @@ def write_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         return described
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # It fills the disk.
+            temporary.unlink()  # It takes up space, perhaps on a full disk.
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         raise CheckpointError(f"could not write {path}: {explain(error, path, needed)}") from error
 
 
 def sync_directory(path: Path) -> None:
-    """Flushes the names in a folder to disk."""
+    """Flushes a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

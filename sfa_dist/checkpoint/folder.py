@@ -1,7 +1,7 @@
-"""Which checkpoints a folder holds, which of them are intact, and how a new one is committed.
+"""The checkpoints in a folder: listing, verifying, committing and purging them.
 
-A checkpoint is committed when its folder has its final name, and intact when each file has the size and sha256 of the
-manifest. File times are never used: clocks differ between nodes.
+A checkpoint is committed when its folder has its final name. It is intact when each file has the size and sha256 that
+the manifest records. File times are never used: clocks differ between nodes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MANIFEST = "MANIFEST.json"
 STEP_NAME = re.compile(r"step-\d{8}(\.old)?")
 OPTIMIZER_NAME = re.compile(r"optimizer-\d{5}-of-\d{5}\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_JSON = 512 * 2**20  # Bytes; a ledger of millions of bad clips is smaller.
+MAX_JSON = 512 * 2**20  # Bytes; a list of millions of bad clips is smaller.
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -39,11 +39,12 @@ def list_checkpoints(root: Path) -> list[Path]:
 def newest_valid(
     root: Path, runtime: Runtime | None = None, failpoints: Failpoints = NO_FAILPOINTS
 ) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint, and a line for each newer one that is not. With a runtime it is collective: rank 0
-    lists them, and the ranks share the hashing.
+    """The newest intact checkpoint (None without any), and a line for each newer one that is damaged.
 
-    Raises CheckpointError when there are checkpoints and none is intact (starting over in silence would lose the run),
-    and when the disk fails for longer than `files.patiently` waits.
+    With a runtime it is collective: rank 0 lists the checkpoints, and the ranks share the hashing.
+
+    Raises CheckpointError if there are checkpoints but none is intact (to start over silently would lose the run), and
+    if the disk fails for longer than `files.patiently` waits.
     """
     found = list_checkpoints(root)
     candidates: list[Path] = found if runtime is None else runtime.broadcast(found)
@@ -62,8 +63,10 @@ def newest_valid(
 
 
 def verify(path: Path, runtime: Runtime | None = None, failpoints: Failpoints = NO_FAILPOINTS) -> str | None:
-    """None when a checkpoint is intact, else what is wrong, in words. With a runtime it is collective, see
-    `newest_valid`. Raises CheckpointError when the disk fails."""
+    """None if a checkpoint is intact, else a message that says what is wrong.
+
+    With a runtime it is collective: the ranks share the hashing. Raises CheckpointError if the disk fails.
+    """
     if runtime is None:
         files, fault = _manifest(path)
         return fault or next(filter(None, (_fault(path / name, files[name], failpoints) for name in files)), None)
@@ -77,13 +80,15 @@ def verify(path: Path, runtime: Runtime | None = None, failpoints: Failpoints = 
 
 
 def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
-    """The manifest's entry of each file, once all are found; or what is wrong. Raises CheckpointError when the disk
-    fails."""
+    """(the manifest's entry of each file, what is wrong with the manifest or the files that are there, or None).
+
+    The files are not read. Raises CheckpointError if the disk fails.
+    """
 
     def look() -> tuple[dict[str, Described], str | None]:
         files = read_manifest(path)
         odd = [name for name in files if (path / name).is_symlink() or not (path / name).is_file()]
-        return files, f"{path.name}: {odd[0]} is missing or no plain file" if odd else None
+        return files, f"{path.name}: {odd[0]} is missing or not a regular file" if odd else None
 
     try:
         return patiently(look, FAILING)
@@ -94,9 +99,9 @@ def _manifest(path: Path) -> tuple[dict[str, Described], str | None]:
 
 
 def read_manifest(path: Path) -> dict[str, Described]:
-    """Size and sha256 of each file of a checkpoint. Raises ValueError where it is no manifest, OSError.
+    """Size and sha256 of each file of a checkpoint, by file name.
 
-    It may name only the files of this format, none in another folder.
+    Raises OSError, and ValueError if it is not a manifest or names a file that does not belong to a checkpoint.
     """
     if path.is_symlink():
         raise ValueError("the folder is a symbolic link")
@@ -110,15 +115,15 @@ def read_manifest(path: Path) -> dict[str, Described]:
         raise ValueError("it names too few files")
     for name, described in files.items():
         if name not in (MODEL, STATE) and not OPTIMIZER_NAME.fullmatch(name):
-            raise ValueError(f"it names {name!r}, which is no file of a checkpoint")
+            raise ValueError(f"it names {name!r}, which is not a file of a checkpoint")
         size, digest = (described.get(key) if isinstance(described, dict) else None for key in ("size", "sha256"))
         if type(size) is not int or not isinstance(digest, str) or not SHA256.fullmatch(digest):
-            raise ValueError(f"it tells no size and sha256 of {name}")
+            raise ValueError(f"it lacks size or sha256 of {name}")
     return files
 
 
 def _fault(file: Path, expected: Described, failpoints: Failpoints) -> str | None:
-    """What is wrong with one file. Raises CheckpointError when the disk fails."""
+    """What is wrong with one file; None if it is intact. Raises CheckpointError if the disk fails."""
 
     def check() -> str | None:
         failpoints.reach("load.read")
@@ -130,7 +135,7 @@ def _fault(file: Path, expected: Described, failpoints: Failpoints) -> str | Non
             except ValueError as error:
                 return f"{file.parent.name}: {error}"
             except TypeError:
-                return None  # It is intact; the loader refuses another dtype.
+                return None  # Another dtype: the file is intact, but loading it is refused.
         return None
 
     try:
@@ -140,13 +145,13 @@ def _fault(file: Path, expected: Described, failpoints: Failpoints) -> str | Non
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint. Raises CheckpointError when it cannot be read."""
+    """The JSON state of a checkpoint. Raises CheckpointError if it cannot be read."""
     try:
         state = parse_json(patiently(lambda: _read_small(path / STATE)))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path / STATE}: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"cannot read {path / STATE}: it is no JSON object")
+        raise CheckpointError(f"cannot read {path / STATE}: it is not a JSON object")
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path / STATE} has format {state.get('format')!r}, this version reads {FORMAT}")
     return state
@@ -159,7 +164,7 @@ def _read_small(path: Path) -> bytes:
 
 
 def clear_remains(root: Path) -> None:
-    """Removes what unfinished saves have left."""
+    """Removes what unfinished saves have left behind."""
     for remains in root.glob("step-*.tmp"):
         if remains.is_symlink() or not remains.is_dir():
             remains.unlink()
@@ -168,22 +173,22 @@ def clear_remains(root: Path) -> None:
 
 
 class CheckpointDir:
-    """The checkpoints of one stage as rank 0 keeps them: the newest `keep` that are intact, and no damaged ones
-    counted among them."""
+    """The checkpoints of one stage, kept by rank 0: the newest `keep` intact ones. Damaged ones do not count."""
 
     def __init__(self, root: Path, keep: int) -> None:
         self.root, self.keep = root, keep
-        self._intact: dict[str, dict[str, Described]] = {}  # Manifests of those that were seen intact.
+        self._intact: dict[str, dict[str, Described]] = {}  # Manifests of checkpoints already verified, by name.
 
     def names(self, step: int) -> tuple[Path, Path, Path]:
-        """The paths of a step's checkpoint: final, while it is written, and while it is being replaced."""
+        """The three paths of a step's checkpoint: final, `.tmp` while written, `.old` while being replaced."""
         final, temporary, replaced = (self.root / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp", ".old"))
         return final, temporary, replaced
 
     def commit(self, step: int, layout: Layout, written: Sequence[Written], failpoints: Failpoints) -> Path:
-        """Turns a save that all ranks have written into a checkpoint, and drops old ones. Raises OSError.
+        """Turns a save that all ranks have written into a checkpoint, purges old ones, and returns its path.
 
-        A kill at any moment leaves an intact one: the new one is in place before an old one is removed.
+        A kill at any moment leaves an intact checkpoint: the new one is in place before an old one is removed.
+        Raises OSError if the files are not what the ranks wrote or the disk refuses, ValueError as `check_model`.
         """
         final, temporary, replaced = self.names(step)
         files = {name: described for rank in written for name, described in rank.files.items()}
@@ -197,7 +202,7 @@ class CheckpointDir:
         write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
         sync_directory(temporary)
         failpoints.reach("save.before_commit", step=step)
-        if final.exists():  # Written again, at an epoch's end or after a resume: one of the two is there at any time.
+        if final.exists():  # Saved again at an epoch's end or after a resume: at any time one of the two exists.
             if replaced.exists():
                 shutil.rmtree(replaced)
             final.rename(replaced)
@@ -211,8 +216,10 @@ class CheckpointDir:
         return final
 
     def _purge(self, newest: Path) -> None:
-        """Drops old checkpoints, and those of later steps than `newest`: the run went back before them, so they must
-        neither be resumed nor displace others."""
+        """Removes old checkpoints, and those of later steps than `newest`.
+
+        The run went back before the later ones, so they must neither be resumed nor count among the kept ones.
+        """
         stay: list[Path] = []
         for path in reversed([path for path in list_checkpoints(self.root) if path.name <= newest.name]):
             if len(stay) < self.keep and self._is_intact(path):
@@ -225,7 +232,7 @@ class CheckpointDir:
                 shutil.rmtree(path)
 
     def _is_intact(self, path: Path) -> bool:
-        """Hashed once per process; later calls compare the manifest and the sizes."""
+        """Whether a checkpoint is intact. It is hashed once per process; later calls compare manifest and sizes."""
         files, fault = _manifest(path)
         if fault is None and self._intact.get(path.name) == files:
             return all((path / name).stat().st_size == described["size"] for name, described in files.items())

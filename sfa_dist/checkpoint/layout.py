@@ -1,11 +1,11 @@
-"""The layout of a safetensors file: names and shapes alone fix where each tensor's bytes are.
+"""The layout of a safetensors file: names and shapes alone determine where each tensor's bytes are.
 
-So several ranks can write one file, each its own spans, and a rank reads only the elements that it owns.
-All tensors are fp32, little endian, in order of their names, without a gap (https://github.com/huggingface/safetensors):
+So several ranks can write their own spans of one file, and a rank can read only the elements that it owns. All tensors
+are fp32, little endian, in order of their names and without gaps (https://github.com/huggingface/safetensors):
 
     8 bytes  length N of the header, little endian
     N bytes  JSON {name: {"dtype": "F32", "shape": [...], "data_offsets": [first, end]}}, padded by spaces to 8 bytes
-    the tensors; offsets count from here
+    the tensors; `data_offsets` count from here
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sfa_dist.boundary.disk import parse_json
 
 ITEM = 4  # Bytes of an fp32 element.
 MAX_HEADER = 100 * 2**20  # safetensors' own limit.
-CHUNK = 16 * 2**20  # Bytes moved at a time: one call moves no more than 2 GiB, and a save can be called off in between.
+CHUNK = 16 * 2**20  # Bytes per call: the kernel moves at most 2 GiB at once, and between calls a save can be canceled.
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The first bytes of a file, and where each tensor begins in it."""
+    """A file's header (length and JSON), its tensors' shapes and offsets in the file, and its size, in bytes."""
 
     header: bytes
     shapes: Mapping[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ class Layout:
     size: int
 
     def numel(self, name: str) -> int:
-        """Elements of a tensor."""
+        """The number of elements of a tensor."""
         return math.prod(self.shapes[name])
 
 
@@ -64,30 +64,29 @@ def _layout(header: bytes, entries: Mapping[str, Any], data: int) -> Layout:
 
 
 def read_layout(descriptor: int) -> Layout:
-    """The layout of an open file. Raises ValueError when it is not a safetensors file, TypeError for another
-    dtype."""
+    """The layout of an open file. Raises ValueError if it is not such a safetensors file, TypeError if not fp32."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise ValueError("it is no safetensors file")
+        raise ValueError("it is not a safetensors file")
     header = os.pread(descriptor, 8 + length, 0)
     entries = parse_json(header[8:])
     if not isinstance(entries, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not a JSON object")
     entries.pop("__metadata__", None)
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: _offsets(*item)):
         first, end = _offsets(name, entry)
         shape = entry.get("shape")
         if entry.get("dtype") != "F32":
-            raise TypeError(f"{name} is {entry.get('dtype')}, wanted F32")
+            raise TypeError(f"{name} is {entry.get('dtype')}, not F32")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"the shape of {name} is {shape!r}")
         if first != position or end - first != ITEM * math.prod(shape):
-            raise ValueError(f"the bytes of {name} are not where they belong")
+            raise ValueError(f"the offsets of {name} do not fit its shape and position")
         position = end
     if len(header) + position != size:
-        raise ValueError(f"it has {size} bytes, its header tells of {len(header) + position}")
+        raise ValueError(f"it has {size} bytes, but its header describes {len(header) + position}")
     return _layout(header, entries, position)
 
 
@@ -99,14 +98,14 @@ def _offsets(name: str, entry: Any) -> tuple[int, int]:
 
 
 def bytes_of(values: Tensor) -> memoryview:
-    """The bytes of a contiguous fp32 CPU tensor, in its own memory."""
+    """The bytes of a contiguous fp32 CPU tensor, without a copy."""
     return values.detach().view(-1).numpy().view(np.uint8).data
 
 
 class TensorReader:
-    """An open safetensors file of fp32 tensors. Raises what `read_layout` raises, and OSError.
+    """An open safetensors file of fp32 tensors. Raises OSError and what `read_layout` raises.
 
-    It reads by offset and maps no memory: a failing disk kills a process that reads a mapped file.
+    It reads by offset, not by mmap: a failing disk kills a process that reads a mapped file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,10 +136,10 @@ class TensorReader:
         while view:
             count = os.preadv(self._descriptor, [view[:CHUNK]], position)
             if count == 0:
-                raise OSError(f"{self.path} ends inside of {name}")
+                raise OSError(f"{self.path} ends inside {name}")
             view, position = view[count:], position + count
         return out
 
     def read_whole(self, name: str) -> Tensor:
-        """A tensor in its shape."""
+        """The whole tensor `name`, fp32, in its shape."""
         return self.read(name, 0, self.layout.numel(name)).view(self.layout.shapes[name])

@@ -1,4 +1,4 @@
-"""Loads a checkpoint into an engine: the saved pieces need not match those that this rank owns."""
+"""Loads a checkpoint into an engine. The saved pieces need not match those that this rank owns."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.engines.engine import Engine, Fragment
 
 T = TypeVar("T")
-Pieces = dict[tuple[str, str], list[tuple[int, int, TensorReader, str]]]  # (start, numel, file, name in it)
+# By (parameter, moment): each saved piece as (start, numel, file, key in the file), in order.
+Pieces = dict[tuple[str, str], list[tuple[int, int, TensorReader, str]]]
 
 
 def read_parameters(path: Path, failpoints: Failpoints = NO_FAILPOINTS) -> dict[str, Tensor]:
-    """Whole fp32 parameters of a checkpoint, by name. Raises CheckpointError, RecipeError for another dtype."""
+    """The whole fp32 parameters of a checkpoint, by name.
+
+    Raises CheckpointError if they cannot be read, RecipeError for another dtype.
+    """
 
     def read() -> dict[str, Tensor]:
         failpoints.reach("load.read")
@@ -35,10 +39,10 @@ def read_parameters(path: Path, failpoints: Failpoints = NO_FAILPOINTS) -> dict[
 
 
 def load_engine(path: Path, engine: Engine, step: int, failpoints: Failpoints = NO_FAILPOINTS) -> None:
-    """Fills the masters and moments of the pieces that this rank owns. The parameters themselves are loaded
-    with `read_parameters` before the engine is made.
+    """Fills the masters and moments of the fragments that this rank owns.
 
-    Raises CheckpointError when something is missing or cannot be read, RecipeError for another dtype.
+    The module's parameters themselves are loaded with `read_parameters` before the engine is made.
+    Raises CheckpointError if something is missing or cannot be read, RecipeError for another dtype.
     """
     engine.make_optimizer_state(step)
 
@@ -58,7 +62,7 @@ def load_engine(path: Path, engine: Engine, step: int, failpoints: Failpoints = 
 
 
 def _reading(path: Path, read: Callable[[], T]) -> T:
-    """`read()` with retries; an error of a wrong file or a failing disk becomes one for the user."""
+    """`read()` with retries. Raises CheckpointError for a failing disk or damaged file, RecipeError for its dtype."""
     try:
         return patiently(read)
     except OSError as error:
@@ -92,7 +96,7 @@ def _check_span(fragment: Fragment, model: TensorReader, path: Path) -> None:
 
 
 def _fill(fragment: Fragment, moment: str, pieces: Pieces, path: Path) -> None:
-    """Copies the overlap of each saved piece with this fragment; together they must cover it."""
+    """Copies the overlap of each saved piece with this fragment. Raises CheckpointError if they do not cover it."""
     covered, end = 0, fragment.start + fragment.numel
     for start, length, reader, key in pieces.get((fragment.name, moment), []):
         low, high = max(start, fragment.start), min(start + length, end)

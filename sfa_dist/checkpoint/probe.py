@@ -1,8 +1,8 @@
 """The probe: one synthetic clip whose loss is stored in each checkpoint and computed again after loading.
 
-It passes through frozen trunk and engine, so it shows what no hash of a file can: a trunk, a library or a device
-that computes something else from the same bytes. On the same engine, ranks, device and versions the loss is
-the same to the last bit; elsewhere it may differ by rounding, `TOLERANCE`.
+The clip passes through the frozen trunk and the engine, so the loss shows what a file's hash cannot: a trunk, a library
+or a device that computes something else from the same bytes. With the same engine, number of ranks, device and versions
+the loss is the same bit for bit; otherwise it may differ by rounding, at most by `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from sfa_dist.parallel.engines.engine import Engine
 from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.recipe.schema import StageBlock
 
-# Of the loss, or of 1 where the loss is smaller: bf16 has 8 bits, and TF32 on some cards has 11.
+# Relative to the loss, or to 1 if the loss is smaller: bf16 has 8 significant bits, TF32 on some GPUs has 11.
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
 PACKAGES = ("torch", "deepspeed")
 
 
 def probe_batch(stage: StageBlock, seed: int) -> tuple[Tensor, Tensor]:
-    """uint8 clips (1, 3, T, S, S) and labels (1,): a pattern that moves, drawn from the seed alone."""
+    """A moving pattern drawn from the seed alone: clips (1, 3, T, S, S), uint8, and labels (1,), int64."""
     rng = sample_rng(seed, 0, 0, "probe")
     size = stage.model.image_size
-    # Blocks of 1/7 of the frame: noise in each pixel would average out in a patch and say nothing about it.
+    # Blocks of 1/7 of the frame: noise per pixel would average out within a patch.
     blocks = (rng.random((3, stage.frames, 7, 7)) * 256).astype(np.uint8)
     clip = F.interpolate(torch.from_numpy(blocks), size=(size, size), mode="nearest")
     return clip.unsqueeze(0), torch.tensor([int(rng.random() * stage.model.classes)])
@@ -41,9 +41,9 @@ def probe_batch(stage: StageBlock, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Probe:
-    """Features of the probe's clip, or the clip where nothing is frozen, on the device; `labels` (1,).
+    """The engine's input, on the device: features of the probe's clip, or the clip itself if nothing is frozen.
 
-    The trunk runs once, when this is made: it is frozen, so its output is the same at each save.
+    `labels` is (1,). The trunk runs once, when this is made: it is frozen, so its output is the same at each save.
     """
 
     inputs: Tensor
@@ -51,7 +51,7 @@ class Probe:
 
     @classmethod
     def make(cls, stage: StageBlock, seed: int, frozen: FrozenTrunk | None, device: torch.device) -> Probe:
-        """The probe of a stage of a run. A stage 2 without its trunk takes pooled features, and gets random ones."""
+        """The probe of a stage. A stage 2 without its trunk takes pooled features; its probe has random ones."""
         clips, labels = probe_batch(stage, seed)
         inputs = clips.to(device)
         if frozen is not None:
@@ -62,36 +62,36 @@ class Probe:
         return cls(inputs, labels.to(device))
 
     def loss(self, engine: Engine) -> float:
-        """Cross-entropy of the engine's present weights. Collective: sharded weights need all ranks."""
+        """Cross-entropy with the engine's present weights. Collective: sharded weights need all ranks."""
         return float(F.cross_entropy(engine.evaluate(self.inputs), self.labels))
 
 
 def platform_of(stage: StageBlock, runtime: Runtime) -> dict[str, Any]:
-    """What the last bits of a loss depend on, besides the weights."""
-    on_card = runtime.device.type == "cuda"
+    """What the last bits of a loss depend on, besides the weights; recorded as `place` in `state.json`."""
+    on_gpu = runtime.device.type == "cuda"
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
         "engine": stage.engine.model_dump(),
         "ranks": runtime.world_size,
-        "device": torch.cuda.get_device_name(runtime.device) if on_card else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(runtime.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "chunk_frames": getattr(stage, "chunk_frames", None),
         **versions,
     }
 
 
-def check_probe(recorded: dict[str, Any], loss: float, place: dict[str, Any], checkpoint: str) -> None:
-    """Raises CheckpointError where a loaded checkpoint gives another loss than when it was saved.
+def check_probe(recorded: dict[str, Any], loss: float, platform: dict[str, Any], checkpoint: str) -> None:
+    """Raises CheckpointError if a loaded checkpoint gives another loss than when it was saved.
 
-    `recorded` is what `state.json` holds: `loss` and `place`.
+    `recorded` is the probe in `state.json`, with the keys `loss` and `place`: the platform it was computed on.
     """
-    same_place = recorded["place"] == place
-    precisions = (recorded["place"]["engine"]["precision"], place["engine"]["precision"])
-    allowed = 0.0 if same_place else max(TOLERANCE[p] for p in precisions) * max(1.0, abs(recorded["loss"]))
+    same_platform = recorded["place"] == platform
+    precisions = (recorded["place"]["engine"]["precision"], platform["engine"]["precision"])
+    allowed = 0.0 if same_platform else max(TOLERANCE[p] for p in precisions) * max(1.0, abs(recorded["loss"]))
     if not abs(loss - recorded["loss"]) <= allowed:
-        how = "the same engine, ranks, device and versions" if same_place else f"within {allowed:.2g}"
+        how = "the same engine, ranks, device and versions" if same_platform else f"within {allowed:.2g}"
         raise CheckpointError(
             f"{checkpoint} computes something else than when it was saved: the loss of its probe was "
-            f"{recorded['loss']!r} and is {loss!r}, wanted {'bit for bit on ' + how if same_place else how}; "
+            f"{recorded['loss']!r} and is {loss!r}, wanted {'bit for bit on ' + how if same_platform else how}; "
             "weights, library or device are not what they were: take an older checkpoint with --resume PATH"
         )

@@ -1,13 +1,13 @@
-"""A save beside the training: staged at a step's boundary, written by a thread of each rank, committed by rank 0.
+"""A save during training: staged at a step's boundary, written by a thread of each rank, committed by rank 0.
 
-    boundary of step s     space is checked, rank 0 makes the folder, state is staged in host memory
+    boundary of step s     the state is staged in host memory, space is checked, rank 0 makes the folder
     steps s+1, ...         each rank's thread writes, flushes and hashes its part
-    a later boundary       all parts are written: rank 0's thread checks the whole, renames it, purges old ones
+    a later boundary       all parts are written: rank 0's thread checks the whole, renames it, purges old checkpoints
     a later boundary       the checkpoint is complete
 
-How far the ranks are, and whether one has failed, are two numbers in the sum that every step computes anyway
-(`Saver.status`, `Saver.advance`), so all ranks take each turn at the same boundary. One save is in flight at a time.
-A synchronous save is the same save, followed by a wait.
+Whether ranks are still busy, and whether one has failed, are two numbers in the sum over ranks that every step computes
+anyway (`Saver.status`, `Saver.advance`), so all ranks take each turn at the same boundary. One save is pending at a
+time. A synchronous save is the same save, followed by a wait.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from sfa_dist.checkpoint.writing import (
     CalledOffError,
     NotFiniteError,
     SavePart,
-    Written,
     begin_model,
     write_part,
 )
@@ -47,21 +46,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a save ended: as a checkpoint at `path`, or `refused` because something in it is not finite."""
+    """How a save ended: as a checkpoint at `path`, or `refused` (the reason) because a value in it is not finite."""
 
     step: int
     path: Path
     refused: str | None
-    blocked_seconds: float  # How long training stood still.
-    seconds: float  # From its start until all ranks knew.
+    blocked_seconds: float  # How long training was blocked.
+    seconds: float  # From the start of the save until all ranks knew the outcome.
 
 
 class Saver:
     """The saves of one stage into `root`, of which the newest `keep` stay. Made and used by all ranks together.
 
-    All masters go into one file, in which each rank writes what it owns. Where the ranks are on several nodes and the
-    file system does not promise that they leave each other's bytes alone (or for `share_file` False), rank 0 collects
-    and writes them all.
+    All masters go into one file, into which each rank writes what it owns. Rank 0 collects and writes all of them
+    if the ranks are on several nodes and on a file system where they might overwrite each other's bytes, or if
+    `share_file` is False.
     """
 
     def __init__(
@@ -84,24 +83,24 @@ class Saver:
         return len({host for host, _ in ranks}) == 1 or not any(loose for _, loose in ranks)
 
     def begin(self, step: int, engine: Engine, state: Mapping[str, Any]) -> None:
-        """Stages the engine's state and starts to write it. Collective, with no save in flight.
+        """Stages the engine's state and starts to write it, with `state` as state.json. Collective.
 
-        Raises CheckpointError on every rank when any rank's disk refuses; what was there before stays.
+        No other save may be pending. Raises CheckpointError on every rank if any rank's disk refuses; older checkpoints
+        stay.
         """
         if self._pending is not None:
-            raise RuntimeError("there is a save in flight")
+            raise RuntimeError("a save is in flight")
         started = time.monotonic()
         layout = plan_layout(engine.shapes())
+        part: SavePart | None = None
+        fault: tuple[str, str] | None = None
         try:
             part = self._stage(step, engine, layout, {"format": FORMAT, "step": step, **state})
             if self.runtime.is_main:
                 clear_remains(self._root)
-            fault = None
         except OSError as error:
-            part, fault = (
-                None,
-                ("disk", self._describe(error, f"stage {self._checkpoints.names(step)[1]}", layout.size)),
-            )
+            temporary = self._checkpoints.names(step)[1]
+            part, fault = None, ("disk", self._describe(error, f"stage {temporary}", layout.size))
         sizes = self.runtime.gather(part.size if part else 0)
         needed = sum(sizes) + len(layout.header)
         if fault is None:
@@ -127,12 +126,12 @@ class Saver:
             masters=masters,
             moments=[piece for piece in pieces if piece.key != "master"],
             optimizer=f"optimizer-{runtime.rank:05d}-of-{engine.owners:05d}.safetensors" if mine else "",
-            state=copy.deepcopy(state) if runtime.is_main else None,  # The loop goes on counting in it.
+            state=copy.deepcopy(state) if runtime.is_main else None,  # Training goes on changing the original.
             step=step,
         )
 
     def _prepare(self, step: int, layout: Layout, needed: int) -> tuple[str, str] | None:
-        """Room for it, and on rank 0 the folder and the common file. What went wrong, if anything."""
+        """Checks the free space and makes, on rank 0, the folder and the common file. Returns a fault or None."""
         _, temporary, _ = self._checkpoints.names(step)
         try:
             if free_bytes(self._root) < needed:
@@ -145,7 +144,7 @@ class Saver:
         return None
 
     def status(self) -> tuple[bool, bool]:
-        """(this rank is still busy with a save, its part has failed); `advance` takes their sums over all ranks."""
+        """(this rank still writes, its part has failed). `advance` takes the sums of both over all ranks."""
         worker = self._pending.worker if self._pending else None
         if worker is None:
             return False, False
@@ -153,10 +152,11 @@ class Saver:
         return busy, not busy and worker.error is not None
 
     def advance(self, busy: float, failed: float) -> Outcome | None:
-        """Takes the next turn of the save in flight once all ranks are ready for it. `busy` and `failed` are the sums
-        of `status` over all ranks. Returns the outcome when the save is over.
+        """Takes the next turn of the pending save once all ranks are ready for it. Collective.
 
-        Raises CheckpointError on every rank when one has failed; older checkpoints are as they were.
+        `busy` and `failed` are the sums of `status` over all ranks. Returns the outcome when the save is over, else
+        None. Raises CheckpointError on every rank if a rank's disk failed, LostRankError for any other failure; older
+        checkpoints stay as they are.
         """
         pending = self._pending
         if pending is None or (busy and not failed):
@@ -164,7 +164,7 @@ class Saver:
         if failed:
             return self._give_up(pending)
         if not pending.committing:
-            written: list[Written] = self.runtime.gather(pending.worker.value if pending.worker else None)
+            written: list[Any] = self.runtime.gather(pending.worker.value if pending.worker else None)
             pending.committing, pending.worker = True, None
             if self.runtime.is_main:
                 pending.worker = _Worker(
@@ -182,14 +182,14 @@ class Saver:
             fault = self._fault(pending, pending.worker.error)
         self._pending = None
         faults = self.runtime.gather(fault)
-        if self.runtime.is_main:  # It may fill the disk. If it cannot be removed now, the next save tries again.
+        if self.runtime.is_main:  # Frees the disk. If that fails now, the next save tries again.
             shutil.rmtree(self._checkpoints.names(pending.step)[1], ignore_errors=True)
         refused = next((text for kind, text in filter(None, faults) if kind == "not finite"), None)
         self._raise_first([fault for fault in faults if fault is None or fault[0] != "not finite"])
         return self._outcome(pending, refused)
 
     def _fault(self, pending: PendingSave, error: BaseException | None) -> tuple[str, str] | None:
-        """(kind, line) of what went wrong on this rank."""
+        """What went wrong on this rank, as (kind, message); None if nothing did."""
         final, temporary, _ = self._checkpoints.names(pending.step)
         what = f"commit {final}" if pending.committing else f"write {temporary}"
         if error is None or isinstance(error, CalledOffError):
@@ -214,7 +214,7 @@ class Saver:
         return Outcome(pending.step, path, refused, pending.blocked, time.monotonic() - pending.started)
 
     def finish(self) -> Outcome | None:
-        """Waits for the save in flight, where there is one. Collective. Raises CheckpointError as `advance`."""
+        """Waits for the pending save, if there is one. Collective. Raises what `advance` raises."""
         while self._pending is not None:
             if self._pending.worker is not None:
                 self._pending.worker.join()
@@ -224,14 +224,14 @@ class Saver:
         return None
 
     def abandon(self) -> None:
-        """Calls off the save in flight because the run ends with an error. Not collective."""
+        """Cancels the pending save because the run ends with an error. Not collective."""
         if self._pending is not None:
             self._pending.called_off.set()
 
 
 @dataclass
 class PendingSave:
-    """A save under way. `worker` is this rank's thread, None where it has none in this turn."""
+    """A save that is not over. `worker` is this rank's thread, None if it has none in this turn."""
 
     step: int
     layout: Layout
@@ -244,7 +244,7 @@ class PendingSave:
 
 
 class _Worker(threading.Thread, Generic[T]):
-    """`work()` in a thread; `value` or `error` is set when it has ended.
+    """`work()` in a thread. Either `value` or `error` is set when the thread has ended.
 
     Not a daemon: at exit Python would stop it in the middle of a C++ call, which crashes the process.
     """
@@ -257,7 +257,7 @@ class _Worker(threading.Thread, Generic[T]):
         self.start()
 
     def run(self) -> None:
-        """Called by the thread."""
+        """Runs in the thread."""
         try:
             self.value = self._work()
         except BaseException as error:  # noqa: BLE001 (reported to all ranks at the next boundary)

@@ -1,7 +1,7 @@
-"""An engine's state copied to host memory at a step's boundary, so that the next step may change the original.
+"""An engine's state, copied to host memory at a step's boundary so that the next step can change the original.
 
-The memory is allocated at the first save and reused by later ones: 4 bytes x (1 + moments) for each element that
-the rank owns. With a GPU it is pinned, and all copies run at once.
+The memory is allocated at the first save and reused by later ones: 4 bytes x (1 + number of moments) for each element
+that the rank owns. With a GPU it is pinned, so that the copies run asynchronously.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sfa_dist.parallel.engines.engine import Fragment
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements [start, start + len(values)) of the flattened parameter `name`: its `master` values or a moment of it.
+    """Elements [start, start + len(values)) of the flattened parameter `name`: master values or a moment (`key`).
 
-    `values` is fp32 on the host, in memory that nothing else writes.
+    `values` is fp32, in host memory that nothing else writes.
     """
 
     name: str
@@ -30,18 +30,18 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return ITEM * self.values.numel()
 
 
 class HostMemory:
-    """The buffers that hold the pieces of one save until the next."""
+    """The buffers that hold the pieces of a save until the next one."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, int, str, int], Tensor] = {}
 
     def stage(self, fragments: Iterable[Fragment]) -> list[Piece]:
-        """A copy of all tensors of these fragments; it is complete when this returns."""
+        """A copy of all tensors of these fragments, complete when this returns. Raises TypeError if not fp32."""
         pieces = []
         devices = set()
         for fragment in fragments:

@@ -1,8 +1,8 @@
 """What one rank writes of a save: its moments into a file of its own, its masters into the common file.
 
-It runs beside the training, so it reads staged copies only, and between two chunks it checks whether the save was
-called off. A file's sha256 is computed from the bytes in memory, so damage by the disk shows when they are read. For
-its spans in the common file a rank reports the crc32 of the bytes in memory; rank 0 reads the file and compares.
+This runs during training, so it reads staged copies only, and it checks between two chunks whether the save has been
+called off. A file's sha256 is computed from the bytes in memory, so damage by the disk shows when the file is read.
+For its spans of the common file a rank reports the crc32 of the bytes in memory; rank 0 reads the file and compares.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Span = tuple[int, int, int]  # First byte in the file, bytes, crc32.
 
 
 class NotFiniteError(Exception):
-    """NaN or infinity in what would be saved: its checkpoint would disposition a good one."""
+    """NaN or infinity in what would be saved: the checkpoint would take the place of a good one."""
 
 
 class CalledOffError(Exception):
-    """The save is not wanted any more, because another rank's part of it has failed or the run is over."""
+    """The save is no longer wanted, because another rank's part has failed or the run is over."""
 
 
 @dataclass(frozen=True)
 class SavePart:
     """One rank's part of a save into `folder`.
 
-    `masters` go into the common model file of `layout`; `moments` into the file `optimizer`, which only ranks that
-    own something write (else it is empty); `state` is written by rank 0 and None elsewhere.
+    `masters` go into the common model file of `layout`, `moments` into the file named `optimizer`, which is empty on
+    ranks that own nothing. `state` goes into state.json and is None on all ranks but 0.
     """
 
     folder: Path
@@ -55,22 +55,22 @@ class SavePart:
 
     @property
     def size(self) -> int:
-        """Bytes that this rank will write, headers not counted."""
+        """Bytes that this rank will write, without headers."""
         return sum(piece.size for piece in (*self.masters, *self.moments))
 
 
 @dataclass(frozen=True)
 class Written:
-    """What one rank has on disk: its own files, and its spans of the common one."""
+    """What one rank has written: its own files, and its spans of the common file."""
 
     files: dict[str, Described]
     spans: list[Span]
 
 
 def write_part(part: SavePart, failpoints: Failpoints, called_off: threading.Event) -> Written:
-    """Writes and flushes everything of one rank.
+    """Writes and flushes one rank's part of a save.
 
-    Raises OSError, NotFiniteError, CalledOffError.
+    Raises OSError, NotFiniteError for a NaN or infinity, CalledOffError once `called_off` is set.
     """
     for piece in (*part.masters, *part.moments):
         if not np.isfinite(piece.values.numpy()).all():
@@ -101,11 +101,11 @@ def _write(
     path: Path,
     header: bytes,
     positions: Sequence[tuple[int, Piece]],
-    note: Callable[[memoryview], object],
+    on_chunk: Callable[[memoryview], object],
     at_half: Callable[[], None],
     called_off: threading.Event,
 ) -> None:
-    """Writes pieces at their positions in a file, in order, and flushes it; `note` gets all bytes after the header."""
+    """Writes pieces at their positions in a file, in order, and flushes it. `on_chunk` gets the bytes of the pieces."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         _write_all(descriptor, memoryview(header), 0)
@@ -117,7 +117,7 @@ def _write(
                 if called_off.is_set():
                     raise CalledOffError
                 chunk = data[first : first + CHUNK]
-                note(chunk)
+                on_chunk(chunk)
                 _write_all(descriptor, chunk, position + first)
         os.fsync(descriptor)
     finally:
@@ -135,7 +135,7 @@ def _ignore(data: memoryview) -> None:
 
 
 def begin_model(path: Path, layout: Layout) -> None:
-    """The common file with its header and its length, before any rank writes into it."""
+    """Makes the common file with its header and full length, before any rank writes into it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         os.ftruncate(descriptor, layout.size)
@@ -146,10 +146,10 @@ def begin_model(path: Path, layout: Layout) -> None:
 
 
 def check_model(path: Path, layout: Layout, spans: Sequence[Span]) -> Described:
-    """Reads the common file back, once. Raises OSError where it is not what the ranks wrote, or where their spans do
-    not cover it.
+    """Reads the common file back, once, and returns its `size` and `sha256`.
 
-    It is opened anew, after all writers have closed it: then a network disk shows what they wrote.
+    It is opened anew after all writers have closed it: only then does a network disk show what they wrote.
+    Raises OSError if the file is not what the ranks wrote, ValueError if their spans do not cover it exactly.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

@@ -1,8 +1,11 @@
 """Finished weights in use: tests, predictions and timelines of long videos.
 
-    finished_stage  weights by a run or by their file      evaluate   a test of them
-    predictor       top-5 of a video                       timeline   a long video, window by window
-    class_scores    scores -> named classes                timeline_output
+    finished_stage   finds weights by their run or by their file
+    evaluate         tests them
+    predictor        scores a video file, or the windows of a video
+    timeline         slides windows over a long video
+    timeline_output  writes a timeline's JSON file and figure
+    class_scores     scores -> named classes
 
 Start with `finished_stage`.
 """

@@ -1,4 +1,4 @@
-"""From a clip's scores to the likeliest classes with their names: of one head, or of noun, verb and their action."""
+"""From a clip's scores to its likeliest classes with their names: of one head, or of noun, verb and their action."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Entries = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The names of each head's classes, in the order of the logits: under `label`, or under `noun` and `verb`."""
+    """The class names of each head, in the order of the logits: under `label`, or under `noun` and `verb`."""
 
     names: dict[str, list[str]]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How the logits are divided, () for a single head: as `ModelBlock.head_sizes`."""
+        """The classes of each head, as `ModelBlock.head_sizes`; () for a single head."""
         return tuple(map(len, self.names.values())) if len(self.names) > 1 else ()
 
     @property
     def total(self) -> int:
-        """The number of logits."""
+        """The number of logits: the classes of all heads."""
         return sum(map(len, self.names.values()))
 
     def split(self, scores: Tensor) -> dict[str, Tensor]:
-        """By head: (..., classes) -> (..., classes of the head)."""
+        """The scores by head: (..., classes) -> (..., classes of the head)."""
         return dict(zip(self.names, scores.split([len(names) for names in self.names.values()], dim=-1), strict=True))
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(..., classes) -> the softmax in each head, beside each other as the scores."""
+        """(..., classes) -> the same shape: the softmax over the classes of each head."""
         return torch.cat([head.softmax(dim=-1) for head in self.split(scores).values()], dim=-1)
 
     def top(self, scores: Tensor, k: int = 5) -> dict[str, Entries]:
-        """The k likeliest of scores (classes,), the likeliest first, each with label, name and probability: `top5`,
-        which is the action's where there are two heads, whose own are `noun_top5` and `verb_top5` then.
+        """The k likeliest classes of scores (classes,), best first, each with label, name and probability.
 
-        An action's label is noun * 97 + verb, its probability the product of theirs.
+        They are under the key `top5`. With two heads `top5` has the actions, and `noun_top5` and `verb_top5` have the
+        classes of each head. An action's label is noun * 97 + verb, its probability the product of the two.
         """
         logarithms = {head: part.double().log_softmax(dim=-1) for head, part in self.split(scores).items()}
         if not self.sizes:
@@ -77,13 +77,15 @@ def _entries(labels: Tensor, names: Sequence[str], logarithms: Tensor) -> Entrie
 
 
 def title_of(key: str) -> str:
-    """`top5` -> action, `noun_top5` -> noun: what the lists of two heads are called."""
+    """The title of a list of two heads: `top5` -> action, `noun_top5` -> noun."""
     return key.removesuffix("top5").removesuffix("_") or ACTION
 
 
 def classes_of(weights: Path, model: ModelBlock) -> ClassScores:
-    """The classes that the weights were trained with, their numbers where they had no names. Raises RecipeError where
-    they are not as many as the model's."""
+    """The classes that the weights were trained on; without recorded names, their numbers.
+
+    Raises RecipeError if the model has another number of classes.
+    """
     sizes = model.class_heads or {SINGLE: model.classes}
     recorded = trained_classes(weights)
     if recorded is None:

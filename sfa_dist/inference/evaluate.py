@@ -1,4 +1,4 @@
-"""`sfa evaluate`: the test of weights that are there, of a run or not, beside a run and without changing it."""
+"""`sfa evaluate`: tests finished weights, of a run or given by their file, without changing the run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def evaluate_finished(
     as_json: bool,
     stop: StopFlag,
 ) -> None:
-    """Joins the other ranks, tests, prints the scores and writes them to `out` with what was `asked` for; predictions
-    and classes come into the folder beside it that has its name. With `any_frames` the recipe may have another number
-    of frames than the weights were trained on. Raises SfaError."""
+    """Joins the other ranks, tests, prints the scores and writes them to `out`, with the options in `asked`.
+
+    Predictions and the scores of each class go into a folder beside `out` that has its name without the suffix.
+    With `any_frames` the recipe's number of frames may differ from that of the training. Raises SfaError.
+    """
     with stop.nothing_to_save():
         runtime = parallel_runtime.start(environment())
     try:
@@ -54,7 +56,7 @@ def evaluate_finished(
             runtime.require_equal("the code of sfa_dist (sha256)", code_sha256()[:16])
             with out_of_memory.reported(runtime, watch):
                 summary = {**_scores(run, finished, any_frames, out), "evaluated": dict(asked)}
-            if runtime.is_main:  # First: a disk that refuses the file does not take the scores with it.
+            if runtime.is_main:  # Before the file: if the disk refuses it, the scores are not lost.
                 _print(tracker, summary, as_json)
             if out is not None:
                 runtime.on_main(lambda: _write(out, summary))
@@ -65,7 +67,7 @@ def evaluate_finished(
 
 
 def _scores(run: Run, finished: FinishedStage, any_frames: bool, out: Path | None) -> dict[str, Any]:
-    """The keys of result.json, of this test."""
+    """The keys of result.json for this test."""
     stage: StageBlock = getattr(run.recipe, finished.stage)
     run.watch.phase("evaluate")
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
@@ -112,7 +114,7 @@ def _print(tracker: Tracker, summary: dict[str, Any], as_json: bool) -> None:
 
 
 def default_out(run_dir: Path, stage: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:
-    """`<run>/evaluate/<stage>-<views>-<frames>f.json`; settings and shards of one's own add a hash."""
+    """`<run>/evaluate/<stage>-<views>-<frames>f.json`; --set and --shards add a hash to the name."""
     block = getattr(recipe, stage)
     grids = "_".join(f"{temporal}x{spatial}" for temporal, spatial in recipe.test.view_grids)
     own = {key: asked[key] for key in ("set", "shards") if asked.get(key)}

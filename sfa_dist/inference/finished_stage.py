@@ -1,4 +1,4 @@
-"""Finished weights, found by their run or by their file: what `sfa evaluate` and `sfa predict` work on."""
+"""Finished weights, found by their run or by their file: the input of `sfa evaluate` and `sfa predict`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from sfa_dist.recipe.schema import STAGE_NAMES, Recipe
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage's final weights, the file of the recipe that they belong to, and for stage 2 the weights of stage 1,
-    which hold the trunk. `run_dir` is their run, None for weights alone."""
+    """A stage's final weights, and the recipe file that belongs to them.
+
+    `trunk_weights` are stage 1's weights, which hold the trunk of stage 2; None for other stages. `run_dir` is None
+    for weights that are given by their file.
+    """
 
     recipe_file: Path
     stage: str
@@ -24,17 +27,18 @@ class FinishedStage:
 
 
 def recipe_of_run(run_dir: Path) -> Path:
-    """The file of a run's recipe. Raises UsageError where there is none."""
+    """The recipe file of a run. Raises UsageError if there is none."""
     file = run_dir / RECIPE
     if not file.is_file():
-        raise UsageError(f"{run_dir} is no run directory (it has no {RECIPE})")
+        raise UsageError(f"{run_dir} is not a run directory (it has no {RECIPE})")
     return file
 
 
 def finished_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> FinishedStage:
-    """A stage of a run (None: its last; of a sweep the member that its test chose). Never falls back to another one.
+    """A stage of a run, by default its last; stage 2 of a sweep is the member that the test chose.
 
-    Raises UsageError for a stage that the recipe has not, CheckpointError for one without final weights yet.
+    Never falls back to another stage or member. Raises UsageError for a stage that is not in the recipe,
+    CheckpointError for a stage without final weights.
     """
     present = [name for name in STAGE_NAMES if getattr(recipe, name) is not None]
     name = stage or present[-1]
@@ -51,7 +55,7 @@ def finished_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Finishe
         others = [f"--stage {other}" for other in present if other != name and (run_dir / other / WEIGHTS).is_file()]
         advice = " or ".join(["train it to the end first", *others])
         raise CheckpointError(f"{name} of {run_dir} has no weights yet ({weights}): {advice}")
-    return FinishedStage(file, name, weights, _there(stage1) if name == "stage2" else None, run_dir)
+    return FinishedStage(file, name, weights, _existing(stage1) if name == "stage2" else None, run_dir)
 
 
 def _best_member(run_dir: Path) -> str:
@@ -59,7 +63,7 @@ def _best_member(run_dir: Path) -> str:
         return str(read_object(run_dir / RESULT, best=str)["best"])
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{run_dir} is a sweep that is not tested yet, so none of its members is the best: give one with "
+            f"{run_dir} is a sweep that has not been tested yet, so its best member is unknown: give a member with "
             "--recipe and --weights (stage2/members/m.../)"
         ) from None
 
@@ -67,19 +71,18 @@ def _best_member(run_dir: Path) -> str:
 def finished_of_weights(
     recipe: Recipe, recipe_file: Path, weights: Path, trunk_weights: Path | None, stage: str | None
 ) -> FinishedStage:
-    """A stage by its weights file. Without `stage` the file's metadata names it. The trunk of stage 2 is that
-    of `trunk_weights`, else of the recipe's `stage1.weights`.
+    """A stage by its weights file. `stage` defaults to the one in the file's metadata.
 
-    Raises CheckpointError for a file that is missing, UsageError where stage or trunk is unknown, RecipeError where
-    the recipe has no such stage.
+    The trunk of stage 2 comes from `trunk_weights`, or else from the recipe's `stage1.weights`. Raises CheckpointError
+    for a missing file, UsageError if the stage or the trunk is unknown, RecipeError if the recipe has no such stage.
     """
     # Imported here: it loads torch, and commands check their arguments first.
     from sfa_dist.models.weights_file import read_metadata
 
-    _there(weights)
+    _existing(weights)
     name = stage or read_metadata(weights).get("stage")
     if name is None:
-        raise UsageError(f"{weights} does not tell its stage: give --stage image, stage1 or stage2")
+        raise UsageError(f"{weights} does not name its stage: give --stage image, stage1 or stage2")
     if getattr(recipe, name, None) is None:
         raise RecipeError(f"{weights} is of {name}, and the recipe has no such stage")
     if name != "stage2":
@@ -87,10 +90,10 @@ def finished_of_weights(
     given = trunk_weights or (Path(recipe.stage1.weights) if recipe.stage1 and recipe.stage1.weights else None)
     if given is None:
         raise UsageError(f"{weights} is of stage2 and holds no trunk: give stage 1's weights with --trunk-weights")
-    return FinishedStage(recipe_file, name, weights, _there(given))
+    return FinishedStage(recipe_file, name, weights, _existing(given))
 
 
-def _there(weights: Path) -> Path:
+def _existing(weights: Path) -> Path:
     if not weights.is_file():
         raise CheckpointError(f"no weights file {weights}")
     return weights

@@ -1,4 +1,4 @@
-"""A finished stage's weights as a model that scores classes with names: for single videos and for timelines."""
+"""A finished stage as a model that scores classes: of whole video files, and of the windows of a timeline."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from sfa_dist.training.non_finite import broken_scores
 class Model:
     """Trunk and tail of a finished stage on a device, in the precision of its engine.
 
-    Clips go through at once (`logits`), or in two parts: tubelet steps, each by itself, to vectors (`steps`), and those
-    of a window to scores (`windows`). The second way computes a step once, however many windows it is in. What depends
-    on the window is left to `windows`: with `model.centre` the adapter, with `model.subtract` the trunk as well.
+    Clips are scored in one call (`logits`), or in two: `steps` turns each tubelet step into a vector, and `windows`
+    scores the vectors of a window. The second way computes a step once, however many windows contain it. `windows`
+    also does what depends on the window: with `model.centre` it runs the adapter, with `model.subtract` the trunk too.
 
     Scores that are not finite raise SfaError.
     """
@@ -43,7 +43,7 @@ class Model:
             trunk, self.tail = parts.trainable.trunk, parts.trainable.tail
             dtype = trunk.embed.bias.dtype
             pooled, data = not self.tail.takes_tokens, stage.data
-            # Not folded: the same operations as in training.
+            # fold=False: the same operations as in training.
             self.trunk = FrozenTrunk(trunk, stage.frames, pooled, data.mean, data.std, dtype, fold=False)
         else:
             assert isinstance(parts.trainable, Tail)
@@ -67,17 +67,19 @@ class Model:
         return self.stage.model.subtract == "none"
 
     @torch.inference_mode()
-    def steps(self, rows: Tensor) -> Tensor:
-        """uint8 tubelet steps (R, 3, t, S, S) -> (R, D) on the device, adapter included where it does not depend on the
-        window; the steps as they are where all depends on it."""
+    def steps(self, tubelets: Tensor) -> Tensor:
+        """uint8 tubelet steps (R, 3, t, S, S) -> vectors (R, D) on the device, for `windows`.
+
+        The adapter is included, except with `model.centre`; with `model.subtract` the steps come back as they are.
+        """
         if not self.shares_steps:
-            return rows
-        features = self.trunk.run_rows(rows.to(self.trunk.device, non_blocking=True))
+            return tubelets
+        features = self.trunk.run_tubelets(tubelets.to(self.trunk.device, non_blocking=True))
         return features if self.tail.centre else self.tail.adapted(features.unsqueeze(0)).squeeze(0)
 
     @torch.inference_mode()
     def windows(self, steps: Tensor) -> Tensor:
-        """What `steps` gave, (B, F, ...) -> fp32 logits (B, classes) on the CPU."""
+        """Outputs of `steps` (B, F, ...) -> fp32 logits (B, classes) on the CPU."""
         if not self.shares_steps:
             clips = steps.transpose(1, 2).flatten(2, 3)  # (B, 3, T, S, S)
             return torch.cat([self.logits(clip) for clip in clips.split(1)])
@@ -90,7 +92,7 @@ class Model:
 
 
 class FilePredictor:
-    """Scores of video files over the recipe's test views, as the stage `test` has them."""
+    """Scores video files over the recipe's test views, as the stage `test` does."""
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         stage, self._test = model.stage, recipe.test
@@ -100,12 +102,12 @@ class FilePredictor:
         self._decoder = decoder_of(stage.data)
 
     def __call__(self, path: Path) -> Tensor:
-        """fp64 (classes,): averaged over the views as `test.average` says. Raises BadSample."""
+        """The scores of a file, fp64 (classes,): averaged over its views as `test.average` says. Raises BadSample."""
         check_bytes(path.stat().st_size, self._limits)
         data = path.read_bytes()
         if not is_known(data[:HEAD_BYTES]):
             raise BadSample(unreadable(data[:HEAD_BYTES], str(path)))
         clips = cut_clips(data, self._decoder, self._views)
-        # One view at a time: a long clip in twelve views would not fit.
+        # One view at a time: twelve views of a long clip may not fit in memory.
         logits = torch.cat([self._model.logits(clip) for clip in clips.split(1)])
         return average_views(logits, len(logits), self._test.average, self._model.classes.sizes)[0]

@@ -1,12 +1,12 @@
-"""What is seen when: a window slides over a long video, and each tubelet step goes through the trunk once.
+"""The classes over time: a window slides over a long video, and each tubelet step goes through the trunk once.
 
 A window is a clip: `frames` frames, `stride` apart. Its tubelet steps start `pitch` = tubelet x stride frames apart, so
-windows whose starts differ by whole pitches share steps, and only the temporal encoder runs anew for each. Windows that
-start `hop` frames apart need the steps at every gcd(hop, pitch)-th frame: `hops` are snapped so that this is the pitch
-itself (each frame goes through the trunk once) or, for shorter ones, the hop. What is held is one window's vectors and
-one tubelet's frames, whatever the length of the video.
+windows whose starts differ by whole pitches share steps, and only the temporal encoder runs again for each. Windows
+that start `hop` frames apart need the steps at every gcd(hop, pitch)-th frame. `snapped_hop` makes that the pitch
+itself (each frame goes through the trunk once) or, for a hop shorter than the pitch, the hop. Memory holds one
+window's vectors and one tubelet's frames, and at the start one window's frames, however long the video is.
 
-Shape legend: R rows (tubelet steps), t tubelet, S pixels of a side, F steps of a window, D width.
+Shape legend: R tubelet steps, t tubelet, S pixels of a side, F steps of a window, D width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sfa_dist.errors import RecipeError
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `frames` frames, `stride` apart, that start every `hop` frames of the video."""
+    """Windows of `frames` frames, `stride` apart; one starts every `hop` frames of the video."""
 
     frames: int
     stride: int
@@ -41,36 +41,36 @@ class Windows:
 
     @property
     def grid(self) -> int:
-        """Frames of the video from one step that is computed to the next."""
+        """Frames of the video from one computed step to the next."""
         return math.gcd(self.hop, self.pitch)
 
     @property
     def span(self) -> int:
-        """Frames of the video from the first to the last of a window."""
+        """Frames of the video from a window's first frame to its last, both included."""
         return (self.frames - 1) * self.stride + 1
 
     @property
     def every(self) -> int:
-        """A window takes each so-manyth of the steps that are computed."""
+        """n, where a window uses every n-th computed step."""
         return self.pitch // self.grid
 
     @property
     def reach(self) -> int:
-        """Steps that are computed from the first to the last of a window."""
+        """Computed steps from a window's first step to its last, both included."""
         return (self.frames // self.tubelet - 1) * self.every + 1
 
 
 class Scored(NamedTuple):
-    """A window from video frame `start` on: logits (classes,)."""
+    """The logits (classes,) of the window that starts at frame `start` of the video."""
 
     start: int
     logits: Tensor
 
 
 def snapped_hop(seconds: float, fps: float, tubelet: int, stride: int) -> int:
-    """Frames of the hop nearest to so many seconds that shares tubelet steps: whole pitches, or a divisor of one.
+    """The hop in frames, nearest to `seconds`, at which windows share tubelet steps: whole pitches or a divisor of one.
 
-    Raises RecipeError for static clips, which have no time.
+    Raises RecipeError for stride 0: static clips have no time.
     """
     if stride < 1:
         raise RecipeError("data.stride is 0: a static clip has no timeline")
@@ -86,20 +86,20 @@ def slide(
     windows: Windows,
     steps: Callable[[Tensor], Tensor],
     scores: Callable[[Tensor], Tensor],
-    chunk_rows: int,
+    chunk: int,
 ) -> Iterator[Scored]:
-    """Scores of all whole windows of a video, in order, as soon as their last frame is there.
+    """Scores all whole windows of a video in order, each as soon as its last frame has arrived.
 
-    `frames` are uint8 (3, S, S); `steps` takes rows (R, 3, t, S, S) to (R, D), at most `chunk_rows` at a time; `scores`
-    takes (B, F, D) to (B, classes). A video shorter than one window is looped, as a short clip is in training.
+    `frames` are uint8 (3, S, S). `steps` maps tubelets (R, 3, t, S, S) to vectors (R, D), R at most `chunk`; `scores`
+    maps (B, F, D) to logits (B, classes). A video shorter than one window is looped, as a short clip is in training.
     """
     opening = _Opening(frames, windows.span)
     recent: deque[Tensor] = deque(maxlen=windows.reach)
     done, any_window = 0, False
-    rows = _rows(opening, windows)
-    while chunk := list(islice(rows, chunk_rows)):
+    tubelets = _tubelets(opening, windows)
+    while part := list(islice(tubelets, chunk)):
         starts, whole = [], []
-        for step in steps(torch.stack(chunk)):
+        for step in steps(torch.stack(part)):
             recent.append(step)
             done += 1
             start = (done - windows.reach) * windows.grid
@@ -112,13 +112,13 @@ def slide(
     if not any_window and opening.held:
         looped = frame_indices(len(opening.held), windows.frames, windows.stride, 0)
         clip = torch.stack([opening.held[number] for number in looped.tolist()])
-        tubelets = clip.unflatten(0, (-1, windows.tubelet)).transpose(1, 2)
-        vectors = torch.cat([steps(part) for part in tubelets.split(chunk_rows)])
+        cut = clip.unflatten(0, (-1, windows.tubelet)).transpose(1, 2)
+        vectors = torch.cat([steps(few) for few in cut.split(chunk)])
         yield Scored(0, scores(vectors.unsqueeze(0))[0])
 
 
 class _Opening:
-    """Frames that pass, of which the first are held until there are enough for one window."""
+    """Passes frames on, and holds the first ones until there are enough for one window."""
 
     def __init__(self, frames: Iterable[Tensor], enough: int) -> None:
         self._frames, self._enough = frames, enough
@@ -133,8 +133,8 @@ class _Opening:
             yield frame
 
 
-def _rows(frames: Iterable[Tensor], windows: Windows) -> Iterator[Tensor]:
-    """The tubelet steps (3, t, S, S) that start at each `grid`-th frame."""
+def _tubelets(frames: Iterable[Tensor], windows: Windows) -> Iterator[Tensor]:
+    """The tubelet steps (3, t, S, S) that start at every `grid`-th frame."""
     held: deque[Tensor] = deque(maxlen=(windows.tubelet - 1) * windows.stride + 1)
     for number, frame in enumerate(frames):
         held.append(frame)

@@ -1,4 +1,4 @@
-"""What a timeline leaves behind: a JSON file that grows window by window, and a picture of the likeliest classes."""
+"""The files of a timeline: JSON that grows window by window, and a figure of the likeliest classes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from sfa_dist.inference.class_scores import ClassScores
 
 MOST_BINS = 1024
 SHOWN_CLASSES = 8
-# Okabe and Ito: told apart by colour-blind readers too.
+# Those of Okabe and Ito, which colour-blind readers can tell apart; a brown replaces their pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 OTHERS = "#d0d7de"
 
 
 class TimelineFile:
-    """One JSON object: what the windows are, then `windows`, a line each. It is whole also where the timeline ends by
-    an error or by Ctrl-C."""
+    """One JSON object: the keys of `head`, then the list `windows` with one window a line.
+
+    The file is complete even if the timeline ends by an error or by Ctrl-C. Raises OSError.
+    """
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self._path, self._head = path, head
@@ -36,7 +38,7 @@ class TimelineFile:
         return self
 
     def add(self, window: dict[str, Any]) -> None:
-        """Appends a window, as a line of its own."""
+        """Appends a window on a line of its own."""
         self._file.write(f"{self._separator}  {json.dumps(window)}")
         self._file.flush()
         self._separator = ",\n"
@@ -47,7 +49,7 @@ class TimelineFile:
 
 
 class Curve:
-    """Mean probabilities over time in at most MOST_BINS bins: where there would be more, each two become one."""
+    """Mean probabilities over time in at most MOST_BINS bins; when these are full, neighbours are merged in pairs."""
 
     def __init__(self, classes: int) -> None:
         self._sums = torch.zeros(MOST_BINS, classes)
@@ -56,7 +58,7 @@ class Curve:
         self._bins, self._width = 0, 1
 
     def add(self, seconds: float, probabilities: Tensor) -> None:
-        """A window whose middle is at `seconds`; times rise."""
+        """Adds a window's probabilities (classes,). `seconds` is its middle, which must not decrease."""
         if self._bins == 0 or self._counts[self._bins - 1] == self._width:
             if self._bins == MOST_BINS:
                 self._halve()
@@ -76,18 +78,20 @@ class Curve:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """Whether no window was added."""
         return self._bins == 0
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """(seconds (N,), probabilities (N, classes))."""
+        """(seconds (N,), probabilities (N, classes)): the means of each bin."""
         counts = self._counts[: self._bins]
         return self._starts[: self._bins] / counts, self._sums[: self._bins] / counts.unsqueeze(1)
 
 
 def draw_timeline(curve: Curve, classes: ClassScores, title: str, path: Path) -> None:
-    """The probabilities of the classes that are likeliest somewhere, and below a band of which is at each time; of
-    several heads one such panel above the other, so that the bands together are the likeliest action."""
+    """Draws the probabilities of the likeliest classes over time and, below, a band with the likeliest at each time.
+
+    Several heads have one such panel each, one above the other: their bands together show the likeliest action.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,7 +108,7 @@ def draw_timeline(curve: Curve, classes: ClassScores, title: str, path: Path) ->
 
 
 def _draw_head(panel: Any, seconds: Tensor, probabilities: Tensor, names: Sequence[str], title: str) -> None:
-    """Into a subfigure: probabilities (N, classes) at `seconds` (N,)."""
+    """Draws probabilities (N, classes) at `seconds` (N,) into a subfigure."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     lines, band = panel.subplots(2, 1, sharex=True, height_ratios=(12, 1))
@@ -137,7 +141,7 @@ def _draw_head(panel: Any, seconds: Tensor, probabilities: Tensor, names: Sequen
 
 
 def shown_classes(probabilities: Tensor) -> list[int]:
-    """At most SHOWN_CLASSES labels: first those that are likeliest for the longest, then those of the highest mean."""
+    """At most SHOWN_CLASSES labels: by the time for which each is the likeliest, then by mean probability."""
     classes = probabilities.shape[1]
     wins = torch.bincount(probabilities.argmax(dim=1), minlength=classes)
     means = probabilities.mean(dim=0)
@@ -146,7 +150,7 @@ def shown_classes(probabilities: Tensor) -> list[int]:
 
 
 def clock(seconds: float, digits: int = 0) -> str:
-    """0:07, 12:30.25 or 1:02:03, with so many digits behind the point."""
+    """`0:07`, `12:30.25` or `1:02:03`, with `digits` decimals of the seconds."""
     unit = 10**digits
     minutes, rest = divmod(round(seconds * unit), 60 * unit)
     hours, minutes = divmod(minutes, 60)
@@ -156,7 +160,7 @@ def clock(seconds: float, digits: int = 0) -> str:
 
 
 def _edges(seconds: Tensor) -> list[float]:
-    """Where the band changes: half-way between the points, and as far beyond the first and last."""
+    """Where the band's colour may change: half-way between the points, and as far beyond the first and the last."""
     if len(seconds) == 1:
         return [float(seconds[0]) - 0.5, float(seconds[0]) + 0.5]
     between = (seconds[1:] + seconds[:-1]) / 2

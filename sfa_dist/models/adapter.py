@@ -1,6 +1,6 @@
 """The adapter between spatial and temporal encoder: "a two layer MLP" (SFA, section 3.2, equation 2).
 
-It starts as the identity, so that stage 2 begins at stage 1's function: residual, last layer zero.
+It starts as the identity (a residual and a last layer of zeros), so that stage 2 begins as the function of stage 1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Placement = Literal["pooled", "tokens"]
 
 
 class Adapter(nn.Module):
-    """x + W2 gelu(W1 x), with `hidden` = width of W1 as a multiple of D.
+    """x + W2 gelu(W1 x), where `hidden` is the width of W1 as a multiple of D.
 
-    `pooled` works on the vector of each tubelet step. `tokens` works on every token of the spatial encoder and adds the
-    mean of what it finds to the pooled vector, so that it can weigh regions of the image; without a residual
-    that mean is all that goes on. (An MLP on the cls token alone would be the pooled adapter again.)
+    `pooled` takes the one vector of each tubelet step. `tokens` takes every token of the spatial encoder and adds the
+    mean of its outputs to the pooled vector, so that it can weigh regions of the image; without a residual its output
+    is that mean alone. (An MLP on the cls token alone would be the pooled adapter again.)
     """
 
     def __init__(self, width: int, hidden: float, residual: bool, placement: Placement, pooling: Pooling) -> None:
@@ -41,12 +41,12 @@ class Adapter(nn.Module):
         return x + change if self.residual else change
 
     def over_chunks(self, features: ChunkedFeatures) -> Tensor:
-        """Tokens (R, L, D) that come in chunks -> (B, F, D); `recompute` says how backward gets at them again."""
+        """Tokens (R, L, D) in chunks -> (B, F, D). `recompute` sets how backward gets them again."""
         dtype = self.fc1.bias.dtype
         return over_chunks(lambda x: self(x.to(dtype)), features, tuple(self.parameters()), self.recompute)
 
     def init_weights(self) -> None:
-        """Xavier; the last layer is zero where a residual makes that the identity."""
+        """Xavier weights and zero biases. With a residual the last layer is zero: the adapter is the identity."""
         nn.init.xavier_uniform_(self.fc1.weight)
         nn.init.zeros_(self.fc1.bias)
         if self.residual:

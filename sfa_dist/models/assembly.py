@@ -1,12 +1,13 @@
 """A stage's modules as its recipe describes them, without weights and without a device.
 
-Training builds its modules here, and so does the planner, which only needs their shapes.
+Training and the planner, which needs the shapes alone, both build their modules here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,13 +18,15 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
-# Larger chunks keep no card busier (64 frames of the smallest model are 6,000 tokens), and only take memory.
+# 64 frames of the smallest model are 6,000 tokens, which keep any card busy: a larger chunk would only take memory.
 LARGEST_CHUNK_FRAMES = 64
+
+Frozen = TypeVar("Frozen", bound=FrozenTrunk)
 
 
 @contextmanager
 def without_storage() -> Iterator[None]:
-    """Modules made in it have shapes only. Raises RecipeError for sizes that do not go together."""
+    """Modules built inside have shapes but no storage. Raises RecipeError for sizes that do not fit together."""
     try:
         with torch.device("meta"):
             yield
@@ -32,31 +35,36 @@ def without_storage() -> Iterator[None]:
 
 
 def whole_model(stage: StageBlock) -> ViViT:
-    """The ViViT that a stage trains as a whole, without storage. Raises RecipeError as `without_storage`."""
+    """The ViViT that a stage trains end to end, without storage. Raises as `without_storage`."""
     with without_storage():
         return ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
 
 
 def trunk_of(stage: StageBlock) -> Trunk:
-    """A stage's trunk, without storage. Raises RecipeError as `without_storage`."""
+    """A stage's trunk, without storage. Raises as `without_storage`."""
     with without_storage():
         return Trunk(stage.model)
 
 
 def tail_of(stage: Stage2) -> Tail:
-    """What stage 2 trains, without storage. Raises RecipeError as `without_storage`."""
+    """What stage 2 trains, without storage. Raises as `without_storage`."""
     with without_storage():
         return Tail(stage.model, stage.frames, stage.adapter)
 
 
 def freeze(trunk: Trunk, stage: Stage2, pooled: bool) -> FrozenTrunk:
-    """The trunk as stage 2 runs it, in its precision and in chunks.
+    """The trunk as stage 2 runs it: in its precision, and in chunks.
 
     With `chunk_frames: auto` a chunk is one tubelet step until the free memory of the device is known.
     """
+    return freeze_as(FrozenTrunk, trunk, stage, pooled)
+
+
+def freeze_as(runtime: type[Frozen], trunk: Trunk, stage: Stage2, pooled: bool) -> Frozen:
+    """`freeze` for a subclass of FrozenTrunk."""
     frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
     data, eight_bits = stage.data, trunk_eight_bits(stage)
-    return FrozenTrunk(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
+    return runtime(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
 
 
 def set_recompute(module: nn.Module, stage: StageBlock) -> str | None:

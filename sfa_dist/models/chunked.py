@@ -1,10 +1,11 @@
-"""A function over features that do not stand on the device: they come chunk by chunk, and are not kept for backward.
+"""A function over features that are held outside the device: they come chunk by chunk and are not kept for backward.
 
-The trunk is frozen, so nothing is asked for the gradient of the features: only the function's parameters get one. Its
-value for a chunk therefore needs no other chunk, and backward can compute it again when it comes to it. On the device
-there is one chunk (and the next, on its way), whatever the number of frames.
+The trunk is frozen, so the features need no gradient; only the function's parameters get one. The function's value for
+a chunk does not depend on other chunks, so backward recomputes it chunk by chunk. The device holds one chunk, and the
+next one on its way, whatever the number of frames.
 
-Shape legend: B clips, F tubelet steps, R = B * F rows, L tokens of a row, D width.
+Shape legend: B clips, F tubelet steps, R = B * F tubelets of a batch, r tubelets of a chunk,
+L tokens of a tubelet, D width.
 """
 
 from __future__ import annotations
@@ -16,41 +17,44 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# `function` adds the chunks' gradients in fp32 and is for parameters that stand whole on each rank. `checkpoint` leaves
-# forward and backward to autograd, so that an engine's hooks gather what it has sharded.
+# `function` adds the chunks' gradients in fp32 and needs whole parameters on each rank. `checkpoint` leaves forward and
+# backward to autograd, so that an engine's hooks can gather sharded parameters.
 Recompute = Literal["function", "checkpoint"]
 
 
 class ChunkedFeatures(Protocol):
-    """Features (R, L, D) outside of the device, to be had in chunks of rows."""
+    """Features (R, L, D) that are held outside the device and loaded in chunks of tubelets."""
 
     clips: int  # B
 
     @property
     def spans(self) -> Sequence[slice]:
-        """The rows of each chunk, in order."""
+        """The tubelets of each chunk, in order."""
 
     def load(self, index: int) -> Tensor:
-        """Chunk `index`, (r, L, D) on the device. It holds until the next call."""
+        """Chunk `index`, (r, L, D) on the device. It is valid until the next call."""
 
 
 def over_chunks(
     run: Callable[[Tensor], Tensor], features: ChunkedFeatures, parameters: Sequence[Tensor], recompute: Recompute
 ) -> Tensor:
-    """`run` over each chunk, (r, L, D) -> (r, D'), put together to (B, F, D'); `parameters` are all that it trains."""
+    """Applies `run` to each chunk, (r, L, D) -> (r, D'), and joins the results to (B, F, D').
+
+    `parameters` are all trained parameters of `run`; `recompute` sets how backward computes the chunks again.
+    """
     if recompute == "checkpoint":
-        rows = [
+        chunks = [
             checkpoint(lambda i: run(features.load(i)), index, use_reentrant=False)
             for index in range(len(features.spans))
         ]
-        out: Tensor = torch.cat(rows)
+        out: Tensor = torch.cat(chunks)
     else:
         out = _OverChunks.apply(run, features, *parameters)
     return out.unflatten(0, (features.clips, -1))
 
 
 class _OverChunks(torch.autograd.Function):
-    """Forward keeps nothing; backward runs each chunk again and adds the parameters' gradients in fp32."""
+    """Forward saves no chunk; backward runs each one again and adds the parameters' gradients in fp32."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[Tensor], Tensor], features: ChunkedFeatures, *parameters: Tensor) -> Tensor:
@@ -59,14 +63,14 @@ class _OverChunks(torch.autograd.Function):
         kind = parameters[0].device.type
         ctx.autocast = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
         ctx.kind = kind
-        # Weights that autocast keeps would be those without a graph, in a backward that needs one.
+        # No cache: autocast would cache weights without a graph, and backward, which needs one, would reuse them.
         out: Tensor | None = None
         with torch.autocast(kind, **ctx.autocast, cache_enabled=False):
             for index, span in enumerate(features.spans):
-                rows = run(features.load(index))
+                chunk = run(features.load(index))
                 if out is None:
-                    out = rows.new_empty(features.spans[-1].stop, *rows.shape[1:])
-                out[span] = rows
+                    out = chunk.new_empty(features.spans[-1].stop, *chunk.shape[1:])
+                out[span] = chunk
         assert out is not None
         return out
 

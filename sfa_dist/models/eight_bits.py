@@ -1,12 +1,13 @@
-"""The linear layers of a frozen trunk in eight bits. Nothing else of it changes: norms, attention, positions and the
-patch embedding stay in bf16, and so do the features.
+"""The linear layers of a frozen trunk in eight bits.
 
-    int8   y = (x W8) s + b       weights alone, one scale s for each output channel, symmetric; the product is in x's
-                                  dtype, which holds every int8 exactly
+Nothing else changes: norms, attention, positions, the patch embedding and the features stay in bf16.
+
+    int8   y = (x W8) s + b       the weights only, with one symmetric scale s for each output channel; the product is
+                                  in the dtype of x, which holds every int8 exactly
     fp8    y = (x8 W8) sx s + b   weights as above, in e4m3; x is rounded to e4m3 with one scale sx for each token
 
-int8 halves the weights' memory and runs anywhere; it saves no arithmetic. fp8 is for cards that have units for it. An
-int8 scale is rounded to x's dtype before the weights are divided by it, so it multiplies exactly what it divided.
+int8 halves the memory of the weights and runs anywhere; it saves no arithmetic. fp8 needs a card with fp8 units. An
+int8 scale is rounded to the dtype of x before the weights are divided by it, so that the same number multiplies.
 
 Shape legend: R tokens, I input width, O output width.
 """
@@ -25,12 +26,12 @@ from sfa_dist.models.vivit import Trunk
 EightBits = Literal["int8", "fp8"]
 FP8 = torch.float8_e4m3fn
 LARGEST_INT8, LARGEST_FP8 = 127.0, torch.finfo(FP8).max
-FP8_MULTIPLE = 16  # Of both widths: what the matrix units take.
-SMALLEST_SCALE = 1e-12  # A channel of zeros has none.
+FP8_MULTIPLE = 16  # Both widths must be multiples of it: the matrix units require that.
+SMALLEST_SCALE = 1e-12  # For a channel of zeros.
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights (O, I) are int8; `scale` (O,) is in the layer's own dtype."""
+    """A linear layer whose weights (O, I) are int8; `scale` (O,) has the original layer's dtype."""
 
     scale: Tensor
 
@@ -50,7 +51,7 @@ class Int8Linear(nn.Module):
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer that multiplies in e4m3: weights (O, I), `scale` (1, O) in fp32."""
+    """A linear layer that multiplies in e4m3; weights (O, I), `scale` (1, O) in fp32."""
 
     scale: Tensor
 
@@ -70,15 +71,15 @@ class Fp8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
-def to_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (R, I) in e4m3 and their scales (R, 1) in fp32."""
-    wide = rows.float()
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` (R, I) in e4m3, and the scale of each of its rows, (R, 1), in fp32."""
+    wide = x.float()
     scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST_FP8).clamp(min=SMALLEST_SCALE)
     return (wide / scale).to(FP8), scale
 
 
 def to_eight_bits(trunk: Trunk, kind: EightBits) -> None:
-    """Replaces the linear layers of the trunk's blocks, one after the other, in place.
+    """Replaces the linear layers of the trunk's blocks in place, one at a time.
 
     Raises RecipeError for widths that fp8 units do not take.
     """
@@ -88,7 +89,7 @@ def to_eight_bits(trunk: Trunk, kind: EightBits) -> None:
             if isinstance(child, nn.Linear):
                 if kind == "fp8" and (child.in_features % FP8_MULTIPLE or child.out_features % FP8_MULTIPLE):
                     raise RecipeError(
-                        f"stage2.trunk_precision: fp8 takes widths that are multiples of {FP8_MULTIPLE}, and the model "
-                        f"has a layer from {child.in_features} to {child.out_features}: use int8 or bf16"
+                        f"stage2.trunk_precision: fp8 needs widths that are multiples of {FP8_MULTIPLE}, but the model "
+                        f"has a linear layer from {child.in_features} to {child.out_features}: use int8 or bf16"
                     )
                 setattr(parent, name, make(child))

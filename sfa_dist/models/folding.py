@@ -1,11 +1,11 @@
-"""The tubelet embedding of a frozen trunk with the normalisation of its pixels folded in, so that it takes uint8.
+"""The tubelet embedding of a frozen trunk with the pixels' normalisation folded into its weights: it takes uint8.
 
     W ((x / 255 - mean) / std) + b  =  W' (x - 128) + b'
     W' = W / (255 std)              b' = b + sum over the voxels of W (128 / 255 - mean) / std
 
 Every x - 128 is a whole number from -128 to 127, which bf16 holds exactly, so the pixels are not rounded. Without the
 shift the products would be larger and mostly cancel against b', and the rounding of W' to bf16 would count twice.
-The folded weights are a copy that follows from the trunk's own: they are never saved and not part of its hash.
+The folded weights are derived from the trunk's own: they are never saved, and the trunk's hash leaves them out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SHIFT = 128
 
 
 class FoldedEmbed(nn.Module):
-    """`embed` behind a normalisation by `mean` and `std`, from uint8 rows (R, C, t, H, W) to tokens (R, N, D).
+    """Normalises by `mean` and `std`, then embeds as `embed` does: uint8 (R, C, t, H, W) -> tokens (R, N, D).
 
-    The dtype is that of `embed`'s weights; the folding is done in fp32.
+    The weights and tokens have the dtype of `embed`'s weights; the folding is computed in fp32.
     """
 
     weight: Tensor
@@ -42,6 +42,6 @@ class FoldedEmbed(nn.Module):
         self.register_buffer("weight", folded.flatten(1), persistent=False)
         self.register_buffer("bias", bias.to(own.dtype), persistent=False)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, tubelets: Tensor) -> Tensor:
         """uint8 (R, C, t, H, W) -> (R, N, D)."""
-        return F.linear(self._patches(rows).to(self.weight.dtype).sub_(SHIFT), self.weight, self.bias)
+        return F.linear(self._patches(tubelets).to(self.weight.dtype).sub_(SHIFT), self.weight, self.bias)

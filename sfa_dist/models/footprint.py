@@ -1,4 +1,4 @@
-"""Bytes: of what a stage would leave on the device without offload, and of what a piece of work takes at its peak."""
+"""Bytes of device memory: what a stage holds there without offload, and what a piece of work takes at its peak."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from sfa_dist.models.vivit import dims_of
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
 OFFLOAD_FROM_BYTES = 256 * 2**20
-# Features that a token-level adapter keeps for backward, as a multiple of the features themselves: its input, and the
-# inner layer before and after GELU (measured: 3.24 at an inner width of half the model's).
+# What an adapter on tokens saves for backward, as a multiple of the features: its input, and its inner layer before and
+# after GELU (measured: 3.24 with an inner layer of half the model's width).
 TOKENS_KEPT = 3.24
 
 
 def trunk_dtype(stage: StageBlock) -> torch.dtype:
-    """The dtype of the trunk's activations and features, and of those weights of it that are not in eight bits."""
+    """The dtype of the trunk's activations and features, and of its weights that are not in eight bits."""
     whole = stage.engine.precision == "fp32" and (not isinstance(stage, Stage2) or stage.trunk_precision == "auto")
     return torch.float32 if whole else torch.bfloat16
 
 
 def trunk_eight_bits(stage: StageBlock) -> EightBits | None:
-    """What the weights of a frozen trunk's linear layers are rounded to, None for `trunk_dtype`."""
+    """What the weights of a frozen trunk's linear layers are rounded to; None where they stay in `trunk_dtype`."""
     if isinstance(stage, Stage2) and stage.trunk_precision in ("int8", "fp8"):
         return stage.trunk_precision
     return None
 
 
 def takes_tokens(stage: StageBlock) -> bool:
-    """Whether there is an adapter, and it works on every token of the trunk."""
+    """Whether the stage has an adapter that takes every token of the trunk."""
     return stage.adapter_block is not None and stage.adapter_block.placement == "tokens"
 
 
 def feature_bytes(stage: StageBlock) -> int:
-    """Bytes that the trunk puts out for one micro-batch."""
+    """Bytes of the trunk's output for one micro-batch."""
     side = stage.model.image_size // dims_of(stage.model).patch
     tokens = side * side + (stage.model.pooling == "cls") if takes_tokens(stage) else 1
-    rows = stage.batch.micro * stage.frames // stage.model.tubelet
-    return rows * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
+    tubelets = stage.batch.micro * stage.frames // stage.model.tubelet
+    return tubelets * tokens * dims_of(stage.model).width * trunk_dtype(stage).itemsize
 
 
 def clip_bytes(stage: StageBlock) -> int:
@@ -56,8 +56,8 @@ def clip_bytes(stage: StageBlock) -> int:
 def offloads(stage: StageBlock) -> bool:
     """Whether clips and the frozen trunk's output stay in the host's memory.
 
-    `auto` follows from the recipe alone, so that a run that goes on elsewhere takes the same way: on for tokens that
-    would take more than OFFLOAD_FROM_BYTES.
+    `auto` depends on the recipe alone, so that a run that is resumed elsewhere does the same: on for tokens that would
+    take more than OFFLOAD_FROM_BYTES with their clips.
     """
     if not isinstance(stage, Stage2):
         return False
@@ -67,25 +67,24 @@ def offloads(stage: StageBlock) -> bool:
 
 
 def overlaps(stage: StageBlock, on_card: bool) -> bool:
-    """Whether the frozen trunk of the next micro-batch runs beside this one's tail. `auto` does on a card; on a CPU
-    nothing runs beside anything. Offloaded tokens are in the way: the tail's chunks stand in one queue of copies with
-    the trunk's.
+    """Whether the frozen trunk of the next micro-batch runs beside this one's tail. `auto` does so on a card only.
 
-    Raises RecipeError for `on` with offloaded tokens.
+    Offloaded tokens rule it out: the tail's chunks and the trunk's share one queue of copies. Raises RecipeError for
+    `on` with offloaded tokens.
     """
     if not isinstance(stage, Stage2):
         return False
     queued = takes_tokens(stage) and offloads(stage)
     if stage.overlap == "on" and queued:
         raise RecipeError(
-            "stage2.overlap is on, but offloaded tokens come back through the queue that the next trunk's chunks go "
-            "out by, and the tail would wait for them: set stage2.overlap or stage2.offload to off"
+            "stage2.overlap is on, but offloaded tokens share one queue of copies with the next trunk's chunks, and "
+            "the tail would wait for those: set stage2.overlap or stage2.offload to off"
         )
     return stage.overlap == "on" or (stage.overlap == "auto" and on_card and not queued)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `work` takes on `device` at its peak, beyond what is taken before it."""
+    """Bytes that `work` takes on `device` at its peak, beyond what is in use before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -99,10 +98,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class StoragePeak(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is active, until they are freed.
+    """Counts the bytes of all storages that operations create while it is active, until they are freed.
 
-    `now` are those alive, `peak` the most so far. Views and in-place operations make none. `device_type` counts those
-    of one kind of device.
+    `now` is the sum of those alive, `peak` the largest sum so far. Views and in-place operations create none.
+    `device_type` restricts the count to one kind of device.
     """
 
     def __init__(self, device_type: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What no tensor tells of the model that it was trained in: GELU, epsilon, heads, pooling, and what becomes of the
-pixels and of the pooled vectors.
+"""What tensors do not say about the model they were trained in: GELU, epsilon, heads, pooling, positions, and what is
+done to the pixels and to the pooled vectors.
 
-Where a source tells them, they are compared with the recipe, and what differs is refused.
+Where their source says it, it is compared with the recipe, and a difference is refused.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Gelu, apply_gelu
 from sfa_dist.models.vivit import Trunk, dims_of
 from sfa_dist.recipe.blocks import ModelBlock
 
-Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation by channel, of pixels from 0 to 1.
+Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation of each channel, of pixels from 0 to 1.
 
-# timm's tags of weights that Google's JAX code trained, with tanh, while timm's own forward has erf.
+# timm's tags of weights that Google's JAX code trained with tanh, although timm's own forward has erf.
 JAX_TAGS = re.compile(r"(augreg_|orig_|sam_)")
-PIXELS_APART = 0.002  # People round 0.48145466 to 0.481.
+PIXELS_APART = 0.002  # Recipes round 0.48145466 to 0.481.
 EPS_APART = 1e-3  # Relative.
 
 
 @dataclass(frozen=True)
 class ImageFunction:
-    """What the tensors of a trunk do not tell; None where the source does not tell it either."""
+    """What the tensors of a trunk do not say; `pixels` is None where their source does not say it either."""
 
-    gelu: tuple[Gelu, ...]  # One of these; the first is what it is called by.
+    gelu: tuple[Gelu, ...]  # Any of these fits; the first is the one to recommend.
     norm_eps: float
     heads: int
     pooling: str
@@ -43,7 +43,7 @@ class ImageFunction:
     positions: str = "learned"
 
     def refuse_other(self, trunk: Trunk, pixels: Pixels | None, source: str) -> None:
-        """Raises RecipeError with the lines for the recipe, where the trunk would compute something else."""
+        """Raises RecipeError, with the keys to set in the recipe, where `trunk` would compute another function."""
         encoder = trunk.encoder
         model: dict[str, Any] = {}
         if encoder.gelu not in self.gelu:
@@ -66,12 +66,12 @@ class ImageFunction:
 
 
 def _refuse_differences(source: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Raises RecipeError where one of the blocks has a key that has to be another."""
+    """Raises RecipeError where a block has a key that the recipe has to set otherwise."""
     blocks = [f"{block}: {_braces(keys)}" for block, keys in (("model", model), ("data", data)) if keys]
     if blocks:
         raise RecipeError(
-            f"weights from {source} are of another function than the recipe's; "
-            f"put their values into the recipe: {' and '.join(blocks)} (docs/weights.md)"
+            f"weights from {source} were trained with other settings than the recipe's; "
+            f"put theirs into the recipe: {' and '.join(blocks)} (docs/weights.md)"
         )
 
 
@@ -80,7 +80,7 @@ def _braces(keys: Mapping[str, Any]) -> str:
 
 
 def function_of_timm(model: nn.Module, name: str) -> ImageFunction:
-    """Of a model of timm, which may be on the meta device. Raises RecipeError for what is no plain ViT."""
+    """The function of a timm model, which may be on the meta device. Raises RecipeError unless it is a plain ViT."""
     from timm.layers import Attention, Mlp
     from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -92,7 +92,7 @@ def function_of_timm(model: nn.Module, name: str) -> ImageFunction:
         if odd is not None:
             raise _other(name, f"its blocks have a {odd}")
     if not isinstance(model.fc_norm, nn.Identity):
-        raise refuse_pooled_norm(name)
+        raise pooled_norm_error(name)
     norms = [model.norm, *(norm for b in blocks for norm in (b.norm1, b.norm2))]
     if not all(isinstance(norm, nn.LayerNorm) for norm in norms) or len({norm.eps for norm in norms}) > 1:
         raise _other(name, "its norms are not LayerNorm of one eps")
@@ -102,7 +102,7 @@ def function_of_timm(model: nn.Module, name: str) -> ImageFunction:
     pixels = (config["mean"], config["std"]) if config.get("mean") and config.get("std") else None
     pooling = {"token": "cls", "": "cls", "avg": "gap"}.get(model.global_pool)
     if pooling is None or (pooling == "gap" and model.cls_token is not None):
-        with_cls = ", with a cls token beside" if model.cls_token is not None else ""
+        with_cls = " beside a cls token" if model.cls_token is not None else ""
         raise _other(name, f"it pools its tokens by {model.global_pool!r}{with_cls}")
     return ImageFunction(
         ("tanh", "erf") if by_jax else (gelu,), norms[0].eps, blocks[0].attn.num_heads, pooling, pixels
@@ -110,7 +110,7 @@ def function_of_timm(model: nn.Module, name: str) -> ImageFunction:
 
 
 def _gelu_of(act: Callable[[torch.Tensor], torch.Tensor], name: str) -> Gelu:
-    """By what it computes: timm has a handful of classes for each."""
+    """The GELU that `act` computes: timm has several classes for each. Raises RecipeError for another activation."""
     x = torch.linspace(-4, 4, 65)
     kinds: tuple[Gelu, ...] = ("tanh", "erf", "quick")
     for kind in kinds:
@@ -120,11 +120,11 @@ def _gelu_of(act: Callable[[torch.Tensor], torch.Tensor], name: str) -> Gelu:
 
 
 def _other(name: str, why: str) -> RecipeError:
-    return RecipeError(f"{name} is not the image ViT that a trunk is: {why}; take a plain ViT (docs/weights.md)")
+    return RecipeError(f"{name} does not fit a trunk: {why}; take a plain ViT (docs/weights.md)")
 
 
-def refuse_pooled_norm(source: str) -> RecipeError:
-    """The error for weights whose last norm comes after the mean over the tokens."""
+def pooled_norm_error(source: str) -> RecipeError:
+    """The error for weights whose final norm comes after the mean over the tokens."""
     return RecipeError(
         f"{source} averages its tokens first and normalises their mean (fc_norm), while a trunk normalises each token "
         f"(norm): it would compute another function; take weights that were trained with `norm` (docs/weights.md)"
@@ -132,25 +132,27 @@ def refuse_pooled_norm(source: str) -> RecipeError:
 
 
 def function_of_own(path: Path) -> ImageFunction | None:
-    """Of a weights file of one of our stages, by its metadata; None where it has none. Raises CheckpointError."""
-    told = _told_by(path)
-    if told is None:
+    """The function of weights that a stage has saved, by their metadata; None without any. Raises CheckpointError."""
+    saved = _saved_settings(path)
+    if saved is None:
         return None
-    model, pixels = told
+    model, pixels = saved
     gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
     return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, pixels, model.subtract, model.positions)
 
 
 def refuse_other_centring(model: ModelBlock, path: Path) -> None:
-    """Raises RecipeError where the tail in a weights file of one of our stages was trained on vectors that `model` does
-    not centre, or centres and they were not; CheckpointError as `function_of_own`."""
-    told = _told_by(path)
-    if told is not None and told[0].centre != model.centre:
-        _refuse_differences(str(path), {"centre": str(told[0].centre).lower()}, {})
+    """Checks that the tail in a stage's weights file was trained with the `model.centre` of `model`.
+
+    Raises RecipeError where it was not, CheckpointError as `function_of_own`.
+    """
+    saved = _saved_settings(path)
+    if saved is not None and saved[0].centre != model.centre:
+        _refuse_differences(str(path), {"centre": str(saved[0].centre).lower()}, {})
 
 
-def _told_by(path: Path) -> tuple[ModelBlock, Pixels | None] | None:
-    """The model and the pixel statistics in the metadata of a weights file, None where it tells no model."""
+def _saved_settings(path: Path) -> tuple[ModelBlock, Pixels | None] | None:
+    """The model and the pixel statistics in the metadata of a stage's weights file; None where they have no model."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -161,16 +163,16 @@ def _told_by(path: Path) -> tuple[ModelBlock, Pixels | None] | None:
         model = ModelBlock.model_validate(json.loads(metadata["model"]))
         pixels = json.loads(metadata.get("pixels", "null"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"the metadata of {path} does not tell what model it is of") from error
+        raise CheckpointError(f"the metadata of {path} does not describe its model") from error
     return model, tuple(pixels) if pixels else None
 
 
 def timm_config_beside(path: Path) -> Path | None:
-    """The folder of a weights file, where it holds the config.json that timm's weights are published with."""
+    """The folder of a weights file, where it holds a config.json as published with timm's weights; else None."""
     file = path.parent / "config.json"
     try:
         with file.open("rb") as stream:
             config = json.loads(stream.read(1 << 20))
     except (OSError, ValueError, RecursionError):
-        return None  # Another program's: the file's own names of tensors decide.
+        return None  # Another program's file: the names of the tensors decide.
     return path.parent if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None

@@ -1,4 +1,4 @@
-"""Weights of an image ViT into a trunk: exactly the function that they were trained as, or refused by name."""
+"""Loads the weights of an image ViT into a trunk: as exactly the function that they were trained as, or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfa_dist.models.image_function import (
     Pixels,
     function_of_own,
     function_of_timm,
-    refuse_pooled_norm,
+    pooled_norm_error,
     timm_config_beside,
 )
 from sfa_dist.models.vivit import Trunk
@@ -33,9 +33,9 @@ from sfa_dist.models.weights import (
 from sfa_dist.models.weights_file import checked_sha256
 
 TIMM_PREFIX = "timm:"
-REACH_S = 5.0  # For the hub to answer at all; its own client goes on for over a minute without a network.
+REACH_S = 5.0  # Seconds for the hub to answer; without a network its own client tries for over a minute.
 SHOWN_CHARS = 700
-# What an image ViT has for classifying images, and a trunk has no use for.
+# The parts of an image ViT that classify images: a trunk has none.
 IMAGE_HEAD_KEYS = ("head.", "head_dist.", "pre_logits.")
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(?:ls([12])\.gamma|gamma_([12]))")
 SCALED = {"1": "attn.proj", "2": "mlp.fc2"}
@@ -43,19 +43,19 @@ SCALED = {"1": "attn.proj", "2": "mlp.fc2"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was done to load weights, in words; `doubt` is what the source does not tell and was assumed."""
+    """What was loaded, in words; `doubt` warns of what the source does not say and was assumed."""
 
     text: str
     doubt: str = ""
 
 
 def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> Loaded:
-    """Initialises a trunk from an image ViT, and tells what was loaded.
+    """Initialises a trunk from an image ViT, and describes what was loaded.
 
     `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
-    local file in any format timm reads), or a .safetensors/.pth file with timm's ViT names or with those of our own
-    stages. `pixels` are the recipe's data.mean and data.std. Raises CheckpointError when the weights cannot be read,
-    RecipeError when they are of another architecture, or would compute another function in this trunk.
+    local file in any format that timm reads), or a .safetensors/.pth file with timm's ViT names or those of this
+    project's stages. `pixels` are the recipe's data.mean and data.std. Raises CheckpointError when the weights cannot
+    be read, RecipeError when they are of another architecture or would compute another function in this trunk.
     """
     function: ImageFunction | None
     if source.startswith(TIMM_PREFIX):
@@ -75,7 +75,7 @@ def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> L
 
 
 def _doubt(function: ImageFunction | None, trunk: Trunk, pixels: Pixels | None) -> str:
-    """What the weights themselves do not tell, where the recipe does not say it either."""
+    """A warning about what neither the weights nor the recipe says; "" where nothing was assumed."""
     if function is not None or trunk.function_is_stated:
         return ""
     encoder = trunk.encoder
@@ -86,8 +86,8 @@ def _doubt(function: ImageFunction | None, trunk: Trunk, pixels: Pixels | None) 
     if pixels:
         about += f", data.mean {_numbers(mean)}, data.std {_numbers(std)}"
     return (
-        f"warning: the file does not tell what its tensors were trained with, and this is assumed: {about}; if that is "
-        "wrong, the features are. Put model.gelu and model.norm_eps into the recipe, or name the architecture: "
+        f"warning: the file does not say what its tensors were trained with; assumed: {about}. If that is wrong, the "
+        "features are wrong: set model.gelu and model.norm_eps in the recipe, or name the architecture: "
         "timm:NAME@FILE (docs/weights.md)"
     )
 
@@ -125,7 +125,7 @@ def _from_timm(spec: str) -> tuple[State, ImageFunction]:
         checked_sha256(Path(file))
     with torch.device("meta"):
         shapes = timm.create_model(name)
-    function = function_of_timm(shapes, f"timm:{name}")  # Before a gigabyte is fetched.
+    function = function_of_timm(shapes, f"timm:{name}")  # Raises before a gigabyte is downloaded.
     try:
         with _quick_without_network(bool(file)) as reached:
             model: nn.Module = timm.create_model(name, pretrained=not file, checkpoint_path=file)
@@ -140,15 +140,17 @@ def _from_timm(spec: str) -> tuple[State, ImageFunction]:
 
 def _how_without_network(name: str, why: str) -> str:
     return (
-        f"image checkpoint: timm could not load {name} from its hub ({why}); on a machine without network download it "
-        f"elsewhere and give `timm:{name}@FILE` (docs/weights.md has the command)"
+        f"image checkpoint: timm could not load {name} from its hub ({why}); on a machine without a network, download "
+        f"it elsewhere and give `timm:{name}@FILE` (docs/weights.md has the command)"
     )
 
 
 @contextmanager
 def _quick_without_network(local: bool) -> Iterator[Callable[[], bool]]:
-    """Inside, the hub's client takes what lies in its cache at once where the hub does not answer. Gives a function
-    that says whether it did."""
+    """Lets the hub's client use its cache at once where the hub does not answer.
+
+    Yields a function that returns whether it answered; with `local` weights the hub is not asked.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -165,31 +167,31 @@ def _hub_answers(endpoint: str) -> bool:
 
     try:
         get_session().head(endpoint, timeout=REACH_S)
-    except Exception:  # noqa: BLE001 (of whichever HTTP library the client has; what it means is the same)
+    except Exception:  # noqa: BLE001 (whichever HTTP library the client has, the hub does not answer)
         return False
     return True
 
 
 def trunk_state_from_own(state: State, trunk: Trunk) -> dict[str, Tensor]:
-    """The trunk of one of our own stages, with its positions resized to the grid of `trunk`."""
+    """The trunk's tensors in the weights of a stage, with positions resized to the grid of `trunk`."""
     own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     table = own.get("encoder.pos_embed")
-    if table is not None and table.dim() == 3:  # Else load_exactly names it.
+    if table is not None and table.dim() == 3:  # If it is not, load_exactly names it.
         own["encoder.pos_embed"] = resize_grid_positions(table, trunk.tokens, trunk.encoder.pooling == "cls")
     return own
 
 
 def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
     """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid,
-    LayerScale multiplied into the linear layers in front of it.
+    LayerScale multiplied into the linear layers before it.
 
-    The official code leaves the cls token at zero ("not in target"); here it is loaded, which its position entry
-    expects. Raises RecipeError for what a trunk does not compute.
+    The official code leaves the cls token at zero ("not in target"). Here it is loaded, because its position was
+    trained with it. Raises RecipeError for what a trunk does not compute.
     """
     if any(key.startswith("fc_norm.") for key in state):
-        raise refuse_pooled_norm(source)
+        raise pooled_norm_error(source)
     with_cls = trunk.encoder.pooling == "cls"
-    is_vit = "patch_embed.proj.weight" in state  # Else load_exactly says what is there.
+    is_vit = "patch_embed.proj.weight" in state  # If it is not, load_exactly names the keys.
     if is_vit and with_cls and "cls_token" not in state:
         raise RecipeError(f"{source} has no cls token; set model.pooling: gap")
     if not with_cls and "cls_token" in state:
@@ -213,11 +215,12 @@ def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, 
 
 
 def _require_shapes(state: State, source: str) -> None:
-    """Of the tensors that are looked into before all shapes are compared."""
+    """Checks the tensors that are used before load_exactly compares all shapes. Raises RecipeError."""
     for key, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         if key in state and state[key].dim() != dimensions:
             shape = tuple(state[key].shape)
-            raise RecipeError(f"weights from {source} are of no image ViT: {key} is {shape}, wanted {dimensions} axes")
+            why = f"{key} is {shape}, wanted {dimensions} axes"
+            raise RecipeError(f"weights from {source} are not those of an image ViT: {why}")
 
 
 def without_layer_scale(state: State, source: str) -> dict[str, Tensor]:
@@ -239,7 +242,7 @@ def without_layer_scale(state: State, source: str) -> dict[str, Tensor]:
 
 
 def _notes(state: State, trunk: Trunk) -> list[str]:
-    """What was not taken as it stands."""
+    """What was changed or left out, in words."""
     notes = []
     wanted = grid_side(trunk.tokens - (trunk.encoder.pooling == "cls"))
     table = next((state[key] for key in ("pos_embed", "trunk.encoder.pos_embed") if key in state), None)
@@ -258,6 +261,6 @@ def _notes(state: State, trunk: Trunk) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    """All that an error says, on one line of bounded length."""
+    """The whole message of an error, on one line of at most SHOWN_CHARS characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 4]} ..."

@@ -1,7 +1,7 @@
 """The loss of a clip, and its sum over the clips that count.
 
-A clip has one label (B,), or a noun and a verb (B, 2). The logits of several heads stand side by side, divided by
-`sizes`, (300, 97); () is a single head.
+A clip has one label (B,), or a noun and a verb (B, 2). The logits of several class heads are concatenated, and `sizes`
+divides them, such as (300, 97); () is a single head.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch import Tensor
 
 
 def clip_losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, sizes: Sequence[int] = ()) -> Tensor:
-    """Cross-entropy of each clip, (B,): logits (B, classes), labels int64 (B,), or (B, heads) where the logits are
-    divided by `sizes`. The unweighted mean of the heads', each smoothed over its own classes."""
+    """Cross-entropy of each clip, (B,): logits (B, classes), labels int64 (B,), or (B, heads) with `sizes`.
+
+    Of several heads it is the unweighted mean, each smoothed over its own classes.
+    """
     if not sizes:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     heads = zip(logits.split(list(sizes), dim=1), labels.unbind(dim=1), strict=True)
@@ -30,8 +32,8 @@ def weighted_loss_sum(
 
     Padding and bad clips have weight 0; the caller divides by the global batch's sum of weights.
     """
-    # Logits of what is no clip may be anything. They are masked before the loss: a mask behind it would keep a NaN out
-    # of the sum, but backward would let it through as 0 x NaN.
+    # The logits of padding may hold anything. They are masked before the loss: a mask after it would keep a NaN out of
+    # the sum, but backward would multiply 0 x NaN.
     logits = torch.where((weights > 0)[:, None], logits, 0.0)
     return (clip_losses(logits, labels, label_smoothing, sizes) * weights).sum()
 
@@ -45,7 +47,10 @@ def mixed_loss_sum(
     label_smoothing: float,
     sizes: Sequence[int] = (),
 ) -> Tensor:
-    """`weighted_loss_sum` of clips that mixup blended: `shares` (B,) of each clip's own labels, the rest of those of
-    its partner, as `labels`."""
+    """`weighted_loss_sum` of clips that mixup blended.
+
+    `shares` (B,) is the weight of a clip's own label, 1 - `shares` that of its partner's. `partners` holds the labels
+    of the partners, shaped as `labels`.
+    """
     own = weighted_loss_sum(logits, labels, weights * shares, label_smoothing, sizes)
     return own + weighted_loss_sum(logits, partners, weights * (1 - shares), label_smoothing, sizes)

@@ -1,10 +1,10 @@
-"""The pre-LN transformer encoder that both encoders of ViViT are made of.
+"""The pre-LN transformer encoder that is both the spatial and the temporal encoder of ViViT.
 
 Follows ViViT's official code (scenic, projects/vivit/model.py): learned positions that include the cls token, no
-norm before the first block, a final LayerNorm, tanh-GELU, LayerNorm eps 1e-6, and a drop-path that drops
-a whole clip (the same for all its frames) and does not rescale what it keeps.
+norm before the first block, a final LayerNorm, tanh-GELU, LayerNorm eps 1e-6, and a drop-path that drops a branch for
+all frames of a clip at once and does not rescale the branches that it keeps.
 
-Shape legend: R rows (sequences), N tokens of a row without cls, L = N + 1 with cls, D width, h heads.
+Shape legend: R sequences, N tokens of a sequence without cls, L = N + 1 with cls, D width, h heads.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sfa_dist.recipe.blocks.model import POSITION_STD
 Pooling = Literal["cls", "gap"]
 Positions = Literal["learned", "sincos"]
 Gelu = Literal["tanh", "erf", "quick"]
-GELU: Gelu = "tanh"  # What the official code computes, unless an image checkpoint needs another.
+GELU: Gelu = "tanh"  # As in the official code; the encoder of an image checkpoint may need another.
 LAYER_NORM_EPS = 1e-6
 
 
-def drop_branch(branch: Tensor, rate: float, rows_per_clip: int) -> Tensor:
-    """Zeroes a residual branch (R, L, D) for a random share `rate` of the clips; a clip is `rows_per_clip` rows.
+def drop_branch(branch: Tensor, rate: float, per_clip: int) -> Tensor:
+    """Zeroes a residual branch (R, L, D) for a random share `rate` of the clips, each of `per_clip` sequences.
 
     Kept branches are not divided by 1 - rate (scenic, `stochastic_droplayer`).
     """
-    clips = branch.shape[0] // rows_per_clip
+    clips = branch.shape[0] // per_clip
     keep = torch.rand(clips, 1, 1, device=branch.device) >= rate
-    return branch * keep.repeat_interleave(rows_per_clip, dim=0).to(branch.dtype)
+    return branch * keep.repeat_interleave(per_clip, dim=0).to(branch.dtype)
 
 
 class Attention(nn.Module):
@@ -47,11 +47,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, length, width = x.shape
-        qkv = self.qkv(x).view(rows, length, 3, self.heads, width // self.heads)
+        count, length, width = x.shape
+        qkv = self.qkv(x).view(count, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, h, L, D/h)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(rows, length, width))
+        return self.proj(out.transpose(1, 2).reshape(count, length, width))
 
 
 class Mlp(nn.Module):
@@ -68,14 +68,14 @@ class Mlp(nn.Module):
 
 
 def apply_gelu(x: Tensor, kind: Gelu) -> Tensor:
-    """GELU by its tanh approximation (flax), exactly (`erf`, timm's default), or x sigmoid(1.702 x) (`quick`, CLIP)."""
+    """GELU: its tanh approximation (flax), exact (`erf`, timm's default), or x sigmoid(1.702 x) (`quick`, CLIP)."""
     if kind == "quick":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
 class TransformerBlock(nn.Module):
-    """One pre-LN transformer block. LayerNorm keeps its statistics in fp32 whatever the input's dtype is."""
+    """One pre-LN transformer block. LayerNorm computes its statistics in fp32 whatever the dtype of the input."""
 
     def __init__(
         self, width: int, heads: int, mlp: int, drop_path: float, gelu: Gelu = GELU, norm_eps: float = LAYER_NORM_EPS
@@ -87,19 +87,21 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp, gelu)
 
-    def forward(self, x: Tensor, rows_per_clip: int) -> Tensor:
-        x = x + self._maybe_drop(self.attn(self.norm1(x)), rows_per_clip)
-        return x + self._maybe_drop(self.mlp(self.norm2(x)), rows_per_clip)
+    def forward(self, x: Tensor, per_clip: int) -> Tensor:
+        x = x + self._maybe_drop(self.attn(self.norm1(x)), per_clip)
+        return x + self._maybe_drop(self.mlp(self.norm2(x)), per_clip)
 
-    def _maybe_drop(self, branch: Tensor, rows_per_clip: int) -> Tensor:
+    def _maybe_drop(self, branch: Tensor, per_clip: int) -> Tensor:
         if self.training and self.drop_path > 0:
-            return drop_branch(branch, self.drop_path, rows_per_clip)
+            return drop_branch(branch, self.drop_path, per_clip)
         return branch
 
 
 class Encoder(nn.Module):
-    """cls token, positions, `depth` blocks and the final norm. `drop_path` grows linearly to its value at the last
-    block."""
+    """A cls token (with `cls` pooling), positions, `depth` blocks and a final norm.
+
+    The rate of drop-path grows linearly from 0 in the first block to `drop_path` in the last.
+    """
 
     def __init__(
         self,
@@ -124,20 +126,20 @@ class Encoder(nn.Module):
         table = torch.empty(1, tokens + (pooling == "cls"), width)
         if positions == "learned":
             self.pos_embed = nn.Parameter(table)
-        else:  # It follows from the shape, so no weights file holds it.
+        else:  # It follows from the shape, so weights files do not hold it.
             self.register_buffer("pos_embed", table, persistent=False)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
-    def forward(self, x: Tensor, rows_per_clip: int = 1) -> Tensor:
-        """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling."""
+    def forward(self, x: Tensor, per_clip: int = 1) -> Tensor:
+        """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling. A clip is `per_clip` sequences."""
         if self.pooling == "cls":
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        # What is no parameter, engines leave in fp32.
+        # Engines leave a buffer in fp32.
         x = x + (self.pos_embed if self.positions == "learned" else self.pos_embed.to(self.norm.weight.dtype))
         for block in self.blocks:
-            x = block(x, rows_per_clip)
+            x = block(x, per_clip)
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -147,8 +149,11 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
-    """The official initialisation (scenic, vivit/model.py): xavier for each D -> D matrix, cls zeros, and positions
-    N(0, 0.02), or of another standard deviation, or fixed ones."""
+    """Initialises an encoder as the official code does (scenic, projects/vivit/model.py).
+
+    Xavier for each D -> D matrix, a cls token of zeros, and learned positions N(0, `position_std`), with the official
+    code's 0.02 as the default. Fixed positions are computed.
+    """
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
     if encoder.positions == "learned":
@@ -170,8 +175,11 @@ def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
 
 
 def sincos_positions(tokens: int, width: int) -> Tensor:
-    """Fixed positions (1, tokens, width) of a square grid, zero for a cls token in front of it: a quarter of the width
-    each for sine and cosine of column and row, at frequencies from 1 to 1/10000 (MAE, arXiv 2111.06377)."""
+    """Fixed positions (1, tokens, width) of a square grid, after a zero for the cls token where there is one.
+
+    A quarter of the width each is sine and cosine of the column, then of the row, at frequencies from 1 to 1/10000
+    (MAE, arXiv 2111.06377).
+    """
     side = math.isqrt(tokens)
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, D / 4)
@@ -183,7 +191,7 @@ def sincos_positions(tokens: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def init_mlp(mlp: Mlp) -> None:
-    """Xavier matrices and biases N(0, 1e-6), as flax's MlpBlock."""
+    """Xavier matrices and biases N(0, 1e-6), as in flax's MlpBlock."""
     for linear in (mlp.fc1, mlp.fc2):
         nn.init.xavier_uniform_(linear.weight)
         linear.bias.normal_(std=1e-6)

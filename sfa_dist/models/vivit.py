@@ -1,14 +1,15 @@
-"""ViViT, factorised encoder, cut into trunk and tail.
+"""ViViT with a factorised encoder, cut into trunk and tail.
 
     clip (B, C, T, H, W) uint8
       -> normalise -> tubelet embedding -> spatial encoder            Trunk:  what stage 2 freezes
-         (less what does not move, where `model.subtract` says so)
+         (after `model.subtract`, where the recipe sets it)
       -> pooled (B, F, D), or tokens (B, F, L, D)
       -> adapter -> temporal encoder -> head -> logits (B, classes)   Tail:   what stage 2 trains
 
-Stage 1 trains `ViViT` (trunk and tail); stage 2 hands `Tail` alone to the engine.
+In stage 1 the engine trains `ViViT` (trunk and tail), in stage 2 `Tail` alone.
 
-Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, N patches, L tokens, D width.
+Shape legend: B clips, C = 3, T frames, t tubelet, F = T / t tubelet steps, R = B * F tubelets, N patches, L tokens,
+D width.
 Source: "ViViT" (arXiv 2103.15691), model 2; scenic projects/vivit/model.py.
 """
 
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 
 from sfa_dist.models.adapter import Adapter
 from sfa_dist.models.chunked import ChunkedFeatures
-from sfa_dist.models.still import still_of, still_rows
+from sfa_dist.models.still import still_of, still_of_tubelets
 from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, init_encoder, init_lecun_normal
 from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
 
 
 @dataclass(frozen=True)
 class Dims:
-    """Width D, spatial depth, heads, MLP width and patch side (pixels) of a size."""
+    """Width D, spatial depth, attention heads, MLP width and patch side in pixels of a model size."""
 
     width: int
     depth: int
@@ -49,7 +50,7 @@ SIZES = {
 
 
 def dims_of(model: ModelBlock) -> Dims:
-    """The five dimensions of a recipe's model: those of its size, each overridden where the recipe says so."""
+    """The dimensions of a recipe's model: those of its size, overridden where the recipe sets them."""
     base = SIZES[model.size]
     return Dims(
         width=model.width or base.width,
@@ -63,9 +64,9 @@ def dims_of(model: ModelBlock) -> Dims:
 def normalise(
     clips: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, still: Tensor | None = None
 ) -> Tensor:
-    """uint8 pixels (R, C, ...) -> (x / 255 - mean) / std in `dtype`; the arithmetic is fp32, channel by channel.
+    """uint8 pixels (R, C, ...) -> (x / 255 - mean) / std in `dtype`, computed in fp32.
 
-    With what does not move in them, `still` (R, C, H, W) for pixels (R, C, t, H, W), the same less that of `still`:
+    With still images (R, C, H, W) for tubelets (R, C, t, H, W), it is the difference of both, normalised:
     (x - still) / 255 / std, where the mean cancels out.
     """
     x = clips.float()
@@ -79,9 +80,10 @@ def normalise(
 
 
 class TubeletEmbed(nn.Module):
-    """Non-overlapping t x p x p tubelets to tokens. `weight` has the layout of a Conv3d, (D, C, t, p, p).
+    """Embeds non-overlapping t x p x p tubelets as tokens. `weight` has the layout of a Conv3d, (D, C, t, p, p).
 
-    Kernel equals stride, so it is one matrix product over unfolded patches, which is faster than a 3D convolution.
+    The stride is the size of the kernel, so this is one matrix product over unfolded patches, which is faster than a 3D
+    convolution.
     """
 
     def __init__(self, width: int, tubelet: int, patch: int) -> None:
@@ -96,14 +98,17 @@ class TubeletEmbed(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """(R, C, t, H, W) -> (R, N, C t p p): the voxels of each tubelet, in the order of the weights."""
-        rows, channels, tubelet, height, width = x.shape
+        count, channels, tubelet, height, width = x.shape
         p = self.patch
-        patches = x.view(rows, channels, tubelet, height // p, p, width // p, p)
-        return patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(rows, (height // p) * (width // p), -1)
+        patches = x.view(count, channels, tubelet, height // p, p, width // p, p)
+        return patches.permute(0, 3, 5, 1, 2, 4, 6).reshape(count, (height // p) * (width // p), -1)
 
 
 class Trunk(nn.Module):
-    """Tubelet embedding and spatial encoder; frames do not see each other here."""
+    """Tubelet embedding and spatial encoder. Each tubelet step is encoded by itself.
+
+    Raises ValueError for an image size that is not a multiple of the patch.
+    """
 
     def __init__(self, model: ModelBlock) -> None:
         super().__init__()
@@ -113,7 +118,7 @@ class Trunk(nn.Module):
         self.tubelet = model.tubelet
         self.width = dims.width
         self.position_std, self.subtract = model.position_std, model.subtract
-        # Whether the recipe says what a weights file may leave open.
+        # Whether the recipe states what a weights file may not say.
         self.function_is_stated = model.gelu is not None and model.norm_eps is not None
         self.embed = TubeletEmbed(dims.width, model.tubelet, dims.patch)
         tokens = (model.image_size // dims.patch) ** 2
@@ -132,29 +137,31 @@ class Trunk(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """L, the tokens of one tubelet step that the encoder puts out."""
+        """L, the number of tokens that the encoder outputs for one tubelet step."""
         return self.encoder.pos_embed.shape[1]
 
-    def rows(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B * F, C, t, H, W), one row a tubelet step."""
+    def cut_tubelets(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B * F, C, t, H, W): the tubelets of each clip in turn."""
         clips = clips.unflatten(2, (-1, self.tubelet))
         return clips.permute(0, 2, 1, 3, 4, 5).flatten(0, 1)
 
-    def forward_rows(self, rows: Tensor, rows_per_clip: int = 1, pooled: bool = True) -> Tensor:
-        """Normalised rows (R, C, t, H, W) -> (R, D), or tokens (R, L, D)."""
-        tokens = self.encoder(self.embed(rows), rows_per_clip)
+    def forward_tubelets(self, tubelets: Tensor, tubelets_per_clip: int = 1, pooled: bool = True) -> Tensor:
+        """Normalised tubelets (R, C, t, H, W) -> (R, D), or tokens (R, L, D)."""
+        tokens = self.encoder(self.embed(tubelets), tubelets_per_clip)
         return self.encoder.pool(tokens) if pooled else tokens
 
     def init_weights(self) -> None:
-        """Random initialisation (scenic's, but for the scale of the positions, which the recipe may set)."""
+        """Random weights, as in scenic, with positions N(0, `model.position_std`)."""
         init_lecun_normal(self.embed.weight, fan_in=self.embed.weight[0].numel())
         nn.init.zeros_(self.embed.bias)
         init_encoder(self.encoder, self.position_std)
 
 
 class Tail(nn.Module):
-    """Adapter (optional), temporal encoder and head. With temporal depth 0 the mean over time takes the encoder's
-    place. `model.centre` takes from each clip's pooled vectors their mean over time, before all else."""
+    """Adapter (optional), temporal encoder and head. With a temporal depth of 0 the mean over time is the encoder.
+
+    With `model.centre` the mean over a clip's tubelet steps is taken from its pooled vectors first.
+    """
 
     def __init__(self, model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> None:
         super().__init__()
@@ -175,18 +182,22 @@ class Tail(nn.Module):
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether the trunk must hand over all tokens (B, F, L, D) instead of pooled vectors (B, F, D)."""
+        """Whether the tail takes all tokens (B, F, L, D) instead of pooled vectors (B, F, D)."""
         return self.adapter is not None and self.adapter.placement == "tokens"
 
     def forward(self, features: Tensor | ChunkedFeatures) -> Tensor:
         """Pooled (B, F, D) or tokens (B, F, L, D) in any float dtype -> logits (B, classes) in fp32.
 
-        Tokens may stand outside of the device: then the adapter takes them chunk by chunk.
+        Tokens may be held outside the device: the adapter then takes them chunk by chunk. Raises TypeError for chunks
+        where no adapter takes tokens.
         """
         return self.over_time(self.adapted(features))
 
     def adapted(self, features: Tensor | ChunkedFeatures) -> Tensor:
-        """What the temporal encoder takes, (B, F, D): but for centring, tubelet steps do not see each other yet."""
+        """The input of the temporal encoder, (B, F, D). Each tubelet step is taken by itself, except for centring.
+
+        Raises as `forward`.
+        """
         if isinstance(features, Tensor):
             x = centred(features) if self.centre else features
             x = x.to(self.head.bias.dtype)
@@ -201,7 +212,7 @@ class Tail(nn.Module):
         return self.head(x).float()
 
     def init_weights(self) -> None:
-        """Random temporal encoder, zero head, identity adapter."""
+        """A random temporal encoder, a head of zeros, an adapter that is the identity."""
         if self.adapter is not None:
             self.adapter.init_weights()
         if self.temporal is not None:
@@ -211,13 +222,13 @@ class Tail(nn.Module):
 
 
 def centred(features: Tensor) -> Tensor:
-    """Pooled vectors (B, F, D) -> the same less their clip's mean over the steps, in fp32."""
+    """Pooled vectors (B, F, D) -> in fp32, with the mean over each clip's steps taken from them."""
     x = features.float()
     return x - x.mean(dim=1, keepdim=True)
 
 
 class ViViT(nn.Module):
-    """Trunk and tail end to end: what stage 1 trains."""
+    """Trunk and tail end to end, as stage 1 trains them."""
 
     def __init__(
         self,
@@ -235,9 +246,9 @@ class ViViT(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """uint8 clips (B, C, T, H, W) -> logits (B, classes) in fp32."""
         batch, steps = clips.shape[0], clips.shape[2] // self.trunk.tubelet
-        still = still_rows(still_of(clips, self.trunk.subtract), slice(0, batch * steps), steps)
-        rows = normalise(self.trunk.rows(clips), self.mean, self.std, self.trunk.embed.bias.dtype, still)
-        features = self.trunk.forward_rows(rows, rows_per_clip=steps, pooled=not self.tail.takes_tokens)
+        still = still_of_tubelets(still_of(clips, self.trunk.subtract), slice(0, batch * steps), steps)
+        tubelets = normalise(self.trunk.cut_tubelets(clips), self.mean, self.std, self.trunk.embed.bias.dtype, still)
+        features = self.trunk.forward_tubelets(tubelets, steps, pooled=not self.tail.takes_tokens)
         return self.tail(features.unflatten(0, (batch, steps)))
 
     def init_weights(self) -> None:
@@ -247,9 +258,9 @@ class ViViT(nn.Module):
 
 
 def build(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
-    """Gives a module that was built on the meta device its storage and its random weights.
+    """Gives a module that was built on the meta device storage and random weights; returns the module.
 
-    Memory is filled with NaN first, so that a weight that no initialisation touches shows in the first loss.
+    Memory is filled with NaN first, so that a weight which is never initialised shows in the first loss.
     """
     module.to_empty(device=device)
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""Weights into a ViViT: files of tensors, positions for another grid or length, and stage 1 into stage 2.
+"""Loads weights into a ViViT: files of tensors, positions for another grid or length, and stage 1 into stage 2.
 
-Nothing is loaded by pickle and nothing is skipped in silence: a missing or unexpected key is an error that names it.
+Nothing is loaded by pickle, and nothing is skipped silently: a missing or unexpected key is an error that names it.
 """
 
 from __future__ import annotations
 
-import pickle  # only for the name of an error
+import pickle  # Only for the name of an error.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ NAMES_SHOWN, NAME_CHARS = 5, 100
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt file read with `weights_only`.
 
-    Raises CheckpointError when the file is missing, damaged or of another kind.
+    Raises CheckpointError when the file is missing, damaged or of another kind, or holds values that are not finite.
     """
     if not path.is_file():
         raise CheckpointError(f"no weights file {path}")
@@ -44,7 +44,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
-        raise CheckpointError(f"{path} is no plain dictionary of tensors by name")
+        raise CheckpointError(f"{path} is not a plain dictionary of named tensors")
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
     odd = next((key for key, value in state.items() if not _is_finite(value)), None)
@@ -60,7 +60,8 @@ def _load_tensors(path: Path) -> Any:
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point():
         return True
-    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())  # Not made for float8.
+    # isfinite does not take float8.
+    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
 
 
 def _is_named_tensor(item: tuple[Any, Any]) -> bool:
@@ -69,16 +70,16 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
 
 
 def central_frame_kernel(image_kernel: Tensor, tubelet: int) -> Tensor:
-    """2D patch kernel (D, 3, p, p) -> tubelet kernel (D, 3, t, p, p): zero but for frame t // 2 (ViViT, equation 9)."""
+    """2D patch kernel (D, 3, p, p) -> tubelet kernel (D, 3, t, p, p), zero outside frame t // 2 (ViViT, equation 9)."""
     kernel = torch.zeros(*image_kernel.shape[:2], tubelet, *image_kernel.shape[2:], dtype=image_kernel.dtype)
     kernel[:, :, tubelet // 2] = image_kernel
     return kernel
 
 
 def resize_grid_positions(positions: Tensor, tokens: int, with_cls: bool) -> Tensor:
-    """Position table (1, N[+1], D) of a square grid -> (1, tokens, D), bilinear on the grid, the cls entry kept.
+    """Position table (1, N[+1], D) of a square grid -> (1, tokens, D), bilinear on the grid; the cls entry is kept.
 
-    Equals the official `scipy.ndimage.zoom(order=1)`, hence align_corners.
+    Equals the official `scipy.ndimage.zoom(order=1)`, hence align_corners. Raises RecipeError for what is no square.
     """
     has_cls = grid_side(positions.shape[1]) is None
     cls, grid = (positions[:, :1], positions[:, 1:]) if has_cls else (positions[:, :0], positions)
@@ -95,13 +96,13 @@ def resize_grid_positions(positions: Tensor, tokens: int, with_cls: bool) -> Ten
 
 
 def grid_side(count: int) -> int | None:
-    """The side of a square grid of `count` entries; None where they fill none."""
+    """The side of a square grid of `count` entries; None where they do not fill one."""
     side = round(count**0.5)
     return side if side * side == count else None
 
 
 def resize_time_positions(positions: Tensor, steps: int, with_cls: bool) -> Tensor:
-    """Temporal position table (1, F[+1], D) -> (1, steps[+1], D): linear in time, the cls entry kept (scenic)."""
+    """Temporal position table (1, F[+1], D) -> (1, steps[+1], D), linear in time; the cls entry is kept (scenic)."""
     first = int(with_cls)
     cls, table = positions[:, :first], positions[:, first:]
     if table.shape[1] != steps:
@@ -111,10 +112,11 @@ def resize_time_positions(positions: Tensor, steps: int, with_cls: bool) -> Tens
 
 
 def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: str) -> None:
-    """Temporal encoder (positions interpolated to the tail's length) and, if `keep_head`, the head of stage 1.
+    """Loads stage 1's temporal encoder (positions interpolated to the tail's length) and, if `keep_head`, its head.
 
-    The adapter keeps its initialisation. A temporal encoder of another depth takes the first blocks, as many as both
-    have; further ones keep their initialisation. Raises RecipeError when the architectures differ otherwise.
+    The adapter keeps its initialisation. Of encoders of different depths the first blocks are loaded, as many as both
+    have; the tail's further blocks keep their initialisation. Raises RecipeError when the architectures differ
+    otherwise.
     """
     state = {key.removeprefix("tail."): value for key, value in stage1.items() if key.startswith("tail.")}
     state = _first_blocks(state, tail)
@@ -129,8 +131,10 @@ def load_stage1_into_tail(tail: Tail, stage1: State, keep_head: bool, source: st
 
 
 def fit_time_positions(state: State, tail: Tail, prefix: str = "") -> dict[str, Tensor]:
-    """The state with the temporal positions of the tail, whose names begin with `prefix`, for as many frames as `tail`
-    takes."""
+    """The state with its temporal positions resized to the frames that `tail` takes.
+
+    In `state` the names of the tail's tensors begin with `prefix`.
+    """
     key = f"{prefix}temporal.pos_embed"
     if tail.temporal is None or key not in state:
         return dict(state)
@@ -140,7 +144,7 @@ def fit_time_positions(state: State, tail: Tail, prefix: str = "") -> dict[str, 
 
 
 def _first_blocks(state: dict[str, Tensor], tail: Tail) -> dict[str, Tensor]:
-    """Stage 1's temporal encoder as deep as the tail's: blocks left out, or the tail's own put in their place."""
+    """The state with a temporal encoder as deep as the tail's: blocks left out, or the tail's own blocks added."""
     own = {key: value for key, value in tail.state_dict().items() if key.startswith("temporal.")}
     if "temporal.pos_embed" not in state or not own:
         return {key: value for key, value in state.items() if not key.startswith("temporal.")} | own
@@ -150,14 +154,13 @@ def _first_blocks(state: dict[str, Tensor], tail: Tail) -> dict[str, Tensor]:
 
 
 def load_trunk(trunk: Trunk, stage1: State, source: str) -> None:
-    """The trunk of a stage-1 weights file. Raises RecipeError when it is of another architecture."""
+    """Loads the trunk of stage 1's weights. Raises RecipeError when it is of another architecture."""
     state = {key.removeprefix("trunk."): value for key, value in stage1.items() if key.startswith("trunk.")}
     load_exactly(trunk, state, source)
 
 
 def load_exactly(module: nn.Module, state: State, source: str) -> None:
-    """`load_state_dict` that accepts neither missing, nor unexpected, nor wrongly shaped tensors (RecipeError names
-    them)."""
+    """A `load_state_dict` that takes no missing, unexpected or wrongly shaped tensors: RecipeError names them."""
     own = module.state_dict()
     faults = [
         *_named("missing", [key for key in own if key not in state]),
@@ -187,7 +190,7 @@ def load_exactly(module: nn.Module, state: State, source: str) -> None:
 
 
 def _named(what: str, names: list[str]) -> list[str]:
-    """`N missing: a, b and 7 more`, nothing for none: an architecture differs in hundreds of names."""
+    """`N missing: a, b and 7 more`, or nothing for no names. Another architecture differs in hundreds."""
     if not names:
         return []
     shown = ", ".join(name if len(name) <= NAME_CHARS else f"{name[:NAME_CHARS]}..." for name in names[:NAMES_SHOWN])
@@ -197,7 +200,7 @@ def _named(what: str, names: list[str]) -> list[str]:
 
 @contextmanager
 def fitting(source: str) -> Iterator[None]:
-    """Tensors that are reshaped inside of the block may have any shape: those that cannot be are told (RecipeError)."""
+    """Turns the failure to reshape a tensor inside into a RecipeError that names the source."""
     try:
         yield
     except RecipeError as error:

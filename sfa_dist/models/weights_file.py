@@ -1,8 +1,7 @@
-"""Weights files that are what was written: their sha256 is compared wherever one is read.
+"""Compares weights files with their recorded sha256 wherever one is read.
 
-What a file has to be stands beside it: in the stage's `done.json` (`files: {NAME: {size, sha256}}`), or in
-`NAME.sha256` as `sha256sum NAME > NAME.sha256` writes it. A file without either, as in run directories of before, is
-taken as it is.
+The record is beside the file: in the stage's `done.json` (`files: {NAME: {size, sha256}}`), or in `NAME.sha256` as
+`sha256sum NAME > NAME.sha256` writes it. A file without either, as in older run directories, is taken as it is.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from sfa_dist.boundary.file_names import DONE
 from sfa_dist.errors import CheckpointError
 
 _DIGEST = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{64}(?![0-9a-fA-F])")
-_MAX_LIST = 2**20  # Bytes of a `.sha256`.
+_MAX_LIST = 2**20  # Bytes of a `.sha256` file.
 
 
 def checked_sha256(path: Path) -> str:
-    """The sha256 of a weights file, which is what stands beside it, if anything does. Raises CheckpointError.
+    """The sha256 of a weights file, after comparing it with the record beside it, if there is one.
 
-    A file that has not changed since is not read again.
+    A file that has not changed since is not read again. Raises CheckpointError for a file that differs from its record,
+    and for what cannot be read.
     """
     try:
         found = path.stat()
@@ -35,25 +35,26 @@ def checked_sha256(path: Path) -> str:
         stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         sha256 = _sha256_of(path, stamp)
         if digest is not None and sha256 != digest:
-            told = f"its sha256 is {sha256[:16]}..., that of what was written {digest[:16]}... ({DONE})"
-            raise CheckpointError(f"{path} is damaged or another run's: {told}: {advice}")
+            difference = f"its sha256 is {sha256[:16]}..., {digest[:16]}... was written ({DONE})"
+            raise CheckpointError(f"{path} is damaged or another run's: {difference}: {advice}")
         wanted = _listed(path)
     except OSError as error:
         raise CheckpointError(f"cannot read weights file {path}: {explain(error, path)}") from error
     if wanted is not None and sha256 != wanted:
-        told = f"its sha256 is {sha256[:16]}..., {path.name}.sha256 beside it says {wanted[:16]}..."
-        raise CheckpointError(f"{path} is damaged or another file: {told}: download it again, or mend the list")
+        difference = f"its sha256 is {sha256[:16]}..., {path.name}.sha256 beside it says {wanted[:16]}..."
+        advice = "download it again, or correct the list"
+        raise CheckpointError(f"{path} is damaged or another file: {difference}: {advice}")
     return sha256
 
 
 @lru_cache(maxsize=64)
 def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
-    del stamp  # With another one the file is another.
+    del stamp  # Part of the cache's key: a file that has changed has another one.
     return file_sha256(path)
 
 
 def _recorded(path: Path) -> tuple[int | None, str | None]:
-    """(size, sha256) from the `done.json` beside a file, None where it tells none. Raises CheckpointError, OSError."""
+    """(size, sha256) from the `done.json` beside a file, or (None, None). Raises CheckpointError, OSError."""
     record = path.with_name(DONE)
     try:
         files = read_object(record).get("files")
@@ -62,7 +63,7 @@ def _recorded(path: Path) -> tuple[int | None, str | None]:
             return None, None
         size, digest = (described.get(key) if isinstance(described, dict) else None for key in ("size", "sha256"))
         if type(size) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            raise ValueError(f"it tells no size and sha256 of {path.name}")
+            raise ValueError(f"it has no size and sha256 of {path.name}")
     except FileNotFoundError:
         return None, None
     except ValueError as error:
@@ -78,19 +79,21 @@ def _listed(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise CheckpointError(f"{beside} is no list of sha256 sums ({error})") from error
+        raise CheckpointError(f"{beside} is not a list of sha256 sums ({error})") from error
     found = [line for line in lines if _DIGEST.search(line)]
     if len(found) > 1:
         found = [line for line in found if path.name in re.split(r"[\s*/()]+", line)]
     digests = {digest.lower() for line in found for digest in _DIGEST.findall(line)}
     if len(digests) != 1:
-        raise CheckpointError(f"{beside} tells no sha256 of {path.name}, or several; mend or remove it")
+        raise CheckpointError(f"{beside} has no sha256 of {path.name}, or several: correct or remove it")
     return digests.pop()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weights file; empty for a file that carries none. Raises CheckpointError when it is missing or
-    not what was written."""
+    """The metadata of a weights file; empty for a file without any.
+
+    Raises CheckpointError when the file is missing, cannot be read or differs from its record.
+    """
     if not path.is_file():
         raise CheckpointError(f"no weights file {path}")
     checked_sha256(path)

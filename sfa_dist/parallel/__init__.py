@@ -1,4 +1,4 @@
-"""Ranks: how a process becomes one, how ranks meet, stay alive and stop. No model and no data here.
+"""Ranks: how a process becomes one, how ranks find each other, stay alive and stop. No model and no data here.
 
     launch      which rank this is, by launcher          rendezvous, joining  how ranks find each other
     runtime     rank, device and collectives             environment          the only reader of os.environ

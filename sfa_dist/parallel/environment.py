@@ -1,5 +1,7 @@
-"""The process environment. The only file that touches it; others take it as an argument. No torch: a login node
-imports this."""
+"""The process environment. The only module that reads or changes os.environ; others take it as an argument.
+
+No torch: login nodes import this.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ from collections.abc import Mapping
 
 
 def environment() -> Mapping[str, str]:
-    """The variables of this process."""
+    """A copy of this process's variables."""
     return dict(os.environ)
 
 
 def set_default(name: str, value: str) -> None:
-    """Sets a variable for libraries that read it at import, unless the user has set it."""
+    """Sets a variable that a library reads when it is imported, unless the user has set it."""
     os.environ.setdefault(name, value)
 
 
 def replace_environment(values: Mapping[str, str]) -> None:
-    """Makes `values` all the variables of this process: for one that was forked to be another program."""
+    """Replaces all variables of this process by `values`, for a forked process that becomes another program."""
     os.environ.clear()
     os.environ.update(values)

@@ -1,4 +1,4 @@
-"""The last step of a process: it ends with the exit code of its work, or when it is asked to before."""
+"""How a process ends: with the exit code of its work, or on a stop signal while there is nothing to save."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import NoReturn, TextIO
 from sfa_dist.errors import CheckpointError, PreemptedError
 
 STDERR = 2
-ASKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def exit_when_asked() -> None:
-    """From here on SIGTERM, SIGUSR1 and SIGHUP (not where it is ignored, as nohup has it) end the process with one line
-    and 75, wherever it is: in an import, an exception would be swallowed or make another of it.
+    """Makes SIGTERM, SIGUSR1 and SIGHUP end the process with one line and exit code 75, wherever it is.
 
-    For as long as there is nothing to save: then a StopFlag takes the signals.
+    Not by an exception: an import would swallow it or turn it into another one. SIGHUP stays ignored where it is
+    (nohup). This is for the time in which there is nothing to save; later a StopFlag takes the signals.
     """
-    for number in ASKS:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _exit_asked)
 
 
 def restore_signals() -> None:
-    """Takes `exit_when_asked` back: the signals do what they do to any process."""
-    for number in ASKS:
+    """Undoes `exit_when_asked`: the signals get their default handlers again."""
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is _exit_asked:
             signal.signal(number, signal.SIG_DFL)
 
@@ -46,19 +46,20 @@ def _exit_asked(number: int, frame: FrameType | None) -> None:
 
 
 def exit_process(code: int, patience: float = 0.0) -> NoReturn:
-    """Ends the process with `code`, after `patience` seconds, once all that waits for its end is done: threads that are
-    no daemons, `atexit` handlers, and what stdout and stderr still hold. Work that went well, but whose stdout the
-    disk does not take, ends with 74.
+    """Ends the process with `code` after `patience` seconds, when its remaining work is done.
 
-    The interpreter is not taken down: that ends any thread that asks for it. A thread of gloo does, to let go of a
-    tensor, and cannot be ended there without an abort ("terminate called without an active exception"). One rank of a
-    run that was done ended so, with 134, for which Slurm calls the job failed.
+    That is: non-daemon threads, `atexit` handlers, and the buffers of stdout and stderr. If `code` is 0 but the disk
+    has no room for stdout, the process ends with 74.
+
+    The interpreter is not finalized, because that ends every thread that asks for the interpreter's lock. A thread of
+    gloo asks for it to free a tensor and cannot be ended there without an abort ("terminate called without an active
+    exception"): one rank of a finished run ended so, with 134, and Slurm called the job failed.
     """
-    # srun sends TERM to the others when the first rank has left: one that is still on its way out would die of it, and
-    # the job would end with 143 instead of 75.
+    # srun sends SIGTERM to the other ranks when the first one has left. A rank that is still on its way out would die
+    # of it, and the job would end with 143 instead of 75.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(patience)
-    threading._shutdown()  # type: ignore[attr-defined] # The order of Py_FinalizeEx.
+    threading._shutdown()  # type: ignore[attr-defined] # In the order of Py_FinalizeEx.
     atexit._run_exitfuncs()
     failure = _flush(sys.stdout)
     _flush(sys.stderr)
@@ -67,14 +68,14 @@ def exit_process(code: int, patience: float = 0.0) -> NoReturn:
 
 def _flush(stream: TextIO | None) -> int:
     """0, or the exit code for a full disk, which is reported. A closed pipe is no error."""
-    if stream is None or stream.closed:  # The process was started without it, or it was closed for its reader's sake.
+    if stream is None or stream.closed:  # The process was started without it, or has closed it.
         return 0
     try:
         stream.flush()
     except BrokenPipeError:
         return 0
     except OSError as error:
-        with contextlib.suppress(OSError):  # Where stderr itself is on that disk, only the code can tell.
+        with contextlib.suppress(OSError):  # If stderr is on that disk too, only the exit code can report it.
             os.write(STDERR, f"error: disk: {stream.name}: {error}\n".encode())
         return CheckpointError.exit_code
     return 0

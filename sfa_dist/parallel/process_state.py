@@ -1,18 +1,20 @@
-"""What the kernel says of a process on this host (Linux's /proc; elsewhere only whether it is there). Standard library
-only."""
+"""What the kernel reports of a process on this host. Standard library only.
+
+Read from Linux's /proc; elsewhere it is only known whether the process exists.
+"""
 
 from __future__ import annotations
 
 import os
 
 PROC = "/proc"
-GONE = ("Z", "X", "x")  # A zombie has ended: nobody has asked for its exit code yet.
+GONE = ("Z", "X", "x")  # Z, a zombie, has ended too: its parent has not yet collected the exit code.
 
 
 def state_of(pid: int) -> str | None:
-    """The kernel's letter for the state of a process (R runs, S sleeps, T is stopped, ...), None once it has ended.
+    """The kernel's letter for the state of a process (R runs, S sleeps, T is stopped, ...); None if it has ended.
 
-    Without /proc a process that is there counts as running.
+    Without /proc a process that exists counts as running.
     """
     fields = _fields(pid)
     if fields is None:
@@ -21,19 +23,19 @@ def state_of(pid: int) -> str | None:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot: with the pid, what no other process of this boot has."""
+    """When a process started, in clock ticks since boot. Together with the pid it is unique within this boot."""
     fields = _fields(pid)
     return None if fields is None else fields[19]
 
 
 def parent_of(pid: int) -> int | None:
-    """The pid of a process's parent; None where it has ended, or where there is no /proc."""
+    """The pid of a process's parent; None if the process has ended, or without /proc."""
     fields = _fields(pid)
     return None if fields is None else int(fields[1])
 
 
 def command_of(pid: int) -> list[str]:
-    """The command line of a process; empty where it cannot be read."""
+    """The command line of a process; empty if it cannot be read."""
     try:
         with open(f"{PROC}/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
             return file.read().rstrip("\0").split("\0")
@@ -42,7 +44,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def _fields(pid: int) -> list[str] | None:
-    """/proc/PID/stat from its third field on: the second, the program's name, may hold spaces and brackets."""
+    """/proc/PID/stat from its third field on. The second one, the program's name, may contain spaces and brackets."""
     try:
         with open(f"{PROC}/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -56,5 +58,5 @@ def _is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is there, and another user's.
+        pass  # It exists and belongs to another user.
     return True

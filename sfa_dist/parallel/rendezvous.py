@@ -1,7 +1,7 @@
-"""How the ranks find each other: a store at rank 0's address, and a roll call over it that names who is missing.
+"""How the ranks find each other: a store at rank 0's address, and a roll call over it that names the missing ranks.
 
-torch's own rendezvous says "timed out" on some ranks and waits for ever on others (a program that listens at the port
-but does not answer, for one). Here each way to fail has its own message, and a limit.
+torch's own rendezvous says "timed out" on some ranks and waits for ever on others, for example if another program
+listens at the port and does not answer. Here each kind of failure has its own message and a time limit.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from sfa_dist.parallel.launch import Launch, nodes_of_ranks
 LIMIT_VARIABLE = "SFA_RENDEZVOUS_SECONDS"
 DEFAULT_LIMIT_S = 600.0
 POLL_S = 0.1
-GRACE_S = 10.0  # What the others wait longer than rank 0, which says who is missing.
-NOTICE_S = 45.0  # After which one rank says for whom it waits; large runs may take minutes to start.
-KNOCK_S = 5.0  # A node that takes no packets answers nothing at all.
-SHOWN = 8  # Missing ranks named in a message.
+GRACE_S = 10.0  # The other ranks wait so much longer than rank 0, which reports who is missing.
+NOTICE_S = 45.0  # After this time one rank prints for whom it waits; large runs may take minutes to start.
+CONNECT_S = 5.0  # For one attempt to connect: a node that drops packets never answers.
+SHOWN = 8  # Missing ranks that a message names.
 
 OTHER_PORT = "choose another one by --master_port (deepspeed, torchrun), MASTER_PORT, or SFA_PORT_BASE for slurm/"
 
 
 @dataclass(frozen=True)
 class RendezvousConfig:
-    """Where this rank meets which others, and until when (monotonic seconds)."""
+    """Where this rank meets the other ranks, and until when."""
 
     host: str
     port: int
     rank: int
     world_size: int
-    hosted: bool  # By the launcher: torchrun's agent listens at the port already.
-    key: str  # Two jobs that come to the same port by mistake do not answer each other's roll call.
-    limit: float
-    until: float
-    prints_errors: bool  # Prints what all ranks raise.
+    hosted: bool  # The launcher serves the store: torchrun's agent already listens at the port.
+    key: str  # Keeps two jobs that use the same port by mistake out of each other's roll call.
+    limit: float  # Seconds.
+    until: float  # Monotonic seconds.
+    prints_errors: bool  # Whether this rank prints an error that all ranks raise.
     several_nodes: bool
-    nodes: tuple[str, ...] = ()  # By rank, where the launcher tells.
+    nodes: tuple[str, ...] = ()  # The node name of each rank; empty if the launcher does not give them.
 
     def error(self, what: str) -> LostRankError:
-        """An error that says which rank this is, and where it was to meet the others."""
+        """An error that names this rank and its host."""
         me = f"rank {self.rank} of {self.world_size} on {socket.gethostname()}"
         return LostRankError(f"{me}: {what}")
 
@@ -62,15 +62,15 @@ class RendezvousConfig:
 
     @property
     def patience(self) -> float:
-        """Seconds after which it is said for whom one waits."""
+        """Seconds after which a rank prints for whom it waits."""
         return min(NOTICE_S, self.limit / 4)
 
     def notice(self) -> float:
-        """When that is (monotonic seconds)."""
+        """The time at which `patience` is over (monotonic seconds)."""
         return self.until - self.limit + self.patience
 
     def say(self, what: str) -> None:
-        """A line for the console, while there is still hope."""
+        """Prints a line to stderr while the ranks still wait."""
         print(f"rank {self.rank} on {socket.gethostname()}: {what}", file=sys.stderr, flush=True)
 
     def left(self) -> float:
@@ -81,13 +81,14 @@ class RendezvousConfig:
 def meet(config: RendezvousConfig) -> dist.Store:
     """The store over which all ranks have met, for init_process_group.
 
-    Raises LostRankError where the port is taken, cannot be reached, or a rank does not come.
+    Raises LostRankError if the port is in use or cannot be reached, or if a rank does not come; PreemptedError if a
+    rank is asked to stop meanwhile.
     """
     if config.rank == 0 and not config.hosted:
-        store = _host(config)
+        store = _serve_store(config)
     else:
         _wait_for_listener(config)
-        store = _enter(config)
+        store = _connect_to_store(config)
     shared = dist.PrefixStore(config.key, store)
     try:
         _answer_roll_call(config, shared)
@@ -96,29 +97,29 @@ def meet(config: RendezvousConfig) -> dist.Store:
         raise
     except dist.DistError as error:
         raise config.error(
-            f"the store at {config.address} went away before all ranks had met; see what rank 0 says"
+            f"the store at {config.address} went away before all ranks had met; see rank 0's message"
         ) from error
     return shared
 
 
 def mark_stopped(store: dist.Store) -> None:
-    """Tells the others that they need not wait for this rank: it was asked to stop."""
+    """Records for the other ranks that this one was asked to stop, so that they do not wait for it."""
     store.set("stopped", "")
-    time.sleep(5 * POLL_S)  # The store may end with this process: let the others read.
+    time.sleep(5 * POLL_S)  # The store may end with this process: the others need time to read.
 
 
 def raise_if_stopped(store: dist.Store) -> None:
-    """Raises PreemptedError when another rank was asked to stop."""
+    """Raises PreemptedError if another rank was asked to stop."""
     if store.check(["stopped"]):
         asked = PreemptedError("stopped before all ranks had met; run the same command again to go on")
         asked.print_suppressed = True
         raise asked
 
 
-def arrange(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
-    """MASTER_ADDR and MASTER_PORT say where the ranks meet, SFA_RENDEZVOUS_SECONDS (default 600) how long they wait.
+def read_rendezvous(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
+    """The rendezvous at MASTER_ADDR and MASTER_PORT, with SFA_RENDEZVOUS_SECONDS (default 600) as its limit.
 
-    Raises UsageError where these are wrong.
+    Raises UsageError if one of these variables has no valid value.
     """
     limit_text, port_text = environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_S)), environ["MASTER_PORT"]
     try:
@@ -126,10 +127,10 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
     except ValueError:
         limit = math.nan
     if not 0 < limit < math.inf:
-        raise UsageError(f"{LIMIT_VARIABLE}={limit_text!r} is no number of seconds")
+        raise UsageError(f"{LIMIT_VARIABLE}={limit_text!r} is not a number of seconds")
     if not port_text.isdecimal() or not 0 < int(port_text) < 2**16:
-        raise UsageError(f"MASTER_PORT={port_text!r} is no port (1 to 65535)")
-    # A batch script's job id would not do for the deepspeed launcher, which does not hand it to the other nodes.
+        raise UsageError(f"MASTER_PORT={port_text!r} is not a port (1 to 65535)")
+    # Only srun gives the job id to all ranks: the deepspeed launcher does not pass it on to the other nodes.
     job = environ.get("SLURM_JOB_ID", "") if "RANK" not in environ else ""
     return RendezvousConfig(
         host=environ["MASTER_ADDR"],
@@ -146,12 +147,12 @@ def arrange(environ: Mapping[str, str], launch: Launch) -> RendezvousConfig:
     )
 
 
-def _host(config: RendezvousConfig) -> dist.Store:
-    """Rank 0's store. Raises LostRankError when it cannot listen there."""
+def _serve_store(config: RendezvousConfig) -> dist.Store:
+    """Rank 0's store. Raises LostRankError if it cannot listen at the address."""
     try:
         if config.several_nodes or not _is_loopback(config.host):
             return _store(config, is_master=True)
-        with socket.create_server((config.host, config.port)) as listener:  # torch itself would listen everywhere.
+        with socket.create_server((config.host, config.port)) as listener:  # torch would listen on all interfaces.
             return _store(config, is_master=True, listener=os.dup(listener.fileno()))
     except (dist.DistError, OSError, RuntimeError, ValueError) as error:
         in_use = "EADDRINUSE" in str(error) or getattr(error, "errno", None) == errno.EADDRINUSE
@@ -160,15 +161,18 @@ def _host(config: RendezvousConfig) -> dist.Store:
 
 
 def _wait_for_listener(config: RendezvousConfig) -> None:
-    """Returns when somebody listens at the port: torch's client reports each attempt with a stack of C++ calls."""
-    told = not (config.prints_errors or config.rank == 1)
+    """Returns when a process listens at the port. Raises LostRankError at the limit.
+
+    torch's client would wait too, but print a C++ stack trace for each attempt.
+    """
+    noticed = not (config.prints_errors or config.rank == 1)
     while True:
         try:
-            socket.create_connection((config.host, config.port), timeout=min(KNOCK_S, config.left())).close()
+            socket.create_connection((config.host, config.port), timeout=min(CONNECT_S, config.left())).close()
             return
         except OSError as error:
-            if not told and time.monotonic() >= config.notice():
-                told = True
+            if not noticed and time.monotonic() >= config.notice():
+                noticed = True
                 waits = f"waiting for rank 0 at {config.address} ({error}), at most {config.limit:.0f} s in all"
                 config.say(waits)
             if time.monotonic() >= config.until:
@@ -179,19 +183,19 @@ def _wait_for_listener(config: RendezvousConfig) -> None:
             time.sleep(POLL_S)
 
 
-def _enter(config: RendezvousConfig) -> dist.Store:
-    """A client of the store. Raises LostRankError when it is another program that listens there."""
+def _connect_to_store(config: RendezvousConfig) -> dist.Store:
+    """A client of rank 0's store. Raises LostRankError if another program listens at the address."""
     made: list[dist.Store] = []
     faults: list[Exception] = []
 
-    def enter() -> None:
+    def connect() -> None:
         try:
             made.append(_store(config, is_master=False))
         except (dist.DistError, RuntimeError, ValueError) as error:
             faults.append(error)
 
-    # A thread, as the client waits without end for a program that takes the connection and says nothing.
-    thread = threading.Thread(target=enter, daemon=True)
+    # In a thread: the client waits for ever if the listener accepts the connection but never answers.
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(config.left())
     if made:
@@ -221,26 +225,29 @@ def _store(config: RendezvousConfig, is_master: bool, listener: int | None = Non
 
 
 def _answer_roll_call(config: RendezvousConfig, store: dist.Store) -> None:
-    """Returns when all ranks are here. Rank 0 waits for each and tells the others what came of it."""
+    """Returns when all ranks are here. Rank 0 waits for each of them and publishes who is missing.
+
+    Raises LostRankError on every rank if some are missing.
+    """
     store.set(f"here/{config.rank}", "")
     if config.rank == 0:
         missing = _missing(config, store)
         store.set("missing", _names(config, missing))
         if missing:
-            time.sleep(5 * POLL_S)  # The store ends with this process: let the others read.
+            time.sleep(5 * POLL_S)  # The store ends with this process: the others need time to read.
     elif not _wait(store, "missing", config.until + GRACE_S):
         raise config.error(f"rank 0 did not come to {config.address} within {config.limit:.0f} s")
     if missing_ranks := store.get("missing").decode():
         error = config.error(
             f"{missing_ranks} of {config.world_size} did not come to {config.address} within {config.limit:.0f} s; "
-            f"look at what their nodes say, or give them more time by {LIMIT_VARIABLE}"
+            f"see what their nodes report, or give them more time by {LIMIT_VARIABLE}"
         )
         error.print_suppressed = not config.prints_errors
         raise error
 
 
 def _missing(config: RendezvousConfig, store: dist.Store) -> list[int]:
-    """The ranks that do not come until the limit. For whom it waits is said before."""
+    """The ranks that have not come at the limit. Prints for whom it waits after `config.patience` seconds."""
 
     def absent(ranks: Iterable[int], until: float) -> list[int]:
         return [rank for rank in ranks if not _wait(store, f"here/{rank}", until)]
@@ -252,7 +259,7 @@ def _missing(config: RendezvousConfig, store: dist.Store) -> list[int]:
 
 
 def _wait(store: dist.Store, key: str, until: float) -> bool:
-    """Whether the key is there by then. By polling, so that signals are taken meanwhile."""
+    """Whether `key` is set before `until`. It polls, so that signals are handled meanwhile."""
     while not store.check([key]):
         raise_if_stopped(store)
         if time.monotonic() >= until:
@@ -262,7 +269,7 @@ def _wait(store: dist.Store, key: str, until: float) -> bool:
 
 
 def _names(config: RendezvousConfig, ranks: list[int]) -> str:
-    """`ranks 2, 3 (node2)`: of as many as fit into a line."""
+    """The ranks and their nodes, such as `ranks 2, 3 (node2)`; at most SHOWN of them."""
     if not ranks:
         return ""
     more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""

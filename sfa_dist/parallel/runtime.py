@@ -1,4 +1,4 @@
-"""This process among the others: rank, device and the small collectives that control a run."""
+"""This process as one of the ranks: its rank, its device and the small collectives that control a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.joining import join
 from sfa_dist.parallel.launch import Launch, read_launch
-from sfa_dist.parallel.rendezvous import arrange, meet
+from sfa_dist.parallel.rendezvous import meet, read_rendezvous
 
 T = TypeVar("T")
 E = TypeVar("E", bound=SfaError)
@@ -37,8 +37,8 @@ class Runtime:
     launch: Launch
     device: torch.device
     host: str
-    store: dist.Store | None = None  # Over which the ranks met.
-    _works: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # Of rank 0, counted.
+    store: dist.Store | None = None  # The store of the rendezvous.
+    _main_calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # Calls of on_main.
 
     @property
     def rank(self) -> int:
@@ -50,43 +50,45 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that logs and writes what all ranks share."""
+        """True on rank 0, which logs and writes what all ranks share."""
         return self.launch.rank == 0
 
     @property
     def cores(self) -> int:
-        """CPU cores of this process's share of the node."""
+        """This process's share of the node's CPU cores, at least 1."""
         return max(1, len(os.sched_getaffinity(0)) // self.launch.local_world_size)
 
     def sum(self, *values: float) -> list[float]:
-        """Element-wise sums over all ranks, in fp64 and the same on each."""
+        """Element-wise sums over all ranks, in fp64, the same on each rank. Collective."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order of ranks, on each rank."""
-        out: list[Any] = [None] * self.world_size
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in rank order, on each rank. Collective."""
+        out: list[T] = [value] * self.world_size
         dist.all_gather_object(out, value)
         return out
 
-    def gather_to_main(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order of ranks, on rank 0; nothing on the others."""
-        out: list[Any] | None = [None] * self.world_size if self.is_main else None
+    def gather_to_main(self, value: T) -> list[T]:
+        """The values of all ranks in rank order on rank 0; an empty list on the others. Collective."""
+        out: list[T] | None = [value] * self.world_size if self.is_main else None
         dist.gather_object(value, out)
         return out or []
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank. Collective."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Runs `work` on rank 0 and gives its value, or raises its error, on every rank. An OSError becomes a
-        CheckpointError. The others wait for as long as it takes: hashing a data set may take hours."""
+        """Runs `work` on rank 0 and returns its value, or raises its error, on every rank. Collective.
+
+        An OSError becomes a CheckpointError. The other ranks wait without a timeout: hashing a data set may take hours.
+        """
         value: Any = None
         fault: SfaError | None = None
         if self.is_main:
@@ -103,8 +105,10 @@ class Runtime:
         return value
 
     def everywhere(self, work: Callable[[], T]) -> list[T]:
-        """Runs `work` on every rank and gives all values, in order of ranks. Where it fails on one, its error is raised
-        on all of them; an OSError becomes a CheckpointError."""
+        """Runs `work` on every rank and returns all values in rank order. Collective.
+
+        If it fails on one rank, that error is raised on all of them; an OSError becomes a CheckpointError.
+        """
         value: Any = None
         fault: SfaError | None = None
         try:
@@ -113,24 +117,26 @@ class Runtime:
             fault = error
         except OSError as error:
             fault = CheckpointError(f"rank {self.rank} on {self.host}: {explain(error)}")
-        told = self.gather((value, fault))
-        first = next((fault for _, fault in told if fault is not None), None)
+        outcomes = self.gather((value, fault))
+        first = next((fault for _, fault in outcomes if fault is not None), None)
         if first is not None:
             raise self.for_all(first)
-        return [value for value, _ in told]
+        return [value for value, _ in outcomes]
 
     def each(self, work: Callable[[], T]) -> T:
-        """Runs `work` on every rank and gives each its own value, which stays there. Errors as in `everywhere`."""
+        """Runs `work` on every rank and returns this rank's value, without sending it. Errors as in `everywhere`."""
         own: list[T] = []
         self.everywhere(lambda: own.append(work()))
         return own[0]
 
     def _await_main(self) -> None:
-        """Returns when rank 0 is here. Not in a collective, which gives up after COLLECTIVE_TIMEOUT; whether rank 0
-        still lives is the watch's business."""
+        """Returns when rank 0 gets here.
+
+        Not by a collective, which fails after COLLECTIVE_TIMEOUT. If rank 0 is lost meanwhile, the watch reports it.
+        """
         if self.store is None or self.world_size == 1:
             return
-        key = f"on_main/{next(self._works)}"
+        key = f"on_main/{next(self._main_calls)}"
         pause = POLL_S
         try:
             if self.is_main:
@@ -139,19 +145,19 @@ class Runtime:
                 time.sleep(pause)
                 pause = min(1.5 * pause, LONGEST_POLL_S)
         except dist.DistError:
-            return  # The store went with its launcher; the run is to save its state all the same.
+            return  # The store ended with its launcher; the run must still be able to save its state.
 
     def require_equal(self, what: str, value: str) -> None:
-        """Nothing when all ranks come with the same value. Collective.
+        """Checks that all ranks have the same `value` of `what`. Collective.
 
-        Raises RecipeError on every rank, which names the ranks whose value is not the most common one.
+        Otherwise raises RecipeError on every rank; it names the ranks whose value is not the most common one.
         """
-        told = self.gather((value, self.host))
-        count = Counter(value for value, _ in told)
+        values = self.gather((value, self.host))
+        count = Counter(value for value, _ in values)
         if len(count) == 1:
             return
-        common = count.most_common(1)[0][0]  # Of as many, rank 0's.
-        odd = [f"rank {rank} on {host}: {own}" for rank, (own, host) in enumerate(told) if own != common]
+        common = count.most_common(1)[0][0]  # Of equally common ones the lowest rank's.
+        odd = [f"rank {rank} on {host}: {own}" for rank, (own, host) in enumerate(values) if own != common]
         more = f", and {len(odd) - ODD_RANKS_SHOWN} more" if len(odd) > ODD_RANKS_SHOWN else ""
         raise self.for_all(
             RecipeError(
@@ -161,22 +167,24 @@ class Runtime:
         )
 
     def for_all(self, error: E) -> E:
-        """An error that every rank raises: marked so that it is printed once (`Launch.prints_errors`)."""
+        """Marks an error that every rank raises so that it is printed once (`Launch.prints_errors`)."""
         error.print_suppressed = not self.launch.prints_errors
         return error
 
     def barrier(self) -> None:
-        """Returns when all ranks are here (on the CPU, so that no device work is waited for)."""
+        """Returns when all ranks have called it. On the CPU: it does not wait for work on the device. Collective."""
         self.sum(0.0)
 
     def synchronize(self) -> None:
-        """Waits for what the device was asked to do, so that a clock read next to it tells the truth. What runs ahead
-        on a stream of its own goes on."""
+        """Waits for the current stream of the device, so that a clock read after it measures the work on it.
+
+        Work on other streams goes on.
+        """
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
     def peak_memory_gib(self) -> float:
-        """Peak of allocated device memory; on a CPU the peak resident set of this process."""
+        """Peak of allocated device memory in GiB; on a CPU the peak resident set of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         import resource
@@ -184,26 +192,26 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def memory_summary(self) -> str:
-        """What is taken and what is free, in words."""
+        """Used and free memory, as text for a message."""
         if self.device.type == "cuda":
             free, size = (n / 2**30 for n in torch.cuda.mem_get_info(self.device))
             now = torch.cuda.memory_allocated(self.device) / 2**30
             taken = f"{now:.1f} GiB allocated, at most {self.peak_memory_gib():.1f}"
-            return f"{taken}; {free:.1f} of the card's {size:.1f} GiB free"
+            return f"{taken}; {free:.1f} of the GPU's {size:.1f} GiB free"
         free, size = (os.sysconf(n) * os.sysconf("SC_PAGE_SIZE") / 2**30 for n in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
         return f"at most {self.peak_memory_gib():.1f} GiB resident; {free:.1f} of the host's {size:.1f} GiB free"
 
     def reset_peak_memory(self) -> None:
-        """Starts a new peak on a GPU; a process's resident peak cannot be reset."""
+        """Starts a new peak on a GPU. Does nothing on a CPU: a process's peak resident set cannot be reset."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
 
 def start(environ: Mapping[str, str]) -> Runtime:
-    """Joins the process group: gloo for CPU tensors, NCCL for CUDA ones where there is a card.
+    """Joins the process group: gloo for CPU tensors, and NCCL for CUDA tensors if there is a GPU.
 
-    Raises UsageError for a wrong launch, LostRankError when the others do not come in time (rendezvous.py) or
-    do not connect (joining.py).
+    Raises UsageError for a wrong launch, LostRankError if the other ranks do not come in time (rendezvous.py) or do
+    not connect (joining.py), PreemptedError if one is asked to stop meanwhile.
     """
     launch = read_launch(environ)
     if torch.cuda.is_available():
@@ -219,11 +227,11 @@ def start(environ: Mapping[str, str]) -> Runtime:
         store: dist.Store = dist.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
     else:
-        config = arrange(environ, launch)
+        config = read_rendezvous(environ, launch)
         store = meet(config)
         store.set_timeout(COLLECTIVE_TIMEOUT)
         join(backend, config, store, environ, COLLECTIVE_TIMEOUT)
-    set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed looks for it, and srun does not set it.
+    set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed reads it, and srun does not set it.
     return Runtime(launch, device, socket.gethostname(), store)
 
 

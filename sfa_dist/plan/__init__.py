@@ -5,5 +5,6 @@
     search       the largest that fits   advice    what to change
     modules      stages on meta tensors  engine_setting, flops, wire, cards, dataset, feature_cache_plan, table4
 
+Others import `recipe_plan`, `memory`, `cards` and `flops`.
 Start with `recipe_plan`.
 """

@@ -1,7 +1,7 @@
 """The cheapest change that makes a stage fit, by tracing what each change would take.
 
-Changes are tried in the order of what they cost in time, by a rough model (`duration.step_seconds`): first one at a
-time, then together with the others of the same stage. Ranks come last: they cost no time, but someone has to have them.
+Changes, alone and up to three together, are tried from the cheapest in time to the dearest, by a rough model
+(`duration.step_seconds`). More ranks come last: they cost no time, but not everyone has them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ MOST_TRACES = 10
 
 @dataclass(frozen=True)
 class Advice:
-    """`sets` are the `--set` values that make the stage fit, `ranks` how many it then runs on, `slower` the time of a
-    step as a multiple of what it would be if it fitted as it is."""
+    """The `--set` values that make a stage fit on `ranks` ranks, and the `gib` that it then needs of a card.
+
+    `slower` is the time of a step as a multiple of what it would be if the stage fitted unchanged.
+    """
 
     sets: tuple[str, ...]
     ranks: int
@@ -38,7 +40,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class _Change:
-    """One key of a stage and its value; `block` is the block it stands in, "" for the stage itself."""
+    """One key of a stage and its value; `block` is the block that holds the key, "" for the stage itself."""
 
     block: str
     key: str
@@ -91,7 +93,7 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
     zero_stage = engine.zero_stage
     if zero_stage is not None and world_size > 1:
         for zero in (2, 3):
-            # ZeRO-3 refuses compiled blocks but those of a frozen trunk.
+            # ZeRO-3 refuses compiled blocks, except those of a frozen trunk.
             if zero_stage < zero and not (zero == 3 and stage.compile and not stage.freezes_trunk):
                 yield _Change("engine", "zero", zero)
     if stage.activation == "keep":
@@ -104,7 +106,7 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
 
 
 def _is_allowed(stage: StageBlock, world_size: int) -> bool:
-    """Whether the recipe's own rules take the stage as it was changed, and its engine so many ranks."""
+    """Whether the recipe's rules accept the changed stage, and its engine this number of ranks."""
     try:
         type(stage).model_validate(stage.model_dump()).on_ranks(world_size)
         overlaps(stage, on_card=True)
@@ -128,7 +130,7 @@ def _setting(stage: StageBlock, world_size: int) -> Setting:
 
 
 def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> int:
-    """What stands on the device all the time, as a bound from below that needs no trace."""
+    """A lower bound of what is on the device all the time, which needs no trace."""
     setting, trained = _setting(stage, world_size), plan.trainable_parameters
     width = 2 if setting.bf16 else 4
     engine = stage.engine
@@ -142,7 +144,7 @@ def _persistent_bytes(stage: StageBlock, world_size: int, plan: MemoryPlan) -> i
 
 
 def _frozen_width(stage: StageBlock) -> int:
-    """Bytes of most of the frozen weights, 0 where none are held."""
+    """Bytes of a frozen weight, as most of them are; 0 where none are held."""
     if not stage.runs_frozen_trunk:
         return 0
     return 1 if trunk_eight_bits(stage) else trunk_dtype(stage).itemsize

@@ -1,8 +1,8 @@
-"""The table of cards: memory, matrix speed, and what is kept back for what no plan can see.
+"""The table of cards: memory, matrix speed, and the memory that is kept back for what no plan can see.
 
-Memory is what torch reports as a device's total (`get_device_properties().total_memory`), which is below the number
-on the box. Peaks are the vendors' data sheets, dense, without sparsity: bf16 on tensor cores, fp32 outside of them
-(torch's default; TF32 is off). Sustained speed is an assumption, not a measurement: a share of the peak.
+Memory is the total that torch reports (`get_device_properties().total_memory`), which is less than the number on the
+box. Peaks are from the vendors' data sheets, dense, without sparsity: bf16 on tensor cores, fp32 outside them (torch's
+default; TF32 is off). The sustained speed is an assumption, not a measurement: a share of the peak.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ RESERVE_SHARE = 0.08  # Of the allocated peak: fragmentation of the caching allo
 
 @dataclass(frozen=True)
 class Card:
-    """`gib` of memory; `bf16` and `fp32` are peaks in TFLOP/s. `has_bf16` is false before Ampere, `has_fp8` before Ada
-    and Hopper; of a card that is only a number of GiB both are taken for true."""
+    """A card with `gib` of memory; `bf16` and `fp32` are its peaks in TFLOP/s.
+
+    `has_bf16` is false before Ampere, `has_fp8` before Ada and Hopper. A card that is only a number of GiB is assumed
+    to have both.
+    """
 
     name: str
     gib: float
@@ -76,7 +79,7 @@ def card_of_size(gib: float) -> Card:
 
 
 def with_memory(card: Card, gib: float) -> Card:
-    """The card with another memory."""
+    """The card with another amount of memory."""
     return replace(card, gib=gib)
 
 
@@ -85,7 +88,7 @@ def _plain(name: str) -> str:
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The 16-bit matrix peak of a card by the name that its driver gives, None where it is not known (or is a CPU)."""
+    """The 16-bit matrix peak in TFLOP/s of a card, by its driver's name for it; None for what is not in the table."""
     words = _plain(device_name)
     # A100 before A10, L40S before L4: the longest name that fits.
     fitting = [card for card in CARDS if _plain(card.name.split("-")[0]) in words]
@@ -93,10 +96,10 @@ def peak_tflops(device_name: str) -> float | None:
 
 
 def reserve_bytes(peak: int) -> int:
-    """What a plan keeps back beside `peak` allocated bytes."""
+    """Bytes that a plan keeps back on top of `peak` allocated bytes."""
     return RESERVE_BYTES + int(RESERVE_SHARE * peak)
 
 
 def largest_peak(card: Card) -> int:
-    """Allocated bytes with which a card is full: they and their reserve make its memory."""
+    """The allocated bytes that fill a card together with their reserve."""
     return int((card.gib * GIB - RESERVE_BYTES) / (1 + RESERVE_SHARE))

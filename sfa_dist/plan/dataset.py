@@ -1,6 +1,6 @@
-"""How many clips a stage trains on: from its shards' index, from the command line, or from the public set's size.
+"""How many clips a stage trains on: by its shards' index, by the command line, or by the size of a public set.
 
-Counts of the public sets are those of the copies in use (mmaction2's and scenic's lists): videos are removed in time.
+The counts of the public sets are those of copies in use (mmaction2's and scenic's lists): videos disappear over time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from sfa_dist.recipe.schema import StageBlock
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """Clips for training and for one evaluation, None where nobody says; `source` says who does. `video_frames` is the
-    length of a usual video, where it is known."""
+    """Clips for training and for one evaluation, None where they are not known.
+
+    `source` says where the numbers come from. `video_frames` is the length of a usual video, where it is known.
+    """
 
     train: int | None
     val: int | None
@@ -26,7 +28,7 @@ class ClipCounts:
     video_frames: int | None = None
 
 
-# By a part of the shards' path, else by the number of classes.
+# Found by a word in the shards' path, else by the number of classes.
 PUBLIC = {
     "kinetics400": (400, ClipCounts(240_436, 19_796, "Kinetics-400 as it is in use", 300)),
     "kinetics600": (600, ClipCounts(383_393, 27_910, "Kinetics-600 as it is in use", 300)),
@@ -38,9 +40,9 @@ PUBLIC = {
 
 
 def count_clips(stage: StageBlock, given: int | None) -> ClipCounts:
-    """The clips of a stage: indexed shards first, then `given` (`--clips`), then the public set that it looks like.
+    """The clips of a stage: of its indexed shards, else `given` (`--clips`), else of the public set that it looks like.
 
-    Videos of a public set that the path names are as long as its usual ones, however many there are.
+    Where the path names a public set, its usual length of a video is taken, whatever the number of clips.
     """
     public = _named(stage.data.train)
     length = public.video_frames if public else None
@@ -58,13 +60,13 @@ def count_clips(stage: StageBlock, given: int | None) -> ClipCounts:
 
 
 def _named(patterns: Sequence[str]) -> ClipCounts | None:
-    """The public set that shards' paths name."""
+    """The public set that the shards' paths name; None where they name none."""
     where = " ".join(patterns).lower().replace("-", "_").replace("kinetics_", "kinetics")
     return next((clips for word, (_, clips) in PUBLIC.items() if word in where), None)
 
 
 def _indexed(patterns: Sequence[str]) -> int | None:
-    """Clips in shards of this machine that are indexed. Nothing is read but the index, and none is built."""
+    """Clips of indexed shards on this machine, else None. Only an index is read, and none is built."""
     try:
         paths = expand_shards(patterns)
         if not paths or not all(isinstance(path, Path) and (path.parent / INDEX_NAME).is_file() for path in paths):

@@ -1,10 +1,10 @@
-"""What decoding takes of a card (`data.decode_device: cuda`): it goes on beside the step, one batch ahead, on a stream
-of its own, so it comes on top of the step's peak.
+"""The memory that decoding takes on a card (`data.decode_device: cuda`).
 
-One video is decoded at a time, a few frames at the size that they are stored in. They are resized (and cropped, in
-training) before the next few come; the clip that is put together of them is coloured, or cut into test views. Those
-steps are traced on fake tensors, by the code that does them. The decoder's own pictures are not torch's: `SURFACES` of
-them, in 4:2:0, are an assumption.
+Decoding runs beside the step, one batch ahead, on a stream of its own, so its memory comes on top of the step's peak.
+One video is decoded at a time, a few frames at their stored size. They are resized (and cropped, in training) before
+the next few are decoded; the clip that they make up then gets its colour augmentation, or is cut into test views. The
+code of these steps is traced on fake tensors. The decoder's own pictures are not torch tensors: that there are
+`SURFACES` of them, in 4:2:0, is an assumption.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from sfa_dist.plan.memory_trace import MemoryTrace
 from sfa_dist.recipe.blocks import AugmentBlock
 from sfa_dist.recipe.schema import StageBlock
 
-SURFACES = 20  # 16 pictures that H.264 may refer to, and some on their way out.
-SURFACE_BYTES = 1.5  # A pixel, in NV12.
+SURFACES = 20  # The 16 pictures that H.264 may refer to, and some on their way out.
+SURFACE_BYTES = 1.5  # Bytes of a pixel in NV12.
 ASSUMED_ASPECT = 16 / 9
-TRACED = 64  # Frames; what more of them take grows in a straight line.
-# Its histogram needs pixels, which fake tensors have none of; it takes no more than the others.
+TRACED = 64  # Frames; beyond them memory grows linearly.
+# Its histogram needs pixel values, which fake tensors lack; it takes no more than the other operations.
 UNTRACED = "equalize"
 
 
 @dataclass(frozen=True)
 class FrameSize:
-    """Pixels of a stored frame, and how they are known."""
+    """Height and width of a stored frame in pixels, and where these numbers come from."""
 
     height: int
     width: int
@@ -49,7 +49,7 @@ class FrameSize:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Bytes of the card that decoding `frames` frames of one video takes."""
+    """Bytes that decoding `frames` frames of one video takes on the card."""
 
     bytes: int
     frames: int
@@ -64,7 +64,7 @@ class DecodePlan:
 
 
 def plan_decode(stage: StageBlock, frames: int | None = None) -> DecodePlan | None:
-    """What decoding clips of `frames` frames (the stage's) takes of the card; None where the card decodes none."""
+    """What decoding clips of `frames` frames (None: the stage's) takes on the card; None where it decodes none."""
     if stage.data.decode_device != "cuda" or (frames is None and stage.reads_features):
         return None
     size = frame_size_of(stage)
@@ -80,14 +80,16 @@ def plan_decode(stage: StageBlock, frames: int | None = None) -> DecodePlan | No
 
 
 def frame_size_of(stage: StageBlock) -> FrameSize:
-    """How large the stage's stored frames are."""
+    """The size of the stage's stored frames."""
     return frame_size(tuple(stage.data.train), max(stage.data.resize, stage.model.image_size))
 
 
 @lru_cache(maxsize=256)
 def frame_size(patterns: tuple[str, ...], short_side: int) -> FrameSize:
-    """How large stored frames are: as the first training clip's header says, where its shards are here and indexed;
-    else `short_side`, at 16:9."""
+    """The size of stored frames: that of the first training clip's header, else `short_side` at 16:9.
+
+    The header is read where the shards are on this machine and indexed.
+    """
     try:
         paths = expand_shards(patterns)
         if paths and all(isinstance(path, Path) and (path.parent / INDEX_NAME).is_file() for path in paths):
@@ -95,7 +97,7 @@ def frame_size(patterns: tuple[str, ...], short_side: int) -> FrameSize:
             if promise.height and promise.width:
                 return FrameSize(promise.height, promise.width, "as the first training clip's")
     except (DataError, BadSample):
-        pass  # The data are not the plan's business, and the size is told to be assumed.
+        pass  # A plan does not judge the data; the size is reported as assumed.
     return FrameSize(short_side, round(short_side * ASSUMED_ASPECT), "assumed: data.resize at 16:9")
 
 
@@ -113,13 +115,13 @@ def _peak(frames: int, height: int, width: int, resize: int, crop: int, augment:
     names = list(OPERATIONS)
     draws = [0.0]
     if own.rand_augment is not None:
-        draws = [(place + 0.5) / len(names) for place, name in enumerate(names) if name != UNTRACED]
+        draws = [(index + 0.5) / len(names) for index, name in enumerate(names) if name != UNTRACED]
     settings = (frames, height, width, resize, crop, costly)
     return max(_traced(*settings, draw) for draw in draws)
 
 
 def _traced(frames: int, height: int, width: int, resize: int, crop: int, augment: AugmentBlock, draw: float) -> int:
-    """The larger of a training view's bytes and of a test view's."""
+    """The bytes of a training view or of a test view, whichever takes more."""
     train = TrainView(resize, crop, augment, _Always(draw))  # type: ignore[arg-type]
     test = SpatialViews(resize, crop, augment.resize)
     cases: list[tuple[Shrink, Shrink]] = [(train.shrink, train.finish), (test.shrink, test.cut)]
@@ -131,7 +133,7 @@ def _gathered(frames: int, height: int, width: int, shrink: Shrink, finish: Shri
     with FakeTensorMode(allow_fallback_kernels=False), MemoryTrace() as trace:
         kept: torch.Tensor | None = None
         for start in range(0, frames, step):
-            # Each comes out of the decoder by itself, and all of them are put together.
+            # The decoder returns single frames, which are then stacked: twice the bytes.
             stored = torch.empty((2 * step, height, width, 3), dtype=torch.uint8, device="cuda")
             small = shrink(stored[:step])
             if kept is None:
@@ -144,11 +146,11 @@ def _gathered(frames: int, height: int, width: int, shrink: Shrink, finish: Shri
 
 
 class _Always:
-    """A generator that draws the same number."""
+    """A generator that always draws the same number."""
 
     def __init__(self, number: float) -> None:
         self._number = number
 
     def random(self) -> float:
-        """Always the same."""
+        """The given number."""
         return self._number

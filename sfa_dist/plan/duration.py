@@ -1,7 +1,7 @@
 """How long a stage takes: floating-point operations over the card's sustained speed, or a measured micro-batch.
 
-Loading, decoding and communication are not in it, and evaluation is told apart. `step_seconds` adds rough costs of
-what moves over links; it is only for ranking one change against another (`advice.py`).
+Loading, decoding and communication are not counted, and evaluation is reported apart. `step_seconds` adds rough costs
+of transfers; it serves only to rank one change against another (`advice.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Duration:
 def stage_duration(
     stage: StageBlock, clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
 ) -> Duration:
-    """Training hours of a stage. `micro_seconds` is a measured micro-batch of it, in place of the card's speed."""
+    """Training hours of a stage. `micro_seconds`, a measured micro-batch, takes the place of the card's speed."""
     if clips.train is None:
         return Duration(None, None, None, None)
     full = stage.schedule.epochs * -(-clips.train // stage.batch.size)
@@ -54,7 +54,7 @@ def stage_duration(
 def members_duration(
     members: Sequence[StageBlock], clips: ClipCounts, card: Card, world_size: int, micro_seconds: float | None = None
 ) -> Duration:
-    """The duration of a sweep's members, which take turns in each step: their times add up, their steps do not."""
+    """The duration of a sweep's members, which take turns in each step: times add up, steps do not."""
     each = [stage_duration(stage, clips, card, world_size, micro_seconds) for stage in members]
 
     def total(name: str) -> float | None:
@@ -65,18 +65,18 @@ def members_duration(
 
 
 def compute_seconds(stage: StageBlock, card: Card) -> float | None:
-    """Seconds of one micro-batch at the card's sustained speed."""
+    """Seconds of one micro-batch at the card's sustained speed; None where that is unknown."""
     speed = card.sustained_tflops(stage.engine.precision)
     return None if speed is None else stage.batch.micro * trained_flops(stage) / (speed * 1e12)
 
 
 def trained_flops(stage: StageBlock) -> float:
-    """Operations of a clip in training, on the average of a schedule that reads some from a cache."""
+    """Operations to train one clip, averaged over a schedule that reads some clips from a cache."""
     return clip_flops(stage, recomputed=True, live=mean_live_share(stage))
 
 
 def extraction_hours(stage: StageBlock, clips: ClipCounts, card: Card, world_size: int) -> float | None:
-    """Hours in which `world_size` ranks fill the feature cache; None where speed or clips are not known."""
+    """Hours that `world_size` ranks take to fill the feature cache; None where clips or speed are not known."""
     speed = card.sustained_tflops(stage.engine.precision)
     if speed is None or clips.train is None:
         return None
@@ -84,13 +84,13 @@ def extraction_hours(stage: StageBlock, clips: ClipCounts, card: Card, world_siz
 
 
 def forward_share(stage: StageBlock) -> float:
-    """A clip's forward pass in an evaluation, as a share of its training."""
+    """The operations of a clip in an evaluation, as a share of those in training."""
     macs = forward_macs(stage.model, stage.frames, stage.adapter_block)
     return 2.0 * ((0 if stage.cache_block else macs.trunk) + macs.tail) / trained_flops(stage)
 
 
 def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPlan) -> float:
-    """One optimizer step, with rough costs of transfers that nothing hides: only for comparing settings."""
+    """Seconds of one optimizer step, with rough costs of transfers that nothing hides: only to compare settings."""
     speed = card.sustained_tflops(stage.engine.precision) or 100.0
     trained, width = plan.trainable_parameters, 2 if setting.bf16 else 4
     micro_batch = stage.batch.micro * trained_flops(stage) / (speed * 1e12)
@@ -108,10 +108,10 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
 
 
 def cost_ratio(recipe: Recipe, clips: int | None = None) -> float | None:
-    """Operations of stage 1, the feature cache and stage 2 over those of training all of stage 2's frames end to end
-    for its epochs.
+    """Operations of stage 1, the feature cache and stage 2, over those of training stage 2's frames end to end.
 
-    None where the recipe has no stage 2. Equal speed of all operations, no loading: the floor of the method.
+    The end-to-end training has as many epochs as stage 2. None where the recipe lacks one of the two stages. All
+    operations count as equally fast and loading is left out, so this is the least that the method can cost.
     """
     if recipe.stage1 is None or recipe.stage2 is None:
         return None

@@ -1,15 +1,16 @@
-"""What the engines allocate around the trainable module, replayed on fake tensors: one rank of `world` of them.
+"""What the engines allocate around the trainable module, replayed on fake tensors, on one of `world` ranks.
 
-Each class makes and frees, at the same moments, the tensors that the engine of the same kind does, so that a trace sees
-them on top of activations when they are:
+Each class allocates and frees the tensors of its engine at the same moments as the engine does, so that a trace sees
+them together with the activations that are alive then:
 
-    Replicated    engine.zero: 0, and engine.reduction: tree: fp32 everything, bf16 by autocast
-    Partitioned   engine.zero: 1, 2, with or without cpu_offload
-    WideGradients engine.zero: 1 in bf16 with several micro-batches a step
-    Gathered      engine.zero: 3, and engine.name: fsdp: parameters are sharded and gathered where they are needed
+    Replicated      engine.zero: 0, and engine.reduction: tree: everything in fp32, bf16 by autocast
+    Partitioned     engine.zero: 1, 2, with or without cpu_offload
+    WideGradients   engine.zero: 1 in bf16 with several micro-batches a step
+    GatheredMemory  engine.zero: 3, and engine.name: fsdp: parameters are sharded and gathered where they are needed
 
-Read in DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, bf16_optimizer.py, stage3.py) and torch 2.14 (FSDP2). All but
-the last are right to 2 % on a CPU (tests/unit/plan/test_plan_real.py). The last is arithmetic (gathered_memory.py).
+Source: DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, bf16_optimizer.py, stage3.py) and torch 2.14 (FSDP2). All but the
+last are within 2 % of real allocations on a CPU (tests/unit/plan/test_plan_real.py). The last is arithmetic
+(gathered_memory.py).
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ ALLREDUCE_BUCKET = 500_000_000  # Elements that ZeRO 0 reduces at a time (runtim
 
 
 class EngineReplay(Protocol):
-    """One step of an engine, as far as memory goes."""
+    """One step of an engine, as far as its memory is concerned."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The module's output."""
 
     def backward(self, loss: Tensor) -> None:
-        """The last micro-batch's backward pass, with what those before it have left."""
+        """The last micro-batch's backward pass, beside what earlier ones have left."""
 
     def step(self) -> None:
         """The optimizer's step."""
 
 
 def replay(module: nn.Module, setting: Setting, trace: MemoryTrace) -> EngineReplay:
-    """The replay that `setting.stage.engine` asks for; gives `module` (on the meta device) its fake storages."""
+    """The replay of `setting.stage.engine`. It gives `module` (on the meta device) its fake storages."""
     engine = setting.stage.engine
     if engine.replicates:
         return Replicated(module, setting, trace)
@@ -65,10 +66,10 @@ class Replicated:
             reset_state(self.optimizer, self.parameters, moments_of(setting.stage.optimizer), 1)
         self.numel = sum(p.numel() for p in self.parameters)
         self.tree = setting.stage.engine.is_exact
-        self._held: list[Tensor] = []  # Branches of the tree's sum.
+        self._held: list[Tensor] = []  # Partial sums of the tree.
         with trace.category("gradients"):
             if self.tree:
-                # Micro-batches before the last have left at most log2 of them.
+                # Micro-batches before the last leave at most log2 of their number.
                 self._held = [torch.empty(self.numel) for _ in range((setting.accumulation - 1).bit_length())]
             elif setting.accumulation > 1:
                 for p in self.parameters:
@@ -81,7 +82,7 @@ class Replicated:
             return self.module(inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients, then the buffers that they are reduced in."""
+        """Gradients, then the buffers in which they are reduced."""
         loss.backward()
         with self.trace.category("buffers"):
             if self.tree:
@@ -97,7 +98,7 @@ class Replicated:
                 torch.empty(min(ALLREDUCE_BUCKET, self.numel))  # Flattened for the reduction, then copied back.
 
     def step(self) -> None:
-        """Fused optimizers allocate nothing (and have no fake kernel: they would run on real memory)."""
+        """Nothing: fused optimizers allocate nothing, and have no fake kernel that could run."""
 
 
 class Partitioned:
@@ -111,7 +112,7 @@ class Partitioned:
             materialise(module, self.dtype)
         self.parameters = list(module.parameters())
         self.shard = -(-sum(p.numel() for p in self.parameters) // setting.world)
-        self.largest = min(self.shard, max(p.numel() for p in self.parameters))  # Elements of a parameter on this rank.
+        self.largest = min(self.shard, max(p.numel() for p in self.parameters))  # Of one parameter, on this rank.
         with trace.category(HOST if setting.offload else "optimizer"):
             self.master = nn.Parameter(torch.empty(self.shard))
             self.optimizer = make_optimizer({"weight": self.master}, setting.stage.optimizer)
@@ -133,7 +134,7 @@ class Partitioned:
         with self.trace.category("gradients"):
             if not self.first:
                 return [torch.empty(self.shard, dtype=torch.float32)]
-            for p in self.parameters:  # ZeRO 1 adds micro-batches up on each rank before it reduces.
+            for p in self.parameters:  # ZeRO 1 sums micro-batches on each rank before it reduces.
                 p.grad = torch.empty_like(p)
             return []
 
@@ -142,11 +143,11 @@ class Partitioned:
         return self.module(inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients go into the bucket as they come, and out of it into this rank's shard when it is full."""
+        """Gradients go into the bucket as they come, and into this rank's shard when it is full."""
         with self.trace.category("buffers"):
             self._bucket = torch.empty(self.bucket_size, dtype=self.dtype)
         loss.backward()
-        if self.first:  # ZeRO 1 reduces behind the backward pass.
+        if self.first:  # ZeRO 1 reduces after the backward pass.
             for p in self.parameters:
                 self._into_bucket(p)
         self._reduce()
@@ -169,26 +170,28 @@ class Partitioned:
             parameter.grad = None  # It is a view of the bucket from now on.
 
     def _reduce(self) -> None:
-        """The bucket is flattened into one more copy, reduced, and this rank's part copied out."""
+        """Copies the bucket into a flat tensor, in which it is reduced, and this rank's part out of it."""
         assert self._bucket is not None
         if not self._filled:
             return
         with self.trace.category("buffers"):
             flat = torch.empty(self._filled, dtype=self._bucket.dtype)
             self._filled = 0
-            if self.setting.wide:  # Added to fp32 sums, one parameter after the other.
+            if self.setting.wide:  # Added to fp32 sums, one parameter at a time.
                 torch.empty(self.largest, dtype=torch.float32)
         if not self.setting.offload and not self._reduced:
             with self.trace.category("gradients"):
                 if self.setting.wide:
-                    self._reduced = self._left  # Added to what is there.
+                    self._reduced = self._left  # Updated in place.
                 else:
                     self._reduced = [torch.empty(self.shard, dtype=self._bucket.dtype)]
         del flat
 
     def step(self) -> None:
-        """The norm of the gradients, in fp64 one parameter after the other; the gradient in fp32, the step, and the new
-        parameters gathered in place."""
+        """The norm of the gradients in fp64, one parameter at a time; then the gradient in fp32.
+
+        The step and the gathering of the new parameters work in place.
+        """
         if self.setting.offload:
             return
         with self.trace.category("buffers"):
@@ -205,8 +208,10 @@ class Partitioned:
 
 
 class WideGradients:
-    """ZeRO 1 in bf16 that adds micro-batches up in fp32: DeepSpeed's BF16_Optimizer. It keeps whole gradients on each
-    rank, in bf16 and in fp32."""
+    """ZeRO 1 in bf16 that sums micro-batches in fp32: DeepSpeed's BF16_Optimizer.
+
+    It keeps whole gradients on each rank, in bf16 and in fp32.
+    """
 
     def __init__(self, module: nn.Module, setting: Setting, trace: MemoryTrace) -> None:
         self.module, self.setting, self.trace = module, setting, trace
@@ -240,7 +245,7 @@ class WideGradients:
         parameter.grad.float()  # Added to the sum.
 
     def step(self) -> None:
-        """The step takes this rank's part of the sum as it is."""
+        """Nothing: the step uses this rank's part of the sum in place."""
 
 
 def _retag_gradients(parameters: list[nn.Parameter], trace: MemoryTrace) -> None:

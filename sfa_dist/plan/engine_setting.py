@@ -13,7 +13,7 @@ from sfa_dist.recipe.schema import StageBlock
 
 @dataclass(frozen=True)
 class Setting:
-    """A stage on one of `world` ranks that takes `accumulation` micro-batches a step."""
+    """A stage on one of `world` ranks, with `accumulation` micro-batches a step."""
 
     stage: StageBlock
     world: int
@@ -31,12 +31,12 @@ class Setting:
 
     @property
     def offload(self) -> bool:
-        """Whether masters and moments lie in the host's memory."""
+        """Whether masters and moments are kept in the host's memory."""
         return self.stage.engine.cpu_offload
 
     @property
     def wide(self) -> bool:
-        """Whether bf16 gradients of several micro-batches are added in fp32."""
+        """Whether bf16 gradients of several micro-batches are summed in fp32."""
         return self.bf16 and self.accumulation > 1
 
     @property
@@ -45,12 +45,12 @@ class Setting:
         return self.stage.deepspeed.get("zero_optimization", {})
 
     def bucket_elements(self, trainable: int) -> int:
-        """Elements of the buffer that DeepSpeed reduces gradients in."""
+        """Elements of the buffer in which DeepSpeed reduces gradients."""
         config = {"zero_optimization": dict(self.zero_block)}
         limit_buckets(config, trainable)
         return int(config["zero_optimization"]["reduce_bucket_size"])
 
 
 def optimizer_bytes_per_rank(trainable: int, setting: Setting) -> int:
-    """fp32 masters and moments that one rank owns, wherever they lie."""
+    """Bytes of the fp32 masters and moments that one rank owns, on its device or in the host's memory."""
     return 4 * -(-trainable // setting.shards) * (1 + len(moments_of(setting.stage.optimizer)))

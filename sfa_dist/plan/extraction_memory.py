@@ -1,4 +1,4 @@
-"""The memory that filling a feature cache takes: the frozen trunk alone, over one slice of a video after the other."""
+"""The memory that filling a feature cache takes: the frozen trunk alone, one slice of a video after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sfa_dist.models.vivit import dims_of
 from sfa_dist.plan.decode_memory import frame_size_of, plan_decode
 from sfa_dist.plan.memory import MemoryPlan
 from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialise
-from sfa_dist.plan.modules import link_to_host, quick_chunks, shapes_of
+from sfa_dist.plan.modules import link_to_host, shapes_of
 from sfa_dist.recipe.schema import StageBlock
 
 
 def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPlan:
-    """The memory plan of filling the cache of `stage` from videos of so many frames (None: as long as one clip).
+    """The memory plan of filling the cache of `stage` from videos of `video_frames` frames (None: those of one clip).
 
     Raises RecipeError for a model that cannot be built.
     """
@@ -29,12 +29,13 @@ def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPla
     frames = video_frames or stage.frames * stage.data.stride
     stored = StepGrid(tubelet, stage.data.stride, stage.cache_block.phases).num_steps(frames)
     piece = slice_steps(max(1, frozen.chunk_frames // tubelet), tubelet)
-    with FakeTensorMode(allow_fallback_kernels=False), trace, quick_chunks(frozen, trace):
+    frozen.skip_repetitions(trace)
+    with FakeTensorMode(allow_fallback_kernels=False), trace:
         with trace.category("frozen"):
             materialise(frozen)
         if host:
             link_to_host(frozen, trace)
-        # A video's features so far, and all of them put together.
+        # A video's features so far, and their concatenation.
         kept = torch.empty(2 * stored, dims_of(stage.model).width, dtype=trunk_dtype(stage))
         with trace.category(HOST if host else "activations"):
             clips = torch.empty(1, 3, piece * tubelet, side, side, dtype=torch.uint8)
@@ -53,7 +54,4 @@ def predict_extraction(stage: StageBlock, video_frames: int | None) -> MemoryPla
         trainable_parameters=0,
         frozen_parameters=shapes.frozen_parameters,
         optimizer_bytes_per_rank=0,
-        world_size=1,
-        frames=frames,
-        micro=1,
     )

@@ -1,6 +1,6 @@
 """Arithmetic of a factorised encoder, counted from its shapes (ViViT's "GFLOPs" are multiply-accumulates).
 
-Exact for the matrix products, which is what FlopCounterMode counts too; norms, GELU and softmax are left out.
+It is exact for the matrix products, which FlopCounterMode counts as well; norms, GELU and softmax are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def block_macs(tokens: int, width: int, mlp: int) -> int:
 
 
 def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> ForwardMacs:
-    """What the forward pass of one clip of `frames` frames multiplies."""
+    """Multiply-accumulates of the forward pass of one clip of `frames` frames."""
     dims = dims_of(model)
     patches = (model.image_size // dims.patch) ** 2
     steps = frames // model.tubelet
@@ -47,10 +47,12 @@ def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = 
 
 
 def clip_flops(stage: StageBlock, recomputed: bool = False, live: float = 1.0) -> float:
-    """Floating-point operations that training takes a clip of a stage: 2 a MAC. Backward costs two forwards, and a
-    frozen trunk has none. With `recomputed`, those that checkpointed blocks do a second time are counted too; they do
-    the machine's work, but not the model's (mfu). `live` is the share of clips whose features are not read from a
-    cache."""
+    """Floating-point operations to train one clip of a stage, 2 for each multiply-accumulate.
+
+    Backward costs two forward passes, and a frozen trunk has none. `recomputed` includes what checkpointed blocks
+    compute again: the machine's work, but not the model's (mfu). `live` is the share of clips whose features do not
+    come from a cache.
+    """
     macs = forward_macs(stage.model, stage.frames, stage.adapter_block)
     flops = 2.0 * (macs.trunk * (live if stage.freezes_trunk else 3) + macs.tail * 3)
     if recomputed and recomputes(stage):
@@ -59,5 +61,5 @@ def clip_flops(stage: StageBlock, recomputed: bool = False, live: float = 1.0) -
 
 
 def recomputes(stage: StageBlock) -> bool:
-    """Whether the trained blocks run their forward pass once more in backward."""
+    """Whether the trained blocks run their forward pass again in backward."""
     return stage.activation.startswith("checkpoint")

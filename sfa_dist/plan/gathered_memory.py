@@ -1,4 +1,4 @@
-"""What ZeRO 3 and FSDP2 allocate around the trainable module, as arithmetic: see engine_memory.py."""
+"""What ZeRO 3 and FSDP2 allocate around the trainable module, as arithmetic (see engine_memory.py)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class GatheredMemory:
         width = torch.finfo(self.dtype).bits // 8
         self._kept: list[Tensor] = []
         if engine.uses_fsdp:
-            # The masters are the parameters at rest. Two units are gathered at a time, the root's stays.
+            # The masters are the parameters at rest. Two units are gathered at a time; the root's stays gathered.
             units = unit_sizes(module)
-            gathered = units[0] + sum(sorted(units[1:])[-2:]) + max(units)  # The last one: flat, before it is cut.
+            gathered = units[0] + sum(sorted(units[1:])[-2:]) + max(units)  # The last term: flat, before it is split.
             self._keep(HOST if setting.offload else "parameters", shard, torch.float32)
             self._keep(home, shard * moments, torch.float32)
             self._gradient = (numel, torch.float32) if setting.accumulation > 1 else (0, torch.float32)
@@ -62,7 +62,7 @@ class GatheredMemory:
         return self.module(inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients live until they are scattered."""
+        """Gradients, which stay until they are scattered."""
         with self.trace.category("buffers"):
             buffer = torch.empty(self._buffer, dtype=torch.uint8)
         with self.trace.category("gradients"):
@@ -72,7 +72,7 @@ class GatheredMemory:
         del buffer
 
     def step(self) -> None:
-        """The shard's gradient in fp32."""
+        """The gradient of the shard in fp32."""
         with self.trace.category("gradients"):
             torch.empty(self._at_step, dtype=torch.uint8)
 
@@ -85,8 +85,11 @@ def unit_sizes(module: nn.Module) -> list[int]:
 
 
 def gathered_by_zero3(module: nn.Module, block: Mapping[str, Any]) -> int:
-    """Elements that ZeRO 3 holds gathered at most: what backward needs again within the reuse distance (a parameter
-    at depth x from the end comes back after 2 x elements), and what is prefetched."""
+    """The most elements that ZeRO 3 holds gathered.
+
+    They are what backward needs again within the reuse distance (a parameter at depth x from the end is needed again
+    after 2 x elements), and what is prefetched.
+    """
     numel = sum(p.numel() for p in module.parameters())
     largest = max(p.numel() for p in module.parameters())
     reuse = int(block.get("stage3_max_reuse_distance", ZERO3_REUSE))

@@ -1,9 +1,9 @@
 """Predicts the peak of device memory of a training stage, by tracing one real step on fake tensors.
 
-What runs is the project's own: the stage's modules, its frozen trunk with its chunks, its loss and its optimizer
+The code that runs is that of training: the stage's modules, its frozen trunk in chunks, its loss and its optimizer
 (`modules.py`), inside a replay of the engine's buffers (`engine_memory.py`), under a mode that counts storages
-(`memory_trace.py`). The optimizer's state is there from the start, as in every step but the first. Where the card
-decodes, that comes on top (`decode_memory.py`).
+(`memory_trace.py`). The optimizer's state exists from the start, as in every step but the first. Decoding on the card
+comes on top (`decode_memory.py`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from sfa_dist.plan.memory_trace import CATEGORIES, HOST, MemoryTrace, materialis
 from sfa_dist.plan.modules import (
     Shapes,
     link_to_host,
-    quick_chunks,
     shapes_of,
     treat_activations,
 )
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock
 
-MOST_FRAMES = 8192  # Traced chunk by chunk, which takes a minute for tokens; a clip of more is a mistake.
+MOST_FRAMES = 8192  # Tracing so many takes a minute for tokens; a longer clip is a mistake.
 RESTING = ("parameters", "optimizer", HOST)
 
 
@@ -43,8 +42,8 @@ class MemoryPlan:
     """Bytes of tensors on one rank's device at the moment of the largest sum; `by_category` has all CATEGORIES.
 
     `host_bytes` is the peak of what is kept in the host's memory on purpose (offloaded state, pinned buffers).
-    `resting` is what stands between two steps, by category: parameters and optimizer, or "host". `decode` says what
-    `by_category["decoder"]` was made of.
+    `resting` is what stays between two steps, by category: parameters and optimizer, or "host". `decode` explains
+    `by_category["decoder"]`.
     """
 
     peak_bytes: int
@@ -55,9 +54,6 @@ class MemoryPlan:
     trainable_parameters: int
     frozen_parameters: int
     optimizer_bytes_per_rank: int
-    world_size: int
-    frames: int
-    micro: int
 
 
 def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int | None = None) -> MemoryPlan:
@@ -86,20 +82,19 @@ def predict(what: Recipe | StageBlock, world_size: int = 1, *, accumulation: int
         trainable_parameters=trainable,
         frozen_parameters=frozen,
         optimizer_bytes_per_rank=optimizer_bytes_per_rank(trainable, setting),
-        world_size=world_size,
-        frames=what.frames,
-        micro=what.batch.micro,
     )
 
 
 def stages_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's training stages that there are, by name."""
+    """The training stages that the recipe has, by name."""
     return {name: stage for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None}
 
 
 def _run_ahead(features: Callable[[], Any], trace: MemoryTrace) -> list[Tensor]:
-    """What the next micro-batch's trunk leaves while this one's tail works: its features, and the memory that the trunk
-    has worked in, which the allocator keeps for the trunk's own stream."""
+    """What the next micro-batch's trunk holds while this one's tail works.
+
+    That is its features, and the memory that it worked in, which the allocator keeps for the trunk's own stream.
+    """
     before = trace.total
     with trace.transient() as risen:
         out = features()
@@ -108,7 +103,7 @@ def _run_ahead(features: Callable[[], Any], trace: MemoryTrace) -> list[Tensor]:
 
 
 def _stored_features(stage: StageBlock) -> Tensor | None:
-    """A micro-batch of the feature cache on the device; None where there is no cache."""
+    """A micro-batch of cached features on the device; None where there is no cache."""
     if stage.cache_block is None:
         return None
     shape = (stage.batch.micro, stage.frames // stage.model.tubelet, dims_of(stage.model).width)
@@ -116,15 +111,19 @@ def _stored_features(stage: StageBlock) -> Tensor | None:
 
 
 def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str, int]]:
-    """The last micro-batch and the optimizer step of a stage, traced, and what stands behind it by category."""
+    """Traces the last micro-batch and the optimizer step of a stage.
+
+    Returns the trace, and the bytes that stay after the step, by category of RESTING.
+    """
     stage = setting.stage
     trace = MemoryTrace()
-    # A kernel without a fake twin must not run on real memory: that would be the whole model's.
+    # A kernel without a fake version must not fall back to real memory: that would be the whole model's.
     mode = FakeTensorMode(allow_fallback_kernels=False)
     frozen = shapes.frozen if stage.runs_frozen_trunk else None
     host = frozen is not None and offloads(stage)
-    with mode, trace, quick_chunks(frozen, trace):
+    with mode, trace:
         if frozen is not None:
+            frozen.skip_repetitions(trace)
             with trace.category("frozen"):
                 materialise(frozen)
             if host:
@@ -135,7 +134,7 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
         labels = torch.empty(micro, dtype=torch.int64)
         weights = torch.empty(micro)
 
-        def features() -> Any:  # A frame of its own, as in the trainer: the clips die with it.
+        def features() -> Any:  # A function, as in the trainer: on its return the clips are freed.
             stored = _stored_features(stage)
             if frozen is None and stored is not None:
                 return stored
@@ -144,7 +143,7 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
             if frozen is None:
                 return clips
             own = frozen(clips)
-            return own if stored is None else stored  # Of a cached batch with live clips: all of them, at most.
+            return own if stored is None else stored  # With live clips beside cached ones: at most all are live.
 
         ahead: list[Tensor] = []
 
@@ -162,8 +161,10 @@ def trace_step(shapes: Shapes, setting: Setting) -> tuple[MemoryTrace, dict[str,
 
 
 def predict_together(stages: Sequence[StageBlock], world_size: int = 1) -> MemoryPlan:
-    """The memory plan of stages that train together and take turns, as the members of a sweep: all of them rest on the
-    device, and one at a time works."""
+    """The memory plan of stages that train together and take turns, as the members of a sweep.
+
+    The state of all of them stays on the device, and one at a time works. Raises as `predict`.
+    """
     kinds: dict[str, MemoryPlan] = {}
     plans = [kinds.get(kind) or kinds.setdefault(kind, predict(stage, world_size)) for kind, stage in _kinds(stages)]
     if len(plans) == 1:
@@ -185,8 +186,7 @@ def _on_device(plan: MemoryPlan) -> int:
 
 
 def _kinds(stages: Sequence[StageBlock]) -> Iterator[tuple[str, StageBlock]]:
-    """Each stage with what its memory depends on where all else is the same: what a sweep can vary, but for numbers
-    that no size follows from."""
+    """Each stage with a key of what a sweep can vary and its memory depends on."""
     for stage in stages:
         adapter, moments = stage.adapter_block, moments_of(stage.optimizer)
         kind = (stage.frames, stage.batch.micro, adapter, stage.model.temporal_depth, stage.model.drop_path, moments)

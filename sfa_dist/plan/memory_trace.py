@@ -1,11 +1,12 @@
-"""Counts the bytes of tensors that live at one time, with nothing allocated: fake tensors and a dispatch mode.
+"""Counts the bytes of tensors that are alive at one time, without allocating them: fake tensors and a dispatch mode.
 
-Under `FakeTensorMode` tensors have shapes, dtypes and storages, and no memory. Real code runs on them: forward,
-autograd, optimizers. `MemoryTrace` sees each operation, notes the storages that come out and when they die,
-and keeps the moment of the largest sum. All tensors are fake *cpu* ones: autograd and fused optimizers refuse fake
-cuda tensors where there is no driver, and attention on the CPU (its flash kernel) saves what the GPU's saves.
+Under `FakeTensorMode` tensors have shapes, dtypes and storages, but no memory. Real code runs on them: forward,
+autograd, optimizers. `MemoryTrace` sees each operation, notes the storages that it returns and when they are freed, and
+keeps the moment of the largest sum. All tensors are fake *cpu* tensors: autograd and fused optimizers refuse fake cuda
+tensors where there is no driver, and attention on the CPU (its flash kernel) saves what the GPU's saves.
 
-What a card needs beyond tensors (context, workspaces, fragmentation) is not seen here; `cards.reserve_bytes` is for it.
+What a card needs beyond tensors (context, workspaces, fragmentation) is not traced; `cards.reserve_bytes` is kept for
+it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-GRANULE = 512  # The caching allocator's: each block is a multiple of it.
-HOST = "host"  # The category of what does not lie on the device.
+GRANULE = 512  # Bytes: the caching allocator's blocks are multiples of it.
+HOST = "host"  # The category of what is not on the device.
 CATEGORIES = ("parameters", "frozen", "gradients", "optimizer", "activations", "buffers", "decoder")
 
 
@@ -33,8 +34,8 @@ def rounded(size: int) -> int:
 class MemoryTrace(TorchDispatchMode):
     """Live bytes by category, and what they were at the moment of the largest sum.
 
-    Enter it inside a `FakeTensorMode`. What is made goes to the category that `category()` has set, "activations"
-    else; `retag` moves a tensor to another one. Pinned tensors and the category `HOST` are counted apart.
+    Enter it inside a `FakeTensorMode`. A new tensor goes to the category that `category()` has set, "activations" by
+    default; `retag` moves it to another one. Pinned tensors and the category `HOST` are counted apart.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class MemoryTrace(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self.host_peak = 0
         self._category = "activations"
-        self._storages: dict[int, tuple[Any, int, str]] = {}  # By id of the storage: (its death, bytes, category).
+        self._storages: dict[int, tuple[Any, int, str]] = {}  # By id of the storage: (weak reference, bytes, category).
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -64,8 +65,8 @@ class MemoryTrace(TorchDispatchMode):
         key = id(storage)
         if key not in self._storages:
             size = rounded(storage.nbytes())
-            death = weakref.ref(storage, lambda _: self._forget(key))
-            self._storages[key] = (death, size, category)
+            reference = weakref.ref(storage, lambda _: self._forget(key))
+            self._storages[key] = (reference, size, category)
             self._add(category, size)
 
     def _forget(self, key: int) -> None:
@@ -84,7 +85,7 @@ class MemoryTrace(TorchDispatchMode):
 
     @contextmanager
     def category(self, name: str) -> Iterator[None]:
-        """What is made inside goes to the category `name`."""
+        """Tensors that are created inside go to the category `name`."""
         before, self._category = self._category, name
         try:
             yield
@@ -94,22 +95,22 @@ class MemoryTrace(TorchDispatchMode):
     def retag(self, tensor: Tensor, category: str) -> None:
         """Moves a tensor's storage to another category."""
         key = id(tensor.untyped_storage())
-        death, size, old = self._storages[key]
+        reference, size, old = self._storages[key]
         if old != category:
-            self._storages[key] = (death, size, category)
+            self._storages[key] = (reference, size, category)
             self.live[old] -= size
             self.live[category] += size
             if HOST in (old, category):
                 self.total += size if old == HOST else -size
 
     def bump(self, size: int) -> None:
-        """Notes that `size` bytes of activations lived for a moment on top of what lives now."""
+        """Notes that `size` bytes of activations were alive for a moment on top of what is alive now."""
         self._add("activations", size)
         self._add("activations", -size)
 
     @contextmanager
     def transient(self) -> Iterator[list[int]]:
-        """Yields a list that holds, at the end, how far the sum rose above what it was at the start."""
+        """Yields a list that holds, after the block, how far the sum rose above its value at the start."""
         start, outer_peak, outer_at_peak = self.total, self.peak, self.at_peak
         self.peak, self.at_peak = start, dict(self.live)
         rise: list[int] = []
@@ -122,9 +123,9 @@ class MemoryTrace(TorchDispatchMode):
 def materialise(module: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Gives a module that was built on the meta device fake storages, one for each parameter and buffer.
 
-    `dtype` in place of the parameters' own. `Module.to` would fail on fake tensors, so parameters are replaced.
-    Engines make them views of one flat tensor; here they are not, since fake operations are remembered by their inputs,
-    offset included, and alike blocks are then traced ten times as fast. Call it inside of the modes.
+    Parameters get `dtype` instead of their own. They are replaced, because `Module.to` fails on fake tensors. Engines
+    make parameters views of one flat tensor; here each has a storage of its own, because fake operations are cached by
+    their inputs, offset included, and identical blocks are then traced ten times as fast. Call it inside the modes.
     """
     made: dict[int, Tensor] = {}
 

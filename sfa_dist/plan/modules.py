@@ -1,12 +1,11 @@
 """The modules that a stage trains and freezes, as shapes on the meta device: what the traces run.
 
-They come from `models/assembly.py`, as in training, which also loads weights and looks at the machine.
+They are built by `models/assembly.py`, as in training, which then loads weights and looks at the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from sfa_dist.models import frozen as frozen_module
 from sfa_dist.models.assembly import (
     LARGEST_CHUNK_FRAMES,
-    freeze,
+    freeze_as,
     set_recompute,
     tail_of,
     trunk_of,
@@ -32,45 +30,85 @@ from sfa_dist.plan.memory_trace import HOST, MemoryTrace
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
 
+class PlannedTrunk(FrozenTrunk):
+    """The frozen trunk of a plan. It can run each shape of chunk once, and then traces 1,024 frames as fast as 8.
+
+    This is exact: of a chunk the trunk keeps the output alone, and the copies that cut clips into tubelets and join
+    features allocate nothing. For a repeated shape it only notes in the trace how far its first run rose.
+    """
+
+    _trace: MemoryTrace | None = None
+
+    def skip_repetitions(self, trace: MemoryTrace) -> None:
+        """Runs each shape of chunk once from now on, under `trace`. Without this call all chunks run."""
+        self._trace = trace
+        self._seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def run_tubelets(self, tubelets: Tensor, still: Tensor | None = None) -> Tensor:
+        """As FrozenTrunk's; a shape that has run before returns an empty tensor."""
+        if self._trace is None:
+            return super().run_tubelets(tubelets, still)
+        if tubelets.shape in self._seen:
+            rise, shape, dtype = self._seen[tubelets.shape]
+            self._trace.bump(rise)
+            return torch.empty(shape, dtype=dtype, device=tubelets.device)
+        with self._trace.transient() as risen:
+            out = super().run_tubelets(tubelets, still)
+        self._seen[tubelets.shape] = (risen[0], out.shape, out.dtype)
+        return out
+
+    def copy_tubelets(self, clips: Tensor, span: slice, out: Tensor) -> None:
+        """As FrozenTrunk's; does nothing where repetitions are skipped."""
+        if self._trace is None:
+            super().copy_tubelets(clips, span, out)
+
+    def put_tubelets(self, features: Tensor, span: slice, value: Tensor) -> None:
+        """As FrozenTrunk's; does nothing where repetitions are skipped."""
+        if self._trace is None:
+            super().put_tubelets(features, span, value)
+
+
 @dataclass(frozen=True)
 class Shapes:
-    """What the engine gets, and what runs frozen in front of it (None where everything is trained)."""
+    """What the engine trains, and the frozen trunk before it (None where everything is trained)."""
 
     trainable: nn.Module
-    frozen: FrozenTrunk | None
+    frozen: PlannedTrunk | None
 
     @property
     def trainable_parameters(self) -> int:
-        """Elements that are trained."""
+        """The number of trained elements."""
         return sum(p.numel() for p in self.trainable.parameters())
 
     @property
     def frozen_parameters(self) -> int:
-        """Elements that are not."""
+        """The number of frozen elements."""
         return sum(p.numel() for p in self.frozen.parameters()) if self.frozen else 0
 
 
 def shapes_of(stage: StageBlock) -> Shapes:
-    """A stage's modules without storage. Raises RecipeError for sizes that do not go together."""
+    """A stage's modules without storage. Raises RecipeError for sizes that do not fit together."""
     if not isinstance(stage, Stage2):
         return Shapes(whole_model(stage), None)
     trunk, tail = trunk_of(stage), tail_of(stage)
     with without_storage():
-        frozen = freeze(trunk, stage, pooled=not tail.takes_tokens)
+        frozen = freeze_as(PlannedTrunk, trunk, stage, pooled=not tail.takes_tokens)
     if stage.chunk_frames == "auto":
-        frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # On a full card it takes fewer.
+        frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # With little free memory it takes fewer.
     set_recompute(tail, stage)
     return Shapes(tail, frozen)
 
 
 def link_to_host(frozen: FrozenTrunk, trace: MemoryTrace) -> None:
-    """Lets the trunk offload as in training, over the same code; its host buffers are counted in the host."""
+    """Lets the trunk offload with the code of training; its host buffers are counted as HOST."""
     frozen.link = _TracedLink(trace)
 
 
 class _TracedLink(HostLink):
-    """Host buffers are counted; copies into them, which make no storage, are left out: each is a slice that no trace
-    has seen, and 4,096 frames have thousands of them."""
+    """A link that counts its host buffers and copies nothing into them.
+
+    Copies allocate nothing and take long to trace: each is of another slice, and 4,096 frames have thousands.
+    """
 
     def __init__(self, trace: MemoryTrace) -> None:
         super().__init__(torch.device("cpu"))
@@ -86,7 +124,7 @@ class _UncopiedFeatures(HostFeatures):
 
 
 class _CountedPool(HostPool):
-    """Host buffers that the trace knows to be such."""
+    """A pool whose buffers the trace counts as HOST."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         super().__init__(pinned=False)
@@ -97,43 +135,10 @@ class _CountedPool(HostPool):
             return super().take(shape, dtype)
 
 
-@contextmanager
-def quick_chunks(frozen: FrozenTrunk | None, trace: MemoryTrace) -> Iterator[None]:
-    """Lets the trunk run each shape of chunk once; a repetition only tells the trace how far the first one rose.
-
-    The trunk keeps nothing of a chunk but its output, and the copies that cut clips into rows and put features together
-    make no storage, so this is exact, and 1,024 frames trace as fast as 8.
-    """
-    if frozen is None:
-        yield
-        return
-    run: Callable[[Tensor, Tensor | None], Tensor] = frozen.run_rows
-    seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
-
-    def run_rows(rows: Tensor, still: Tensor | None = None) -> Tensor:
-        if rows.shape in seen:
-            rise, shape, dtype = seen[rows.shape]
-            trace.bump(rise)
-            return torch.empty(shape, dtype=dtype, device=rows.device)
-        with trace.transient() as risen:
-            out = run(rows, still)
-        seen[rows.shape] = (risen[0], out.shape, out.dtype)
-        return out
-
-    copy_rows, put_rows = frozen_module.copy_rows, frozen_module.put_rows
-    frozen.run_rows = run_rows  # type: ignore[method-assign]
-    frozen_module.copy_rows = lambda clips, tubelet, span, out: None
-    frozen_module.put_rows = lambda features, span, value: None
-    try:
-        yield
-    finally:
-        frozen_module.copy_rows, frozen_module.put_rows = copy_rows, put_rows
-
-
 def treat_activations(module: nn.Module, mode: str, trace: MemoryTrace) -> None:
-    """Lets each block (entry of a ModuleList) keep, recompute or move away what it saves, as `stage.activation` says.
+    """Makes each block (entry of a ModuleList) keep, recompute or offload what it saves; `mode` is `stage.activation`.
 
-    Call it when `module` has its storages. What goes to the host is counted there.
+    Call it after `module` has its storages. What is offloaded is counted as HOST.
     """
     for block in [block for blocks in module.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]:
         run = block.forward

@@ -21,7 +21,7 @@ from sfa_dist.plan.search import largest_frames, largest_micro
 from sfa_dist.plan.wire import wire_bytes
 from sfa_dist.recipe.schema import Recipe, StageBlock, sweep_members
 
-CACHE = "cache"  # What filling the feature cache is called among the stages.
+CACHE = "cache"  # The name, among the stages, of filling the feature cache.
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class Need:
 
 @dataclass(frozen=True)
 class StagePlan(Need):
-    """What one training stage takes. `max_frames` and `max_micro` are None where they were not asked for. `members` are
-    those that a sweep trains together, and the stage alone where there is none."""
+    """What one training stage takes.
+
+    `max_frames` and `max_micro` are None where they were not searched for. `members` are the stages that a sweep trains
+    together, or this stage alone.
+    """
 
     stage: StageBlock
     members: Sequence[StageBlock]
@@ -50,19 +53,21 @@ class StagePlan(Need):
     clips: ClipCounts
     duration: Duration
     checkpoint_bytes: int
-    wire_bytes: int  # That a rank sends for an optimizer step.
+    wire_bytes: int  # Sent by a rank for one optimizer step.
     advice: Advice | None
 
     @property
     def host_bytes(self) -> int:
-        """What a rank keeps in the host's memory: what is offloaded, and the copy that checkpoints are written from."""
+        """Bytes in the host's memory for a rank: what is offloaded, and the copy that checkpoints are written from."""
         return self.memory.host_bytes + self.memory.optimizer_bytes_per_rank
 
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """The plans of a recipe's stages on `world_size` cards of one kind; `extraction` is of the feature cache, where the
-    recipe fills one."""
+    """The plans of a recipe's stages on `world_size` cards of one kind.
+
+    `extraction` is the plan of filling the feature cache, where the recipe has one.
+    """
 
     recipe: Recipe
     card: Card
@@ -72,12 +77,12 @@ class RecipePlan:
 
     @property
     def needs(self) -> list[Need]:
-        """All that has to fit."""
+        """Everything that has to fit."""
         return [*self.stages, *([self.extraction] if self.extraction else [])]
 
     @property
     def fits(self) -> bool:
-        """Whether all of it does."""
+        """Whether everything fits."""
         return all(need.fits for need in self.needs)
 
     @property
@@ -108,9 +113,7 @@ class RecipePlan:
                 "smaller chunks (stage2.chunk_frames)"
             )
         if not self.card.has_bf16 and any(plan.stage.engine.precision == "bf16" for plan in self.stages):
-            lines.append(
-                f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours are fp32's already)"
-            )
+            lines.append(f"{self.card.name} has no bf16 units: set engine.precision=fp32 (the hours assume it already)")
         fp8 = any(trunk_eight_bits(plan.stage) == "fp8" for plan in self.stages)
         if fp8 and not self.card.has_fp8:
             lines.append(f"{self.card.name} has no fp8 units, so the run is refused: set stage2.trunk_precision=int8")
@@ -155,12 +158,12 @@ def plan_recipe(
     only: str | None = None,
     search: bool = True,
     micro_seconds: dict[str, float] | None = None,
-    tell: Callable[[str], None] = lambda what: None,
+    report: Callable[[str], None] = lambda what: None,
 ) -> RecipePlan:
-    """Plans the stages that train (`only` one of them). `micro_seconds` are measured ones, by stage; `tell` hears what
-    is being worked out.
+    """Plans the stages that train, or `only` one of them.
 
-    Without `search` it neither looks for the largest frames and clips nor for advice. Raises RecipeError.
+    `micro_seconds` has measured times of a micro-batch, by stage. `report` is called with what is being worked out.
+    Without `search`, the largest frames and clips and the advice are left out. Raises RecipeError.
     """
     plans: list[StagePlan] = []
     extraction = None
@@ -170,17 +173,17 @@ def plan_recipe(
         if only not in (None, name) or stage.given_weights:
             continue
         members = _members(recipe, name, world_size) or [stage]
-        tell(f"{name}: memory of {stage.frames} frames")
+        report(f"{name}: memory of {stage.frames} frames")
         memory = predict_together(members, world_size)
         fits = memory.peak_bytes <= limit
-        tell(f"{name}: clips of the data set")
+        report(f"{name}: clips of the data set")
         known = count_clips(stage, clips)
         if only is None and stage.cache_block is not None:
-            tell(f"{CACHE}: memory")
+            report(f"{CACHE}: memory")
             filling = predict_extraction(stage, known.video_frames)
             extraction = Need(CACHE, filling, filling.peak_bytes <= limit)
         if search:
-            tell(f"{name}: largest frames and micro-batch that fit" + ("" if fits else ", and what makes it fit"))
+            report(f"{name}: largest frames and micro-batch that fit" + ("" if fits else ", and what makes it fit"))
         plans.append(
             StagePlan(
                 name=name,
@@ -203,32 +206,34 @@ def plan_recipe(
 
 
 def _members(recipe: Recipe, name: str, world_size: int) -> list[StageBlock]:
-    """The members that the recipe's sweep trains together in this stage; none without."""
+    """The members that a sweep trains together in this stage; none without a sweep."""
     return [member.stage.on_ranks(world_size) for member in sweep_members(recipe)] if name == "stage2" else []
 
 
 def checkpoint_bytes(stage: StageBlock, memory: MemoryPlan) -> int:
-    """Disk that a stage's checkpoints take at most: those kept, the one being written, and the final weights."""
+    """Disk bytes of a stage's checkpoints at most: those kept, the one being written, and the final weights."""
     one = 4 * memory.trainable_parameters * (1 + len(moments_of(stage.optimizer)))
     return (stage.checkpoint.keep + 1) * one + 4 * memory.trainable_parameters
 
 
 def cache_gib(plan: RecipePlan) -> float | None:
-    """The recipe's feature cache, or one of a single view where it has none; None without a stage 2, and for an adapter
-    on tokens, which no cache serves."""
+    """GiB of the recipe's feature cache, or of one with a single view where it has none.
+
+    None without a stage 2, and for an adapter on tokens, which no cache serves.
+    """
     stage = plan.last.stage
     size = cache_bytes(stage, plan.last.clips) if stage.freezes_trunk and not takes_tokens(stage) else None
     return None if size is None else size / GIB
 
 
 def categories_gib(plan: Need) -> dict[str, float]:
-    """GiB by category at the peak, the reserve among them; their sum is what it needs."""
+    """GiB by category at the peak, including the reserve; their sum is what is needed."""
     sizes = {**plan.memory.by_category, "reserve": reserve_bytes(plan.memory.peak_bytes)}
     return {name: size / GIB for name, size in sizes.items()}
 
 
 def memory_line(members: Sequence[StageBlock], world_size: int, device: torch.device) -> str:
-    """For `--dry-run`: whether a stage, or the members of a sweep together, fit the card of this process."""
+    """For `--dry-run`: whether a stage, or the members of a sweep together, fit this process's card, in words."""
     peak = predict_together(members, world_size).peak_bytes
     needed = f"memory plan: {(peak + reserve_bytes(peak)) / GIB:.1f} GiB a GPU, {peak / GIB:.1f} GiB of it tensors"
     if device.type != "cuda":
@@ -299,7 +304,7 @@ def _advise(plan: StagePlan, card: Card, world_size: int) -> str:
 
 
 def members_that_fit(members: Sequence[StageBlock], card: Card, world_size: int) -> int:
-    """How many of a sweep's members, from the first on, fit together."""
+    """How many of a sweep's members fit together, counted from the first."""
     low, high = 0, len(members)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,8 +1,8 @@
-"""The largest number of frames, or of clips, with which a stage still fits: few traces, by interpolation.
+"""The largest number of frames, or of clips, with which a stage still fits: by interpolation, in few traces.
 
-The peak of memory is the largest of several straight lines (forward, backward, step), so it is convex in what grows:
-the straight line between a size that fits and one that does not lies above it, and where that line meets the limit, the
-stage fits. Where the lines are straight, that is the answer, and the trace of it the proof.
+The peak of memory is the largest of several linear functions (forward, backward, step), so it is convex in the size.
+The line between a size that fits and one that does not lies above it, and where that line meets the limit, the stage
+fits. Where the peak is linear in between, that is the answer, and its trace the proof.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from sfa_dist.plan.memory import predict_together
 from sfa_dist.recipe.schema import StageBlock
 
-FRAMES_LIMIT = 4096  # More is not asked for: 4,096 frames at stride 1 are over two minutes of video.
+FRAMES_LIMIT = 4096  # The search ends there: 4,096 frames at stride 1 are over two minutes of video.
 TRACES = 8
 
 
 def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ceiling: int, known: int) -> int:
-    """The largest multiple of `granule` up to `ceiling` with `peak(size) <= limit`, and 0 where there is none.
+    """The largest multiple of `granule` up to `ceiling` with `peak(size) <= limit`, or 0 where there is none.
 
-    `known` is `peak(start)`. After TRACES traces it is the best so far.
+    `known` is `peak(start)`. After TRACES traces the best size so far is returned.
     """
     low, low_peak, high, high_peak = 0, 0, 0, 0
     if known <= limit:
@@ -41,7 +41,7 @@ def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ce
         if size > limit:
             high, high_peak = guess, size
             continue
-        # Convex: the next size takes at least as much more as those before it did.
+        # The peak is convex: the next granule takes at least as much as those before it.
         slope = (size - low_peak) / (guess - low)
         low, low_peak = guess, size
         if size + slope * granule > limit:
@@ -52,8 +52,10 @@ def largest(peak: Callable[[int], int], limit: int, granule: int, start: int, ce
 def largest_frames(
     stages: Sequence[StageBlock], world_size: int, limit: int, known: int, ceiling: int = FRAMES_LIMIT
 ) -> int:
-    """Frames up to `ceiling` with which the peak of a stage, or of the members of a sweep that train together, stays
-    within `limit` bytes."""
+    """The most frames, up to `ceiling`, with which the peak stays within `limit` bytes.
+
+    `stages` is one stage, or the members of a sweep that train together; `known` is their peak as they are.
+    """
 
     def peak(frames: int) -> int:
         return predict_together([with_frames(stage, frames) for stage in stages], world_size).peak_bytes
@@ -62,7 +64,7 @@ def largest_frames(
 
 
 def largest_micro(stages: Sequence[StageBlock], world_size: int, limit: int, known: int) -> int:
-    """Clips of a micro-batch, up to a rank's share of the batch, with which the peak stays within `limit` bytes."""
+    """The most clips of a micro-batch, up to a rank's share of the batch, with which the peak stays within `limit`."""
 
     def peak(micro: int) -> int:
         return predict_together([_with_micro(stage, micro) for stage in stages], world_size).peak_bytes
@@ -76,5 +78,5 @@ def _with_micro(stage: StageBlock, micro: int) -> StageBlock:
 
 
 def with_frames(stage: StageBlock, frames: int) -> StageBlock:
-    """The stage with another clip length, which its validators have not seen."""
+    """The stage with another clip length, which is not validated."""
     return stage.model_copy(update={"frames": frames})

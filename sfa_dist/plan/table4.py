@@ -4,8 +4,8 @@ The paper trains on 64 TPUv3 cores of 16 GB with one clip each, and ViViT-B on R
 of ranks runs the project's own way: ZeRO-2, one clip a rank, SGD with momentum; bf16 on the 16 GB card, fp32
 on the 2080 Ti, which has no bf16 units.
 
-The paper's out-of-memory cells are its own: no single recipe gives all of them (end to end, ViViT-H on 96 frames needs
-recomputation on 16 GB, and ViViT-g, the larger by 1.6, is said to stop at 8 frames with it).
+No single recipe reproduces all out-of-memory cells of the paper: end to end on 16 GB, ViViT-H needs recomputation for
+96 frames, and with it ViViT-g, 1.6 times as large, fits more than the paper's 8 frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAPER = {"ViViT-H": 96, "SFA-ViViT-H": 128, "ViViT-g": 8, "SFA-ViViT-g": 64, "Vi
 class Row:
     """A model and how it is trained; `largest` is the most frames, up to 1,024, that fit `card` on `ranks` ranks.
 
-    `paper` is the paper's, None where it has no such row.
+    `paper` is the paper's number, None where it has no such row.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def table4(ranks: int = 64) -> list[Row]:
-    """All rows. Takes one to two minutes: each row is a handful of traces."""
+    """All rows. This takes one to two minutes: each row needs several traces."""
     rows = []
     for size, card, precision, depths in (
         ("H", card_of_size(16), "bf16", (4,)),
@@ -75,7 +75,7 @@ def _row(size: str, depth: int, sfa: bool, activation: str, card: Card, precisio
 
 
 def table4_stage(size: str, depth: int, sfa: bool, precision: str, ranks: int, frames: int = 8) -> StageBlock:
-    """One clip a rank on Kinetics-400, 224 pixels; `sfa` is stage 2, else end to end."""
+    """The stage of a row: one clip a rank on Kinetics-400, 224 pixels; stage 2 with `sfa`, else end to end."""
     kind = Stage2 if sfa else Stage1
     stage = kind.model_validate(
         {
@@ -92,7 +92,7 @@ def table4_stage(size: str, depth: int, sfa: bool, precision: str, ranks: int, f
 
 
 def print_table4(rows: Sequence[Row]) -> None:
-    """A line for each row; below it the paper's, where it has one. + fits, - does not, blank is not in the paper."""
+    """Prints each row, and below it the paper's, where it has one. + fits, - does not, blank is not in the paper."""
     table = Table(box=None, header_style="", pad_edge=False)
     for heading in ("model", "Lt", "activations", "card"):
         table.add_column(heading)

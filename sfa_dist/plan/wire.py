@@ -1,9 +1,9 @@
-"""Bytes that a rank sends for one optimizer step: what the engines' collectives move, as arithmetic.
+"""Bytes that a rank sends for one optimizer step: the traffic of the engines' collectives, as arithmetic.
 
-Only what is trained moves: the frozen trunk is the same on every rank. Collectives are counted as rings, the least that
-any algorithm sends: of a tensor of V bytes on N ranks an all-gather or a reduce-scatter sends V (N - 1) / N, an
-all-reduce twice that. Norms, losses and stop requests, some hundred bytes, are left out. What each engine calls was
-counted on real ranks (tests/distributed/test_wire.py).
+Only what is trained is sent: the frozen trunk is the same on every rank. Collectives are counted as rings, the least
+that any algorithm sends: for a tensor of V bytes on N ranks an all-gather or a reduce-scatter sends V (N - 1) / N, an
+all-reduce twice that. Norms, losses and stop requests, a few hundred bytes, are left out. The calls of each engine are
+counted on real ranks in tests/distributed/test_wire.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def wire_bytes(stage: StageBlock, world_size: int) -> int:
 
 
 def sent_by_engine(module: nn.Module, setting: Setting) -> float:
-    """The same for a module under an engine."""
+    """The bytes of `wire_bytes` for a module under an engine, before rounding."""
     engine, micros = setting.stage.engine, setting.accumulation
     numel = sum(p.numel() for p in module.parameters())
     width = 2 if setting.bf16 else FP32
@@ -49,8 +49,11 @@ def _share(ranks: int) -> float:
 
 
 def _gathered_by_zero3(numel: int, setting: Setting) -> int:
-    """Elements gathered for a micro-batch: all of them for forward, and for backward again those whose next use is
-    farther away than the reuse distance (a parameter at depth x from the end comes back after 2 x elements)."""
+    """Elements gathered for a micro-batch: all of them for forward, and some of them again for backward.
+
+    Those are the ones whose next use is beyond the reuse distance (a parameter at depth x from the end is needed again
+    after 2 x elements).
+    """
     block = setting.zero_block
     reuse = int(block.get("stage3_max_reuse_distance", ZERO3_REUSE))
     live = int(block.get("stage3_max_live_parameters", ZERO3_REUSE))
@@ -58,8 +61,10 @@ def _gathered_by_zero3(numel: int, setting: Setting) -> int:
 
 
 def _sent_by_fsdp(units: list[int], setting: Setting) -> float:
-    """Blocks are gathered for forward and again for backward, the root stays; gradients are scattered in fp32 with the
-    last micro-batch, and averaged over the copies of the state."""
+    """Bytes under FSDP2: blocks are gathered for forward and again for backward; the root stays gathered.
+
+    Gradients are scattered in fp32 with the last micro-batch, and averaged over the copies of the state.
+    """
     width = 2 if setting.bf16 else FP32
     copies = setting.world // setting.shards
     gathered = width * (units[0] + 2 * sum(units[1:])) * setting.accumulation

@@ -1,4 +1,4 @@
-"""Turns the schema's complaints into lines a user can act on: source, key, what was expected, and a suggestion."""
+"""Turns the schema's errors into lines that a user can act on: source, key, what was expected, and a suggestion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfa_dist.recipe.strict_yaml import Node, format_value, plain
 
 MAX_ERRORS = 10
 
-# What other trainers call the same thing; difflib does not find these.
+# What other trainers call the same key; difflib does not find these.
 SYNONYMS = {
     "learning_rate": "optimizer.lr",
     "base_lr": "optimizer.lr",
@@ -47,14 +47,14 @@ SYNONYMS = {
 
 
 def describe_errors(error: ValidationError, root: Node, schema: type[RecipeBlock], shared: Collection[str]) -> str:
-    """All complaints, one a line, each once. `shared` names the blocks that may also stand at the top level."""
-    homes = _homes(schema, shared)
-    lines = list(dict.fromkeys(_describe(detail, root, homes, shared) for detail in error.errors()))
+    """All errors, one a line, each once. `shared` names the blocks that may also stand at the top level."""
+    keys = _keys_by_block(schema, shared)
+    lines = list(dict.fromkeys(_describe(detail, root, keys, shared) for detail in error.errors()))
     rest = len(lines) - MAX_ERRORS
     return "\n".join(lines[:MAX_ERRORS] + ([f"... and {rest} more"] if rest > 0 else []))
 
 
-def _describe(detail: ErrorDetails, root: Node, homes: Mapping[str, list[str]], shared: Collection[str]) -> str:
+def _describe(detail: ErrorDetails, root: Node, keys: Mapping[str, list[str]], shared: Collection[str]) -> str:
     path = [*detail["loc"], *_field_of(detail)]
     node, depth = find(root, path)
     kind, start = detail["type"], f"{node.source}: {node.key}: " if node.key else f"{node.source}: "
@@ -64,7 +64,7 @@ def _describe(detail: ErrorDetails, root: Node, homes: Mapping[str, list[str]], 
         return f"{start}'{name}' is missing{top}"
     if kind == "extra_forbidden":
         parent = path[1:-1] if len(path) > 2 and path[1] in shared else path[:-1]
-        return f"{node.source}: unknown key '{node.key}'; {_suggest(str(path[-1]), '.'.join(map(str, parent)), homes)}"
+        return f"{node.source}: unknown key '{node.key}'; {_suggest(str(path[-1]), '.'.join(map(str, parent)), keys)}"
     expected = _EXPECTED.get(kind)
     if expected is None:
         return start + detail["msg"].removeprefix("Value error, ")
@@ -73,7 +73,7 @@ def _describe(detail: ErrorDetails, root: Node, homes: Mapping[str, list[str]], 
 
 
 def _field_of(detail: ErrorDetails) -> list[str]:
-    """The field that a check of a whole block complains about, where it says so (`recipe.field_error`)."""
+    """The field that a check of a whole block reports, where it names one (`blocks.field_error`)."""
     field = detail.get("ctx", {}).get("field")
     return [field] if isinstance(field, str) else []
 
@@ -113,29 +113,29 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _homes(schema: type[RecipeBlock], shared: Collection[str]) -> dict[str, list[str]]:
-    """For each block its keys, e.g. `optimizer` -> [name, lr, ...]; "" is the top level."""
-    homes: dict[str, list[str]] = {}
+def _keys_by_block(schema: type[RecipeBlock], shared: Collection[str]) -> dict[str, list[str]]:
+    """The keys of each block, such as `optimizer` -> [name, lr, ...]; "" is the top level."""
+    keys: dict[str, list[str]] = {}
 
     def visit(model: type[RecipeBlock], path: str) -> None:
-        homes[path] = list(model.model_fields)
+        keys[path] = list(model.model_fields)
         for name, field in model.model_fields.items():
             inner = block_in(field.annotation)
             if inner is not None:
                 visit(inner, name if name in shared or not path else f"{path}.{name}")
 
     visit(schema, "")
-    homes[""] += shared
-    return homes
+    keys[""] += shared
+    return keys
 
 
-def _suggest(name: str, parent: str, homes: Mapping[str, list[str]]) -> str:
-    siblings = homes.get(parent, [])
+def _suggest(name: str, parent: str, keys: Mapping[str, list[str]]) -> str:
+    siblings = keys.get(parent, [])
     known = SYNONYMS.get(name, "")
     if known:
         own = known.rpartition(".")[2]
         return f"did you mean '{own if own in siblings else known}'?"
-    owners = ["the top level"] if name in homes[""] else [home for home, keys in homes.items() if name in keys]
+    owners = ["the top level"] if name in keys[""] else [block for block, own in keys.items() if name in own]
     if owners:
         return f"'{name}' belongs to {' or '.join(owners)}"
     near = difflib.get_close_matches(name, siblings, n=1)

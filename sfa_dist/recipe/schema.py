@@ -1,12 +1,12 @@
 """The typed schema of a recipe: one YAML file that describes one run completely.
 
-A recipe is read strictly: an unknown key, a wrong type, a duplicate key or a YAML tag is an error with file, line
-and a suggestion (`strict_yaml.py` reads the text, `source.py` puts the files and overrides together, this file types
-them, `messages.py` words what is wrong). `stages.py` has the stages, `blocks/` what they are made of. No torch here: it
+A recipe is read strictly: an unknown key, a wrong type, a duplicate key or a YAML tag is an error with file, line and
+a suggestion. `strict_yaml.py` reads the text, `source.py` puts files and overrides together, this file types them, and
+`messages.py` words the errors. `stages.py` has the stages, `blocks/` their blocks. Nothing here imports torch, so it
 runs on a login node.
 
-The blocks in `STAGE_BLOCKS` may stand at the top level, where they are the defaults of every stage, and inside
-a stage, where they hold for that stage alone. After loading, each stage carries its blocks complete.
+The blocks in `STAGE_BLOCKS` may stand at the top level, where they are the defaults of every stage, and inside a stage,
+where they hold for that stage alone. After loading, each stage has all of its blocks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "sweep_members",
 ]
 
-# What the heads of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
+# What the members of a sweep may differ in: nothing that the stored features, the batches or the steps depend on.
 SWEPT_KEYS = (
     *("adapter.hidden", "adapter.residual", "head", "model.temporal_depth", "model.drop_path", "seed"),
     *(f"optimizer.{key}" for key in OptimizerBlock.model_fields),
@@ -68,21 +68,35 @@ MAX_MEMBERS = 1024
 
 
 class Recipe(RecipeBlock):
-    """A whole run. At least one of the stages is there; they run in the order image, stage1, cache, stage2, test.
-
-    `sweep` trains a stage 2 for every combination of its values together on one feature cache: keys of stage 2 with
-    dots, such as `optimizer.lr: [0.1, 0.2]`.
-    """
+    """A whole run. It has at least one stage; stages run in the order image, stage1, cache, stage2, test."""
 
     name: Free[FolderName]
+    """Name of the run, and of its folder below `runs/`; the file's name where it is left out."""
+
     seed: Fixed[NonNegative] = 0
+    """Seed of everything random: initial weights, drop-path, order of clips, augmentation."""
+
     image: ImageStage | None = None
+    """Trains an image checkpoint, where no public one fits; null skips it."""
+
     stage1: Stage1 | None = None
+    """Trains the whole model on few frames."""
+
     stage2: Stage2 | None = None
+    """Trains adapter, temporal encoder and head on many frames; it needs `stage1`."""
+
     sweep: Fixed[dict[str, list[Any]]] = {}
+    """Trains a stage 2 for every combination of these values together, on one feature cache. Keys are those of stage 2
+    with dots, such as `optimizer.lr: [0.1, 0.2]`."""
+
     test: TestBlock = TestBlock()
+    """The final test."""
+
     log: LogBlock = LogBlock()
+    """Logging."""
+
     stop: StopBlock = StopBlock()
+    """What stops a run."""
 
     @model_validator(mode="after")
     def _stages_follow(self) -> Recipe:
@@ -98,13 +112,11 @@ class Recipe(RecipeBlock):
             first, second = self.stage1.model, self.stage2.model
             for key in ("positions", "subtract", "centre"):
                 if getattr(first, key) != getattr(second, key):
-                    raise field_error(
-                        "stage2", f"starts from stage1's function: model.{key} has to be the same in both"
-                    )
+                    raise field_error("stage2", f"starts from stage1: model.{key} has to be the same in both")
         return self
 
     @model_validator(mode="after")
-    def _sweeps_heads_on_a_cache(self) -> Recipe:
+    def _sweeps_members_on_a_cache(self) -> Recipe:
         if not self.sweep:
             return self
         if self.stage2 is None or self.stage2.runs_frozen_trunk:
@@ -112,7 +124,7 @@ class Recipe(RecipeBlock):
         for key, values in self.sweep.items():
             if key not in SWEPT_KEYS:
                 known = ", ".join(SWEPT_KEYS)
-                raise field_error("sweep", f"cannot vary {key!r} (with dots, as one key); it can vary {known}")
+                raise field_error("sweep", f"cannot vary {key!r}; as one key with dots it can vary {known}")
             if not values or len({json.dumps(value) for value in values}) < len(values):
                 raise field_error("sweep", f"{key} needs a list of different values")
         members = prod(map(len, self.sweep.values()))
@@ -131,7 +143,7 @@ class Recipe(RecipeBlock):
 
 @dataclass(frozen=True)
 class Member:
-    """One head of a sweep: its name (m000, ...), what sets it apart, and its whole stage."""
+    """One member of a sweep: its name (m000, ...), the values that set it apart, and its whole stage."""
 
     name: str
     settings: dict[str, Any]
@@ -139,8 +151,10 @@ class Member:
 
 
 def sweep_members(recipe: Recipe) -> list[Member]:
-    """Every combination of the sweep's values, the last key running fastest. Raises ValidationError for one that is no
-    stage 2."""
+    """Every combination of the sweep's values; the last key varies fastest. Empty without a sweep.
+
+    Raises ValidationError for a combination that is not a valid stage 2.
+    """
     stage = recipe.stage2
     if stage is None or not recipe.sweep:
         return []
@@ -170,7 +184,7 @@ class LoadedRecipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = {}) -> LoadedRecipe:
     """Reads a recipe with its bases, `key.path=value` overrides (last wins) and `${VAR}`s taken from `environ`.
 
-    Raises RecipeError, one line per mistake, each with the place where the value stands.
+    Raises RecipeError, with one line per mistake and the source of the value in each.
     """
     path = find_recipe(Path(path))
     root = _spread_defaults(read_source(path, overrides, environ))
@@ -186,7 +200,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), environ: Mappin
 def _spread_defaults(root: Node) -> Node:
     """Moves the top level's stage blocks under each stage that is there; the stage's own values win.
 
-    Raises RecipeError for an override that no stage takes, because each has its own value: a silent no-op otherwise.
+    Raises RecipeError for an override that no stage takes, because each has its own value: it would change nothing.
     """
     top: dict[str, Node] = dict(root.value) if isinstance(root.value, dict) else {}
     defaults = {name: top.pop(name) for name in STAGE_BLOCKS if name in top}
@@ -216,16 +230,16 @@ def _origins(tree: dict[str, Any], root: Node, path: tuple[str, ...]) -> dict[st
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that loads back to an equal Recipe, secrets and all."""
+    """The resolved recipe as YAML that loads back to an equal Recipe, secrets included."""
     return format_tree(escape_variables(recipe.model_dump()))
 
 
 def record_recipe(recipe: Recipe) -> str:
-    """`dump_recipe` for a run directory: passwords and signatures are `***` in it, which no command reads shards by."""
+    """`dump_recipe` for a run directory: passwords and signatures are `***`, so no command can read shards by it."""
     return format_tree(escape_variables(without_secrets_in(recipe.model_dump())))
 
 
 def print_recipe(loaded: LoadedRecipe) -> str:
-    """`record_recipe` with `# origin` behind each leaf."""
+    """`record_recipe` with `# origin` after each leaf."""
     tree = escape_variables(without_secrets_in(loaded.recipe.model_dump()))
     return format_tree(tree, comment=lambda key: without_secrets(loaded.origins.get(key, "default")))

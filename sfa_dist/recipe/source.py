@@ -1,7 +1,7 @@
-"""The sources of a recipe, put together: its file, the files under `_base_`, `--set` overrides and `${VAR}`s.
+"""Puts the sources of a recipe together: its file, the files under `_base_`, `--set` overrides and `${VAR}`s.
 
-Everything stays a tree of `Node`s, so each value carries the source it came from through all of it. This module knows
-no schema: `schema.py` types the tree.
+Everything stays a tree of `Node`s, so that each value keeps the source it came from. This module knows no schema:
+`schema.py` types the tree.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from sfa_dist.recipe.shipped import find_recipe
 from sfa_dist.recipe.strict_yaml import Node, parse, plain
 
 MAX_BYTES = 1 << 20
-MAX_FILES = 100  # That a recipe is put together from; a file that is a base twice counts twice.
-MAX_SET_KEYS = 32  # Of one `--set`: a.b.c=1 has three.
+MAX_FILES = 100  # Of one recipe; a file that is a base twice counts twice.
+MAX_SET_KEYS = 32  # In one `--set`: a.b.c=1 has three.
 BASE = "_base_"
 DELETE = "_delete_"
-NAME = "name"  # which is not inherited
+NAME = "name"  # It is not inherited.
 
 # `$${` is a literal `${`; a `${` that opens neither form is refused instead of passed on.
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^${}]*))?\}|\$\{")
-# NUL, which ends a path, and halves of characters, which cannot be written.
+# NUL, which ends a path, and lone surrogates, which cannot be written.
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]) -> Node:
     """The whole tree of a recipe: bases merged, overrides set, variables filled in.
 
-    `_delete_` marks are still in it, because stage defaults obey them too: `drop_marks` takes them out.
-    Raises RecipeError with the source, for all that is wrong before types are known.
+    It still holds the `_delete_` marks, which stage defaults obey as well: `drop_marks` takes them out.
+    Raises RecipeError, with the source, for whatever is wrong before types are known.
     """
     root = _Files(environ).read(path)
     for override in overrides:
@@ -51,7 +51,7 @@ def read_source(path: Path, overrides: Sequence[str], environ: Mapping[str, str]
 def merge(base: Node, over: Node) -> Node:
     """`over` on top of `base`: blocks are merged key by key, everything else (lists too) is replaced.
 
-    A block with `_delete_: true` drops what the base had there. The mark stays, for the bases still to come.
+    A block with `_delete_: true` drops what the base had there. The mark stays for merges still to come.
     """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
@@ -108,21 +108,21 @@ def find(node: Node, path: Sequence[Any]) -> tuple[Node, int]:
 
 
 class _Files:
-    """Reads files on top of their bases, and counts them: bases that name others twice double at each step."""
+    """Reads files on top of their bases, and counts them: bases that each name one twice double at each level."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._count = 0
 
-    def read(self, path: Path, chain: tuple[Path, ...] = (), asked_at: str = "") -> Node:
-        """One file. `chain` holds the files that led here, `asked_at` the source of the `_base_`."""
+    def read(self, path: Path, chain: tuple[Path, ...] = (), named_at: str = "") -> Node:
+        """One file. `chain` holds the files that led to it, `named_at` the source of the `_base_` that names it."""
         if path.resolve() in [earlier.resolve() for earlier in chain]:
             names = " -> ".join(str(file) for file in (*chain, path))
-            raise RecipeError(f"{asked_at}: {BASE} goes round in a circle: {names}")
+            raise RecipeError(f"{named_at}: {BASE} leads back to the same file: {names}")
         self._count += 1
         if self._count > MAX_FILES:
-            raise RecipeError(f"{asked_at}: {BASE}: the recipe is put together from more than {MAX_FILES} files")
-        root = parse(_read_text(path, asked_at), source=lambda line: f"{path}:{line}")
+            raise RecipeError(f"{named_at}: {BASE}: the recipe is put together from more than {MAX_FILES} files")
+        root = parse(_read_text(path, named_at), source=lambda line: f"{path}:{line}")
         if root.value is None:
             root = Node({}, str(path))
         if not isinstance(root.value, dict):
@@ -131,7 +131,7 @@ class _Files:
         merged = Node({}, str(path))
         for base in _bases(root.value.get(BASE), self._environ):
             base_path = _base_path(path.parent, str(base.value))
-            merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), asked_at=base.source)))
+            merged = merge(merged, _unnamed(self.read(base_path, (*chain, path), named_at=base.source)))
         return merge(merged, own)
 
 
@@ -142,7 +142,7 @@ def _base_path(folder: Path, name: str) -> Path:
 
 
 def _unnamed(root: Node) -> Node:
-    """A base without its name: a run directory is called after its own recipe, or two recipes would share one."""
+    """A base without its name: a run directory is named after its own recipe, or two recipes would share one."""
     assert isinstance(root.value, dict)
     return replace(root, value={key: child for key, child in root.value.items() if key != NAME})
 
@@ -157,8 +157,8 @@ def _bases(entry: Node | None, environ: Mapping[str, str]) -> list[Node]:
     return [_expand(name, environ) for name in names]
 
 
-def _read_text(path: Path, asked_at: str) -> str:
-    where = f"{asked_at}: {BASE}: " if asked_at else ""
+def _read_text(path: Path, named_at: str) -> str:
+    where = f"{named_at}: {BASE}: " if named_at else ""
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # Opening a pipe waits for its other end.
             raise RecipeError(f"{where}{path}: not a regular file but a pipe or a device")
@@ -169,7 +169,7 @@ def _read_text(path: Path, asked_at: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise RecipeError(f"{where}{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path}:1: larger than 1 MiB: this is no recipe")
+        raise RecipeError(f"{path}:1: larger than 1 MiB: this is not a recipe")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -225,8 +225,10 @@ def _short(node: Node) -> str:
 
 
 def _expand(node: Node, environ: Mapping[str, str]) -> Node:
-    """Fills in `${VAR}` and `${VAR:-default}` in all text below. Raises RecipeError for an undefined variable, and for
-    text that no file, name or message can hold."""
+    """Fills in `${VAR}` and `${VAR:-default}` in all text below.
+
+    Raises RecipeError for an undefined variable, and for text that no file, name or message can hold.
+    """
     if isinstance(node.value, dict):
         for key in node.value:
             _require_usable(key, node)
@@ -269,7 +271,7 @@ def _require_usable(text: str, node: Node) -> None:
 
 
 def escape_variables(value: Any) -> Any:
-    """The inverse of filling in: text that is read back as it is."""
+    """The inverse of filling in variables: text that is read back unchanged."""
     if isinstance(value, dict):
         return {key: escape_variables(child) for key, child in value.items()}
     if isinstance(value, list):

@@ -38,27 +38,48 @@ STAGE_BLOCKS = (
 
 
 class StageBlock(RecipeBlock):
-    """One training stage with all its blocks. `frames` is the clip's length in frames.
-
-    `activation` says what becomes of the activations of each trained transformer block between forward and backward:
-    `keep` them, `checkpoint` (keep the block's input and compute the rest again), `offload` (move them to the host's
-    memory), or `checkpoint_offload` (move the block's input and compute the rest again). `activation_backend` is
-    whose code does it. `compile` compiles each trained block (and each block of stage 2's trunk) with torch.compile.
-    """
+    """One training stage with all its blocks."""
 
     frames: Fixed[Positive]
+    """Length of a clip, frames; a multiple of `model.tubelet`."""
+
     model: ModelBlock
+    """The network."""
+
     data: DataBlock
+    """Shards, and how clips are cut."""
+
     augment: AugmentBlock = AugmentBlock()
+    """Training augmentation."""
+
     batch: BatchBlock = BatchBlock()
+    """Batch sizes."""
+
     optimizer: OptimizerBlock
+    """Optimizer and learning rate."""
+
     schedule: ScheduleBlock
+    """Length of the stage and learning-rate curve."""
+
     engine: EngineBlock = EngineBlock()
+    """Sharding and precision."""
+
     checkpoint: CheckpointBlock = CheckpointBlock()
+    """When checkpoints are written."""
+
     deepspeed: Free[dict[str, Any]] = {}
+    """DeepSpeed's own keys, passed through; one that contradicts the recipe, or that it would ignore, is refused."""
+
     activation: Free[Literal["keep", "checkpoint", "offload", "checkpoint_offload"]] = "keep"
+    """What happens to the activations of each trained block between forward and backward: `keep` them; `checkpoint`
+    keeps the block's input and recomputes the rest; `offload` moves them to host memory; `checkpoint_offload` moves
+    the block's input and recomputes the rest."""
+
     activation_backend: Free[Literal["torch", "fairscale", "deepspeed"]] = "torch"
+    """Library that does so."""
+
     compile: Free[bool] = False
+    """Compile each trained block, and each block of stage 2's trunk, with torch.compile."""
 
     @property
     def freezes_trunk(self) -> bool:
@@ -129,10 +150,10 @@ class StageBlock(RecipeBlock):
     def _something_moves(self) -> StageBlock:
         model, static = self.model, self.data.stride == 0
         if model.subtract != "none" and (static or self.frames == 1):
-            raise field_error("model", "subtract leaves nothing of a static clip: set model.subtract: none here")
+            raise field_error("model", "subtract leaves nothing of a static clip: set model.subtract: none")
         if model.centre and (static or self.frames == model.tubelet):
             raise field_error(
-                "model", "centre leaves nothing of a static clip, or of one tubelet step: set model.centre: false here"
+                "model", "centre leaves nothing of a static clip, or of one tubelet step: set model.centre: false"
             )
         return self
 
@@ -145,18 +166,18 @@ class StageBlock(RecipeBlock):
         if self.activation == "offload" and self.activation_backend != "torch":
             raise field_error("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
         if engine.precision == "bf16" and engine.replicates and self.activation_backend != "torch":
-            # ZeRO 0 and tree compute in bf16 by autocast; the reentrant checkpoints compute the second time without it.
+            # ZeRO 0 and tree compute in bf16 by autocast; reentrant checkpoints recompute without it.
             other = "or engine.zero: 1, 2 or 3" if not engine.is_exact else "or engine.precision: fp32"
             raise field_error(
                 "activation_backend",
-                f"{self.activation_backend} forgets the autocast that bf16 is here: use torch, {other}",
+                f"{self.activation_backend} recomputes without the autocast that bf16 needs here: use torch, {other}",
             )
         if self.compile and self.activation == "offload":
-            # Queries, keys and values are saved as parts of one tensor; on the host each would take the room of all.
+            # Queries, keys and values are views of one tensor; offloaded with its strides, each takes the room of all.
             raise field_error(
                 "compile",
-                "compiled blocks want what they have saved back with its strides, which activation: offload does not "
-                "keep: use checkpoint_offload",
+                "compiled blocks need their saved tensors back with the same strides, which activation: offload does "
+                "not keep: use checkpoint_offload",
             )
         if self.compile and self.activation != "keep" and self.activation_backend == "fairscale":
             raise field_error("compile", "fairscale's checkpoints run blocks uncompiled: use activation_backend: torch")
@@ -172,15 +193,17 @@ class ImageStage(StageBlock):
 
 
 class Stage1(StageBlock):
-    """Few frames, everything trained.
-
-    `image_checkpoint` initialises the spatial encoder: `timm:<name>`, a file, or `stage:image`; null starts at random.
-    `weights` takes the weights of a finished stage 1 instead of training one.
-    """
+    """Few frames; everything is trained."""
 
     frames: Fixed[Positive] = 8
+    """Length of a clip, frames; a multiple of `model.tubelet`."""
+
     image_checkpoint: Free[PathText | None] = None
+    """Weights that the spatial encoder starts from: `timm:NAME`, a file, or `stage:image`; null starts from random
+    weights (docs/weights.md)."""
+
     weights: Free[PathText | None] = None
+    """Weights of a finished stage 1, which is then not trained; null trains it."""
 
     @property
     def given_weights(self) -> str | None:
@@ -188,26 +211,33 @@ class Stage1(StageBlock):
 
 
 class Stage2(StageBlock):
-    """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained.
-
-    `adapter: null` trains without one. `head: auto` keeps stage 1's head when the classes are the same, `zero` starts
-    anew. `chunk_frames` is how many frames the trunk takes at a time; `auto` measures what a chunk takes and looks at
-    the free memory. `offload` keeps clip and trunk output in the host's memory and moves them chunk by chunk; `auto`
-    does so for an adapter on tokens whose clips and tokens would take more than OFFLOAD_FROM_BYTES of the device.
-    `overlap` runs the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU.
-    `trunk_precision: auto` is the engine's; `int8` and `fp8` round the weights of the trunk's linear layers.
-    `cache: null` runs the trunk live. `seed` is of the tail's initial weights
-    and drop-path alone (null: the run's); the order of clips stays the run's.
-    """
+    """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained."""
 
     adapter: AdapterBlock | None = AdapterBlock()
+    """MLP between the encoders; null trains without one."""
+
     head: Fixed[Literal["auto", "zero"]] = "auto"
+    """`auto` starts from stage 1's head where the classes are the same; `zero` starts from a new one."""
+
     chunk_frames: Free[FramesOrAuto] = 8
+    """Frames that the trunk takes at a time; `auto` measures what a chunk takes and chooses by the free memory
+    (docs/memory.md)."""
+
     offload: Free[Literal["on", "off", "auto"]] = "auto"
+    """Keep clips and the trunk's output in host memory and move them chunk by chunk. `auto` does so for an adapter on
+    tokens where clips and tokens are large (docs/memory.md)."""
+
     overlap: Free[Literal["on", "off", "auto"]] = "auto"
+    """Run the next micro-batch's trunk beside this one's tail; `auto` does so on a GPU."""
+
     trunk_precision: Fixed[Literal["auto", "bf16", "int8", "fp8"]] = "auto"
+    """Precision of the trunk; `auto` is the engine's; `int8` and `fp8` round its linear layers' weights."""
+
     cache: CacheBlock | None = None
+    """Feature cache to train from; null runs the trunk live."""
+
     seed: Fixed[NonNegative | None] = None
+    """Seed of the tail's initial weights and drop-path; null is the run's. The order of clips is always the run's."""
 
     @property
     def freezes_trunk(self) -> bool:
@@ -252,14 +282,18 @@ class Stage2(StageBlock):
         if self.data.damaged == "salvage":
             raise field_error("cache", "holds whole videos: set data.damaged: strict, or cache: null")
         if self.cache.phases > pitch:
-            raise field_error("cache", f"phases {self.cache.phases}: there are {pitch} (model.tubelet x data.stride)")
+            raise field_error(
+                "cache", f"phases {self.cache.phases}: there are only {pitch} (model.tubelet x data.stride)"
+            )
         return self
 
     @model_validator(mode="after")
     def _pooled_vectors_are_centred(self) -> Stage2:
         if self.model.centre and self.adapter is not None and self.adapter.placement == "tokens":
             raise field_error(
-                "adapter", "placement is tokens, and model.centre is of pooled vectors: set placement: pooled"
+                "adapter",
+                "placement is tokens, but model.centre works on pooled vectors: set placement: pooled, or "
+                "model.centre: false",
             )
         return self
 

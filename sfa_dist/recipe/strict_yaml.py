@@ -1,4 +1,4 @@
-"""Strict YAML: text to values that know where they stand, and values back to text.
+"""Strict YAML: text to values that know their source, and values back to text.
 
 YAML is read through PyYAML's safe composer and never constructed: tags, anchors, aliases, duplicate keys, keys that are
 not text and several documents are refused. Scalars follow YAML 1.2: `1e-3` and `.5` are numbers, only true and false
@@ -19,8 +19,8 @@ from sfa_dist.errors import RecipeError
 
 Scalar = str | int | float | bool | None
 
-MAX_DEPTH = 32  # Of blocks in blocks.
-MAX_VALUES = 20_000  # Keys and values of one text: what is read in about two seconds.
+MAX_DEPTH = 32  # Of blocks and lists inside one another.
+MAX_VALUES = 20_000  # Keys and values of one text; reading so many takes about two seconds.
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -31,7 +31,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 _PLAIN = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./*+-]|:(?=\w))*")
-# Text for us, booleans for readers of YAML 1.1: quoted when written, so that other tools read the same.
+# Text here, booleans in YAML 1.1: quoted when written, so that other tools read text as well.
 _BOOL_ELSEWHERE = ("y", "n", "yes", "no", "on", "off")
 
 
@@ -73,7 +73,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise _refusal(f"tag '{event.tag}' is not allowed (quote text that starts with '!')", event)
         self._values += 1
         if self._values > MAX_VALUES:
-            raise _refusal(f"more than {MAX_VALUES:,} keys and values: this is no recipe", event)
+            raise _refusal(f"more than {MAX_VALUES:,} keys and values: this is not a recipe", event)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _refusal("blocks or lists are nested too deeply", event)
@@ -90,7 +90,7 @@ def parse(text: str, source: Callable[[int], str], key: str = "", flow_only: boo
     """Reads one document; empty text is null. `source` turns a line number into what errors and origins name.
 
     `flow_only` refuses blocks: a command line holds one scalar, `[list]` or `{block}`.
-    Raises RecipeError for all that this module's docstring refuses.
+    Raises RecipeError for whatever the docstring of this module refuses.
     """
     try:
         root = _StrictLoader(text).get_single_node()
@@ -130,7 +130,7 @@ def _build(node: yaml.Node, key: str, line: int, source: Callable[[int], str]) -
         child_line = name_node.start_mark.line + 1
         name = _key_name(name_node, source(child_line))
         if name in children:
-            raise RecipeError(f"{source(child_line)}: duplicate key '{name}'; it stands on line {lines[name]} already")
+            raise RecipeError(f"{source(child_line)}: duplicate key '{name}'; it is already on line {lines[name]}")
         children[name] = _build(child, f"{key}.{name}" if key else name, child_line, source)
         lines[name] = child_line
     return Node(children, source(line), key)
@@ -140,12 +140,12 @@ def _key_name(node: yaml.Node, source: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise RecipeError(f"{source}: a key must be text, not a list or a block")
     if node.style is None and not isinstance(resolve_scalar(node.value), str):
-        raise RecipeError(f"{source}: the key {node.value or 'null'} is not text; quote it if it is meant so")
+        raise RecipeError(f"{source}: the key {node.value or 'null'} is not text; quote it if text is meant")
     return str(node.value)
 
 
 def resolve_scalar(text: str) -> Scalar:
-    """The value of a scalar that stands without quotes."""
+    """The value of a scalar without quotes."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -173,7 +173,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return repr(value).replace("inf", ".inf").replace("nan", ".nan")
-        text = repr(value)  # readers of YAML 1.1 take 1e-05 for text and 1.0e-05 for a number
+        text = repr(value)  # Readers of YAML 1.1 take 1e-05 for text and 1.0e-05 for a number.
         return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if isinstance(value, str):
         return _format_text(value)

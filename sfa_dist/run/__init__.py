@@ -1,11 +1,11 @@
 """What a run directory holds, and who writes it: `result.json`, `log.jsonl`, `report.html` and the rest.
 
-    context    what all stages of a run share      lock      one process per run directory
-    attempts   how earlier starts ended            record    `recipe.yaml`, `env.json`, `done.json`
-    tracking   log.jsonl, console, wandb           report    the page of a run; report_classes its classes
-    command_line  the parser, errors and exit codes   train_options  the options of a training run
-    chance     is a score better than guessing     out_of_memory  what to change when memory runs out
-    session    what a start opens and closes, in which order
+    session    what a start opens and closes         context        what all stages of a run share
+    attempts   how earlier starts ended              lock           one job at a time in a run directory
+    tracking   log.jsonl, console and wandb          record         `recipe.yaml`, `env.json`, `done.json`
+    report/    the page of a run or of several       intervals      how sure one can be of a score
+    chance     whether a score beats guessing        out_of_memory  what to change when memory runs out
+    command_line  the parser and the exit codes      train_options  the options of a training run
 
-Start with `context`.
+Start with `context` and `session`.
 """

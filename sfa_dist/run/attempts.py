@@ -1,8 +1,8 @@
-"""`attempts.json`: how each start of a run ended. A run that is started again and again and always fails at the same
-place does not get better by another start; the one after the third is refused, so that no scheduler goes on for ever.
+"""`attempts.json`: how each start of a run ended, so that a scheduler does not repeat the same failure for ever.
 
-Only internal errors and lost ranks (code 70) count, with the same text but for its numbers, of the same recipe and the
-same code. A start that was killed leaves `code: null`: nobody knows why.
+After `stop.same_failures` (by default three) equal failures in a row the next start is refused. Only internal errors
+and lost ranks (code 70) count, in the same stage, at the same step and with the same text apart from numbers, of the
+same recipe and code. A start that was killed leaves `code: null`: its cause is unknown.
 
 A failed write of the file is reported and changes nothing: bookkeeping must not decide how a run ends.
 """
@@ -21,20 +21,25 @@ from sfa_dist.errors import CheckpointError, LostRankError
 
 KEPT = 20
 COUNTED_CODE = 70
-FIELDS = {"identity": str, "code": int, "stage": str, "step": int, "error": str}  # Or null.
+FIELDS = {"identity": str, "code": int, "stage": str, "step": int, "error": str}  # Each may also be null.
 
 
 class Attempts:
-    """The starts of one run directory. `identity` is of recipe and code; `limit` failures alike are the last (0: no
-    limit)."""
+    """The starts of one run directory.
+
+    `identity` is a hash of recipe and code. After `limit` equal failures in a row no further start is allowed (0: no
+    limit).
+    """
 
     def __init__(self, run_dir: Path, identity: str, limit: int) -> None:
         self._path, self._identity, self._limit = run_dir / ATTEMPTS, identity, limit
         self._entries: list[dict[str, Any]] = []
 
     def begin(self) -> None:
-        """Notes that a start begins. Raises LostRankError when the last ones all failed alike, CheckpointError when the
-        file cannot be read."""
+        """Records that a start begins.
+
+        Raises LostRankError if the last `limit` starts all failed alike, CheckpointError if the file cannot be read.
+        """
         self._entries = _read(self._path)
         last = self._entries[-self._limit :] if self._limit else []
         if len(last) == self._limit and self._limit and len({self._cause(entry) for entry in last}) == 1:
@@ -42,8 +47,8 @@ class Attempts:
             if self._cause(entry) is not None:
                 raise LostRankError(
                     f"{self._limit} starts in a row ended in stage {entry['stage']} at step {entry['step']} with the "
-                    f"same error ({entry['error']}); another one would too. Mend the cause; if it was none of recipe "
-                    f"and code, start once more with --set stop.same_failures=0, or remove {self._path}"
+                    f"same error ({entry['error']}), and another one would too. Fix the cause; if it lies outside "
+                    f"recipe and code, start once more with --set stop.same_failures=0, or remove {self._path}"
                 )
         began = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._entries.append(
@@ -52,7 +57,7 @@ class Attempts:
         self._write()
 
     def end(self, code: int, error: str, stage: str, step: int) -> None:
-        """Notes how this start ended. Never raises."""
+        """Records how this start ended. Never raises."""
         if self._entries:
             self._entries[-1] |= {
                 "code": code,
@@ -63,7 +68,7 @@ class Attempts:
             self._write()
 
     def _cause(self, entry: dict[str, Any]) -> tuple[Any, ...] | None:
-        """What two failures alike have in common; None for an end that is no failure of this recipe and code."""
+        """What equal failures have in common; None for an end that is not a failure of this recipe and code."""
         if entry["code"] != COUNTED_CODE or entry["identity"] != self._identity:
             return None
         return entry["stage"], entry["step"], re.sub(r"\d+", "#", str(entry["error"]))

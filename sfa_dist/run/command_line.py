@@ -1,4 +1,4 @@
-"""The command line of every program here: the parser, and how an error is told and which exit code follows."""
+"""The command line of every program here: the parser, how errors are reported, and their exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ exit codes:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the contract's exit code for a wrong command line, paths that cannot be one included."""
+    """An argparse parser that raises UsageError for a wrong command line, including invalid paths."""
 
     def __init__(self, *arguments: Any, **words: Any) -> None:
         super().__init__(*arguments, **words)
@@ -53,12 +53,15 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentParser) -> int:
-    """Parses and runs; every failure is one line on stderr and the contract's exit code."""
-    words = sys.argv if arguments_of is None else arguments_of
+def exit_code_of(argv: Sequence[str] | None, parser: argparse.ArgumentParser) -> int:
+    """Parses `argv` (None: sys.argv) and runs the command. Returns the contract's exit code.
+
+    Every failure prints one line to stderr.
+    """
+    words = sys.argv if argv is None else argv
     debug = "--debug" in words
     try:
-        parsed = parser.parse_args(arguments_of)
+        parsed = parser.parse_args(argv)
         return int(parsed.run(parsed) or 0)
     except SfaError as error:
         if debug:
@@ -66,49 +69,51 @@ def exit_code_of(arguments_of: Sequence[str] | None, parser: argparse.ArgumentPa
         if not error.print_suppressed:
             prefix = "stopped" if isinstance(error, PreemptedError) else "error"
             if isinstance(error, PreemptedError):
-                _let_launcher_speak()
-            said = without_secrets(" ".join(str(error).split()))
-            print_line(f"{prefix}: {said}")
-            _print_as_json(words, said, error.exit_code, error.report or {})
+                _wait_for_launcher()
+            text = without_secrets(" ".join(str(error).split()))
+            print_line(f"{prefix}: {text}")
+            _print_as_json(words, text, error.exit_code, error.report or {})
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 (the last line of defence: one line for the user, the rest in the log)
+    except Exception as error:  # noqa: BLE001 (the last resort: one line for the user, the traceback in a file)
         disk = isinstance(error, OSError) and not isinstance(error, ConnectionError)
         reason = explain(error) if disk else error
-        said = without_secrets(" ".join(f"{_who()}{type(error).__name__}: {reason}".split()))
-        print_line(f"error: {'disk' if disk else 'internal'}: {said}{_keep_traceback(debug)}")
+        text = without_secrets(" ".join(f"{_rank_prefix()}{type(error).__name__}: {reason}".split()))
+        print_line(f"error: {'disk' if disk else 'internal'}: {text}{_keep_traceback(debug)}")
         code = 74 if disk else 70
-        _print_as_json(words, said, code, {})
+        _print_as_json(words, text, code, {})
         return code
     except KeyboardInterrupt:
         print_line(INTERRUPTED)
         return INTERRUPTED_CODE
 
 
-def _print_as_json(words: Sequence[str], said: str, code: int, report: Mapping[str, Any]) -> None:
-    """Under --json a failure is an object on stdout too: `error`, `exit_code`, and what the command had found."""
+def _print_as_json(words: Sequence[str], text: str, code: int, report: Mapping[str, Any]) -> None:
+    """With --json, prints a failure to stdout too: `error`, `exit_code` and the command's partial report."""
     if "--json" in words:
         with suppress(BrokenPipeError):  # The reader of stdout has left; the error is on stderr.
-            print(json.dumps({"error": said, "exit_code": code, **report}), flush=True)
+            print(json.dumps({"error": text, "exit_code": code, **report}), flush=True)
 
 
-def _let_launcher_speak() -> None:
-    """Ctrl-C ends deepspeed's launcher with a traceback a quarter of a second later: what became of the run comes after
-    it."""
+def _wait_for_launcher() -> None:
+    """Waits so that the run's outcome is the last line on the terminal.
+
+    Ctrl-C ends deepspeed's launcher with a traceback a quarter of a second later.
+    """
     if read_launch(environment()).launcher == "deepspeed":
         time.sleep(LAUNCHER_S)
 
 
-def _who() -> str:
-    """`rank 1 on node2: ` where this is one of several ranks."""
+def _rank_prefix() -> str:
+    """`rank 1 on node2: ` if this is one of several ranks, else empty."""
     try:
         launch = read_launch(environment())
     except (UsageError, ValueError):
-        return ""  # What started this process did not get it right, and that has been told.
+        return ""  # The launch is wrong, which has been reported.
     return f"rank {launch.rank} on {socket.gethostname()}: " if launch.world_size > 1 else ""
 
 
 def _keep_traceback(debug: bool) -> str:
-    """Prints the traceback (--debug), or puts it into a file of this process and says where."""
+    """Prints the traceback if `debug`, else writes it to a file. Returns a note that says where it is."""
     text = without_secrets(traceback.format_exc())
     if debug:
         print(text, file=sys.stderr, end="")
@@ -122,8 +127,10 @@ def _keep_traceback(debug: bool) -> str:
 
 
 def patience(code: int) -> float:
-    """Seconds for which this rank stays, with its code: srun and torchrun end all others when the first one has left
-    with an error, and the one that tells the error of all must not be ended by that, as if it had been asked to stop.
+    """Seconds for which this rank waits before it exits with `code`.
+
+    srun and torchrun end all ranks when the first one exits with an error. The ranks that print nothing wait, so that
+    the rank that prints the error is not ended as if it had been asked to stop.
     """
     try:
         launch = read_launch(environment())

@@ -1,4 +1,4 @@
-"""What every stage knows of the run that it belongs to."""
+"""What all stages of a run share: recipe, run directory, runtime, tracker, stop flag and watch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
 from sfa_dist.run.tracking import Tracker
 
 IMAGE_STAGE = "stage:image"
-LOGS = "logs"  # Folder of the run directory: what single ranks have to tell.
+LOGS = "logs"  # Folder in the run directory for the files of single ranks: stacks, loader output.
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage needs to know of the run it belongs to."""
+    """One run, as all of its stages see it."""
 
     recipe: Recipe
     directory: Path
@@ -30,23 +30,23 @@ class Run:
     tracker: Tracker
     stop: StopFlag
     dry_run: bool
-    resume_from: tuple[str, Path] | None = None  # A stage, and the checkpoint that it has to go on from.
+    resume_from: tuple[str, Path] | None = None  # A stage and the checkpoint that it must resume from.
     watch: Watch = field(default_factory=Watch)
     failpoints: Failpoints = NO_FAILPOINTS
-    told: set[str] = field(default_factory=set)  # Decoders of packs that the user knows are not this run's.
+    reported: set[str] = field(default_factory=set)  # Packs' decoders, other than this run's, that have been reported.
 
     def weights(self, stage: str) -> Path:
-        """Where a stage leaves its final weights, or those that the recipe gives in place of training."""
+        """The path of a stage's final weights, or of those that the recipe gives instead of training the stage."""
         given = self.recipe.stage1.weights if stage == "stage1" and self.recipe.stage1 else None
         return Path(given) if given else self.directory / stage / WEIGHTS
 
     def cache_directory(self, stage: Stage2) -> Path:
-        """Where the feature cache of stage 2 is."""
+        """The folder of stage 2's feature cache."""
         given = stage.cache.dir if stage.cache else None
         return Path(given) if given else self.directory / "cache"
 
     def source(self, stage: StageBlock) -> str | None:
-        """What a stage starts from: a weights file, a `timm:` name, or None for random weights."""
+        """The weights that a stage starts from: a file, a `timm:` name, or None for random weights."""
         if isinstance(stage, Stage2):
             return str(self.weights("stage1"))
         if isinstance(stage, Stage1) and stage.image_checkpoint:
@@ -54,14 +54,20 @@ class Run:
         return None
 
     def source_sha256(self, stage: StageBlock) -> str:
-        """Identity of what a stage starts from: the file's hash, or the name where it is no file."""
+        """Identity of the weights that a stage starts from: the file's sha256, or the name if it is not a file.
+
+        Collective.
+        """
         source = self.source(stage) or ""
         name = shown_source(source)
         return self.runtime.on_main(lambda: checked_sha256(Path(source)) if Path(source).is_file() else name)
 
 
 def leave_if_asked(run: Run, when: str) -> None:
-    """Raises PreemptedError on every rank when one was asked to stop, where there is nothing to save. Collective."""
+    """Raises PreemptedError on every rank if one was asked to stop, at a point with nothing to save. Collective.
+
+    `when` says where the run stops, such as `before stage2`.
+    """
     [asked] = run.runtime.sum(bool(run.stop))
     if asked:
         run.tracker.event("preempted", reason=run.stop.reason)

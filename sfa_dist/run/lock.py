@@ -1,9 +1,9 @@
 """One job at a time in a run directory: two would write over each other's checkpoints and logs.
 
-The lock is a POSIX record lock on `<run directory>/lock`, and the file says who holds it. The kernel drops the lock
-with the process, however it ends, so the lock of a dead job is simply free. (Not flock: loader processes are forked,
-would inherit it, and outlive a killed rank by some seconds.) Where the file system has no locks, what the file says is
-compared with the processes of this host.
+The lock is a POSIX record lock on `<run directory>/lock`, and the file's content names the holder. The kernel releases
+the lock when the process ends, however it ends, so a dead job never blocks the directory. (Not flock: forked loader
+processes would inherit it, and they outlive a killed rank by some seconds.) If the file system has no locks, the
+file's content is compared with the processes of this host.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextmanager
 def held(run_dir: Path, environ: Mapping[str, str]) -> Iterator[None]:
-    """Holds the run directory for this process inside of the block.
+    """Locks the run directory for this process inside the block.
 
-    Raises RecipeError that names the job that has it, CheckpointError when the directory cannot be written.
+    Raises RecipeError, which names the holder, if another job holds it; CheckpointError if it cannot be written.
     """
     path = run_dir / LOCK
     try:
@@ -45,21 +45,21 @@ def held(run_dir: Path, environ: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # While it is still locked, so that nobody finds it without a holder.
-        except OSError as error:  # The next job finds it free all the same.
+            path.unlink(missing_ok=True)  # While it is still locked, so that nobody sees it without a holder.
+        except OSError as error:  # The lock is released all the same.
             print_line(f"warning: {path} is not removed: {explain(error, path)}")
         os.close(descriptor)
 
 
 def _take(path: Path, me: dict[str, Any]) -> int:
-    """A descriptor of the locked file. Raises RecipeError when another process has it, OSError as the system does."""
+    """A descriptor of the locked file. Raises RecipeError if another process holds the lock, OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(descriptor, path, me)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        except FileNotFoundError:  # Its holder has ended and removed it in between.
+        except FileNotFoundError:  # The holder has ended and removed the file in between.
             pass
         except BaseException:
             os.close(descriptor)
@@ -76,7 +76,7 @@ def _lock(descriptor: int, path: Path, me: dict[str, Any]) -> None:
             raise _refusal(path, holder, "wait for it, or stop it") from None
         if error.errno not in NO_LOCKS:
             raise
-        print_line(f"{path}: the file system has no locks ({error}); going by what the file says")
+        print_line(f"{path}: the file system has no locks ({error}); relying on the holder that the file names")
         if not _is_over(holder, me):
             raise _refusal(path, holder, f"if that job is dead, remove {path}") from None
 
@@ -110,7 +110,7 @@ def _self(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """What the file says; nothing where it says nothing that `_self` would."""
+    """The holder that the file names; empty if its content is not of the form of `_self`."""
     try:
         holder = parse_json(os.pread(descriptor, 4096, 0))
     except ValueError:
@@ -124,5 +124,5 @@ def _write(descriptor: int, path: Path, holder: dict[str, Any]) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         os.fsync(descriptor)
-    except OSError as error:  # It is locked; only the holder's name is missing.
+    except OSError as error:  # The file is locked; only the holder's name is missing.
         warn_unwritten(path, error)

@@ -1,4 +1,4 @@
-"""Reports running out of memory: who, where, what was in use, and which keys of the recipe need less."""
+"""Reports running out of memory: which rank, in which phase, what was in use, and which recipe keys need less."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain Runti
 
 @contextmanager
 def reported(runtime: Runtime, watch: Watch) -> Iterator[None]:
-    """Turns running out of memory into a LostRankError of one line; the watch informs the other ranks."""
+    """Turns running out of memory inside the block into a LostRankError; the watch informs the other ranks."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

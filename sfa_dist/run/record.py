@@ -1,4 +1,4 @@
-"""What a run writes down about itself: what each stage was made from, on what machines, and what came out."""
+"""What a run records about itself: the inputs of each stage, the machines it ran on, and the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import sfa_dist
 from sfa_dist.boundary.counted import counted
 from sfa_dist.boundary.disk import explain, read_object, warn_unwritten, write_if_new, write_json
 from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE
-from sfa_dist.boundary.secret import without_secrets_in
+from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
@@ -27,13 +29,13 @@ from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
 from sfa_dist.recipe.stages import FREE_KEYS
 
-DIVERGED = "diverged"  # Key of a result, and event: a member of a sweep that has left the finite numbers.
+DIVERGED = "diverged"  # A key of a result, and an event: a member of a sweep whose loss is no longer finite.
 RESULT_NUMBERS = (
     *("steps", "seconds", "gpu_seconds", "peak_memory_gib", "trainable_parameters", "frozen_parameters"),
     "optimizer_bytes_per_rank",
 )
-HUGE = 10**18  # No number of a result is as large.
-# What a model is where its run directory does not tell, since there was no choice yet.
+HUGE = 10**18  # A larger number in a result is an error.
+# The model of run directories from before these keys existed: the official one.
 OFFICIAL_MODEL: dict[str, Any] = {
     "model.gelu": "tanh",
     "model.norm_eps": 1e-6,
@@ -56,23 +58,23 @@ RECORDED_PACKAGES = (
 
 
 def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sha256: str) -> dict[str, Any]:
-    """What a stage's result depends on, flat: recipe keys by dotted name, the clips' hash, the starting weights'
-    hash."""
+    """What a stage's result depends on: recipe keys by dotted name, and the hashes of clips and starting weights."""
     flat = {
         key: value
         for key, value in flatten(stage.model_dump(mode="json")).items()
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in FREE_KEYS)
     }
-    if flat.get("trunk_precision") == "auto":  # As in run directories of before there was a choice.
+    # Run directories from before these keys existed lack them: a default value is left out, to match.
+    if flat.get("trunk_precision") == "auto":
         del flat["trunk_precision"]
-    if flat.get("data.decode_device") == "cpu":  # The same.
+    if flat.get("data.decode_device") == "cpu":
         del flat["data.decode_device"]
-    for key, official in OFFICIAL_MODEL.items():  # The same; null is the official one.
+    for key, official in OFFICIAL_MODEL.items():  # null means the official value.
         if flat.get(key) in (None, official):
             flat.pop(key, None)
-    if flat.get("augment.resize") == "official":  # The same.
+    if flat.get("augment.resize") == "official":
         del flat["augment.resize"]
-    own_seed = flat.pop("seed", None)  # Of stage 2's tail; the run's seed stands beside it.
+    own_seed = flat.pop("seed", None)  # The seed of stage 2's tail; "seed" is the run's.
     inputs = {
         **flat,
         **({"seed of the tail": own_seed} if own_seed is not None else {}),
@@ -85,9 +87,10 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
 
 
 def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises RecipeError that names each field in which the run directory and the recipe disagree."""
-    recorded = without_secrets_in(recorded)  # Which a directory of before may hold: a new signature is no other recipe.
-    keys = sorted((recorded.keys() | wanted.keys()) - FREE_KEYS)  # of which older runs recorded more
+    """Raises RecipeError, which names the keys, if the run directory's inputs and the recipe's (`wanted`) disagree."""
+    # Older run directories may hold secrets: a URL with a new signature is not another recipe.
+    recorded = without_secrets_in(recorded)
+    keys = sorted((recorded.keys() | wanted.keys()) - FREE_KEYS)  # Older runs recorded some of FREE_KEYS too.
     different = [key for key in keys if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
@@ -98,7 +101,7 @@ def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, A
 
 
 def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to one with dotted keys; lists stay values."""
+    """Turns nested dictionaries into one with dotted keys; lists stay values."""
     out: dict[str, Any] = {}
     for key, value in block.items():
         if isinstance(value, dict) and value:
@@ -109,9 +112,9 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_done(directory: Path, numbers: Sequence[str] = RESULT_NUMBERS) -> dict[str, Any] | None:
-    """A stage's `done.json`, None when the stage is not done; `numbers` are what its result has to tell.
+    """A stage's `done.json`; None if the stage is not done. `numbers` are the keys that its result must have.
 
-    Raises CheckpointError when it cannot be read, or does not tell what it should.
+    Raises CheckpointError if it cannot be read or lacks one of them.
     """
     file = directory / DONE
     try:
@@ -124,27 +127,28 @@ def read_done(directory: Path, numbers: Sequence[str] = RESULT_NUMBERS) -> dict[
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        told = explain(error, file)
-        raise CheckpointError(f"{file} cannot be read ({told}); remove it to run the stage again") from error
+        why = explain(error, file)
+        raise CheckpointError(f"{file} cannot be read ({why}); remove it to run the stage again") from error
 
 
 def write_done(
     directory: Path, inputs: dict[str, Any], result: dict[str, Any], files: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """`done.json`, with size and sha256 of the stage's `files` by name, which whoever reads them checks
-    (models/weights_file.py). Raises OSError."""
+    """Writes `done.json`, with size and sha256 of the stage's `files` by name. Raises OSError.
+
+    models/weights_file.py checks them when it reads the files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / DONE, {"inputs": inputs, "result": result, "files": files or {}})
 
 
 def keep_recipe(directory: Path, recipe: Recipe) -> None:
-    """`recipe.yaml` of a run directory. Raises OSError, and leaves one that stands as it is then."""
+    """Writes `recipe.yaml` of a run directory if it changes. Raises OSError, and then leaves the old file intact."""
     write_if_new(directory / RECIPE, record_recipe(recipe))
 
 
 def try_to_keep(path: Path, keep: Callable[[], object]) -> None:
-    """`keep()`, which writes `path`, a record that no run depends on: a disk that refuses is told, and the run goes
-    on to whatever end it has."""
+    """Calls `keep`, which writes `path`, a record that no run depends on. An OSError is reported; the run goes on."""
     try:
         keep()
     except OSError as error:
@@ -161,16 +165,16 @@ def collect_results(run_dir: Path) -> dict[str, Any]:
     last = list(stages.values())[-1] if stages else {}
     totals = {key: last.get(key) for key in ("trainable_parameters", "frozen_parameters", "optimizer_bytes_per_rank")}
     seconds = sum(stage["seconds"] for stage in stages.values())
-    # Known only where the end-to-end baseline ran beside it.
+    # cost_ratio is known only if the end-to-end baseline ran too.
     return {"stages": stages, "total_seconds": seconds, **totals, "cost_ratio": None}
 
 
 def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
-    """env.json: versions, commit, hosts and devices. Collective."""
+    """The content of env.json: versions, commit, command, hosts and devices. Collective."""
     device = (
         torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "cpu"
     )
-    places = runtime.gather({"host": runtime.host, "device": device})
+    ranks = runtime.gather({"host": runtime.host, "device": device})
     versions: dict[str, str | None] = {}
     for package in RECORDED_PACKAGES:
         try:
@@ -183,24 +187,25 @@ def environment_record(runtime: Runtime, decoder: str) -> dict[str, Any]:
         "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "versions": versions,
+        "command": shlex.join(without_secrets(word) for word in sys.argv),
         "decoder": decoder,
         "launcher": runtime.launch.launcher,
         "world_size": runtime.world_size,
-        "ranks": places,
+        "ranks": ranks,
     }
 
 
 def recorded_decoder(run_dir: Path) -> str | None:
-    """What decoded the clips of a run until now, by its env.json; None where that does not tell."""
+    """The decoder that env.json records for a run; None if it is missing or cannot be read."""
     try:
         return str(read_object(run_dir / ENVIRONMENT, decoder=str)["decoder"])
-    except (OSError, ValueError):  # It is written anew at each start, and nothing depends on it.
+    except (OSError, ValueError):  # env.json is rewritten at each start, and nothing depends on it.
         return None
 
 
 @functools.cache
 def code_sha256() -> str:
-    """sha256 over the names and bytes of the package's Python files, as they are when it is first asked for."""
+    """sha256 over the names and bytes of the package's Python files, as they are at the first call."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -218,7 +223,7 @@ def _git_commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None  # Not a git checkout, or no git: the version stands beside it.
+        return None  # Not a git checkout, or no git. env.json has the version too.
     return out.stdout.strip()
 
 
@@ -231,7 +236,10 @@ def setup_table(
     world_size: int,
     optimizer_bytes: int,
 ) -> Table:
-    """The start-up table. `clips` are (train, val), `steps` (per epoch, accumulation)."""
+    """The table printed at the start of a stage.
+
+    `parameters` are (trainable, frozen), `clips` (train, val) and `steps` (per epoch, micro-batches per step).
+    """
     trainable, frozen = parameters
     table = Table(title=f"stage {name}", show_header=False)
     accumulated, ranks = steps[1] * world_size * stage.batch.micro, counted(world_size, "rank")
@@ -258,5 +266,5 @@ def setup_table(
 
 
 def index_size(index: SampleIndex | None) -> int:
-    """Samples of an index, 0 where there is none."""
+    """The number of samples of an index, 0 without one."""
     return 0 if index is None else len(index)

@@ -1,7 +1,7 @@
-"""One start of a run on one rank: what it holds from beginning to end, opened and closed in one order.
+"""A session: what one start of a run holds on each rank, from beginning to end.
 
-The runtime, then on rank 0 the lock of the run directory, the tracker and `attempts.json`, then the watch. At the end
-the watch leaves first, how the start ended is noted, and tracker, lock and runtime close.
+It opens the runtime, then on rank 0 the lock of the run directory, the tracker and `attempts.json`, and last the watch.
+At the end the watch closes first; then the outcome is recorded in `attempts.json`, and tracker, lock and runtime close.
 """
 
 from __future__ import annotations
@@ -34,26 +34,33 @@ def session(
     dry_run: bool,
     find_checkpoint: Callable[[], tuple[str, Path] | None],
 ) -> Iterator[Run]:
-    """Joins the other ranks and holds the run directory inside of the block. A dry run writes nothing. Collective.
+    """Joins the other ranks and holds the run directory inside the block. Collective.
 
-    `find_checkpoint` gives the stage and the checkpoint to go on from; rank 0 calls it before anything is written.
-    Raises SfaError: the exit codes of errors.py.
+    `find_checkpoint` returns the stage and the checkpoint to resume from, or None; rank 0 calls it before anything is
+    written. A dry run writes nothing.
+
+    Raises UsageError for a wrong launch, RecipeError if another job holds the run directory, LostRankError if a rank is
+    missing or the last starts all failed alike, PreemptedError if a stop is requested while the ranks join,
+    CheckpointError if the run directory cannot be read or written.
     """
     with stop.nothing_to_save():
         runtime = parallel_runtime.start(environment())
-    held_open = _Session(recipe, run_dir, runtime, stop, dry_run)
+    resources = _Session(recipe, run_dir, runtime, stop, dry_run)
     try:
         resume_from = runtime.on_main(find_checkpoint)
-        held_open.open()
+        resources.open()
         failpoints = parse_failpoints(environment().get(VARIABLE, "")).within(rank=runtime.rank)
-        with held_open.watched() as watch:
-            yield Run(recipe, run_dir, runtime, held_open.tracker, stop, dry_run, resume_from, watch, failpoints)
+        with resources.watching() as watch:
+            yield Run(recipe, run_dir, runtime, resources.tracker, stop, dry_run, resume_from, watch, failpoints)
     finally:
-        held_open.close()
+        resources.close()
 
 
 class _Session:
-    """Tracker, lock, attempts and watch of one rank. Rank 0 alone has a lock, and a tracker that speaks."""
+    """Lock, tracker, attempts and watch of one rank.
+
+    Rank 0 alone takes the lock, records attempts and prints; on the other ranks the tracker does nothing.
+    """
 
     def __init__(self, recipe: Recipe, run_dir: Path, runtime: Runtime, stop: StopFlag, dry_run: bool) -> None:
         self._recipe, self._run_dir, self._runtime = recipe, run_dir, runtime
@@ -63,7 +70,7 @@ class _Session:
         self._watch = Watch()
 
     def open(self) -> None:
-        """Takes the lock, opens the tracker, and notes that a start begins. Collective."""
+        """Takes the lock, opens the tracker, and records that a start begins. Collective."""
         if not self._dry_run:
             self._runtime.on_main(lambda: self._lock.enter_context(held(self._run_dir, environment())))
         self._runtime.on_main(self._open_tracker)
@@ -72,35 +79,39 @@ class _Session:
             self._runtime.on_main(self._attempts.begin)
 
     def _open_tracker(self) -> None:
+        if self._dry_run:
+            self.tracker = Tracker.console_only(self._recipe.log)
+            return
         config = without_secrets_in(self._recipe.model_dump(mode="json"))
-        silent = Tracker.console_only(self._recipe.log)
-        told = (self._run_dir, self._recipe.log, config, environment())
-        self.tracker = silent if self._dry_run else Tracker(*told, stopping=lambda: bool(self._stop))
+        self.tracker = Tracker(
+            self._run_dir, self._recipe.log, config, environment(), stopping=lambda: bool(self._stop)
+        )
 
     @contextmanager
-    def watched(self) -> Iterator[Watch]:
-        """The watch for lost ranks; how the block ends is noted in `attempts.json`. Collective."""
+    def watching(self) -> Iterator[Watch]:
+        """Watches for lost ranks inside the block, and records in `attempts.json` how the block ends. Collective."""
         main_address = environment().get("MASTER_ADDR", "127.0.0.1")
         logs = None if self._dry_run else self._run_dir / LOGS
         try:
-            with watched(self._runtime, main_address, logs, self._stop, self._note_end) as self._watch:
+            with watched(self._runtime, main_address, logs, self._stop, self._record_end) as self._watch:
                 yield self._watch
         except Exception as error:
-            self._note_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
+            self._record_end(getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}")
             raise
-        self._note_end(0, "")
+        self._record_end(0, "")
 
-    def _note_end(self, code: int, text: str) -> None:
+    def _record_end(self, code: int, text: str) -> None:
         phase, step = self._watch.position
-        self._attempts.end(code, text, phase.partition(" ")[0], step)
+        stage = phase.partition(" ")[0]
+        self._attempts.end(code, text, stage, step)
 
     def close(self) -> None:
-        """Ends what `open` opened, and leaves the other ranks."""
+        """Closes what `open` has opened, and leaves the process group."""
         self.tracker.close()
         self._lock.close()
         parallel_runtime.stop()
 
 
 def _identity(recipe: Recipe) -> str:
-    """Of recipe and code: what a failure may be due to."""
+    """A hash of recipe and code. Only failures with the same identity may have the same cause."""
     return hashlib.sha256(f"{record_recipe(recipe)}{code_sha256()}".encode()).hexdigest()[:16]

@@ -1,5 +1,7 @@
-"""What a run tells: console, log.jsonl and wandb. Rank 0 speaks. None of them may end a run: wandb is left out when
-it fails, a terminal that is gone hears no more, and lines that a full disk does not take wait for room.
+"""The output of a run: console, log.jsonl and wandb, all from rank 0.
+
+None of them may end a run: wandb is switched off if it fails, output to a terminal that is gone is dropped, and lines
+that a full disk does not take wait until there is room.
 """
 
 from __future__ import annotations
@@ -34,40 +36,43 @@ WANDB_URL = "https://api.wandb.ai"
 PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
 
 
-SIGNALS_APART = 1.0  # Seconds between those to the processes of one run.
-_MAX_WAITING = 16 << 20  # bytes of lines that wait for a full disk
+SIGNALS_APART = 1.0  # Seconds within which all processes of a run get a launcher's signal.
+_MAX_WAITING = 16 << 20  # Bytes of lines that wait for room on the disk.
 
 
 class LineFile:
-    """A file to append lines to, each there as soon as it is written. A line that a kill or a full disk cut is ended
-    first: it would take the next with it. What cannot be written waits, and is tried again with the next line."""
+    """A file to which lines are appended without buffering.
+
+    If a kill or a full disk has cut the last line, that line is ended first, so that it does not spoil the next one.
+    What cannot be written waits and is tried again with the next line.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._waiting, self._told = path, bytearray(), False
+        self.path, self._waiting, self._warned = path, bytearray(), False
         self._file = path.open("a+b", buffering=0)
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
             self._waiting += b"" if self._file.read(1) == b"\n" else b"\n"
 
     def write(self, text: str) -> None:
-        """Never raises for the disk: the first failure is said on stderr."""
+        """Appends text. A disk that refuses raises nothing; the first failure is reported on stderr."""
         if len(self._waiting) < _MAX_WAITING:
             self._waiting += text.encode()
         try:
             while self._waiting:
                 del self._waiting[: self._file.write(self._waiting)]
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 print_line(
                     f"{self.path} cannot be written ({error.strerror}): make room; its lines wait, the run goes on"
                 )
 
     def flush(self) -> None:
-        """Nothing is held back that could be written."""
+        """Does nothing: `write` holds nothing back that the disk takes."""
 
     def close(self) -> None:
-        """Says how much is lost, if anything still waits."""
+        """Closes the file, and reports how many lines are lost if some still wait."""
         if self._waiting:
             lines = self._waiting.count(b"\n")
             print_line(f"{self.path} lacks its last {lines} lines: no room for them was made")
@@ -78,15 +83,15 @@ class Terminal(Console):
     """A console whose reader may go away."""
 
     def on_broken_pipe(self) -> None:
-        """Says no more, in place of rich's own answer, which ends the program."""
+        """Prints nothing more, where rich itself would end the program."""
         self.quiet = True
-        # What stdout still holds has to go somewhere, or the interpreter's last flush changes the exit code to 120.
+        # Stdout's buffer must go somewhere, or the interpreter's last flush changes the exit code to 120.
         with suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Tracker:
-    """One run's log. On other ranks than 0 (`run_dir` None) every method does nothing."""
+    """The log of one run. With `run_dir` None, as on all ranks but 0, every method does nothing."""
 
     def __init__(
         self,
@@ -100,27 +105,27 @@ class Tracker:
         self._wandb: Any = None
         self._wandb_failed = False
         self._consoles: list[Console] = []  # The terminal, then console.log.
-        self._told: set[str] = set()
-        self._stopping = stopping  # Whether the run was asked to stop.
+        self._seen: set[str] = set()
+        self._stopping = stopping  # Returns whether the run was asked to stop.
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._jsonl = LineFile(run_dir / LOG)
             self._text = LineFile(run_dir / CONSOLE)
-            # The file's console is wide enough for any line, the terminal's wraps as it likes.
+            # Fixed for the file; the terminal's console has the terminal's width.
             file = Console(file=cast("IO[str]", self._text), width=160, soft_wrap=True)
             self._consoles = [Terminal(soft_wrap=True), file]
             self._start_wandb(run_dir, log, config, environ)
 
     @classmethod
     def console_only(cls, log: LogBlock, on_stderr: bool = False) -> Tracker:
-        """A tracker that speaks to the terminal and writes nothing: a dry run leaves no trace."""
+        """A tracker that prints to the terminal and writes no files, for a dry run."""
         tracker = cls(None, log, {}, {})
         tracker._consoles = [Terminal(soft_wrap=True, stderr=on_stderr)]
         return tracker
 
     @contextmanager
     def progress(self, title: str, done: int, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on a terminal, nothing in a log file; calling what it gives moves the bar by one."""
+        """A progress bar on a terminal, nothing elsewhere. Each call of the yielded function advances it by one."""
         if not self._consoles or not self._consoles[0].is_terminal:
             yield lambda: None
             return
@@ -129,17 +134,17 @@ class Tracker:
             yield lambda: bar.advance(task)
 
     def say(self, text: str | Table, on_terminal: bool = True) -> None:
-        """To the terminal and console.log, or to console.log alone."""
+        """Prints to the terminal and console.log, or to console.log alone."""
         self._print(text, self._consoles if on_terminal else self._consoles[1:])
 
     def show(self, text: str) -> None:
-        """To the terminal alone: what console.log has already."""
+        """Prints to the terminal alone, for what console.log has already."""
         self._print(text, self._consoles[:1])
 
     def is_new(self, what: str) -> bool:
-        """True when it is asked for the first time in this run: what is said once."""
-        is_new = what not in self._told
-        self._told.add(what)
+        """Whether this is the first call with `what` in this run, for messages that are printed once."""
+        is_new = what not in self._seen
+        self._seen.add(what)
         return is_new
 
     def _print(self, text: str | Table, consoles: list[Console]) -> None:
@@ -148,11 +153,11 @@ class Tracker:
         for console in consoles:
             try:
                 console.print(text, highlight=False, markup=False)
-            except OSError:  # a console that is redirected to a full disk
+            except OSError:  # The console is redirected to a full disk.
                 console.on_broken_pipe()
 
     def record(self, kind: str, **values: Any) -> None:
-        """One line of log.jsonl, and the same to wandb."""
+        """Writes one line of log.jsonl, and sends it to wandb if its kind is `train` or `eval`."""
         if self._jsonl is None:
             return
         line = {"kind": kind, **{key: _plain(without_secrets_in(value)) for key, value in values.items()}}
@@ -161,7 +166,7 @@ class Tracker:
             self._send(kind, line)
 
     def event(self, event: str, **values: Any) -> None:
-        """A line of kind `event`."""
+        """Writes a line of kind `event`."""
         self.record("event", event=event, **values)
 
     def close(self) -> None:
@@ -172,7 +177,7 @@ class Tracker:
             for file in (self._jsonl, self._text):
                 try:
                     file.close()
-                except OSError as error:  # A network disk tells then that it is full.
+                except OSError as error:  # A network disk may report only now that it is full.
                     print_line(f"{file.path} may lack its last lines: {error.strerror}")
             self._jsonl, self._consoles = None, []
 
@@ -182,7 +187,7 @@ class Tracker:
         mode: Any = log.wandb
         if mode == "auto":
             mode = environ.get("WANDB_MODE") or ("online" if _has_key(environ) else "offline")
-        if mode == "online" and not _has_key(environ):  # It would ask for one, and wait.
+        if mode == "online" and not _has_key(environ):  # wandb would ask for one and wait.
             print_line("wandb is offline: there is no key (WANDB_API_KEY or .netrc); `wandb sync` sends the run later")
             mode = "offline"
 
@@ -201,7 +206,7 @@ class Tracker:
                 mode=mode,
                 dir=str(run_dir),
                 config=dict(config),
-                # Its metadata holds the command line, as it was typed.
+                # wandb's metadata holds the command line as it was typed, with its secrets.
                 settings=wandb.Settings(
                     silent=True, console="off", x_disable_meta=any(without_secrets(word) != word for word in sys.argv)
                 ),
@@ -210,7 +215,10 @@ class Tracker:
         self._guard(begin)
 
     def _end_wandb(self) -> None:
-        """Also its service: wandb's own handler at exit prints a traceback where that has gone, as after a Ctrl-C."""
+        """Ends wandb's run and its service.
+
+        wandb's own exit handler prints a traceback if the service has gone before, as after a Ctrl-C.
+        """
         import wandb
 
         try:
@@ -222,17 +230,17 @@ class Tracker:
     def _send(self, kind: str, line: Mapping[str, Any]) -> None:
         stage = line.get("stage")
         group = {"train": "train", "eval": "test" if stage == "test" else "val"}[kind]
-        if "member" in line:  # Of a sweep: each has its own curves.
+        if "member" in line:  # Each member of a sweep has its own curves.
             group = f"{group}/{line['member']}"
         out: dict[str, Any] = {"stage": stage}
         for key, value in line.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 out[f"{'perf' if key in PERFORMANCE_KEYS else group}/{key}"] = value
-        # Steps start anew in each stage, and wandb's own step may not: the step travels as a value.
+        # The step is sent as a value: it starts anew in each stage, and wandb's own step may not.
         self._guard(lambda: self._wandb.log(out))
 
     def _guard(self, action: Any) -> None:
-        """wandb alone may fail without ending the run: it says so once and is left out from then on."""
+        """Runs a call of wandb. The first failure is reported, and wandb is off from then on; the run goes on."""
         try:
             action()
         except Exception as error:  # noqa: BLE001 (whatever wandb raises)
@@ -245,7 +253,7 @@ class Tracker:
                 print_line(f"wandb is off for this run: {type(error).__name__}: {error}")
 
     def _stops_soon(self) -> bool:
-        """Whether wandb's service ended because the run does: a launcher's signal reaches it too, and first."""
+        """Whether the run is about to stop: a launcher's signal ends wandb's service too, and may reach it first."""
         until = time.monotonic() + SIGNALS_APART
         while not self._stopping() and time.monotonic() < until:
             time.sleep(0.01)
@@ -263,8 +271,11 @@ def _has_key(environ: Mapping[str, str]) -> bool:
         return False
 
 
-def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
-    """The console line of some training steps, in the order that video people know from mmengine."""
+def train_line(position: str, values: Mapping[str, Any], remaining: float) -> str:
+    """The console line of some training steps, in the order of mmengine's.
+
+    `position` names stage, epoch and step; `remaining` is in seconds.
+    """
     parts = {
         "loss": f"{values['loss']:.4f}",
         "lr": f"{values['lr']:.3e}",
@@ -275,19 +286,19 @@ def train_line(place: str, values: Mapping[str, Any], remaining: float) -> str:
         "memory": f"{values['memory_gib']:.2f} GiB",
         "eta": clock(remaining),
     }
-    return f"Train {place} " + " ".join(f"{key}: {value}" for key, value in parts.items())
+    return f"Train {position} " + " ".join(f"{key}: {value}" for key, value in parts.items())
 
 
-def eval_line(place: str, result: Mapping[str, Any]) -> str:
-    """The console line of an evaluation. `chance` is what guessing scores."""
+def eval_line(position: str, result: Mapping[str, Any]) -> str:
+    """The console line of an evaluation; `chance` in it is the score of guessing."""
     guessed = guessing(result)
     shown = console_line(result) | ({} if guessed is None else {"chance": guessed})
     scores = " ".join(f"{key}: {value:.4f}" for key, value in shown.items() if key != "samples")
-    return f"Eval {place} {scores} clips: {result['samples']}"
+    return f"Eval {position} {scores} clips: {result['samples']}"
 
 
 def epoch_line(evaluated: str, values: Mapping[str, Any]) -> str:
-    """The terminal's line of an epoch: its evaluation, and of the training before it what tells how it goes."""
+    """The terminal's line of an epoch: its evaluation, and the loss, speed and remaining time of the training."""
     if not values:
         return evaluated  # No step of this start was logged.
     rate, left = f"{values['samples_per_second']:.1f} clips/s", clock(values["remaining"])
@@ -303,7 +314,7 @@ def clock(seconds: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: it becomes the string it is read as elsewhere."""
+    """A value for JSON, which has no NaN or infinity: they become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

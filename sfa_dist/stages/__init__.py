@@ -1,9 +1,12 @@
 """The stages of a run: image -> stage1 -> cache -> stage2 -> test -> report.
 
-    pipeline   the order, and what is done already      prepare        one stage from recipe to trainer
-    open_data  a stage's data                           assemble       its modules and weights
-    trunk_setup, trunk_fidelity                         feature_cache, cache_build, rank_sync
-    sweep, sweep_scores                                 scoring        the test
+    pipeline       the order of the stages, and training one  prepare         a stage made ready: data, modules, engine
+    open_data      a stage's shards and streams               notices         what does not fit its clips
+    assemble       its modules and weights                    trunk_setup     device, chunks, compile, activations
+    feature_cache  what a cache depends on                    cache_build     the stage `cache`, with rank_sync
+    scoring        the stage `test`                           trunk_fidelity  8-bit features compared with bf16
+    sweep          many stage-2 members on one cache          sweep_scores    their test in one pass
 
+`train.py` imports `pipeline`; `inference` and `tools` import the modules of a single stage.
 Start with `pipeline.run_recipe`.
 """

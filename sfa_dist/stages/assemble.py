@@ -1,4 +1,4 @@
-"""Which module each stage trains, which it freezes, and where their weights come from."""
+"""Which module a stage trains, which it freezes, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from sfa_dist.recipe.schema import Stage2, StageBlock
 
 @dataclass
 class Parts:
-    """What the engine gets, and what runs frozen in front of it (None where everything is trained).
+    """The module that the engine trains, and the frozen trunk in front of it (None where everything is trained).
 
-    `cached` is the trunk that a feature cache stands for where it does not run: (sha256, parameters). `loaded` tells
-    what came from an image checkpoint.
+    Where the trunk's features come from a cache, `cached` is the trunk's (sha256, number of parameters). `loaded`
+    describes what was loaded from an image checkpoint.
     """
 
     trainable: nn.Module
@@ -51,14 +51,14 @@ class Parts:
         return sum(p.numel() for p in self.trainable.parameters()), self.cached[1] if self.cached else frozen
 
     def trunk_sha256(self) -> str | None:
-        """Hash of the frozen trunk that the features come from, None where everything is trained."""
+        """sha256 of the frozen trunk, run or cached; None where everything is trained."""
         if self.cached:
             return self.cached[0]
         return self.frozen.sha256() if self.frozen else None
 
 
 def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Parts:
-    """The whole ViViT, trainable; the trunk from an image checkpoint where one is given."""
+    """The whole ViViT, trainable; its trunk is loaded from an image checkpoint where one is given."""
     model = whole_model(stage)
     build(model)
     loaded = None
@@ -68,10 +68,10 @@ def assemble_end_to_end(stage: StageBlock, image_checkpoint: str | None) -> Part
 
 
 def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_trunk: str | None = None) -> Parts:
-    """Frozen trunk and trainable tail, both from stage 1's weights (None: random, for measurements).
+    """The frozen trunk and the trainable tail, both from stage 1's weights (None: random, for measurements).
 
-    `classes` identifies the class list of the data; the head is kept when it is that of stage 1. `cached_trunk` is the
-    sha256 of a trunk whose stored features are read: it takes no memory then.
+    `classes` identifies the class list of the data; the class head is kept where stage 1 had the same one. Where cached
+    features are read, `cached_trunk` is their trunk's sha256, and the trunk is not built.
     """
     trunk, tail = trunk_of(stage), tail_of(stage)
     state = read_state(stage1) if stage1 else None
@@ -80,7 +80,7 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
     if cached_trunk is not None:
         parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
     else:
-        # The trunk becomes bf16 before the tail takes memory: at no time do both stand in fp32.
+        # The trunk becomes bf16 before the tail takes memory: the two are never in fp32 at the same time.
         parts = Parts(tail, _built_frozen(trunk, stage, state, stage1, pooled=not tail.takes_tokens))
     build(tail)
     if state is not None and stage1 is not None:
@@ -90,19 +90,19 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
 
 
 def trunk_parameters(stage: StageBlock) -> int:
-    """How many parameters the trunk has, without building it."""
+    """Number of parameters of the trunk, without allocating them."""
     return sum(p.numel() for p in trunk_of(stage).parameters())
 
 
 def assemble_trunk(stage: Stage2, stage1: Path, pooled: bool = True) -> FrozenTrunk:
-    """The frozen trunk of stage 2 alone, from stage 1's weights: what fills the feature cache."""
+    """The frozen trunk of stage 2 from stage 1's weights, without the tail: it fills the feature cache."""
     return _built_frozen(trunk_of(stage), stage, read_state(stage1), stage1, pooled)
 
 
 def _built_frozen(
     trunk: Trunk, stage: Stage2, state: Mapping[str, Tensor] | None, source: Path | None, pooled: bool
 ) -> FrozenTrunk:
-    # Its random weights must not shift the tail's, which are the same whether the trunk is built or not.
+    # The trunk's random weights must not shift the tail's, which are the same whether the trunk is built or not.
     with torch.random.fork_rng(devices=[]):
         build(trunk)
     if state is not None and source is not None:
@@ -120,8 +120,10 @@ def _refuse_other_trunk(trunk: Trunk, stage: StageBlock, source: Path) -> None:
 def save_final(
     path: Path, parts: Parts, parameters: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A stage's final weights in fp32; gives the file's `size` and `sha256`. Of a frozen trunk only the hash is kept
-    (metadata `trunk_sha256`)."""
+    """Writes a stage's final weights in fp32; returns the file's `size` and `sha256`.
+
+    A frozen trunk is not written; its hash goes into the metadata (`trunk_sha256`). Raises CheckpointError.
+    """
     trunk = parts.trunk_sha256()
     prefix = "tail." if trunk else ""
     extra = {"trunk_sha256": trunk} if trunk else {}
@@ -130,8 +132,7 @@ def save_final(
 
 
 def metadata_value(path: Path, key: str) -> Any:
-    """What a weights file tells in JSON under a key of its metadata; None where it tells nothing, or nothing that can
-    be read, as a file that others made."""
+    """The JSON value of a key in a weights file's metadata; None where it is absent or, in foreign files, not JSON."""
     try:
         return parse_json(read_metadata(path).get(key, "null").encode())
     except ValueError:
@@ -141,9 +142,9 @@ def metadata_value(path: Path, key: str) -> Any:
 def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False) -> Parts:
     """A finished stage's model for evaluation, in the engine's precision.
 
-    For stage 2 the trunk comes from stage 1's file and must have the hash that stage 2 was trained on (else
-    RecipeError). With `any_frames` the stage may take another number of frames than it was trained on: temporal
-    positions are interpolated.
+    For stage 2 the trunk comes from stage 1's file, `trunk_weights`. With `any_frames` the stage may have another
+    number of frames than in training; its temporal positions are interpolated. Raises RecipeError where stage 2 was
+    trained on another trunk.
     """
     if not isinstance(stage, Stage2):
         parts = assemble_end_to_end(stage, None)
@@ -164,14 +165,14 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, 
 
 
 def trained_classes(path: Path) -> ClassNames | None:
-    """The class names in the metadata of a weights file, None where it knows none."""
+    """The class names in the metadata of a weights file; None where it has none."""
     names = metadata_value(path, "classes")
     known = isinstance(names, list) or (isinstance(names, dict) and all(isinstance(n, list) for n in names.values()))
     return names if known else None
 
 
 def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
-    """Stage 2 without its trunk, for features of the trunk with this hash (else RecipeError)."""
+    """The tail of a finished stage 2 for evaluation; raises RecipeError where it was trained on another trunk."""
     tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
     _load_tail(tail, stage, weights)
     if read_metadata(weights).get("trunk_sha256") != trunk_sha256:
@@ -194,6 +195,8 @@ def _make_ready(module: nn.Module, stage: StageBlock) -> None:
 
 
 def classes_id(names: ClassNames | None, model: ModelBlock) -> str:
-    """What identifies the classes in weights metadata: the names in order, by head where there are several, or only
-    their numbers where there are no names."""
+    """The JSON text that identifies the classes in weights metadata.
+
+    It is the names in order, by head where there are several, or the numbers of classes where there are no names.
+    """
     return json.dumps(names or model.class_heads or model.classes)

@@ -1,8 +1,8 @@
-"""Builds the feature cache: the frozen trunk over every video and view, once, on all ranks.
+"""Builds the feature cache: all ranks run the frozen trunk over every video and view, once.
 
-A part (some 100 clips of one view) is the unit of work. Which clips a part holds does not depend on the ranks, and a
-finished part is never made again, so the extraction may be killed anywhere and goes on, on any number of ranks, to the
-same bytes. Ranks work apart and meet every few seconds, to stop together and to hear of each other's failures.
+The unit of work is a part, about a hundred clips of one view. The clips of a part do not depend on the number of ranks,
+and a finished part is never made again, so an extraction that is killed continues on any number of ranks and gives the
+same bytes. Ranks work independently and synchronise every few seconds, to stop together and to share failures.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ from sfa_dist.stages.assemble import assemble_trunk, trunk_parameters
 from sfa_dist.stages.feature_cache import SplitPlan, cache_block, flat, missing_views, refuse_other_key
 from sfa_dist.stages.open_data import open_split, plan_features
 from sfa_dist.stages.rank_sync import RankSync
-from sfa_dist.stages.trunk_fidelity import say_fidelity
+from sfa_dist.stages.trunk_fidelity import report_fidelity
 from sfa_dist.stages.trunk_setup import place_trunk
 
 HASH_THREADS = 4
-CHUNK = "chunk_frames"  # Key of a view's facts.
+CHUNK = "chunk_frames"  # A key of a view's manifest.
 
 
 def build_views(run: Run, stage: Stage2, plan: SplitPlan, trunk: FrozenTrunk, trunk_sha256: str) -> None:
-    """Extracts all views of a split that are not there yet. Collective. `trunk` is on the device.
+    """Extracts the missing views of a split with `trunk`, which is on the device. Collective.
 
-    Raises RecipeError for parts of another recipe, CheckpointError when the disk refuses, PreemptedError on a stop.
+    Raises RecipeError for parts of another recipe, CheckpointError where the disk fails, PreemptedError on a stop
+    request, DataError over the budget of bad clips.
     """
     missing = run.runtime.on_main(lambda: missing_views(plan))
     for view in range(plan.views):
         if view in missing:
             _build_view(run, stage, plan, view, trunk, trunk_sha256)
-        else:  # A kill may have come between its manifest and this.
+        else:  # The run may have been killed after it wrote the manifest and before this.
             run.runtime.on_main(partial(drop_leftovers, plan.view(view), plan_parts(plan.index, view)))
 
 
@@ -72,16 +73,16 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
 
     def begin() -> None:
         recorded = begin_view(folder, {**made_of, CHUNK: trunk.chunk_frames})
-        recorded.pop(CHUNK, None)  # How it is computed, not what.
+        recorded.pop(CHUNK, None)  # The chunks do not change what the features are.
         refuse_other_key(folder, recorded, made_of)
 
     run.runtime.on_main(begin)
-    together = RankSync(run, title, stage.data.max_bad_fraction)
-    pending = together.main_alone(lambda: missing_parts(folder, parts, HASH_THREADS))
+    sync = RankSync(run, title, stage.data.max_bad_fraction)
+    pending = sync.on_main(lambda: missing_parts(folder, parts, HASH_THREADS))
     done = len(parts) - len(pending)
     run.tracker.say(f"{title}: {len(plan.index):,} clips in {len(parts)} parts" + (f", {done} done" if done else ""))
-    _Extraction(run, stage, plan, folder, trunk, together).work(pending[run.runtime.rank :: run.runtime.world_size])
-    together.finish()
+    _Extraction(run, plan, folder, trunk, sync).work(pending[run.runtime.rank :: run.runtime.world_size])
+    sync.finish()
     manifest = {
         "version": 1,
         "classes": plan.index.classes,
@@ -93,7 +94,7 @@ def _build_view(run: Run, stage: Stage2, plan: SplitPlan, view: int, trunk: Froz
         "device": run.runtime.device.type,
         "program": f"sfa_dist {__version__}",
     }
-    together.main_alone(lambda: close_view(folder, parts, manifest, HASH_THREADS))
+    sync.on_main(lambda: close_view(folder, parts, manifest, HASH_THREADS))
 
 
 @dataclass
@@ -101,17 +102,16 @@ class _Extraction:
     """One rank's share of a view."""
 
     run: Run
-    stage: Stage2
     plan: SplitPlan
     folder: Path
     trunk: FrozenTrunk
-    together: RankSync
-    _writers: dict[str, PartWriter] = field(default_factory=dict)  # Loader processes work on one part each.
+    sync: RankSync
+    _writers: dict[str, PartWriter] = field(default_factory=dict)  # By part: each loader process works on one.
     _pieces: dict[str, list[Tensor]] = field(default_factory=dict)
     _since: float = 0.0
 
     def work(self, parts: Sequence[FeaturePart]) -> None:
-        """Writes the parts; a failure of this rank is told to all of them."""
+        """Writes the parts; a disk failure of this rank is raised on all ranks."""
         steps = self.plan.steps
         chunk = max(1, self.trunk.chunk_frames // steps.grid.tubelet)
         decoder = decoder_of(steps.data)
@@ -124,10 +124,10 @@ class _Extraction:
                     self._take(piece)
                 except OSError as error:
                     where = f"rank {self.run.runtime.rank} on {self.run.runtime.host}"
-                    text = f"{self.together.title}: {where} cannot write to {self.folder}: {error}"
-                    self.together.beat(done=True, fault=CheckpointError(f"{text}; finished parts are kept"))
-                self.run.watch.phase("cache extract", self.together.clips)
-                self.together.beat_if_due()
+                    text = f"{self.sync.title}: {where} cannot write to {self.folder}: {error}"
+                    self.sync.beat(done=True, fault=CheckpointError(f"{text}; finished parts are kept"))
+                self.run.watch.phase("cache extract", self.sync.clips)
+                self.sync.beat_if_due()
         finally:
             for writer in self._writers.values():
                 writer.discard()
@@ -141,12 +141,12 @@ class _Extraction:
         if piece.clips is None:
             self._pieces.pop(name, None)
             writer.add_bad(sample, piece.bad or "")
-            self.together.bad[self.plan.index.name(sample)] = piece.bad or ""
+            self.sync.bad[self.plan.index.name(sample)] = piece.bad or ""
         else:
             self._pieces.setdefault(name, []).append(self.trunk(piece.clips)[0])
             if piece.last:
                 writer.add(sample, torch.cat(self._pieces.pop(name)).cpu(), piece.num_video_frames)
-        self.together.clips += piece.last
+        self.sync.clips += piece.last
         if writer.is_full:
             now = time.perf_counter()
             writer.finish(seconds=now - self._since)
@@ -155,17 +155,17 @@ class _Extraction:
 
 
 def run_cache_stage(run: Run, stage: Stage2) -> None:
-    """The stage `cache`: builds what is missing of the recipe's feature cache, and writes its `done.json`.
+    """The stage `cache`: builds the missing views of the recipe's feature cache, and writes its `done.json`.
 
-    Raises CheckpointError without stage 1's weights or where the cache cannot be written, RecipeError where what is
-    there is of something else.
+    Collective. Raises CheckpointError without stage 1's weights or where the cache cannot be written, RecipeError where
+    the views there were made from something else, and the errors of `build_views`.
     """
     directory, weights = run.cache_directory(stage), run.weights("stage1")
     if not run.runtime.on_main(weights.is_file):
         if run.dry_run:
             run.tracker.say("cache: built from stage 1's weights, which are not there yet")
             return
-        text = f"there is no {weights} yet: train stage1 before, or give stage1.weights"
+        text = f"there is no {weights} yet: train stage1 first, or set stage1.weights"
         raise run.runtime.for_all(CheckpointError(text))
     run.watch.phase("cache load")
     data = stage.data
@@ -186,7 +186,7 @@ def run_cache_stage(run: Run, stage: Stage2) -> None:
 def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, weights: Path) -> None:
     with ExitStack() as lock:
         run.runtime.on_main(lambda: lock.enter_context(_locked(directory, plans)))
-        say_fidelity(run, CACHE, stage, plans[0].index, weights)
+        report_fidelity(run, CACHE, stage, plans[0].index, weights)
         trunk = assemble_trunk(stage, weights)
         trunk_sha256 = trunk.sha256()
         run.runtime.require_equal("the frozen trunk of the cache (sha256)", trunk_sha256[:16])
@@ -198,7 +198,7 @@ def _build(run: Run, stage: Stage2, plans: list[SplitPlan], directory: Path, wei
 
 
 def _recorded_chunk(plans: list[SplitPlan]) -> int | None:
-    """What `chunk_frames: auto` chose for the views that are there, or begun: other chunks would give other bytes."""
+    """The chunk that views present or begun were made with: other chunks would give other bytes."""
     for folder in (folder for plan in plans for folder in plan.folders):
         made = read_manifest(folder) or read_building(folder)
         if CHUNK in made:
@@ -208,10 +208,10 @@ def _recorded_chunk(plans: list[SplitPlan]) -> int | None:
 
 @contextmanager
 def _locked(directory: Path, plans: list[SplitPlan]) -> Iterator[None]:
-    """Holds the cache for this run: two may build the same one in a shared folder.
+    """Locks the cache for this run, since two runs may share a cache folder.
 
-    Raises RecipeError that names the run that has it, CheckpointError for a folder that cannot be written, with what is
-    missing in it.
+    Raises RecipeError naming the run that holds the lock, CheckpointError for a folder that cannot be written, with the
+    views that it has.
     """
     with ExitStack() as lock:
         try:
@@ -223,13 +223,13 @@ def _locked(directory: Path, plans: list[SplitPlan]) -> Iterator[None]:
             )
             raise CheckpointError(
                 f"the feature cache {directory} is not complete ({views}) and cannot be written to ({error}): set "
-                "stage2.cache.dir to a folder that can, or stage2.cache.views to what is there"
+                "stage2.cache.dir to a folder that can, or stage2.cache.views to the number of views that are there"
             ) from error
         yield
 
 
 def _write_done(run: Run, stage: Stage2, plans: list[SplitPlan], built: bool) -> None:
-    """`done.json` with the cost of the extraction: none where the cache was found ready in a shared folder."""
+    """Writes `done.json` with the cost of the extraction: 0 where a shared folder had the cache. Collective."""
     peak = max(run.runtime.gather(run.runtime.peak_memory_gib()))
 
     def write() -> dict[str, Any]:
@@ -263,4 +263,4 @@ def _least_size(stage: Stage2, plans: list[SplitPlan]) -> str:
     width = dims_of(stage.model).width
     size = width * trunk_dtype(stage).itemsize * stage.frames // stage.model.tubelet
     total = size * sum(len(plan.index) * plan.views for plan in plans)
-    return f"at least {total / 2**30:.1f} GiB, and as much more as the videos are longer than a clip"
+    return f"at least {total / 2**30:.1f} GiB, and more in proportion where videos are longer than a clip"

@@ -1,7 +1,7 @@
-"""The feature cache of a recipe: where it lies, what its features depend on, and whether a given one may be used.
+"""The feature cache of a recipe: where it lies, what its features depend on, and whether an existing one fits.
 
-Features are right for a run only when everything that they were made from is the same. Each view's manifest says from
-what it was made, field by field, and a view that differs is refused with the fields that do.
+Cached features fit a run only where everything that they were made from is the same. Each view's manifest records that
+as a key, field by field, and a view with another key is refused with the fields that differ.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ Key = dict[str, Any]
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What the cache of one split has to be: its folder, its source, how many views, and what they depend on.
+    """What the cache of one split has to be: its folder, source, number of views, and the `key` that they depend on.
 
-    `seed` is of the augmentation: it must be the same where a cache is built on, but any is good enough to train on.
+    The augmentation's seed, `steps.seed`, is not in the key: a view is built with one seed, and a run with another seed
+    may train from it.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A complete cache that fits the recipe. `trunk_sha256` is FrozenTrunk.sha256() of what made it."""
+    """A complete cache that fits the recipe; `trunk_sha256` is the `FrozenTrunk.sha256()` of the trunk that made it."""
 
     train: CachedSplit
     val: CachedSplit | None
@@ -67,14 +68,14 @@ class FeatureCache:
 
 
 def cache_block(stage: StageBlock | None) -> CacheBlock:
-    """The cache of stage 2. Raises RecipeError where there is none."""
+    """The cache settings of stage 2. Raises RecipeError where the recipe has none."""
     if stage is None or stage.cache_block is None:
         raise RecipeError("the recipe has no feature cache: set stage2.cache.views (docs/cache.md)")
     return stage.cache_block
 
 
 def trunk_weights_sha256(stage1: Path) -> str:
-    """What identifies the trunk in a stage-1 weights file; its tail does not count."""
+    """sha256 of the trunk's tensors in a stage-1 weights file; the tail's are left out."""
     state = read_state(stage1)
     return tensors_sha256({key: value for key, value in state.items() if key.startswith("trunk.")})
 
@@ -82,7 +83,7 @@ def trunk_weights_sha256(stage1: Path) -> str:
 def plan_cache(
     recipe: Recipe, stage: Stage2, directory: Path, trunk: str, train: SampleIndex, val: SampleIndex | None
 ) -> tuple[SplitPlan, SplitPlan | None]:
-    """(training, validation) plans of the cache under `directory`; `trunk` is `trunk_weights_sha256`."""
+    """The (training, validation) plans of the cache under `directory`; `trunk` is `trunk_weights_sha256`'s value."""
     cache = cache_block(stage)
     grid = StepGrid(stage.model.tubelet, stage.data.stride, cache.phases)
     views = CachedSteps(stage.data, stage.augment, grid, stage.model.image_size, recipe.seed)
@@ -98,7 +99,7 @@ def plan_cache(
 
 
 def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
-    """What stored features depend on, field by field."""
+    """What cached features depend on, field by field."""
     model, data = stage.model, stage.data
     return {
         "trunk weights (sha256)": trunk,
@@ -107,7 +108,7 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         "model.pooling": model.pooling,
         "model.tubelet": model.tubelet,
         "model.image_size": model.image_size,
-        # Caches of before there was a choice have the official ones.
+        # Older caches have the official values without recording them.
         **({"model.gelu": model.gelu} if model.gelu not in (None, GELU) else {}),
         **({"model.norm_eps": model.norm_eps} if model.norm_eps not in (None, LAYER_NORM_EPS) else {}),
         **({"model.positions": model.positions} if model.positions != "learned" else {}),
@@ -126,7 +127,7 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
 
 
 def _arithmetic(stage: Stage2) -> str:
-    """The dtype that the trunk computes in, and what its weights were rounded to before."""
+    """The dtype that the trunk computes in, and the one that its weights are rounded to, if any."""
     dtype, eight_bits = str(trunk_dtype(stage)).removeprefix("torch."), trunk_eight_bits(stage)
     return dtype if eight_bits is None else f"{dtype}, linear layers in {eight_bits}"
 
@@ -137,7 +138,7 @@ def flat(values: Mapping[str, Any], prefix: str) -> Key:
 
 
 def refuse_other_key(folder: Path, recorded: Key, wanted: Key) -> None:
-    """Raises RecipeError that names each field in which a view is not what the recipe wants."""
+    """Raises RecipeError naming the fields in which a view's key differs from the recipe's."""
     different = [key for key in sorted(recorded.keys() | wanted.keys()) if recorded.get(key) != wanted.get(key)]
     if different:
         shown = "; ".join(
@@ -145,13 +146,13 @@ def refuse_other_key(folder: Path, recorded: Key, wanted: Key) -> None:
         )
         more = f"; and {len(different) - FIELDS_SHOWN} more" if len(different) > FIELDS_SHOWN else ""
         raise RecipeError(
-            f"the feature cache {folder} is of something else ({shown}{more}); "
-            "give another stage2.cache.dir, or remove it and run `sfa cache`"
+            f"the feature cache {folder} was made from something else ({shown}{more}); "
+            "remove this one and run `sfa cache`, or set another stage2.cache.dir"
         )
 
 
 def missing_views(plan: SplitPlan) -> list[int]:
-    """Views that are not complete yet. Raises RecipeError for complete ones that do not fit."""
+    """The numbers of the views that are not complete. Raises RecipeError for complete views that do not fit."""
     missing = []
     for view in range(plan.views):
         manifest = read_manifest(plan.view(view))
@@ -163,7 +164,10 @@ def missing_views(plan: SplitPlan) -> list[int]:
 
 
 def open_cache(stage: Stage2, train: SplitPlan, val: SplitPlan | None) -> FeatureCache:
-    """The cache that stage 2 reads. Raises CheckpointError where it is incomplete, RecipeError where it is another."""
+    """The cache that stage 2 reads.
+
+    Raises CheckpointError where it is incomplete, RecipeError where it does not fit the recipe.
+    """
     plans = [train] if val is None else [train, val]
     for plan in plans:
         missing = missing_views(plan)
@@ -174,7 +178,9 @@ def open_cache(stage: Stage2, train: SplitPlan, val: SplitPlan | None) -> Featur
             )
     trunks = {(read_manifest(folder) or {})["trunk_sha256"] for plan in plans for folder in plan.folders}
     if len(trunks) > 1:
-        raise RecipeError(f"the views under {train.folder.parent} were made by different trunks; build them anew")
+        raise RecipeError(
+            f"the views under {train.folder.parent} were made by different trunks: remove them and run `sfa cache`"
+        )
     width, dtype = dims_of(stage.model).width, trunk_dtype(stage)
     splits = [CachedSplit(plan.folders, width, dtype) for plan in plans]
     return FeatureCache(splits[0], splits[1] if val else None, train.steps.grid, trunks.pop())

@@ -1,8 +1,9 @@
-"""What is said of a stage's training clips before it starts: classes that do not fit, videos that are too short.
+"""Notices about a stage's training clips before it starts: classes that do not fit, videos that are too short.
 
-Neither is an error, and both are found in the result otherwise, if at all. Lengths are those that `sfa pack` has
-written beside each clip; of shards that others made they are not known, and the first epoch counts (`looped` in a
-batch): a clip that crashes a decoder must not do so before there is a loader to tell of it.
+Neither is an error, and without a notice they would show only in the result, if at all. The lengths are those that
+`sfa pack` wrote beside each clip. Shards from elsewhere lack them; their short videos are counted in the first epoch
+(`Batch.looped`). No clip is decoded here: one that crashes the decoder would take the rank down, without a loader
+process to contain it and name it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from sfa_dist.data.shards.shard_names import shard_name
 from sfa_dist.errors import DataError
 from sfa_dist.recipe.blocks import DataBlock, ModelBlock, Rate
 
-MOST_LOOKED_AT = 2000  # Clips whose lengths are read: a few milliseconds on a local disk, seconds on a slow one.
-NAMED = 5
+MOST_LOOKED_AT = 2000  # Clips whose lengths are read: takes milliseconds on a local disk, seconds on a slow one.
+NAMED = 5  # Classes that a notice names.
 _MOST_JSON_BYTES = 1 << 16
 
 
 def class_notices(index: SampleIndex, model: ModelBlock) -> list[str]:
-    """Classes of the model that the training clips do not have, in words, with what to set. Labels that the model does
-    not have are refused elsewhere (`stream.check_labels`)."""
+    """One notice for each head whose classes the training clips do not have, with what to set.
+
+    The reverse, labels that the model does not have, is an error (`stream.check_labels`).
+    """
     heads = {"": model.classes} if model.class_heads is None else model.class_heads
     columns = index.label.reshape(len(index), -1)
     notices = []
@@ -55,14 +58,16 @@ def _of_head(key: str, classes: int, labels: Int64, names: Sequence[str] | None)
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, as Python writes them: what they hold may be anything."""
+    """The first names, quoted by `repr`, since a name may hold any character."""
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
     return ", ".join([*map(repr, names[:NAMED]), *more])
 
 
 def loop_notices(index: SampleIndex, data: DataBlock, frames: int, key: str) -> list[str]:
-    """How many videos are shorter than a clip of `frames` frames spans, so that they start again from their first frame
-    within it; `key` is the stage's, for what to set. Empty where none is known to be."""
+    """A notice of how many videos are shorter than a clip of `frames` frames spans; empty where none is known to be.
+
+    Such a video is looped: it starts again from its first frame. `key` is the stage's, to name what to set.
+    """
     span = (frames - 1) * data.stride + 1
     lengths = recorded_lengths(index, data.fps)
     short = lengths[lengths < span]
@@ -78,8 +83,10 @@ def loop_notices(index: SampleIndex, data: DataBlock, frames: int, key: str) -> 
 
 
 def recorded_lengths(index: SampleIndex, rate: Rate) -> Int64:
-    """Frames of the videos at `data.fps`, as their json tells: of all, or of MOST_LOOKED_AT equally far apart. Those
-    that tell nothing, or lie on no local disk, are left out."""
+    """Numbers of frames at `data.fps`, int64, from the json of all videos or of MOST_LOOKED_AT evenly spaced ones.
+
+    Videos whose json has no length, or whose shard is not on a local disk, are left out.
+    """
     folders: dict[Path, dict[str, RawShard]] = {}
     firsts = np.concatenate([[0], np.cumsum(index.shard_sizes)])
     step = -(-len(index) // MOST_LOOKED_AT)
@@ -99,12 +106,12 @@ def recorded_lengths(index: SampleIndex, rate: Rate) -> Int64:
 def _known(folder: Path) -> dict[str, RawShard]:
     try:
         return read_raw(folder)
-    except DataError:  # It has been read before; what is wrong with it is told where it matters.
+    except DataError:  # A notice is optional; whoever needs the index reports what is wrong with it.
         return {}
 
 
 def _facts(shard: Path, entry: RawShard | None, row: int) -> Any:
-    """What the json of a sample holds, None where that cannot be read: a notice ends no run."""
+    """The content of a sample's json; None where it cannot be read, since a notice must not end a run."""
     try:
         offsets, sizes, _ = (entry or {})["members"]["json"]
         offset, size = int(offsets[row]), int(sizes[row])

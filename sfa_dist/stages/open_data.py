@@ -1,4 +1,4 @@
-"""What a stage reads: its splits' clips or their stored features, as streams for this rank."""
+"""What a stage reads: the clips of its splits, or their cached features, as streams for this rank."""
 
 from __future__ import annotations
 
@@ -39,18 +39,24 @@ SAME_CLASSES = "pack both with the same --classes"
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage trains on: its streams, the cache behind them (None: live), the class list, clips (train, val), and
-    the training clips' sha256."""
+    """What a stage trains on."""
 
     streams: Streams
     cache: FeatureCache | None
+    """The cache behind the streams; None: live clips."""
     classes: str
+    """Identifies the class list (`classes_id`)."""
     clips: tuple[int, int]
+    """Number of (training, validation) clips."""
     sha256: str
+    """Of the training split's index."""
 
 
 def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> StageData:
-    """Opens and checks all that the stage reads. Collective."""
+    """Opens and checks everything that the stage reads. Collective.
+
+    Raises DataError for labels or class lists that do not fit, and the errors of `open_split` and `open_features`.
+    """
     blocks = stage.data
     val = open_split(run, blocks.val, f"{name}.data.val", blocks) if blocks.val else None
 
@@ -61,7 +67,7 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
             check_classes(index.classes, val)
 
     run.runtime.on_main(check)
-    loops_reported = _say_notices(run, name, stage, index)
+    loops_reported = _report_notices(run, name, stage, index)
     cache = open_features(run, stage, index, val)
     streams = replace(make_streams(run, stage, index, val, cache), loops_reported=loops_reported)
     return StageData(
@@ -69,9 +75,11 @@ def open_data(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> Sta
     )
 
 
-def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
-    """Says what does not fit the training clips, and records it for the report; returns whether some videos are too
-    short. Collective."""
+def _report_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> bool:
+    """Prints and records the notices about the training clips. Collective.
+
+    Returns whether one of them reports videos that are too short.
+    """
     loops = run.runtime.on_main(lambda: loop_notices(index, stage.data, stage.frames, name))
     for text in (*class_notices(index, stage.model), *loops):
         run.tracker.event("notice", stage=name, text=text)
@@ -82,14 +90,20 @@ def _say_notices(run: Run, name: str, stage: StageBlock, index: SampleIndex) -> 
 def plan_features(
     run: Run, stage: Stage2, train: SampleIndex, val: SampleIndex | None
 ) -> tuple[SplitPlan, SplitPlan | None]:
-    """What the feature cache of stage 2 has to be. Collective. Raises CheckpointError without stage 1's weights."""
+    """The plans of stage 2's feature cache, (training, validation). Collective.
+
+    Raises CheckpointError without stage 1's weights.
+    """
     weights = run.weights("stage1")
     trunk = run.runtime.on_main(lambda: trunk_weights_sha256(weights))
     return plan_cache(run.recipe, stage, run.cache_directory(stage), trunk, train, val)
 
 
 def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIndex | None) -> FeatureCache | None:
-    """The feature cache that the stage reads, None where it runs live, or where a dry run finds no complete one."""
+    """The feature cache that the stage reads; None where it runs live, or where a dry run finds no complete cache.
+
+    Collective. Raises CheckpointError where the cache is incomplete, RecipeError where it does not fit.
+    """
     if not isinstance(stage, Stage2) or stage.cache is None:
         return None
     if run.dry_run and not run.weights("stage1").is_file():
@@ -103,8 +117,8 @@ def open_features(run: Run, stage: StageBlock, train: SampleIndex, val: SampleIn
 def make_streams(
     run: Run, stage: StageBlock, train_index: SampleIndex, val_index: SampleIndex | None, cache: FeatureCache | None
 ) -> Streams:
-    """The stage's training and evaluation streams for this rank: of clips, or of the features of `cache`."""
-    settings, crashes = loader_settings(run, stage), feed_settings(run)
+    """The stage's training and validation streams for this rank: of clips, or of the features in `cache`."""
+    settings, feeding = loader_settings(run, stage), feed_settings(run)
 
     def stopped() -> bool:
         return bool(run.stop)
@@ -121,15 +135,15 @@ def make_streams(
     return Streams(
         steps_per_epoch=steps_per_epoch(stage, train_index),
         accumulation=stage.batch.accumulation(run.runtime.world_size),
-        train=lambda epoch, first: feed(make_train(epoch=epoch, start_step=first), crashes, stopped),
-        evaluate=None if make_eval is None else lambda: feed(make_eval(), crashes, stopped),
+        train=lambda epoch, first: feed(make_train(epoch=epoch, start_step=first), feeding, stopped),
+        evaluate=None if make_eval is None else lambda: feed(make_eval(), feeding, stopped),
         clip_name=train_index.name,
         encoding=partial(encoding_of, train_index),
     )
 
 
 def loader_settings(run: Run, stage: StageBlock) -> LoaderSettings:
-    """How this rank's loaders read a stage's clips."""
+    """The settings of this rank's loaders for a stage."""
     return LoaderSettings(
         stage.data,
         stage.batch,
@@ -144,14 +158,14 @@ def loader_settings(run: Run, stage: StageBlock) -> LoaderSettings:
 
 
 def feed_settings(run: Run) -> FeedSettings:
-    """Where this rank records what its loader's workers die of."""
+    """How this rank's feeds name themselves, and where they record a worker's crash."""
     who = f"rank {run.runtime.rank} on {run.runtime.host}"
     stacks = run.directory / LOGS / f"rank-{run.runtime.rank:05d}.loader"
     return FeedSettings(who, run.directory / QUARANTINE, stacks, device=run.runtime.device, state_of=state_of)
 
 
 def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
-    """Raises DataError where a split's class list is not the trained one: the same label would mean another class."""
+    """Raises DataError where a split's class list is not the `trained` one: a label would mean another class."""
     found = index.classes
     if trained is None or found is None or trained == found:
         return
@@ -160,7 +174,7 @@ def check_classes(trained: ClassNames | None, index: SampleIndex) -> None:
         raise DataError(f"other classes in {where}: {_difference(trained, found)}; {SAME_CLASSES}")
     if isinstance(trained, list) or isinstance(found, list):
         kind = "one label" if isinstance(trained, list) else "a noun and a verb"
-        raise DataError(f"other classes in {where}: the model was trained on {kind} a clip")
+        raise DataError(f"other classes in {where}: the model was trained on {kind} for each clip")
     for head, names in trained.items():
         if names != found.get(head, []):
             difference = _difference(names, found.get(head, []))
@@ -175,16 +189,18 @@ def _difference(trained: list[str], found: list[str]) -> str:
 
 
 def steps_per_epoch(stage: StageBlock, train_index: SampleIndex) -> int:
-    """Optimizer steps in which each clip is seen once."""
+    """Number of optimizer steps in which each clip is seen once."""
     return -(-len(train_index) // stage.batch.size)
 
 
 def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> SampleIndex:
-    """The index of a split's shards, which are read as `data` says. Rank 0 builds what is missing before the others
-    look.
+    """The index of a split's shards, the same on all ranks. Collective.
 
-    Of shards that are not local files it alone asks the servers, and sends the others what it found. Clips that crashed
-    a decoder before are bad ones in it.
+    Rank 0 builds missing indexes before the other ranks read them. Of remote shards, rank 0 alone asks the servers and
+    sends its index to the others. Clips in quarantine, which crashed a decoder before, are marked as bad.
+
+    Raises RecipeError where `patterns` is empty or the ranks see different clips, DataError for shards that cannot be
+    read or hold no samples; `where` is the key that the messages name.
     """
     remote = data.remote
     if not patterns:
@@ -215,11 +231,11 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
 
 
 def _note_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:
-    """Says once that clips were looked at with another decoder when they were packed."""
+    """Reports, once a run, that clips were packed with another decoder than they are decoded with."""
     others = [packed for packed in index.decoders if decoder not in packed]
     for packed in others:
-        if packed not in run.told:
-            run.told.add(packed)
+        if packed not in run.reported:
+            run.reported.add(packed)
             run.tracker.event("other_decoder", packed_with=packed, decoder=decoder)
             hint = "frame numbers are the same, colours may differ slightly, and what one refuses the other may read"
             run.tracker.say(f"clips were packed with {packed} and are decoded with {decoder}: {hint}")

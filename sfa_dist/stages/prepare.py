@@ -1,4 +1,4 @@
-"""A stage made ready to run: its data, modules and engine, and where it stands."""
+"""A stage made ready to run: its data, modules, engine and trainer, resumed from a checkpoint where there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sfa_dist.run.record import refuse_other_inputs, setup_table
 from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
 from sfa_dist.stages.feature_cache import FeatureCache
 from sfa_dist.stages.open_data import StageData, open_data
-from sfa_dist.stages.trunk_fidelity import say_fidelity
+from sfa_dist.stages.trunk_fidelity import report_fidelity
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
 from sfa_dist.training.progress import Progress
 from sfa_dist.training.seeds import RANDOM_VERSION, mix_seed
@@ -35,8 +35,10 @@ TRUNK = "frozen trunk (sha256)"
 
 @dataclass
 class Setup:
-    """A stage that is ready to run; `classes` identifies its class list in the metadata of its weights, which come into
-    `directory`."""
+    """A stage that is ready to run.
+
+    `directory` gets its final weights; `classes` (`classes_id`) goes into their metadata.
+    """
 
     parts: Parts
     trainer: Trainer
@@ -45,11 +47,14 @@ class Setup:
 
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:
-    """Weights, modules, engine and streams of a stage, resumed where a checkpoint is; says the start-up table."""
+    """Opens a stage's data and sets it up, from the checkpoint that it resumes from. Collective.
+
+    Raises the errors of `open_data`, `find_checkpoint` and `set_up`.
+    """
     data = open_data(run, name, stage, index)
-    # A trunk that only filled the cache was told of then.
+    # A trunk that only fills the cache was measured when the cache was built.
     if isinstance(stage, Stage2) and stage.runs_frozen_trunk:
-        say_fidelity(run, name, stage, index, run.weights("stage1"))
+        report_fidelity(run, name, stage, index, run.weights("stage1"))
     checkpoint = None if run.dry_run else find_checkpoint(run, name)
     return set_up(run, name, stage, data, inputs, run.directory / name, checkpoint)
 
@@ -63,12 +68,16 @@ def set_up(
     directory: Path,
     checkpoint: Path | None,
 ) -> Setup:
-    """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given."""
+    """Modules, engine and trainer of a stage on opened data, from a checkpoint where one is given. Collective.
+
+    Prints the start-up table. `inputs` is what the recipe makes the stage depend on: a checkpoint made with others is
+    refused by RecipeError. Raises CheckpointError for weights or a checkpoint that cannot be read.
+    """
     seed = stage.own_seed(run.recipe.seed)
     torch.manual_seed(mix_seed(seed, name, "init"))  # The same initial weights on every rank.
     parts = run.runtime.each(lambda: _assemble(run, stage, data.classes, data.cache))
-    _say_other_depth(run, name, stage)
-    _say_loaded(run, name, parts)
+    _report_other_depth(run, name, stage)
+    _report_loaded(run, name, parts)
     counts = parts.parameters()
     failpoints = run.failpoints.within(stage=name)
     origin = _origin(run, data)
@@ -76,9 +85,9 @@ def set_up(
     if checkpoint is not None:
         state = _read_state(run, name, checkpoint, {**inputs, **origin})
         run.runtime.everywhere(lambda: _load_parameters(parts, checkpoint, failpoints))
-    trunk_sha256 = _agreed_trunk(run, name, parts, data.cache)
-    for words in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
-        run.tracker.say(f"{name}: {words}")
+    trunk_sha256 = _checked_trunk_sha256(run, name, parts, data.cache)
+    for line in run.runtime.each(lambda: prepare_trainable(parts.trainable, stage)):
+        run.tracker.say(f"{name}: {line}")
     streams = data.streams
     engine = run.runtime.each(lambda: make_engine(parts.trainable, stage, streams.accumulation, run.runtime.device))
     progress = Progress(**state["progress"])
@@ -116,32 +125,34 @@ def set_up(
     if run.runtime.each(lambda: trainer.ahead) is not None:
         run.tracker.say(f"{name}: the trunk runs one micro-batch ahead of the tail")
     if checkpoint is not None:
-        _check_probe(trainer, state["probe"], checkpoint)
+        _compare_probe(trainer, state["probe"], checkpoint)
         run.tracker.say(f"{name}: resumed from {checkpoint}")
     return Setup(parts, trainer, data.classes, directory)
 
 
 def _read_state(run: Run, name: str, checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The state of a checkpoint that was made with the inputs and the origin that are `wanted`. Collective."""
+    """The state of a checkpoint; raises RecipeError unless its inputs and origin are the `wanted` ones. Collective."""
     state: dict[str, Any] = run.runtime.on_main(lambda: ckpt.read_state(checkpoint))
     run.runtime.on_main(lambda: refuse_other_inputs(name, recorded_origin(state, checkpoint), wanted))
     return state
 
 
-def _agreed_trunk(run: Run, name: str, parts: Parts, cache: FeatureCache | None) -> str | None:
-    """The hash of the frozen trunk, which all ranks and the feature cache have to share. Collective."""
+def _checked_trunk_sha256(run: Run, name: str, parts: Parts, cache: FeatureCache | None) -> str | None:
+    """The frozen trunk's hash; raises RecipeError where the ranks or the feature cache have another. Collective."""
     trunk_sha256 = parts.trunk_sha256()
     if cache is not None and trunk_sha256 != cache.trunk_sha256:
-        made = cache.train.folders[0].parent
-        raise run.runtime.for_all(RecipeError(f"the feature cache {made} was made by another trunk than stage 1's"))
+        text = f"the feature cache {cache.train.folders[0].parent} was made by another trunk than stage 1's"
+        raise run.runtime.for_all(
+            RecipeError(f"{text}: remove it and run `sfa cache`, or set another stage2.cache.dir")
+        )
     run.runtime.require_equal(f"the frozen trunk of {name} (sha256)", (trunk_sha256 or "none")[:16])
     return trunk_sha256
 
 
 def _origin(run: Run, data: StageData) -> dict[str, Any]:
-    """What the meaning of a step number depends on: which clips a step is, and which random numbers are drawn in it.
+    """What gives a step number its meaning: the clips of each step, and the random numbers drawn in it.
 
-    Together with the step it is all the state that data and random numbers have: both are functions of it.
+    With the step it is the whole state of data and random numbers, since both are functions of the two.
     """
     return {
         "sample plan (version)": PLAN_VERSION,
@@ -152,37 +163,38 @@ def _origin(run: Run, data: StageData) -> dict[str, Any]:
 
 
 def recorded_origin(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The inputs and the origin that a checkpoint was made with. Raises CheckpointError where it tells none."""
+    """The inputs and the origin that a checkpoint was made with. Raises CheckpointError where its state lacks them."""
     try:
         if state["step"] == state["progress"]["step"]:
             return {**state["inputs"], **state["origin"]}
     except (KeyError, TypeError):
         pass
-    raise CheckpointError(f"{checkpoint}/state.json does not tell which step it is, or what it was made from")
+    lacking = f"{checkpoint}/state.json does not say which step it is, or what it was made from"
+    raise CheckpointError(f"{lacking}: give another checkpoint with --resume PATH")
 
 
 def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> None:
     load_exactly(parts.trainable, ckpt.read_parameters(checkpoint, failpoints), str(checkpoint))
 
 
-def _check_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
-    """All ranks compute it, and rank 0, which has recorded it, compares."""
-    loss, place = trainer.probe.loss(trainer.engine), platform_of(trainer.stage, trainer.runtime)
-    trainer.runtime.on_main(lambda: check_probe(recorded, loss, place, str(checkpoint)))
+def _compare_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
+    """Compares the probe's loss with the recorded one: all ranks compute it, rank 0 compares. Collective."""
+    loss, platform = trainer.probe.loss(trainer.engine), platform_of(trainer.stage, trainer.runtime)
+    trainer.runtime.on_main(lambda: check_probe(recorded, loss, platform, str(checkpoint)))
 
 
-def _say_loaded(run: Run, name: str, parts: Parts) -> None:
-    """What came from an image checkpoint, and what it left open."""
+def _report_loaded(run: Run, name: str, parts: Parts) -> None:
+    """Reports what was loaded from an image checkpoint, and what was assumed about it."""
     if parts.loaded is None:
         return
     run.tracker.event("weights", stage=name, loaded=parts.loaded.text, doubt=parts.loaded.doubt)
-    for words in (parts.loaded.text, parts.loaded.doubt):
-        if words:
-            run.tracker.say(f"{name}: {words}")
+    for line in (parts.loaded.text, parts.loaded.doubt):
+        if line:
+            run.tracker.say(f"{name}: {line}")
 
 
-def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
-    """A temporal encoder that is deeper or shallower than stage 1's is meant, or a mistake: the console tells."""
+def _report_other_depth(run: Run, name: str, stage: StageBlock) -> None:
+    """Reports a temporal encoder whose depth is not stage 1's: it may be intended, or a mistake."""
     weights = run.weights("stage1")
     if not stage.freezes_trunk or not weights.is_file():
         return
@@ -190,8 +202,8 @@ def _say_other_depth(run: Run, name: str, stage: StageBlock) -> None:
     trained = model.get("temporal_depth") if isinstance(model, dict) else None
     if type(trained) is int and trained != stage.model.temporal_depth:
         kept = min(trained, stage.model.temporal_depth)
-        told = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
-        run.tracker.say(f"{name}: {told}: the first {kept} blocks are taken from it")
+        depths = f"model.temporal_depth is {stage.model.temporal_depth} and was {trained} in stage 1"
+        run.tracker.say(f"{name}: {depths}: the first {kept} blocks are taken from it")
 
 
 def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | None) -> Parts:
@@ -200,20 +212,20 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
     if source is not None and made_here and not Path(source).is_file():
         if not run.dry_run:
             raise CheckpointError(
-                f"there is no {source} yet: train the stage before, or give its weights (stage1.weights)"
+                f"there is no {source} yet: train the stage that makes it first, or set stage1.weights to a file"
             )
-        source = None  # A dry run builds the stage with random weights in place of those that are not trained yet.
+        source = None  # A dry run builds the stage with random weights, since the trained ones do not exist yet.
     if isinstance(stage, Stage2):
-        in_place = cache.trunk_sha256 if cache is not None and stage.reads_features else None
-        return assemble_stage2(stage, Path(source) if source else None, classes, in_place)
+        cached_trunk = cache.trunk_sha256 if cache is not None and stage.reads_features else None
+        return assemble_stage2(stage, Path(source) if source else None, classes, cached_trunk)
     return assemble_end_to_end(stage, source)
 
 
 def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: str | None = None) -> Path | None:
-    """The checkpoint that the stage goes on from: `--resume PATH` where it is of this stage, else the newest intact
-    one. `directory` is that of a sweep's `member`.
+    """The checkpoint that a stage resumes from; None: it starts from the beginning. Collective.
 
-    Raises CheckpointError where there were some, and none is left.
+    It is the one of `--resume PATH` where that is of this stage, else the newest intact one. A sweep's `member` has a
+    `directory` of its own. Raises CheckpointError where checkpoints were written and none is left.
     """
     if directory is None and run.resume_from is not None and run.resume_from[0] == name:
         return run.resume_from[1]
@@ -222,31 +234,32 @@ def find_checkpoint(run: Run, name: str, directory: Path | None = None, member: 
     for fault in faults:
         run.tracker.event("fallback", stage=name, reason=fault)
         run.tracker.say(f"{name}: checkpoint is not intact, taking the one before ({fault})")
-    run.runtime.on_main(lambda: _tell_of_lost(run, name, root, found, member))
+    run.runtime.on_main(lambda: _report_missing(run, name, root, found, member))
     return found
 
 
-def _tell_of_lost(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
-    """Says what log.jsonl remembers and the folder does not hold. Raises CheckpointError where that is everything."""
+def _report_missing(run: Run, name: str, root: Path, found: Path | None, member: str | None) -> None:
+    """Reports checkpoints that log.jsonl names and `root` lacks; raises CheckpointError where all of them are gone."""
     newest = int(found.stem.removeprefix("step-")) if found else 0
-    words, forbids = missing(logged_steps(run.directory / LOG, name, member), root, newest)
+    text, forbids = missing(logged_steps(run.directory / LOG, name, member), root, newest)
     who = f"{name} ({member})" if member else name
     if forbids and (root.parent / DONE).exists():
-        return  # It ended early (schedule.max_steps): whoever asks for more steps is told there.
+        return  # The stage ended early (schedule.max_steps); if more steps are asked for, `train` raises.
     if forbids:
         raise CheckpointError(
-            f"{who} {words}: bring them back (is the disk mounted, the link right?), or remove {root.parent} to start "
+            f"{who} {text}: bring them back (is the disk mounted, the link right?), or remove {root.parent} to start "
             "the stage over"
         )
-    if words:
-        run.tracker.event("lost", stage=name, reason=words)
-        run.tracker.say(f"{name}: {words}")
+    if text:
+        run.tracker.event("lost", stage=name, reason=text)
+        run.tracker.say(f"{name}: {text}")
 
 
 def given_checkpoint(path: Path) -> tuple[str, Path]:
-    """(stage, path) of `--resume PATH`. Raises CheckpointError where there is no intact checkpoint.
+    """(stage, path) of `--resume PATH`; raises CheckpointError where there is no intact checkpoint.
 
-    Looked at once, before the first stage: the stage that goes on from it may remove it when it has newer ones.
+    Called once, before the first stage: the stage that resumes from the checkpoint may remove it once it has newer
+    ones.
     """
     if not (path / "MANIFEST.json").is_file():
         raise CheckpointError(f"--resume {path}: no checkpoint there (a step-XXXXXXXX folder with a MANIFEST.json)")

@@ -1,5 +1,4 @@
-"""Ranks that work apart, each on a share of its own, and meet every few seconds: to stop together and to hear of each
-other's failures."""
+"""Synchronises ranks that work independently: every few seconds they exchange stop requests, failures and bad clips."""
 
 from __future__ import annotations
 
@@ -18,46 +17,49 @@ BEAT_SECONDS = 5.0
 
 @dataclass
 class RankSync:
-    """Ranks that work apart, in step at every beat: a stop request or a failure of one ends all.
+    """One rank's side: at every beat, a stop request or a failure of one rank ends all of them.
 
-    A beat is a collective. A rank that has finished goes on beating until all have.
+    A beat is a collective. A rank that has finished its share goes on beating until all have.
     """
 
     run: Run
-    title: str
+    title: str  # Of the work, for messages.
     budget: float  # Share of the clips that may be bad.
-    bad: dict[str, str] = field(default_factory=dict)  # Of this rank: name -> reason.
-    clips: int = 0  # Of this rank, bad ones too.
-    _told: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)  # This rank's bad clips: name -> reason.
+    clips: int = 0  # Clips that this rank has processed, bad ones included.
+    _reported: set[str] = field(default_factory=set)
     _last: float = field(default_factory=time.monotonic)
 
     def beat_if_due(self) -> None:
-        """A beat, when the last one is some seconds ago."""
+        """A beat, where the last one is BEAT_SECONDS ago."""
         if time.monotonic() - self._last >= BEAT_SECONDS:
             self.beat(done=False)
 
     def beat(self, done: bool, fault: SfaError | None = None) -> bool:
-        """Whether all ranks are done. Raises, on all ranks, the first rank's `fault`, PreemptedError on a stop request,
-        DataError over the budget of bad clips."""
+        """Exchanges the ranks' states; returns whether all are done. Collective.
+
+        Raises, on all ranks, the first rank's `fault`, PreemptedError on a stop request, DataError over the budget of
+        bad clips.
+        """
         runtime = self.run.runtime
-        told = runtime.gather((done, fault, bool(self.run.stop), self.bad, self.clips))
+        states = runtime.gather((done, fault, bool(self.run.stop), self.bad, self.clips))
         self._last = time.monotonic()
-        faults = [fault for _, fault, *_ in told if fault is not None]
+        faults = [fault for _, fault, *_ in states if fault is not None]
         if faults:
             raise runtime.for_all(faults[0])
-        if any(stop for _, _, stop, *_ in told):
+        if any(stop for _, _, stop, *_ in states):
             text = f"{self.title} stopped; finished parts are kept, run the same command again to go on"
             raise runtime.for_all(PreemptedError(text))
-        self._note_bad({name: why for *_, bad, _ in told for name, why in bad.items()}, sum(n for *_, n in told))
-        return all(done for done, *_ in told)
+        self._note_bad({name: why for *_, bad, _ in states for name, why in bad.items()}, sum(n for *_, n in states))
+        return all(done for done, *_ in states)
 
     def finish(self) -> None:
         """Waits until all ranks are done."""
         while not self.beat(done=True):
             pass
 
-    def main_alone(self, work: Callable[[], T]) -> T:
-        """`work` on rank 0, its value on all: for what may take longer than a collective may wait."""
+    def on_main(self, work: Callable[[], T]) -> T:
+        """`work` on rank 0, its value on all ranks; the work may take longer than a collective waits. Collective."""
         future: Future[T] | None = None
         with ThreadPoolExecutor(1) as pool:
             if self.run.runtime.is_main:
@@ -68,10 +70,10 @@ class RankSync:
             return self.run.runtime.on_main(lambda: future.result() if future else work())
 
     def _note_bad(self, bad: dict[str, str], clips: int) -> None:
-        for name in bad.keys() - self._told:
+        for name in bad.keys() - self._reported:
             self.run.tracker.event("bad_sample", stage="cache", step=0, key=name, reason=bad[name])
             self.run.tracker.say(f"bad clip {name}: {bad[name]} (not cached)")
-        self._told |= bad.keys()
+        self._reported |= bad.keys()
         if len(bad) > self.budget * max(clips, 100):
             over = f"{len(bad)} of {clips} clips are bad, over data.max_bad_fraction {self.budget}"
             raise self.run.runtime.for_all(DataError(f"{self.title}: {over}; log.jsonl names each (bad_sample)"))

@@ -1,5 +1,7 @@
-"""The stage `test`: the last stage's weights over the recipe's views, result.json, and what is known of each class and
-clip, in `test/`."""
+"""The stage `test`: scores the last stage's weights over the recipe's views.
+
+It writes result.json, and into `test/` the counts of each class and the scores of each clip.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ from sfa_dist.stages.assemble import Parts, load_for_test, trained_classes
 from sfa_dist.stages.open_data import check_classes, feed_settings, loader_settings, open_split
 from sfa_dist.stages.sweep import STAGE as SWEPT
 from sfa_dist.stages.sweep import member_directory, trained_members
-from sfa_dist.stages.sweep_scores import score_sweep
+from sfa_dist.stages.sweep_scores import SweepResult, score_sweep
 from sfa_dist.stages.trunk_setup import place_trunk
 from sfa_dist.training.bad_clips import note_bad_test_clips
 from sfa_dist.training.evaluation import Scoring, evaluate
@@ -45,8 +47,12 @@ PREDICTIONS = "predictions"
 
 
 def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
-    """Evaluates the last stage's weights over the recipe's views and writes result.json. A test that was done before,
-    of the same weights and clips and in the same way, is told and not made `again`."""
+    """Scores the last stage's weights over the recipe's views and writes result.json. Collective.
+
+    A test that was done before, with the same weights, clips and settings, is only printed, unless `again` is set.
+    Raises DataError for clips that do not fit the model or exceed the budget of bad ones, CheckpointError for weights
+    that cannot be read, PreemptedError on a stop request.
+    """
     patterns = stage.data.test or stage.data.val
     if not patterns:
         run.tracker.say("test: the recipe names neither data.test nor data.val, so there is no result")
@@ -63,7 +69,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index, tested))
     before = run.runtime.on_main(lambda: None if again else _done_before(run.directory, inputs))
     if before is not None:
-        _say_result(run, before)
+        _print_result(run, before)
         run.tracker.say(f"finished: the test was done before; --stage {TEST} makes it again")
         return
     run.runtime.on_main(lambda: check_classes(trained_classes(weights), index))
@@ -71,19 +77,11 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     extra: dict[str, Any] = {}
     main_sums: ClassificationSums | None = None
     if swept:
-        grid = run.recipe.test.view_grids[-1]
-        batches = feed(_batches(run, stage, index, grid, "time"), feed_settings(run), lambda: bool(run.stop))
-        keep = predictions_of(run, stage, index, folder)
-        found = score_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
-        finish_predictions(run, keep, grid)
+        found = _score_members(run, stage, index, folder)
         stage, parts, main_sums = found.best.stage, found.best_parts, found.best_sums
         extra = {"sweep": found.lines, "sweep_means": found.means, "best": found.best.name}
         if found.diverged:
             extra["sweep_diverged"] = found.diverged
-        for line in found.lines:
-            run.tracker.record("eval", stage=TEST, step=0, **line)
-        if guessing := [line["member"] for line in found.lines if line.get("better_than_chance") is False]:
-            run.tracker.say(f"{TEST}: no better than chance: {', '.join(guessing)}")
     else:
         parts = load_parts(run, stage, weights, run.weights("stage1") if name == "stage2" else None)
     result = score_all_views(run, stage, parts, index, folder, main_sums)
@@ -94,11 +92,25 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
         result["acc1_shuffled_frames"] = control["acc1"]
     summary = {**result, "frames": stage.frames, **extra, **collect_results(run.directory)}
     run.runtime.on_main(lambda: _write_result(run.directory, summary, inputs))
-    _say_summary(run, summary)
+    _print_summary(run, summary)
+
+
+def _score_members(run: Run, stage: StageBlock, index: SampleIndex, folder: Path) -> SweepResult:
+    """Scores the members of a sweep over the last of the recipe's views, and records each. Collective."""
+    grid = run.recipe.test.view_grids[-1]
+    batches = feed(_batches(run, stage, index, grid, "time"), feed_settings(run), lambda: bool(run.stop))
+    keep = predictions_of(run, stage, index, folder)
+    found = score_sweep(run, batches, _scoring(run, stage), stage.data.max_bad_fraction, keep)
+    finish_predictions(run, keep, grid)
+    for line in found.lines:
+        run.tracker.record("eval", stage=TEST, step=0, **line)
+    if guessing := [line["member"] for line in found.lines if line.get("better_than_chance") is False]:
+        run.tracker.say(f"{TEST}: no better than chance: {', '.join(guessing)}")
+    return found
 
 
 def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex, weights: Sequence[Path]) -> dict[str, Any]:
-    """What the result depends on: weights, as they are on disk now, clips and recipe."""
+    """What the result depends on: recipe, clips, and the weights as they are on disk now."""
     files = [run.weights("stage1"), *weights] if name == SWEPT else weights
     hashes = " ".join(ckpt.file_sha256(path) if path.is_file() else "none" for path in files)
     inputs = stage_inputs(run.recipe, stage, index.sha256, hashes)
@@ -106,7 +118,7 @@ def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex, weights:
 
 
 def _done_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """result.json, if it is that of a test of these inputs and nobody has changed it since."""
+    """The content of result.json, if it is of a test of these inputs and unchanged since; else None."""
     done, path = read_done(directory / TEST, numbers=()), directory / RESULT
     if done is None or done.get("inputs") != inputs or not path.is_file():
         return None
@@ -119,16 +131,16 @@ def _write_result(directory: Path, summary: dict[str, Any], inputs: dict[str, An
     _write_in(directory / TEST, DONE, {"inputs": inputs, "result": result})
 
 
-def _say_result(run: Run, summary: dict[str, Any]) -> None:
-    """The lines of a test that was done before."""
+def _print_result(run: Run, summary: dict[str, Any]) -> None:
+    """Prints the lines of a test that was done before."""
     for line in summary["by_views"]:
-        _say(run, line)
+        _print_scores(run, line)
     for words in verdicts(summary["by_views"][-1]):
         run.tracker.say(f"{TEST}: {words}")
-    _say_summary(run, summary)
+    _print_summary(run, summary)
 
 
-def _say_summary(run: Run, summary: dict[str, Any]) -> None:
+def _print_summary(run: Run, summary: dict[str, Any]) -> None:
     if "acc1_shuffled_frames" in summary:
         scores = f"acc1 {summary['acc1_shuffled_frames']:.4f}"
         run.tracker.say(f"{TEST}: {scores} with the frames of each clip in random order")
@@ -138,7 +150,7 @@ def _say_summary(run: Run, summary: dict[str, Any]) -> None:
 def load_parts(
     run: Run, stage: StageBlock, weights: Path, trunk_weights: Path | None, any_frames: bool = False
 ) -> Parts:
-    """A finished stage on the device, ready to be scored, as `load_for_test`. Collective."""
+    """A finished stage on the device, ready to be scored; see `load_for_test`. Collective."""
     parts = run.runtime.each(lambda: load_for_test(stage, weights, trunk_weights, any_frames))
     parts.trainable.to(run.runtime.device)
     if parts.frozen is not None:
@@ -154,18 +166,18 @@ def score_all_views(
     folder: Path | None,
     main_sums: ClassificationSums | None = None,
 ) -> dict[str, Any]:
-    """Scores over each of the recipe's views: the last one's, with all of them under `by_views`. Collective.
+    """The scores over the last of the recipe's view grids, with those over all of them under `by_views`. Collective.
 
-    Into `folder` (None: nowhere) come the predictions and `classes.json` of the last. `main_sums` are its sums where
-    they are known.
+    The predictions and `classes.json` of the last grid are written into `folder` (None: nowhere). `main_sums` are the
+    sums of the last grid, where they are known already.
     """
-    *also, last = run.recipe.test.view_grids
-    lines = [_tell(run, _score(run, stage, parts, index, grid, "time", None), grid) for grid in also]
+    *others, last = run.recipe.test.view_grids
+    lines = [_record_scores(run, _score(run, stage, parts, index, grid, "time", None), grid) for grid in others]
     if main_sums is None:
         keep = predictions_of(run, stage, index, folder)
         main_sums = _score(run, stage, parts, index, last, "time", keep)
         finish_predictions(run, keep, last)
-    lines.append(_tell(run, main_sums, last))
+    lines.append(_record_scores(run, main_sums, last))
     for words in verdicts(lines[-1]):
         run.tracker.say(f"{TEST}: {words}")
     if folder is not None:
@@ -175,7 +187,7 @@ def score_all_views(
 
 
 def predictions_of(run: Run, stage: StageBlock, index: SampleIndex, folder: Path | None) -> PredictionFile | None:
-    """The file that the recipe wants in `folder`, None where it wants none. Collective."""
+    """The prediction file that the recipe asks for, in `folder`; None where it asks for none. Collective."""
     kind = run.recipe.test.predictions
     if kind is None or folder is None:
         return None
@@ -183,15 +195,18 @@ def predictions_of(run: Run, stage: StageBlock, index: SampleIndex, folder: Path
 
 
 def finish_predictions(run: Run, keep: PredictionFile | None, grid: Grid) -> None:
-    """Makes the file of what it was given. Collective."""
+    """Writes the prediction file, if there is one, and prints its path. Collective."""
     if keep is not None:
         path = keep.finish({"views": np.array(grid), "average": np.array(run.recipe.test.average)})
         run.tracker.say(f"{TEST}: the scores of each clip are in {path}")
 
 
 def class_tables(sums: ClassificationSums, names: ClassNames | None) -> dict[str, dict[str, Any]]:
-    """By head: `classes` [number, clips that are right, clips], `confusion` [number, taken for, clips], the most
-    frequent first, and the `names` of the numbers that occur, where they are known."""
+    """The tables of each head, for classes.json.
+
+    `classes` has rows [number, clips that are right, clips], `confusion` has rows [number, predicted number, clips],
+    the most frequent first, and `names` maps the numbers that occur to names, or is None where these are not known.
+    """
     tables = {}
     for head, counts in sums.by_head.items():
         recalls = [[number, *counted] for number, counted in counts.recalls().items()]
@@ -217,8 +232,8 @@ def _names_of(
         return {str(number): names[head][number] for number in numbers if number < len(names[head])}
     found = {}
     for number in numbers:
-        places = zip(sums.heads, action_heads(number, tuple(sums.heads.values())), strict=True)
-        words = [names[own][place] if place < len(names[own]) else str(place) for own, place in places]
+        labels = zip(sums.heads, action_heads(number, tuple(sums.heads.values())), strict=True)
+        words = [names[own][label] if label < len(names[own]) else str(label) for own, label in labels]
         found[str(number)] = action_words(words)
     return found
 
@@ -250,7 +265,7 @@ def _score(
         lambda bad, clips: note_bad_test_clips(bad, clips, TEST, 0, budget, run.tracker),
         keep,
     )
-    if sums.main.clips and not math.isfinite(sums.loss):  # On all ranks: each has the sums of all.
+    if sums.main.clips and not math.isfinite(sums.loss):  # On all ranks alike: each has the sums of all.
         raise run.runtime.for_all(broken_scores(TEST))
     return sums
 
@@ -260,15 +275,15 @@ def _line(sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
     return {**sums.result(), **sums.class_means(), **views}
 
 
-def _tell(run: Run, sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
-    """Records the scores over some views, says them, and returns them."""
+def _record_scores(run: Run, sums: ClassificationSums, grid: Grid) -> dict[str, Any]:
+    """Records and prints the scores over some views, and returns them."""
     line = _line(sums, grid)
     run.tracker.record("eval", stage=TEST, step=0, **line)
-    _say(run, line)
+    _print_scores(run, line)
     return line
 
 
-def _say(run: Run, line: dict[str, Any]) -> None:
+def _print_scores(run: Run, line: dict[str, Any]) -> None:
     scores = f"acc1 {line['acc1']:.4f}{_acc5(line)}, mean class acc1 {line['mean_class_acc1']:.4f}"
     several = [head for head in heads_of(line) if head not in ("", f"{ACTION}_")]
     heads = "".join(f"; {head[:-1]} {line[f'{head}acc1']:.4f}{_acc5(line, head, '')}" for head in several)

@@ -1,9 +1,9 @@
-"""A sweep: many heads trained together on one feature cache, for about the price of one pass over its features.
+"""A sweep: many stage-2 members trained together on one feature cache, reading its features only once.
 
-Every member is a stage 2 of its own: own parameters, engine, optimizer state, checkpoints and log lines, under
-`stage2/members/<name>/`. Members take turns step by step and are handed the same batches, so each of them ends with
-what a run of its own recipe (`recipe.yaml` beside its weights) would give. One that leaves the finite numbers ends
-alone: its `done.json` says so, and the others go on.
+Each member is a stage 2 of its own, with its own parameters, engine, optimizer state, checkpoints and log lines, under
+`stage2/members/<name>/`. Members take turns step by step and get the same batches, so each gives the result that a run
+of its own recipe (`recipe.yaml` beside its weights) would give. A member that diverges ends alone: its `done.json`
+records it, and the others go on.
 """
 
 from __future__ import annotations
@@ -38,63 +38,63 @@ Finish = Callable[[Run, str, Setup, dict[str, Any]], None]
 
 
 class MemberTracker(Tracker):
-    """The run's tracker for one member: every line says whose it is."""
+    """The run's tracker for one member: each line and record carries the member's name."""
 
     def __init__(self, tracker: Tracker, member: str) -> None:
         self._inner, self._member = tracker, member
 
     @contextmanager
     def progress(self, title: str, done: int, total: int) -> Iterator[Callable[[], None]]:
-        """No bar: there would be one for each member."""
+        """Shows no bar: there would be one for each member."""
         yield lambda: None
 
     def say(self, text: str | Table, on_terminal: bool = True) -> None:
-        """Lines only: the tables of all members are much the same."""
+        """Prints lines, but no tables, which are nearly the same for all members."""
         if isinstance(text, str):
             self._inner.say(f"{self._member}: {text}", on_terminal)
 
     def show(self, text: str) -> None:
-        """With the member's name."""
+        """Shows a line with the member's name."""
         self._inner.show(f"{self._member}: {text}")
 
     def is_new(self, what: str) -> bool:
-        """To the whole run: members read the same clips."""
+        """Whether it is new to the whole run, since members read the same clips."""
         return self._inner.is_new(what)
 
     def record(self, kind: str, **values: Any) -> None:
-        """With `member`."""
+        """Records the values with `member`."""
         self._inner.record(kind, member=self._member, **values)
 
     def close(self) -> None:
-        """The run closes its own."""
+        """Does nothing: the run closes its tracker itself."""
 
 
 class SharedEpochs:
     """One stream of batches for all members that begin an epoch, or the rest of one, at the same step.
 
-    The first to ask opens it, and the others get the same batches; a batch is kept until the last has taken it. The
-    stream is closed with the last of them.
+    The first member that asks opens the stream, and the others get the same batches; a batch is kept until the last
+    member has taken it. The stream closes with the last member's copy.
     """
 
     def __init__(self, open_epoch: Callable[[int, int], BatchFeed], steps_per_epoch: int) -> None:
         self._open_epoch, self._steps_per_epoch = open_epoch, steps_per_epoch
         self._waiting: dict[int, list[BatchFeed]] = {}
-        self._streams_to: dict[str, int] = {}  # The step up to which a member has its stream.
+        self._streams_to: dict[str, int] = {}  # Member -> the step up to which it has a stream.
         self.trainers: dict[str, Trainer] = {}
 
     def leave(self, name: str) -> None:
-        """Member `name` ends before the others; a stream that was opened with it in mind does not wait for it."""
+        """Removes a member that ends before the others, and closes the copy of a stream that was kept for it."""
         step = self.trainers.pop(name).progress.step
         waiting = self._waiting.get(step, [])
         if waiting and self._streams_to.get(name, 0) <= step:
             unclaimed = waiting.pop()
-            next(unclaimed, None)  # One that has not begun has no end that could be told.
+            next(unclaimed, None)  # Closing a generator that has not started would skip its `finally`.
             unclaimed.close()
         if not waiting:
             self._waiting.pop(step, None)
 
     def __call__(self, name: str, epoch: int, first: int) -> BatchFeed:
-        """For member `name`: the micro-batches from step `first` of the epoch on."""
+        """The micro-batches for member `name`, from step `first` of the epoch on."""
         step = epoch * self._steps_per_epoch + first
         if step not in self._waiting:
             takers = sum(
@@ -110,7 +110,7 @@ class SharedEpochs:
 
 
 def _shared(stream: BatchFeed, takers: int) -> list[BatchFeed]:
-    """The same batches for each of `takers`; `stream` is closed when all of them are."""
+    """`takers` feeds of the same batches; `stream` is closed when all of them are."""
     open_still = set(range(takers))
 
     def one(taker: int, batches: Iterator[Batch]) -> BatchFeed:
@@ -125,12 +125,15 @@ def _shared(stream: BatchFeed, takers: int) -> list[BatchFeed]:
 
 
 def member_directory(run: Run, member: Member) -> Path:
-    """Where a member keeps what is its own."""
+    """The folder of a member's checkpoints, weights, recipe and `done.json`."""
     return run.directory / STAGE / "members" / member.name
 
 
 def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, Any], finish: Finish) -> None:
-    """Trains all members that are not done. Raises PreemptedError on a stop request, after all have saved."""
+    """Trains all members that are not done; `finish` writes a member's weights. Collective.
+
+    Raises PreemptedError on a stop request, after all members have saved; DivergedError where none is left.
+    """
     world = run.runtime.world_size
     members = [replace(member, stage=member.stage.on_ranks(world)) for member in sweep_members(run.recipe)]
     data = open_data(run, STAGE, stage, index)
@@ -149,8 +152,8 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
         trained[member.name] = own_run, setup, own
     run.tracker.say(f"sweep: {len(members)} members, {len(members) - len(trained)} done before")
     if run.dry_run:
-        heads, device = [member.stage for member in members], run.runtime.device
-        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line(heads, world, device))}")
+        stages, device = [member.stage for member in members], run.runtime.device
+        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line(stages, world, device))}")
         return
     shared.trainers = {name: setup.trainer for name, (_, setup, _) in trained.items()}
     for own_run, setup, _ in trained.values():
@@ -167,7 +170,7 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
 
 
 def _run_of(run: Run, member: Member) -> Run:
-    """The run as a member sees it; leaves the recipe of a run of its own beside its weights."""
+    """The run with the member's tracker; writes the recipe that trains the member alone into its folder."""
     directory = member_directory(run, member)
     alone = run.recipe.model_copy(update={"stage2": member.stage, "sweep": {}})
 
@@ -181,11 +184,11 @@ def _run_of(run: Run, member: Member) -> Run:
 
 
 def _note_diverged(run: Run, setup: Setup, inputs: dict[str, Any], why: DivergedError) -> None:
-    """A `done.json` without a score, so that the member is not tried again."""
+    """Writes a `done.json` without a score, so that the member is not trained again."""
     result = {"steps": setup.trainer.progress.step, DIVERGED: str(why)}
     run.runtime.on_main(lambda: write_done(setup.directory, inputs, result))
     run.tracker.event(DIVERGED, stage=STAGE, step=result["steps"], reason=str(why))
-    run.tracker.say(f"{STAGE}: diverged, the other heads go on ({why})")
+    run.tracker.say(f"{STAGE}: diverged, the other members go on ({why})")
 
 
 def _is_done(directory: Path, member: Member, inputs: dict[str, Any], steps_per_epoch: int) -> bool:
@@ -199,10 +202,9 @@ def _is_done(directory: Path, member: Member, inputs: dict[str, Any], steps_per_
 
 
 def _take_turns(trainers: dict[str, Trainer]) -> Iterator[tuple[str, DivergedError | None]]:
-    """Steps the trainers, always one of those that are furthest behind; gives the name of each that has ended, with the
-    reason where it has diverged.
+    """Steps the trainer that is furthest behind, until all have ended; yields (name, why it diverged or None) of each.
 
-    After a kill between two members' saves they stand at different steps: the ones behind catch up first.
+    A run killed between two members' saves resumes with members at different steps: those behind catch up first.
     """
     running = {name: trainer.steps() for name, trainer in trainers.items()}
     while running:
@@ -215,17 +217,17 @@ def _take_turns(trainers: dict[str, Trainer]) -> Iterator[tuple[str, DivergedErr
         except DivergedError as error:
             del running[name]
             yield name, error
-        except PreemptedError:  # It has saved its own state; all ranks know of the request.
+        except PreemptedError:  # This member has saved its state, and all ranks have the request.
             for other in sorted(running.keys() - {name}):
                 trainers[other].save_now()
             raise
 
 
 def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None:
-    """`done.json` of the whole stage: its members' results added up."""
+    """Writes the `done.json` of the whole stage: its members' results, added up."""
     results = [result for member in members if DIVERGED not in (result := member_result(run, member))]
     if not results:
-        text = f"all {len(members)} heads of the sweep have diverged (log.jsonl tells why: {DIVERGED})"
+        text = f"all {len(members)} members of the sweep have diverged (log.jsonl says why: {DIVERGED})"
         raise DivergedError(f"{text}; lower optimizer.lr, in another --run-dir")
     total = {
         "steps": min(result["steps"] for result in results),
@@ -239,7 +241,10 @@ def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None
 
 
 def member_result(run: Run, member: Member) -> dict[str, Any]:
-    """The `result` of a member's `done.json`: a reason under DIVERGED, or what its training gave."""
+    """The `result` of a member's `done.json`: of its training, or with the reason under DIVERGED.
+
+    Raises CheckpointError where the member is not done.
+    """
     directory = member_directory(run, member)
     done = read_done(directory)
     if done is None:
@@ -248,7 +253,7 @@ def member_result(run: Run, member: Member) -> dict[str, Any]:
 
 
 def trained_members(run: Run) -> list[Member]:
-    """The members that have weights: all but those that have diverged. Collective."""
+    """The members that have weights: all but the diverged ones. Collective."""
     members = sweep_members(run.recipe)
-    told = run.runtime.on_main(lambda: [DIVERGED in member_result(run, member) for member in members])
-    return [member for member, diverged in zip(members, told, strict=True) if not diverged]
+    diverged = run.runtime.on_main(lambda: [DIVERGED in member_result(run, member) for member in members])
+    return [member for member, is_lost in zip(members, diverged, strict=True) if not is_lost]

@@ -1,4 +1,4 @@
-"""The test of a sweep: all its heads in one pass, the one that validation chooses, and means over seeds."""
+"""The test of a sweep: scores of all members in one pass, the member that validation chooses, and means over seeds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from sfa_dist.training.prediction_file import PredictionFile
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The test of all trained members: a line for each, means over seeds, and the member that validation chooses; and
-    those that have `diverged`."""
+    """The test of a sweep's members, as result.json lists them, and the member with the best validation score."""
 
     diverged: list[dict[str, Any]]
+    """Members that have diverged: name, settings, reason."""
     lines: list[dict[str, Any]]
+    """One for each trained member: name, settings, scores."""
     means: list[dict[str, Any]]
+    """Scores averaged over seeds (`means_over_seeds`)."""
     best: Member
     best_parts: Parts
     best_sums: ClassificationSums
@@ -41,7 +43,11 @@ class SweepResult:
 def score_sweep(
     run: Run, batches: BatchFeed, scoring: Scoring, max_bad_fraction: float, keep: PredictionFile | None
 ) -> SweepResult:
-    """Scores all members in one pass: the trunk runs once a batch. Collective. `keep` gets those of the best."""
+    """Scores all trained members in one pass, with the trunk run once per batch. Collective.
+
+    `keep` gets the clips' scores of the best member. Raises RecipeError for members trained on another trunk, DataError
+    over the budget of bad clips, PreemptedError on a stop request.
+    """
     members = trained_members(run)
     weights = [member_directory(run, member) / WEIGHTS for member in members]
     first = load_for_test(members[0].stage, weights[0], run.weights("stage1"))
@@ -60,7 +66,7 @@ def score_sweep(
     trained = run.runtime.on_main(lambda: [member_result(run, member) for member in members])
     chosen = max(range(len(members)), key=lambda number: (_val(trained[number]) or 0.0, -number))
     if all(_val(own) is None for own in trained):
-        run.tracker.say(f"test: no head has a validation score (data.val), so {members[0].name} stands for the sweep")
+        run.tracker.say(f"test: no member has a validation score (data.val), so {members[0].name} stands for the sweep")
     sums = evaluate_all(
         predict,
         len(tails),
@@ -95,16 +101,16 @@ def score_sweep(
 
 
 def _val(result: dict[str, Any]) -> float | None:
-    """The validation score of a member's result, where it has one."""
+    """The validation accuracy in a member's result; None where it has none."""
     scores = result.get("val")
     found = scores.get("acc1") if isinstance(scores, dict) else None
     return found if isinstance(found, float | int) else None
 
 
 def means_over_seeds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Members that differ in the seed alone, together: mean and sample standard deviation of their scores.
+    """Mean and sample standard deviation of the scores of members that differ only in the seed.
 
-    The deviation of a single seed is None.
+    The deviation is None for a single seed.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in lines:

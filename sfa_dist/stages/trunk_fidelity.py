@@ -1,4 +1,4 @@
-"""How near the features of a trunk in eight bits are to those of the same trunk in bf16, on real clips."""
+"""How close the features of a trunk in eight bits are to those of the same trunk in bf16, on real clips."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sfa_dist.stages.trunk_setup import require_units
 CLIPS = 4
 
 
-def say_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights: Path) -> None:
-    """Measures on rank 0, where `weights` of stage 1 are there, and tells the console and log.jsonl; nothing for a
-    trunk that is not in eight bits. Collective.
+def report_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights: Path) -> None:
+    """Measures the fidelity of a trunk in eight bits on rank 0, and reports it on the console and in log.jsonl.
 
-    Raises RecipeError for fp8 on a device without it, DataError where no clip can be read.
+    Does nothing for another trunk, and measures nothing where stage 1's `weights` do not exist yet. Collective. Raises
+    RecipeError for fp8 on a device without it, DataError where no clip can be read.
     """
     kind = trunk_eight_bits(stage)
     if kind is None:
@@ -45,14 +45,14 @@ def say_fidelity(run: Run, name: str, stage: Stage2, index: SampleIndex, weights
     if found:
         mean, least = found
         run.tracker.event("trunk_precision", stage=name, precision=kind, cosine=mean, least_cosine=least)
-        told = f"{mean:.5f} on average and {least:.5f} at least, on {CLIPS} training clips"
-        run.tracker.say(f"{name}: trunk in {kind}: cosine of its features with bf16's is {told}")
+        values = f"{mean:.5f} on average and {least:.5f} at least, on {CLIPS} training clips"
+        run.tracker.say(f"{name}: trunk in {kind}: cosine of its features with bf16's is {values}")
 
 
 def cosines_with_bf16(stage: Stage2, index: SampleIndex, weights: Path, seed: int, device: torch.device) -> Tensor:
-    """One cosine for each feature vector of CLIPS training clips, fp32 on the host.
+    """The cosine of each feature vector of CLIPS training clips, fp32 (vectors,) on the host.
 
-    The bf16 trunk becomes the one in eight bits in place: at no time do both take memory.
+    The bf16 trunk is converted to eight bits in place, so only one of them is in memory at a time.
     """
     pooled = not takes_tokens(stage)
     plain = assemble_trunk(stage.model_copy(update={"trunk_precision": "bf16"}), weights, pooled).to(device)
@@ -64,7 +64,7 @@ def cosines_with_bf16(stage: Stage2, index: SampleIndex, weights: Path, seed: in
 
 
 def _good_clips(stage: Stage2, index: SampleIndex, seed: int) -> Iterator[Tensor]:
-    """CLIPS training clips (1, 3, T, S, S), or one more than once where there are fewer. Raises DataError for none."""
+    """CLIPS training clips (1, 3, T, S, S), or all where there are fewer. Raises DataError where none can be read."""
     data, one = stage.data.model_copy(update={"workers": 0}), BatchBlock(size=1, micro=1)
     settings = LoaderSettings(data, one, stage.augment, stage.frames, stage.model.image_size, seed)
     good = 0

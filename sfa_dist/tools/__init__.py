@@ -1,5 +1,6 @@
-"""The commands of `sfa`, one module each, thin over the rest of the package; `cli` is the way in.
+"""The commands of `sfa`, one thin module each; no other package of sfa_dist imports from here.
 
-A command's parser is built without torch; what it needs is imported when it runs. `pack`, `plan`, `predict` and `show`
-have a second module for what they print or draw, and `check_learning` those named `learning_*`.
+A command's parser is built without torch; a command imports what it needs when it runs. `plan`, `predict`, `show` and
+`submit` have further modules for their work and output, and `check_learning` has those named `learning_*`.
+Start with `cli`.
 """

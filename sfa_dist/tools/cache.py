@@ -13,7 +13,7 @@ _EPILOG = """\
 examples:
   sfa cache --recipe recipes/l_128f.yaml --set stage2.cache.views=4
   torchrun --nproc-per-node 8 -m sfa_dist.tools.cli cache --recipe R --set stage2.cache.dir=/shared/k400_l_128f
-It may be stopped and run again at any time, on any number of ranks. The same as `sfa train --stage cache`.
+The command may be stopped and run again at any time, on any number of ranks. `sfa train --stage cache` does the same.
 """
 
 
@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Builds what is missing. Raises SfaError: the exit codes of the contract."""
+    """Builds what is missing of the cache. Raises SfaError, with the exit codes of the contract."""
     if arguments.stage not in (None, "cache"):
-        raise UsageError(f"sfa cache builds the cache; for --stage {arguments.stage} use `sfa train`")
+        raise UsageError(f"sfa cache runs the stage cache only: for --stage {arguments.stage} use `sfa train`")
     arguments.stage = "cache"
     train.run(arguments)

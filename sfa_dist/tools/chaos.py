@@ -18,8 +18,8 @@ from sfa_dist.errors import UsageError
 
 DEFAULT_STEPS, DEFAULT_ROUNDS = 12, 5
 FAILED = 70
-LONGEST_TEMPORARY = 75  # Bytes of a folder's name: a socket's may have 107, and 32 are multiprocessing's own.
-FILE_WIDTH = 140  # Of the table where there is no terminal that has one.
+LONGEST_TEMPORARY = 75  # Bytes of a folder's path: a socket's may have 107, of which multiprocessing adds 32.
+FILE_WIDTH = 140  # Columns of the table if stdout is not a terminal.
 _EPILOG = """\
 examples:
   sfa chaos                                          the built-in recipe, all faults, on 1 and 2 ranks
@@ -27,32 +27,32 @@ examples:
   sfa chaos --rounds 50 --thorough                   50 random kill points on 1 rank and on 2, every checkpoint file
   sfa chaos --only kill --only 34 --ranks 2          trials by name, or by row of docs/faults.md
 
-Everything happens in a folder of its own, on copies. Exit codes: 0 all guarantees hold; 70 one does not, and its
-evidence is kept; 65 and 78 as in training."""
+Everything happens on copies, in a new folder. Exit codes: 0 all guarantees hold; 70 one does not, and its evidence is
+kept; 65 and 78 as in training."""
 
 
 def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "chaos",
-        help="inject faults into a recipe's run, and see whether its guarantees hold",
-        description="Kills, stops and damages runs of a recipe, shrunken for the CPU, and compares how they go on with "
-        "a run that nobody disturbed. Without --recipe it takes a tiny one with clips made on the spot.",
+        help="inject faults into a recipe's run, and check its guarantees",
+        description="Kills, stops and damages runs of a recipe, shrunken for the CPU, resumes them, and compares them "
+        "with an undisturbed run. Without --recipe it takes a built-in tiny recipe with generated clips.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", type=Path, help="the recipe to try (default: a built-in tiny one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--tiny-model", action="store_true", help="the same recipe with a tiny model")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of a stage (default: %(default)s)")
+    parser.add_argument("--tiny-model", action="store_true", help="replace the recipe's model by a tiny one")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of each stage (default: %(default)s)")
     parser.add_argument("--ranks", type=_ranks, default=(1, 2), help="numbers of ranks to try (default: 1,2)")
     parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="random kill points (default: %(default)s)")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME|ROW", help="trials by name or row")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME|ROW", help="only these (repeatable)")
     parser.add_argument("--thorough", action="store_true", help="damage every file of a checkpoint, not a random one")
-    parser.add_argument("--seed", type=int, default=0, help="of all chance (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="a new folder to work in, which stays (default: a temporary one)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="a new folder to work in, which is kept (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="keep the run directories of trials that pass, too")
-    parser.add_argument("--list", action="store_true", help="list the trials and end")
+    parser.add_argument("--list", action="store_true", help="list the trials and exit")
     parser.add_argument("--json", action="store_true", help="print the table as JSON; the progress goes to stderr")
     parser.set_defaults(run=run)
 
@@ -65,7 +65,7 @@ def _ranks(text: str) -> tuple[int, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plays the trials. Returns 0 when all guarantees hold, else 70. Raises SfaError for what cannot be tried."""
+    """Plays the trials. Returns 0 if all guarantees hold, else 70. Raises SfaError for trials that cannot be played."""
     from rich.console import Console
 
     from sfa_dist.chaos.all_trials import select
@@ -78,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, bool(trials))
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
         raise UsageError(
-            f"the folder {tempfile.gettempdir()} is too long for the sockets in it: set TMPDIR to a shorter one"
+            f"the path of the folder {tempfile.gettempdir()} is too long for sockets in it: set TMPDIR to a shorter one"
         )
-    folder, made = _folder(arguments.out)
+    folder, temporary = _folder(arguments.out)
     console = Console(stderr=arguments.json, width=None if sys.stdout.isatty() else FILE_WIDTH)
-    before = signal.signal(signal.SIGTERM, _interrupt)  # Ends as by Ctrl-C, with nothing left behind.
+    before = signal.signal(signal.SIGTERM, _interrupt)  # As Ctrl-C: no process and no temporary file is left behind.
     keep = arguments.out is not None or arguments.keep
     try:
         failed = _play(arguments, trials, folder, console)
@@ -93,12 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, before)
-        if not keep and made:
+        if not keep and temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any) -> bool:
-    """Runs and tells; True when a trial failed."""
+    """Plays the trials and prints their results; True if one failed."""
     from sfa_dist.chaos.bench import References
     from sfa_dist.chaos.builtin import write_builtin
     from sfa_dist.chaos.trial_table import as_json, progress_line, result_table
@@ -127,22 +127,22 @@ def _play(arguments: argparse.Namespace, trials: Any, folder: Path, console: Any
         console.print(result_table(results, seconds))
     failed = [result for result in results if not result.passed]
     if failed:
-        console.print(f"{len(failed)} of {len(results)} did not hold; evidence in {folder}/trials", markup=False)
+        console.print(f"{len(failed)} of {len(results)} failed; evidence in {folder}/trials", markup=False)
     return bool(failed)
 
 
-def _check(arguments: argparse.Namespace, some: bool) -> None:
-    """Raises UsageError for what argparse cannot see."""
+def _check(arguments: argparse.Namespace, any_trial: bool) -> None:
+    """Raises UsageError for mistakes that argparse cannot find."""
     if sys.platform != "linux":
-        raise UsageError("sfa chaos needs Linux: it looks at processes in /proc")
-    if not some:
-        raise UsageError(f"no trial is called {' or '.join(arguments.only)}; --list shows them")
+        raise UsageError("sfa chaos needs Linux: it reads /proc")
+    if not any_trial:
+        raise UsageError(f"no trial is called {' or '.join(arguments.only)}: --list shows their names")
     if arguments.steps < 12 or arguments.rounds < 1:
         raise UsageError("--steps must be 12 or more, so that faults have room, and --rounds 1 or more")
 
 
 def _folder(out: Path | None) -> tuple[Path, bool]:
-    """The folder to work in, and whether it may be removed again. Raises UsageError for one that is in use."""
+    """The folder to work in, and whether it is temporary. Raises UsageError if it is not empty."""
     from sfa_dist.chaos.bench import temporary_folder
 
     if out is None:

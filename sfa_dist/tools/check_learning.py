@@ -1,4 +1,4 @@
-"""`sfa check-learning`: whether a recipe can learn its clips, before hours are spent."""
+"""`sfa check-learning`: checks whether a recipe can learn its clips, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ examples:
   sfa check-learning --recipe recipes/own_videos.yaml
   sfa check-learning --recipe mine.yaml --stage image --seconds 600 --json
 
-In about --seconds: how the classes are shared out, clips that are in both splits, videos that loop, what reading takes,
-simple classifiers on small features, a few clips learned by heart by the recipe's own model, a short training, and the
-same with labels and with frames shuffled. One process; nothing is written. docs/learning.md explains each line.
+In about --seconds it checks: the clips of each class, clips in both splits, videos that loop, the time of reading,
+simple classifiers on small features, whether the recipe's own model learns a few clips by heart, a short training, and
+the same with shuffled labels and with shuffled frames. It is one process and writes nothing. docs/learning.md explains
+each line.
 exit codes: 0 passed; 3 the checks ran, and one failed or had no time to end; 64 wrong command line; 65 bad data;
 78 bad recipe"""
 
@@ -31,49 +32,49 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "check-learning",
-        help="whether a recipe can learn its clips, in two minutes",
-        description="Looks at a recipe's clips and trains its model on a few of them: what is wrong shows early.",
+        help="check in two minutes whether a recipe can learn its clips",
+        description="Looks at a recipe's clips and trains its model on a few of them, so that mistakes show early.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--recipe", type=Path, required=True, help="the YAML that describes the run")
+    add("--recipe", type=Path, required=True, help="the YAML file that describes the run")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    add("--stage", choices=STAGE_NAMES[:2], help="image or stage1 (default: stage1, where the recipe has it)")
-    add("--seconds", type=float, default=120.0, help="what all of it may take (default: %(default)s)")
-    add("--json", action="store_true", help="print JSON, and nothing else")
-    add("--debug", action="store_true", help="show tracebacks")
+    add("--stage", choices=STAGE_NAMES[:2], help="the stage to check (default: stage1, else image)")
+    add("--seconds", type=float, default=120.0, help="the time for all checks together (default: %(default)s)")
+    add("--json", action="store_true", help="print JSON, and nothing else, to stdout")
+    add("--debug", action="store_true", help="print tracebacks")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks and prints; 0, or CHECKS_FAILED. Raises SfaError: the exit codes of the contract."""
+    """Checks and prints; returns 0 or CHECKS_FAILED. Raises SfaError, with the exit codes of the contract."""
     if not arguments.seconds >= LEAST_SECONDS:
         raise UsageError(f"--seconds must be {LEAST_SECONDS:g} or more, not {arguments.seconds:g}")
     started, environ = time.monotonic(), environment()
     recipe = load_recipe(arguments.recipe, arguments.set, environ).recipe
     name = _stage(recipe, arguments.stage)
     from sfa_dist.parallel.launch import read_launch
-    from sfa_dist.tools.learning_run import checks_of  # Here, since it brings torch: --help does without.
+    from sfa_dist.tools.learning_run import checks_of  # Imported here: it loads torch, which --help does not need.
     from sfa_dist.tools.learning_table import as_json, print_checks
 
     if read_launch(environ).world_size > 1:
-        raise UsageError("sfa check-learning is one process: start it without a launcher")
+        raise UsageError("sfa check-learning runs as one process: start it without a launcher")
     checks = []
-    with redirect_stdout(sys.stderr):  # Libraries print, and stdout is for the table.
+    with redirect_stdout(sys.stderr):  # Libraries may print, but stdout is for the table.
         for check in checks_of(recipe, name, arguments.seconds):
             checks.append(check)
             print(f"[{time.monotonic() - started:4.0f} s] {check.name}: {check.verdict}", file=sys.stderr, flush=True)
-    told = as_json(checks, time.monotonic() - started)
-    print(json.dumps(told)) if arguments.json else print_checks(recipe.name, name, told)
-    return 0 if told["passed"] else CHECKS_FAILED
+    results = as_json(checks, time.monotonic() - started)
+    print(json.dumps(results)) if arguments.json else print_checks(recipe.name, name, results)
+    return 0 if results["passed"] else CHECKS_FAILED
 
 
 def _stage(recipe: Recipe, wanted: str | None) -> str:
-    """The stage that is trained. Raises RecipeError where the recipe has none that learns from clips."""
-    there = [name for name in ("stage1", "image") if getattr(recipe, name) is not None]
-    name = wanted or (there[0] if there else "stage1")
-    if name not in there:
+    """The stage to check. Raises RecipeError if the recipe does not have it, or has no clips for it."""
+    present = [name for name in ("stage1", "image") if getattr(recipe, name) is not None]
+    name = wanted or (present[0] if present else "stage1")
+    if name not in present:
         raise RecipeError(f"the recipe has no stage {name} to check")
     if not getattr(recipe, name).data.train:
         raise RecipeError(f"{name}.data.train names no shards")

@@ -1,4 +1,4 @@
-"""`sfa`: the console command of an installed package. Each sub-command is a thin file of this folder."""
+"""`sfa`: the console command of the installed package. Each sub-command is a module of this folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import NoReturn
 
 from sfa_dist import __version__, train
@@ -29,11 +30,12 @@ from sfa_dist.tools import (
     submit,
 )
 
+HELP_WIDTH = 110
 _STDOUT = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All sub-commands; each sets `run`, which takes the parsed arguments and returns an exit code."""
+    """The parser of all sub-commands; each sets `run`, which takes the parsed arguments and returns an exit code."""
     parser = Parser(
         prog="sfa",
         description="Two-stage SFA training of video transformers.",
@@ -55,18 +57,23 @@ def build_parser() -> argparse.ArgumentParser:
     for module in modules:
         module.add_parser(commands)
     for command in commands.choices.values():
+        if command.description and "\n" not in command.description:
+            # argparse wraps either both or none, and an epilog has to stay as it is written.
+            command.description = fill(command.description, HELP_WIDTH)
         command.set_defaults(run=_while_read(command.get_default("run")))
     return parser
 
 
 def _while_read(run: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], int | None]:
-    """A command that ends with 0 and without a word when the reader of its stdout leaves, as `| head` does: it has what
-    it wanted. A broken pipe to anything else is an error like any other."""
+    """The command, but ending with 0 and without a message when the reader of its stdout leaves, as `| head` does.
+
+    Any other broken pipe remains an error.
+    """
 
     def quietly(arguments: argparse.Namespace) -> int | None:
         try:
             code = run(arguments)
-            sys.stdout.flush()  # What breaks in the interpreter's own last flush changes the exit code.
+            sys.stdout.flush()  # Here, because an error in the interpreter's last flush changes the exit code.
             return code
         except BrokenPipeError:
             if not _reader_left():
@@ -74,7 +81,7 @@ def _while_read(run: Callable[[argparse.Namespace], int | None]) -> Callable[[ar
             os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
             return 0
         except SystemExit as error:
-            if isinstance(error.__context__, BrokenPipeError):  # What rich makes of it, stdout closed already.
+            if isinstance(error.__context__, BrokenPipeError):  # rich turns it into an exit, with stdout closed.
                 return 0
             raise
 
@@ -88,12 +95,12 @@ def _reader_left() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the contract."""
+    """Parses `argv` (default: the process's arguments) and runs; returns the exit code of the contract."""
     return exit_code_of(argv, build_parser())
 
 
 def command() -> NoReturn:
-    """What is installed as `sfa`."""
+    """The entry point that is installed as `sfa`."""
     exit_when_asked()
     code = main()
     exit_process(code, patience(code))

@@ -1,4 +1,4 @@
-"""Contact sheets: a row for each of some frames, a column for each clip, as one PNG."""
+"""Contact sheets: one PNG with a row for each of some frames and a column for each clip."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sfa_dist.boundary.plain import for_figure
+from sfa_dist.data.sampling.clip_sampling import spread_frames
 
 CELL_INCHES = 1.5
 TITLE_INCHES = 0.75
@@ -17,23 +17,18 @@ TITLE_INCHES = 0.75
 
 @dataclass(frozen=True)
 class Column:
-    """One clip, uint8 (T, H, W, 3). `notes` (T) stand below its frames."""
+    """A clip, uint8 (T, H, W, 3), with its title; `notes` has a text to show below each of the T frames."""
 
     title: str
     frames: torch.Tensor
     notes: Sequence[str] = ()
 
 
-def shown_frames(frames: int, rows: int) -> list[int]:
-    """At most `rows` of the frames, evenly spaced from first to last."""
-    return sorted({round(place) for place in np.linspace(0, frames - 1, rows)})
-
-
 def draw_sheet(path: Path, title: str, columns: Sequence[Column], rows: int) -> Path:
-    """Writes `rows` frames of each column, evenly spaced from first to last, and returns the path."""
+    """Writes at most `rows` frames of each column, evenly spaced from first to last; returns `path`."""
     from matplotlib.figure import Figure
 
-    chosen = shown_frames(len(columns[0].frames), rows)
+    chosen = spread_frames(len(columns[0].frames), rows)
     width, height = CELL_INCHES * len(columns), CELL_INCHES * len(chosen) + TITLE_INCHES
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(for_figure(title), fontsize=9)

@@ -2,10 +2,10 @@
 
     python -m sfa_dist.tools.demo_data --out data/demo
 
-The label needs both which digit it is and how it moves: (digit mod 5) x direction, 20 classes. A single frame shows
-the digit and not the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at
-random positions) trains an image checkpoint that is good at appearance and has seen no motion. Digits 0 to 1299 of the
-1,797 are for training, the rest for test.
+The label depends on the digit and on its motion: (digit mod 5) x direction, 20 classes. A single frame shows the digit
+but not the direction, so a model that cannot use time stays near 1/4. The image set (ten classes, digits at random
+positions) trains an image checkpoint that knows appearance and no motion. Of the 1,797 digits, 0 to 1299 are for
+training and the rest for the test.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.packing.pack_settings import PackSettings
 
 FRAME, DIGIT, FRAMES, FPS = 32, 16, 16, 10
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
@@ -49,8 +50,10 @@ def background(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def render(digit: NDArray[np.float32], step: tuple[int, int], frames: int, rng: np.random.Generator) -> Pixels:
-    """A digit that moves `step` pixels a frame over a background, around the edges, with noise: (frames, FRAME,
-    FRAME, 3)."""
+    """Draws a digit that moves `step` pixels (down, right) a frame over a background, wraps around, and has noise.
+
+    Returns uint8 (frames, FRAME, FRAME, 3).
+    """
     scene = background(rng)
     canvas = np.zeros((FRAME, FRAME), np.float32)
     canvas[:DIGIT, :DIGIT] = digit
@@ -65,9 +68,11 @@ def render(digit: NDArray[np.float32], step: tuple[int, int], frames: int, rng: 
 
 
 def write_video(path: Path, frames: Pixels, fps: int = FPS) -> None:
-    """An h264 mp4 of RGB frames (T, H, W, 3), a key frame in every 12, as `sfa pack --gop 12` does. The same bytes each
-    time."""
-    # For so small a picture x264's assembler reads memory that nobody has set: its output varies from call to call.
+    """Writes RGB frames (T, H, W, 3) as an h264 mp4 with a key frame every 12 frames, as `sfa pack --gop 12` does.
+
+    The bytes are the same on each call.
+    """
+    # For so small a picture x264's assembly code reads uninitialised memory, and its output varies between calls.
     options = {"crf": "16", "preset": "veryfast", "g": "12", "x264-params": "no-asm=1"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -79,7 +84,7 @@ def write_video(path: Path, frames: Pixels, fps: int = FPS) -> None:
 
 
 def motion_clips(count: int, train: bool, seed: int, frames: int = FRAMES) -> Iterator[tuple[str, Pixels]]:
-    """(label name, `frames` frames) of moving digits."""
+    """Yields (label name, `frames` frames) of moving digits."""
     images, classes = digit_images()
     chosen = slice(0, TRAIN_DIGITS) if train else slice(TRAIN_DIGITS, None)
     images, classes = images[chosen], classes[chosen]
@@ -95,7 +100,7 @@ def motion_clips(count: int, train: bool, seed: int, frames: int = FRAMES) -> It
 
 
 def image_clips(count: int, train: bool, seed: int) -> Iterator[tuple[str, Pixels]]:
-    """(digit name, one frame twice) of digits at random places: an image set in the form of clips."""
+    """Yields (digit name, one frame twice) of digits at random positions: an image set in the form of clips."""
     images, classes = digit_images()
     chosen = slice(0, TRAIN_DIGITS) if train else slice(TRAIN_DIGITS, None)
     images, classes = images[chosen], classes[chosen]
@@ -117,12 +122,16 @@ def write_split(out: Path, name: str, clips: Iterator[tuple[str, Pixels]], class
         for number, (label, frames) in enumerate(clips):
             write_video(raw / f"{number:05d}.mp4", frames)
             writer.writerow([f"{number:05d}.mp4", label])
-    pack(raw / "clips.csv", out / name, prefix=name, shard_size=500, classes=class_file, workers=2)
+    settings = PackSettings(prefix=name, shard_size=500, classes=class_file, workers=2)
+    pack(raw / "clips.csv", out / name, settings)
     shutil.rmtree(raw)
 
 
 def make(out: Path, train_clips: int, test_clips: int, image_clips_count: int, frames: int = FRAMES) -> None:
-    """The whole set under `out`: train, test, image_train, image_test. `frames` are those of a moving video."""
+    """Makes the whole set under `out`, in place of what is there: train, test, image_train, image_test.
+
+    `frames` is the length of a video with motion.
+    """
     motion = sorted(f"{g}or{g + GROUPS}_{d}" for g in range(GROUPS) for d in DIRECTIONS)
     digits = [f"digit{d}" for d in range(10)]
     shutil.rmtree(out, ignore_errors=True)
@@ -134,17 +143,18 @@ def make(out: Path, train_clips: int, test_clips: int, image_clips_count: int, f
 
 
 def main() -> None:
-    """Makes the set unless it is there in this size."""
+    """Makes the set, unless it exists in this size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/demo"))
-    parser.add_argument("--train-clips", type=int, default=4000)
-    parser.add_argument("--test-clips", type=int, default=800)
-    parser.add_argument("--image-clips", type=int, default=6000)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("data/demo"), help="a folder, which is replaced (default: %(default)s)")
+    add("--train-clips", type=int, default=4000, help="videos to train on (default: %(default)s)")
+    add("--test-clips", type=int, default=800, help="videos to test on (default: %(default)s)")
+    add("--image-clips", type=int, default=6000, help="images to train on (default: %(default)s)")
     arguments = parser.parse_args()
     size = f"{arguments.train_clips} {arguments.test_clips} {arguments.image_clips}\n"
     stamp = arguments.out / "made"
     if stamp.is_file() and stamp.read_text() == size:
-        print(f"{arguments.out}: made before")
+        print(f"{arguments.out}: already exists in this size")
         return
     make(arguments.out, arguments.train_clips, arguments.test_clips, arguments.image_clips)
     stamp.write_text(size)

@@ -26,27 +26,27 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "index",
         help="build or verify the index of shards",
-        description="Builds index.json beside WebDataset shards, or with --verify reads all shards again and compares.",
+        description="Builds index.json beside WebDataset shards. With --verify it reads all shards and compares them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="paths, globs, brace patterns, URLs or pipes")
     parser.add_argument(
-        "--verify", action="store_true", help="compare instead of building; exit code 65 if they differ"
+        "--verify", action="store_true", help="compare the shards with their index; exit code 65 if they differ"
     )
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="the recipe's data.remote.cache_dir: keeps fetched shards, and the index where none can be beside them",
+        help="the recipe's data.remote.cache_dir: keeps fetched shards, and the index if it cannot be beside them",
     )
     parser.add_argument("--cache-gib", type=float, metavar="N", help="the recipe's data.remote.cache_gib")
     parser.add_argument("--anonymous", action="store_true", help="read s3 without credentials")
-    parser.add_argument("--workers", type=int, default=4, help="shards read at a time (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="shards to read at a time (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds or verifies. Raises DataError, which ends with exit code 65, for damaged shards."""
+    """Builds or verifies the index. Raises UsageError, and DataError (exit code 65) for damaged shards."""
     remote = _remote(arguments)
     shards = expand_shards(arguments.shards, remote)
     if arguments.verify:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(for_terminal(without_secrets(problem), lines=False), file=sys.stderr)
         if problems:
             raise DataError(f"{len(problems)} problems in {len(shards)} shards, the first: {problems[0]}")
-        print(f"{len(shards)} shards are what their index says")
+        print(f"{len(shards)} shards match their index")
         return 0
     entries, written = build_indexes(shards, arguments.workers, remote)
     samples = sum(len(entry.samples) for entry in entries.values())
@@ -63,14 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"indexed {samples} samples in {len(shards)} shards, {len(bad)} of them cannot be used")
     for sample in bad[:5]:
         print(for_terminal(f"  {sample.key!r}: {sample.error}", lines=False))
-    for place in written:
-        print(f"index: {place}")
+    for location in written:
+        print(f"index: {location}")
     return 0
 
 
 def _remote(arguments: argparse.Namespace) -> RemoteBlock:
-    """Who names a URL or a pipe on the command line means it, so all kinds are allowed. Raises UsageError for a pipe
-    whose index would be kept nowhere that a run looks."""
+    """How shards are read: all kinds are allowed, since the command line names them.
+
+    Raises UsageError for a pipe without --cache-dir: a run would not find its index.
+    """
     if arguments.cache_dir is None:
         if any(shard_kind(shard) == "pipe" for shard in arguments.shards):
             raise UsageError("sfa index: a pipe needs --cache-dir DIR, the recipe's data.remote.cache_dir")

@@ -1,4 +1,4 @@
-"""`sfa init`: a commented recipe of one's own, filled in from what `sfa pack` has found."""
+"""`sfa init`: writes a commented recipe for your own clips, filled in from the manifest of `sfa pack`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _TRAIN = ("train", "training", "shard")
 _TEST = ("test", "testing", "val", "valid", "validation")
 _VAL = ("val", "valid", "validation", "test", "testing")
 _PATTERN_CHARACTERS = "*?[]{}$"
-_FRAMES = (8, 14)  # of the two stages at most, as in BASE
-_TUBELET = 2  # BASE's; a clip has a multiple of it
-_BATCH = 10  # BASE's
+_FRAMES = (8, 14)  # Frames of the two stages, at most: those of BASE.
+_TUBELET = 2  # That of BASE; the frames of a clip are a multiple of it.
+_BATCH = 10  # That of BASE.
 _DEFAULT_PIXELS = [0.45, 0.25]
 
 
 class Span(NamedTuple):
-    """A stage's `frames`, `stride` apart."""
+    """The frames of a stage's clip: `frames`, `stride` apart."""
 
     frames: int
     stride: int
 
     @property
     def length(self) -> int:
-        """Frames of the video from the first of them to the last."""
+        """Frames of the video from the first of them to the last, both included."""
         return (self.frames - 1) * self.stride + 1
 
 
@@ -44,39 +44,39 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "init",
-        help="a commented recipe of one's own, from packed clips",
-        description="Writes a recipe for clips that sfa pack has packed: their classes, shards, pixel statistics, and "
-        f"frames and strides that fit their lengths, on top of {BASE}.",
+        help="write a commented recipe for your own packed clips",
+        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics, "
+        f"and frames and strides that fit their lengths, on top of {BASE}.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", type=Path, help="the YAML to write")
-    parser.add_argument("--shards", type=Path, required=True, metavar="FOLDER", help="where sfa pack wrote to")
+    parser.add_argument("recipe", type=Path, help="the YAML file to write")
+    parser.add_argument("--shards", type=Path, required=True, metavar="FOLDER", help="the folder of the packed shards")
     parser.add_argument("--train", metavar="PREFIX", help="the pack to train on (default: train, or the only one)")
     parser.add_argument("--test", metavar="PREFIX", help="the pack to test on (default: test, or val)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the recipe and says what it has. Raises UsageError and DataError."""
+    """Writes the recipe and prints its main facts. Raises UsageError and DataError."""
     if arguments.recipe.exists():
-        raise UsageError(f"{arguments.recipe} is there already: give another name, or remove it")
+        raise UsageError(f"{arguments.recipe} exists already: give another name, or remove it")
     if arguments.recipe.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{arguments.recipe}: a recipe's name ends with .yaml")
     if odd := sorted(set(str(arguments.shards)) & set(_PATTERN_CHARACTERS)):
-        raise UsageError(f"--shards {arguments.shards}: {odd[0]} means something else in a recipe: rename the folder")
+        raise UsageError(f"--shards {arguments.shards}: {odd[0]} is special in a recipe: rename the folder")
     manifest = read_manifest(arguments.shards)
     train, val, test = choose_packs(list(manifest["packs"]), arguments.train, arguments.test)
     facts = manifest["packs"][train].get("clips")
     if not facts or not facts.get("frames"):
-        raise DataError(f"{arguments.shards}: the lengths of its clips are not known: pack them anew, with --overwrite")
+        raise DataError(f"{arguments.shards}: the lengths of its clips are unknown: pack them again with --overwrite")
     spans = fitting_spans(facts["frames"]["quartile"])
     text = recipe_text(arguments, manifest, (train, val, test), spans)
     try:
         arguments.recipe.parent.mkdir(parents=True, exist_ok=True)
         arguments.recipe.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{arguments.recipe} cannot be written ({error.strerror}): give another place") from error
+        raise UsageError(f"{arguments.recipe} cannot be written ({error.strerror}): give another path") from error
     name = shlex.quote(str(arguments.recipe))
     print(
         f"{arguments.recipe}: {len(manifest['classes'])} classes, {manifest['packs'][train]['samples']} training clips"
@@ -84,16 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
     for line in span_lines(spans, facts["lengths"]):
         print(f"  {line}")
     if test is None:
-        print("  no pack to test on: without clips that training has not seen there is no score")
+        print("  there is no pack to test on: without clips that training has not seen there is no score")
     else:
-        print(f"see whether it can learn, in two minutes: sfa check-learning --recipe {name}")
+        print(f"check in two minutes whether it can learn: sfa check-learning --recipe {name}")
     print(f"train it: sfa train --recipe {name}")
     return 0
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of packed clips with one label each. Raises DataError where there is none, UsageError for several
-    heads."""
+    """The manifest of packed clips with one label each. Raises DataError without one, UsageError for several heads."""
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_bytes())
@@ -104,7 +103,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} cannot be read ({error.strerror}): pack the clips first, sfa pack LIST {folder}"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file} is not a manifest of sfa pack ({error!r:.80}): pack the clips anew") from error
+        raise DataError(f"{file} is not a manifest of sfa pack ({error!r:.80}): pack the clips again") from error
     if not packs:
         raise DataError(f"{file} names no pack: pack the clips first, sfa pack LIST {folder}")
     if not isinstance(classes, list) or not classes:
@@ -115,25 +114,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def choose_packs(names: list[str], train: str | None, test: str | None) -> tuple[str, str | None, str | None]:
-    """(train, val, test): which packs a recipe takes, None where there is none. Raises UsageError for what is not there
-    or cannot be told."""
+    """The names of the packs for (train, val, test); None for val or test without a pack.
+
+    Raises UsageError for a pack that does not exist, or if the one to train on is not clear.
+    """
     for option, name in (("--train", train), ("--test", test)):
         if name is not None and name not in names:
             raise UsageError(f"{option} {name}: the packs are {', '.join(names)}")
     chosen = train or next((name for name in _TRAIN if name in names), names[0] if len(names) == 1 else None)
     if chosen is None:
-        raise UsageError(f"which of the packs {', '.join(names)} is to be trained on? Give --train")
+        raise UsageError(f"it is not clear which of the packs {', '.join(names)} to train on: give --train")
     others = [name for name in names if name != chosen]
     found = test or next((name for name in _TEST if name in others), None)
     val = test or next((name for name in _VAL if name in others), None)
     if found == chosen:
-        raise UsageError(f"--test {found} is what is trained on: give another pack")
+        raise UsageError(f"--test {found} is the pack to train on: give another one")
     return chosen, val, found
 
 
 def fitting_spans(length: int) -> tuple[Span, Span]:
-    """The spans of the two stages that are about as long as a clip of `length` frames, and no longer where it has the
-    frames of a tubelet."""
+    """The spans of the two stages that fit a clip of `length` frames: about as long, but at least one tubelet."""
     spans = []
     for most in _FRAMES:
         frames = max(_TUBELET, min(most, length // _TUBELET * _TUBELET))
@@ -142,7 +142,7 @@ def fitting_spans(length: int) -> tuple[Span, Span]:
 
 
 def span_lines(spans: tuple[Span, Span], lengths: Mapping[str, int]) -> list[str]:
-    """What each stage sees of a clip, and how many clips are shorter and loop. `lengths` counts clips by frames."""
+    """A line for each stage: its span, and how many clips are shorter and loop. `lengths` counts clips by frames."""
     lines = []
     for stage, span in zip(("stage1", "stage2"), spans, strict=True):
         short = sum(count for length, count in lengths.items() if int(length) < span.length)
@@ -160,7 +160,7 @@ def recipe_text(
     packs: tuple[str, str | None, str | None],
     spans: tuple[Span, Span],
 ) -> str:
-    """The YAML."""
+    """The text of the recipe, in YAML."""
     from sfa_dist.data.packing.annotations.rows import some, visible
 
     train, val, test = packs
@@ -170,21 +170,22 @@ def recipe_text(
         name: _pattern(arguments.shards, pack, list(manifest["packs"]))
         for name, pack in (("train", train), ("val", val), ("test", test))
     }
-    pixels = {name: facts[name] or [_DEFAULT_PIXELS[place]] * 3 for place, name in enumerate(("mean", "std"))}
+    defaults = zip(("mean", "std"), _DEFAULT_PIXELS, strict=True)
+    pixels = {name: facts[name] or [default] * 3 for name, default in defaults}
     one, two = span_lines(spans, facts["lengths"])
     held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
     batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
     name = shlex.quote(str(arguments.recipe))
-    before = f"# Before:   sfa check-learning --recipe {name}    whether it can learn these clips\n" if test else ""
+    before = f"# Before:   sfa check-learning --recipe {name}    checks whether it can learn them\n" if test else ""
     return f"""\
 # A recipe for the clips in {visible(str(arguments.shards))}: {count} to train on, at {facts["fps"]:g} frames a second,
 # of {_lengths(frames)}.
 #
 {before}# Command:  sfa train --recipe {name}
-#           sfa predict clip.mp4 --run runs/{arguments.recipe.stem}      what is in a video, afterwards
-# Change:   augment.flip to 0.5 where a mirrored clip means the same. What else there is stands in the recipe below it.
-#           Thousands of videos, or scenes as people film them: take recipes/b_32f.yaml, which starts from an image
-#           checkpoint, as _base_, with only the blocks model.classes and data of this file.
+# After:    sfa predict clip.mp4 --run runs/{arguments.recipe.stem}
+# Change:   augment.flip to 0.5 if a mirrored clip has the same meaning. All other keys are in the recipe of _base_.
+#           For thousands of videos, or for scenes as people film them: take recipes/b_32f.yaml as _base_, which starts
+#           from an image checkpoint, and keep only model.classes and the block data of this file.
 
 _base_: {BASE}
 
@@ -222,12 +223,12 @@ def _lengths(frames: Mapping[str, int]) -> str:
 def _pattern(folder: Path, pack: str | None, packs: list[str]) -> list[str]:
     if pack is None:
         return []
-    longer = any(name.startswith(f"{pack}-") for name in packs)  # train-extra is none of train
+    longer = any(name.startswith(f"{pack}-") for name in packs)  # Shards of train-extra do not belong to train.
     return [f"{folder}/{pack}-{'[0-9]*' if longer else '*'}.tar"]
 
 
 def recipe_lines(recipe: Recipe, facts: Mapping[str, Any], classes: int | None) -> list[str]:
-    """How packed clips fit a recipe: its classes (None: of several heads), and clips that are shorter than a span."""
+    """How packed clips fit a recipe: their number of `classes` (None for several heads), and clips that loop."""
     lines = []
     for name in ("stage1", "stage2"):
         stage = getattr(recipe, name)

@@ -1,14 +1,14 @@
-"""What `sfa check-learning` looks at, in this order, each with a verdict and a sentence:
+"""The checks of `sfa check-learning`, in this order; each gives a verdict and a sentence.
 
-classes           how the clips are shared out, chance, classes without clips
+classes           the clips of each class, chance, classes without clips
 same clips        training clips among the test clips
-loops             videos that are shorter than a clip spans
-reading           what a clip takes to read
-baselines         what tells the classes apart without a network, after a line for each kind of features
+loops             videos that are shorter than the span of a clip
+reading           the time to read a clip
+baselines         simple classifiers without a network, after a line for each kind of features
 overfit           a few clips, learned by heart
 learn             a short training
-shuffled labels   the same, of which nothing may be learned
-shuffled frames   the same, for what needs their order
+shuffled labels   the same with shuffled labels, from which nothing can be learned
+shuffled frames   the same with shuffled frames, which shows what their order is worth
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from sfa_dist.tools.learning_table import Check
 from sfa_dist.tools.learning_trials import FEWEST_STEPS, OVERFITTED, ShortTraining, Trials, guessing_loss
 from sfa_dist.tools.simple_classifiers import FEATURES, Features, in_random_order, linear, nearest, thumbnails
 
-TRAIN_CLIPS, TEST_CLIPS = 240, 120  # That are looked at, at most.
-TEST_BYTES = 256 << 20  # Of test clips that are held in memory.
-UNEVEN = 10  # The largest class over the smallest, from which on it is told.
-LEARNED_BY_HEART = 0.1  # Of the loss of guessing.
-LEAK = 1e-3  # The probability below which a score on shuffled labels is no luck.
+TRAIN_CLIPS, TEST_CLIPS = 240, 120  # Clips to read, at most.
+TEST_BYTES = 256 << 20  # Bytes of the test clips that are held in memory.
+UNEVEN = 10  # The ratio of the largest class to the smallest from which the check notes it.
+LEARNED_BY_HEART = 0.1  # The loss, as a part of that of guessing.
+LEAK = 1e-3  # The probability below which a score on shuffled labels is not luck.
 
 
 @dataclass
 class DrawnClips:
-    """What is looked at of one split: the whole index, the clips drawn from it, their thumbnails and labels."""
+    """The clips of a split to check: the whole index, the clips drawn from it, their thumbnails and labels."""
 
     whole: SampleIndex
     drawn: SampleIndex
     small: Features
-    labels: Int64  # Of the single head, or of the last one.
+    labels: Int64  # Those of the single head, or of the last one.
     batches: list[Batch] = field(default_factory=list)
 
 
 class Checks:
-    """All checks of a stage in `seconds`, one after the other: `each()`."""
+    """All checks of a stage, which take about `seconds` together; `each` runs them in order."""
 
     def __init__(self, run: Run, name: str, train: SampleIndex, test: SampleIndex, seconds: float) -> None:
         self.run, self.name, self.end = run, name, time.monotonic() + seconds
@@ -65,11 +65,11 @@ class Checks:
         self.lengths: list[int] = []
         own = _readable(self.stage.data)
         decoder = decoder_of(own)
-        self.trials = Trials(run, name, self.stage.model_copy(update={"data": own}), _noting(decoder, self.lengths))
+        self.trials = Trials(run, name, self.stage.model_copy(update={"data": own}), _recording(decoder, self.lengths))
         self.rng = np.random.default_rng(run.recipe.seed)
 
     def each(self) -> Iterator[Check]:
-        """Raises DataError where clips cannot be read, or labels do not fit."""
+        """Yields the result of each check. Raises DataError if clips cannot be read or labels do not fit."""
         train, test = self.whole
         for index in self.whole:
             check_labels(index, self.stage.model)
@@ -84,7 +84,7 @@ class Checks:
         yield self._reading(took)
         yield from self._baselines()
         if len(np.unique(self.train.labels)) < 2:
-            return  # There is nothing to learn, and that has been told.
+            return  # There is nothing to learn; the first check has reported it.
         yield self._overfit()
         learned = self._learn()
         yield learned
@@ -125,7 +125,7 @@ class Checks:
         return Check("same clips", "fail", found, values)
 
     def _read(self, index: SampleIndex, most: int, end: float, keep: bool = False) -> DrawnClips:
-        """Draws clips from all classes and reads them until `end`."""
+        """Draws clips evenly from all classes and reads them until the time `end`."""
         chosen = balanced(_labels(index), most, self.rng)
         small, drawn, batches = [], [], []
         size = self.stage.batch.eval_micro or self.stage.batch.micro
@@ -172,7 +172,7 @@ class Checks:
         return Check("reading", "ok", text, {"seconds_per_clip": each, "seconds_per_epoch": epoch})
 
     def _baselines(self) -> Iterator[Check]:
-        """One line for each kind of features, then what they say together."""
+        """One line for each kind of features, then the conclusion from all of them."""
         shuffled = [in_random_order(clips.small, self.rng) for clips in (self.train, self.test)]
         wrong = self.rng.permutation(self.train.labels)
         self.best = ("", 0.0)
@@ -204,7 +204,7 @@ class Checks:
         return float((predicted == self.test.labels).mean())
 
     def _guessed(self) -> float:
-        """Of the test clips that are looked at: the largest class."""
+        """The score of always naming the largest class, on the test clips that were read."""
         return float(np.unique(self.test.labels, return_counts=True)[1].max() / len(self.test.labels))
 
     def _tail(self, share: float) -> float:
@@ -217,7 +217,7 @@ class Checks:
         text = f"{len(chosen)} clips: loss {trial.loss:.3f} after {trial.steps} steps, guessing {guessed:.3f}"
         values = {**_values(trial), "loss": trial.loss, "guessing": guessed}
         if trial.diverged:
-            return Check("overfit", "fail", f"{text}; it left the finite numbers: lower optimizer.lr", values)
+            return Check("overfit", "fail", f"{text}; the loss is no longer finite: lower optimizer.lr", values)
         if trial.loss < LEARNED_BY_HEART * guessed:
             return Check("overfit", "ok", f"{text}: learned by heart", values)
         if trial.steps < FEWEST_STEPS:
@@ -254,29 +254,29 @@ class Checks:
 
 
 def _labels(index: SampleIndex) -> Int64:
-    """Of the single head, or of the last one; -1 without."""
+    """The labels of the single head, or of the last one; -1 for a clip without."""
     return index.label.reshape(len(index), -1)[:, -1]
 
 
 def _choices(stage: StageBlock) -> int:
-    """Classes to choose from, of that head."""
+    """The number of classes of that head."""
     return (stage.model.head_sizes or (stage.model.classes,))[-1]
 
 
 def _readable(data: DataBlock) -> DataBlock:
-    """Read here, by this process."""
+    """The data settings for reading in this process, on the CPU."""
     return data.model_copy(update={"workers": 0, "decode_device": "cpu"})
 
 
-def _noting(decoder: Decoder, lengths: list[int]) -> Decoder:
-    """The decoder, which enters the length of each video that it opens."""
+def _recording(decoder: Decoder, lengths: list[int]) -> Decoder:
+    """The decoder, which also appends the frames of each video that it opens to `lengths`."""
 
-    def noting(opened: Callable[[bytes], Video], data: bytes) -> Video:
+    def recorded(opened: Callable[[bytes], Video], data: bytes) -> Video:
         video = opened(data)
         lengths.append(video.num_frames)
         return video
 
-    return decoder._replace(open=lambda data: noting(decoder.open, data))
+    return decoder._replace(open=lambda data: recorded(decoder.open, data))
 
 
 def _scored(trial: ShortTraining) -> str:

@@ -1,4 +1,4 @@
-"""The surroundings of `sfa check-learning`: a process group of one, the splits, and a run that writes nothing."""
+"""Runs the checks of `sfa check-learning` in a process group of one, and in a run that writes nothing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sfa_dist.tools.learning_table import Check
 
 
 def checks_of(recipe: Recipe, name: str, seconds: float) -> Iterator[Check]:
-    """The checks of a stage, each as soon as it is done. Raises SfaError."""
+    """Yields the result of each check of a stage as soon as it is there. Raises SfaError."""
     runtime = parallel_runtime.start(environment())
     try:
         with tempfile.TemporaryDirectory(prefix="sfa-check-") as folder:
-            # As in a dry run: weights of an image stage that is not trained yet are random ones.
+            # As in a dry run, the weights of an image stage that is not trained yet are random.
             run = Run(recipe, Path(folder), runtime, Tracker(None, recipe.log, {}, {}), StopFlag(), dry_run=True)
             data: DataBlock = getattr(recipe, name).data
             train = open_split(run, data.train, f"{name}.data.train", data)

@@ -1,5 +1,8 @@
-"""Short trainings of a recipe's own stage on a few of its clips: the stage's streams, model, loss and engine as in a
-run, without checkpoints, for so many seconds. The learning rate warms up for WARMUP_STEPS and stays."""
+"""Short trainings of a recipe's stage on a few of its clips, for a limited time.
+
+Streams, model, loss and engine are those of a run; there are no checkpoints. The learning rate warms up for
+WARMUP_STEPS and then stays constant.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ from sfa_dist.training.non_finite import DivergedError
 from sfa_dist.training.trainer import Trainer
 
 WARMUP_STEPS = 10
-OVERFITTED = 8  # Clips.
-FEWEST_STEPS = 100  # In which a few clips have to be learned by heart, before it counts as a failure.
+OVERFITTED = 8  # Clips to learn by heart.
+FEWEST_STEPS = 100  # Clips that are not learned by heart after fewer steps do not count as a failure.
 NO_AUGMENTATION = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
-_LAST = 5  # Losses that are averaged: one step's may be an outlier.
-_ENDLESS = 100_000  # Epochs: over a few hundred steps the cosine stays at its start.
+_LAST = 5  # Steps whose losses are averaged: a single one may be an outlier.
+_ENDLESS = 100_000  # Epochs of the schedule: over a few hundred steps its cosine stays at the start.
 
 
 @dataclass(frozen=True)
 class ShortTraining:
-    """A short training: its steps, the mean loss of the last few, whether it diverged, and its scores."""
+    """The result of a short training: its steps and time, the mean loss of the last steps, and its test scores."""
 
     steps: int
     seconds: float
@@ -49,7 +52,7 @@ class ShortTraining:
 
 @dataclass(frozen=True)
 class Trials:
-    """What all trials of a stage share: the run that they are made in, and the decoder."""
+    """The short trainings of a stage, with the run and the decoder that they share."""
 
     run: Run
     name: str
@@ -57,8 +60,10 @@ class Trials:
     decoder: Decoder
 
     def overfit(self, index: SampleIndex, seconds: float) -> ShortTraining:
-        """Learns the clips of `index` by heart: one batch of the recipe's stream, without augmentation, drop path and
-        label smoothing, again and again."""
+        """Trains on one batch, the clips of `index`, until it is learned by heart or `seconds` are over.
+
+        Augmentation, drop path and label smoothing are off.
+        """
         micro = min(self.stage.batch.micro, len(index))
         stage = self.stage.model_copy(
             update={
@@ -79,7 +84,7 @@ class Trials:
         return self._train(stage, len(index), lambda epoch: self._epoch(index, stage, epoch), test, seconds)
 
     def test_batches(self, index: SampleIndex, order: str = "time") -> Iterable[Batch]:
-        """The clips of `index` as an evaluation reads them: one view each."""
+        """The clips of `index` as an evaluation reads them, one view each."""
         return eval_loader(index, self._settings(self.stage, {"frame_order": order}))
 
     def _epoch(self, index: SampleIndex, stage: StageBlock, epoch: int) -> Iterable[Batch]:
@@ -99,7 +104,7 @@ class Trials:
         seconds: float,
         enough: float = 0.0,
     ) -> ShortTraining:
-        """Steps until `seconds` are over, or the loss is below `enough`; then scores `test`."""
+        """Trains until `seconds` are over or the last losses are below `enough`; then scores `test`."""
         end = time.monotonic() + seconds
         per_epoch = -(-clips // stage.batch.size)
         warmup = ScheduleBlock(epochs=_ENDLESS, warmup_epochs=WARMUP_STEPS / per_epoch)
@@ -119,13 +124,13 @@ class Trials:
 
 
 def guessing_loss(model: ModelBlock) -> float:
-    """The cross-entropy of who knows nothing, the mean over the heads."""
+    """The cross-entropy of uniform guessing, in nats: the mean over the heads of log(classes)."""
     sizes = model.head_sizes or (model.classes,)
     return math.fsum(map(math.log, sizes)) / len(sizes)
 
 
 def _steps(trainer: Trainer, end: float, enough: float) -> tuple[list[float], bool]:
-    """(loss of each step, whether they left the finite numbers)."""
+    """(the loss of each step, whether one was not finite)."""
     losses: list[float] = []
     for epoch in count():
         with closing(trainer.streams.train(epoch, 0)) as batches:

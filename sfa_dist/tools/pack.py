@@ -7,31 +7,30 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sfa_dist.boundary.plain import for_terminal
 from sfa_dist.data.packing.annotations import FORMATS
+from sfa_dist.data.packing.pack_settings import DEFAULTS, Encoding, PackSettings, Reading
 from sfa_dist.errors import DataError, PreemptedError, UsageError
 from sfa_dist.parallel.environment import environment
+from sfa_dist.recipe.blocks import DataBlock
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, load_recipe
 from sfa_dist.tools.init import recipe_lines
-
-if TYPE_CHECKING:
-    from sfa_dist.data.packing.pack_probe import Reading
-    from sfa_dist.data.packing.reencode import Encoding
 
 _EPILOG = """\
 examples:
   sfa pack videos/ shards/                                    one sub-folder of videos/ for each class
   sfa pack list.csv shards/ --videos /data/videos --workers 16     csv with the header path,label (or path,verb,noun)
   sfa pack list.csv shards/ --split-column split --split train --classes classes.txt
-  sfa pack list.csv shards/ --short-side 256 --gop 12         encode anew: smaller, and quicker to decode
-  sfa pack list.csv shards/ --check                           only say what is there, class by class
+  sfa pack list.csv shards/ --short-side 256 --gop 12         re-encode: smaller, and faster to decode
+  sfa pack list.csv shards/ --check                           only report on the clips, class by class
 
-official lists, told by their form (or by --format):
+official lists, detected by their form (or given by --format):
   sfa pack kinetics400/val.csv shards/ --videos kinetics400/val --prefix val
   sfa pack moments/trainingSet.csv shards/ --videos moments --classes moments/moments_categories.txt
   sfa pack something-something-v2-train.json shards/ --videos ssv2/videos --classes something-something-v2-labels.json
@@ -42,11 +41,6 @@ official lists, told by their form (or by --format):
   sfa pack activity_net.v1-3.min.json shards/ --videos activitynet --split training --short-side 256
 """
 
-_OPTIONS = (
-    *("format", "videos", "classes", "split_column", "split", "prefix", "shard_size", "shard_bytes", "min_frames"),
-    *("max_bad_fraction", "seed", "workers", "decode_all", "overwrite", "check"),
-)
-
 
 def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
@@ -55,64 +49,81 @@ def add_parser(commands: Any) -> None:
         help="pack videos and labels into indexed shards",
         description="Checks videos, packs the good ones into WebDataset shards, and reports the missing, corrupt, "
         "short and duplicate ones. Of files with the same content only the first is packed, and none where their "
-        "labels differ. What is left out or guessed is told on stderr. A pack that was interrupted goes on with what "
-        "it had checked.",
+        "labels differ. Whatever is left out or guessed is printed to stderr. An interrupted pack goes on where it "
+        "stopped when the same command is run again.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("source", type=Path, help="a table with the columns path and label, an official list, or a folder of folders")
-    add("out_dir", type=Path, help="where the shards go")
-    add("--format", choices=FORMATS, default="auto", help="of the source (default: told by its form)")
-    add("--videos", "--root", type=Path, help="folder below which the videos lie (default for a table: the table's)")
-    forms = "names, one a line, the data set's own list, or another pack's manifest.json"
+    add("out_dir", type=Path, help="folder for the shards")
+    add("--format", choices=FORMATS, default=DEFAULTS.format, help="format of the source (default: detected)")
+    add("--videos", "--root", type=Path, help="folder that holds the videos (default for a table: the table's)")
+    forms = "one name a line, the data set's own list, or another pack's manifest.json"
     add("--classes", type=Path, help=f"class list: {forms} (default: sorted labels)")
-    add("--split-column", help="column that says which split a row is of (default: split)")
+    add("--split-column", help="column that names a row's split (default: split)")
     add("--split", help="pack only the rows of this split")
-    add("--prefix", help="shards are <prefix>-000000.tar ... (default: the split, or 'shard')")
-    add("--shard-size", type=_positive, default=1000, help="clips in a shard at most (default: %(default)s)")
-    add("--shard-bytes", type=_positive, help="bytes of clips in a shard at most")
-    add("--min-frames", type=_positive, default=1, help="shorter clips are left out (default: %(default)s)")
-    add("--max-bad-fraction", type=_fraction, default=0.05, help="more bad clips end with exit code 65 (default: 0.05)")
-    add("--seed", type=int, default=0, help="of the order in the shards (default: %(default)s)")
-    add("--workers", type=_count, default=0, help="processes that check the files (default: this one alone)")
+    add("--prefix", help="shards are named <prefix>-000000.tar ... (default: the split, or 'shard')")
     add(
-        "--recipe",
-        type=Path,
-        help="look at clips as this recipe's runs will read them, and say how they fit its classes and spans",
+        "--shard-size",
+        type=_positive,
+        default=DEFAULTS.shard_size,
+        help="most clips in a shard (default: %(default)s)",
     )
+    add("--shard-bytes", type=_positive, help="most bytes of clips in a shard (default: no limit)")
+    add(
+        "--min-frames",
+        type=_positive,
+        default=DEFAULTS.min_frames,
+        help="leave out clips with fewer frames (default: %(default)s)",
+    )
+    add(
+        "--max-bad-fraction",
+        type=_fraction,
+        default=DEFAULTS.max_bad_fraction,
+        help="pack nothing and exit with 65 if more clips than this fraction are bad (default: %(default)s)",
+    )
+    add("--seed", type=int, default=DEFAULTS.seed, help="seed of the order in the shards (default: %(default)s)")
+    add(
+        "--workers",
+        type=_count,
+        default=DEFAULTS.workers,
+        help="processes that check the files (default: this process alone)",
+    )
+    add("--recipe", type=Path, help="check clips as runs of this recipe read them, and report how they fit it")
     add("--decoder", choices=("auto", "torchcodec", "pyav"), help="(default: the recipe's, else auto)")
-    add("--decode-all", action="store_true", help="decode every frame and refuse hidden damage too")
-    add("--short-side", type=_positive, help="encode videos anew, with a short side of at most so many pixels")
-    add("--gop", type=_positive, help="encode videos anew, with a key frame every so many (default then: 12)")
-    add("--crf", type=int, choices=range(52), metavar="0..51", help="quality of what is encoded anew (default: 23)")
+    add("--decode-all", action="store_true", help="decode every frame, to find hidden damage too")
+    add("--short-side", type=_positive, help="re-encode videos, with a short side of at most this many pixels")
+    add(
+        "--gop",
+        type=_positive,
+        help=f"re-encode videos, with this many frames from one key frame to the next (default then: {Encoding.gop})",
+    )
+    quality = f"quality of re-encoded videos, lower is better (default: {Encoding.crf})"
+    add("--crf", type=int, choices=range(52), metavar="0..51", help=quality)
     add("--overwrite", action="store_true", help="replace shards of the same prefix")
-    add("--check", action="store_true", help="report what is there, class by class, and write nothing")
+    add("--check", action="store_true", help="report on the clips, class by class, and write nothing")
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs and says what was left out. Raises DataError, which ends with exit code 65, and PreemptedError (75) for
-    Ctrl-C."""
-    from sfa_dist.data.packing.pack import (  # Brings torch: the other commands' --help need not wait for it.
-        pack,
-        report_name,
-    )
+    """Packs, and prints the report. Raises DataError (exit code 65), and PreemptedError (75) for Ctrl-C."""
+    # Imports torch, for which --help should not wait.
+    from sfa_dist.data.packing.pack import pack, report_name
 
     def say(line: str) -> None:
         print(for_terminal(f"note: {line}"), file=sys.stderr, flush=True)
 
     recipe = load_recipe(arguments.recipe, environ=environment()).recipe if arguments.recipe else None
-    options = {name: getattr(arguments, name) for name in _OPTIONS} | {"encoding": _encoding(arguments)}
-    options["readings"] = _readings(recipe, arguments.decoder)
+    settings = settings_of(arguments, recipe)
     try:
         with _progress() as progress:
-            report = pack(arguments.source, arguments.out_dir, progress=progress, say=say, **options)
+            report = pack(arguments.source, arguments.out_dir, settings, progress=progress, say=say)
     except KeyboardInterrupt:
         if arguments.check:
             raise
-        advice = "what was checked and encoded is kept, run the same command again to go on"
+        advice = "checked and encoded clips are kept, run the same command again to go on"
         raise PreemptedError(f"interrupted; {advice}") from None
     except DataError as error:
         if error.report and not arguments.json:
@@ -126,11 +137,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> Sequence[Reading]:
-    """How the stages of a recipe read clips; as the schema's defaults do without one."""
-    from sfa_dist.data.packing.pack_probe import Reading
-    from sfa_dist.recipe.blocks import DataBlock
+def settings_of(arguments: argparse.Namespace, recipe: Recipe | None) -> PackSettings:
+    """The settings that the command line gives. Raises UsageError for a lone --crf."""
+    derived: dict[str, Any] = {"readings": _readings(recipe, arguments.decoder), "encoding": _encoding(arguments)}
+    given = {each.name: getattr(arguments, each.name) for each in fields(PackSettings) if each.name not in derived}
+    return PackSettings(**given, **derived)
 
+
+def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pyav"] | None) -> tuple[Reading, ...]:
+    """How the stages of a recipe read clips; without a recipe, as the schema's defaults do."""
     blocks = [DataBlock()]
     if recipe is not None:
         blocks = [stage.data for name in STAGE_NAMES if (stage := getattr(recipe, name)) is not None]
@@ -138,19 +153,19 @@ def _readings(recipe: Recipe | None, decoder: Literal["auto", "torchcodec", "pya
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding | None:
-    """How videos are encoded anew, None where none of the options asks for it. Raises UsageError for a lone --crf."""
-    from sfa_dist.data.packing.reencode import Encoding
-
-    given = {name: getattr(arguments, name) for name in ("short_side", "gop", "crf")}
-    given = {name: value for name, value in given.items() if value is not None}
+    """How videos are re-encoded; None where no option asks for it. Raises UsageError for a lone --crf."""
+    values = ((each.name, getattr(arguments, each.name)) for each in fields(Encoding))
+    given = {name: value for name, value in values if value is not None}
     if given.keys() == {"crf"}:
         raise UsageError("--crf is of no use without --short-side or --gop: videos are packed as they are")
     return Encoding(**given) if given else None
 
 
 def summary(report: Mapping[str, Any], out_dir: Path, file: Path | None, packed: bool = True) -> str:
-    """The report for a person: counts, the first few clips of each problem, and the classes that lack the most. `file`
-    is where it lies, None where clips were only checked; not `packed` where too many are bad."""
+    """The report as text: counts, the first few clips of each problem, and the classes that lack the most clips.
+
+    `file` holds the report (None: the clips are only checked); `packed` is False where too many clips are bad.
+    """
     done = f"packed into {out_dir}" if file and packed else "can be packed"
     lines = [f"{report['packed']} of {report['listed']} clips {done} (read as: {report['format']})"]
     for problem in ("missing", "corrupt", "short", "contradictory", "duplicate"):
@@ -196,7 +211,7 @@ def _class_lines(head: str, classes: dict[str, dict[str, int]]) -> list[str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; a line now and then where stderr is a file."""
+    """A progress bar on a terminal; a line now and then where stderr is not one."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -209,16 +224,16 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def line_now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
-    """Progress as lines on stderr, one in `every` seconds at most."""
+    """Prints progress to stderr, at most one line in `every` seconds."""
     last = clock()
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if clock() - last >= every:
             last = clock()
             print(f"{done} of {total} clips are checked", file=sys.stderr, flush=True)
 
-    return tell
+    return report
 
 
 def _positive(text: str) -> int:
@@ -229,7 +244,7 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 
@@ -239,5 +254,5 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value

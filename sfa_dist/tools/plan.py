@@ -1,4 +1,4 @@
-"""`sfa plan`: whether a recipe fits a card, how long it takes and what it costs. No GPU needed."""
+"""`sfa plan`: whether a recipe fits a card, how long it takes and what it costs, without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ examples:
   sfa plan --recipe mine.yaml --gib 16 --clips 12000      a card by its memory; data that is not packed yet
   sfa plan --table4                                       the frames of the paper's Table 4, up to 1,024
 
-exit code 0 when every stage fits, 78 when one does not. How it works and what it cannot see: docs/planning.md
+exit codes: 0 every stage fits; 78 one does not. How it works, and its limits: docs/planning.md
 """
 
 
@@ -29,21 +29,21 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "plan",
-        help="memory, time and disk of a recipe, before it runs",
+        help="plan the memory, time and disk of a recipe before it runs",
         description="Prints whether a recipe fits a card, its peak memory by category, the largest frames and "
         "micro-batch that fit, hours, disk, and the cheapest change that makes it fit. Needs no GPU.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", type=Path, help="the YAML that describes the run")
+    parser.add_argument("--recipe", type=Path, help="the YAML file that describes the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--stage", choices=STAGE_NAMES, help="only this stage")
+    parser.add_argument("--stage", choices=STAGE_NAMES, help="plan only this stage")
     parser.add_argument("--card", help=f"a card by name, e.g. A100-80, V100-16, 3090 (default: {DEFAULT_CARD})")
-    parser.add_argument("--gib", type=float, help="memory of a card in GiB; with --card, in place of its own")
-    parser.add_argument("--ranks", type=int, help="GPUs in all (default: 1)")
-    parser.add_argument("--nodes", type=int, help="with --gpus-per-node: GPUs in all")
-    parser.add_argument("--gpus-per-node", type=int)
-    parser.add_argument("--clips", type=int, help="training clips, where no indexed shards are there")
+    parser.add_argument("--gib", type=float, help="memory of the card in GiB; with --card, in place of its own")
+    parser.add_argument("--ranks", type=int, help="number of GPUs (default: 1)")
+    parser.add_argument("--nodes", type=int, help="with --gpus-per-node, in place of --ranks: number of nodes")
+    parser.add_argument("--gpus-per-node", type=int, help="with --nodes: GPUs of each node")
+    parser.add_argument("--clips", type=int, help="number of training clips, if there are no indexed shards")
     parser.add_argument("--probe", action="store_true", help="measure real steps on the GPU of this machine")
     parser.add_argument("--table4", action="store_true", help="the paper's Table 4 instead of a recipe")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -51,12 +51,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plans and prints. Raises UsageError and RecipeError."""
+    """Plans and prints; returns 0 if every stage fits, else 78. Raises UsageError and RecipeError."""
     ranks = _ranks(arguments)
     if arguments.table4:
         _require_alone(arguments)
         with working("memory of the models of Table 4", arguments.json):
-            from sfa_dist.plan.table4 import print_table4, table4  # Brings torch, for which no --help need wait.
+            from sfa_dist.plan.table4 import print_table4, table4  # Imported here: it loads torch.
 
             rows = table4(ranks or 64)
         print(json.dumps([row.as_json() for row in rows], indent=1)) if arguments.json else print_table4(rows)
@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stage and getattr(recipe, arguments.stage) is None:
         raise RecipeError(f"--stage {arguments.stage}: the recipe has no such stage")
     card = _card(arguments)
-    with working("loading torch", arguments.json) as tell:
+    with working("loading torch", arguments.json) as progress:
         from sfa_dist.plan.recipe_plan import plan_recipe
         from sfa_dist.tools.plan_print import print_plan
         from sfa_dist.tools.plan_probe import probe_recipe
 
         if arguments.probe:
-            tell("measuring steps on the GPU")
+            progress("measuring steps on the GPU")
         measured = probe_recipe(recipe, arguments.stage) if arguments.probe else {}
         plan = plan_recipe(
             recipe,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             clips=arguments.clips,
             only=arguments.stage,
             micro_seconds={name: probe.micro_seconds for name, probe in measured.items()},
-            tell=tell,
+            report=progress,
         )
     if not plan.stages:
         raise RecipeError("the recipe trains nothing: stage1.weights are given and there is no other stage")
@@ -108,7 +108,7 @@ def _ranks(arguments: argparse.Namespace) -> int | None:
 
 
 def _require_alone(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for what Table 4, which has recipes and cards of its own, would leave aside."""
+    """Raises UsageError for options that Table 4, which has its own recipes and cards, would ignore."""
     for name in ("recipe", "set", "stage", "card", "gib", "clips", "probe"):
         if getattr(arguments, name):
             raise UsageError(f"--table4 has its own models and cards: leave --{name} out, or --table4")

@@ -1,4 +1,4 @@
-"""`sfa plan`'s page: a column for each stage, and lines for the whole recipe."""
+"""The output of `sfa plan`: a table with a column for each stage, and lines for the whole recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfa_dist.recipe.schema import Recipe
 
 
 def print_plan(plan: RecipePlan, measured: bool) -> None:
-    """The plan as a table and lines."""
+    """Prints the plan; `measured` if the times of its steps were measured on this machine."""
     console = Console()
     card = plan.card
     console.print(
@@ -43,7 +43,7 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
 
 
 def _ratio_words(recipe: Recipe) -> str:
-    """What the cost ratio is a ratio of."""
+    """The two quantities of the cost ratio, in words."""
     first, second = recipe.stage1, recipe.stage2
     assert first is not None
     assert second is not None
@@ -54,14 +54,14 @@ def _ratio_words(recipe: Recipe) -> str:
     text = f"operations of {' + '.join(parts)}, over those of {end_to_end}"
     if first.weights or first.schedule.epochs <= second.schedule.epochs:
         return text
-    return f"{text}; about half is meant for equal epochs"
+    return f"{text}; a ratio of about one half assumes equal epochs"
 
 
 def _cache_words(plan: RecipePlan, hours: dict[str, float | None]) -> str:
     stage = plan.last.stage
     if stage.cache_block is None:
         return "for one view of whole videos (stage2.cache.views: 1)"
-    filled = "" if hours[CACHE] is None else f", filled in {hours[CACHE]:.1f} h, which the GPU-hours have in them"
+    filled = "" if hours[CACHE] is None else f", filled in {hours[CACHE]:.1f} h, which the GPU-hours include"
     if plan.extraction:
         need = plan.extraction
         filled += f"; {need.needed_bytes / GIB:.2f} GiB a GPU meanwhile: {'fits' if need.fits else 'does NOT fit'}"
@@ -86,7 +86,7 @@ def _rows(stages: list[StagePlan]) -> list[tuple[str, list[str]]]:
         ("sent by a rank each step, GiB", [f"{plan.wire_bytes / GIB:.2f}" for plan in stages]),
         ("steps", [_number(plan.duration.steps, ",d") for plan in stages]),
         ("hours", [_number(plan.duration.hours, ".1f") for plan in stages]),
-        ("hours of evaluation beside", [_number(plan.duration.evaluation_hours, ".1f") for plan in stages]),
+        ("hours of evaluation besides", [_number(plan.duration.evaluation_hours, ".1f") for plan in stages]),
     ]
 
 

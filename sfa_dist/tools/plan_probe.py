@@ -1,4 +1,4 @@
-"""Real optimizer steps of a stage with random weights and grey clips: how long they take and what they allocate."""
+"""Measures real optimizer steps of a stage, with random weights and grey clips: their time and their memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sfa_dist.data.batches.batch import Batch
 from sfa_dist.errors import UsageError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps, trunk_dtype
 from sfa_dist.models.loss import weighted_loss_sum
 from sfa_dist.models.vivit import dims_of
@@ -24,7 +26,7 @@ from sfa_dist.plan.memory import predict, stages_of
 from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
 from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.stages.trunk_setup import place_trunk, prepare_trainable
-from sfa_dist.training.model_inputs import model_inputs, to_device
+from sfa_dist.training.model_inputs import model_inputs
 from sfa_dist.training.trunk_ahead import TrunkAhead
 
 PROBE_STEPS = 20
@@ -33,21 +35,21 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class StepProbe:
-    """Seconds of one micro-batch with its share of the step, and the allocator's peak beside what was planned."""
+    """Seconds of a micro-batch with its share of the step, and the allocator's peak in bytes, measured and planned."""
 
     micro_seconds: float
     peak_bytes: int
     planned_bytes: int
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values."""
         return dict(vars(self))
 
 
 def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
-    """Probes each stage that trains on this machine's GPU, as one rank. Raises UsageError where there is none."""
+    """Probes each stage that is trained, on this machine's GPU as one rank. Raises UsageError without a GPU."""
     if not torch.cuda.is_available():
-        raise UsageError("--probe measures steps on a GPU, and there is none here; without it a table of cards is used")
+        raise UsageError("--probe measures steps on a GPU, but there is none here: without it a table of cards is used")
     runtime = parallel_runtime.start(environment())
     try:
         return {
@@ -60,7 +62,7 @@ def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
 
 
 def probe_stage(stage: StageBlock, runtime: Runtime) -> StepProbe:
-    """PROBE_STEPS steps of two micro-batches, or of one where the recipe has no more, on a GPU."""
+    """Measures PROBE_STEPS steps on a GPU, of two micro-batches, or of one if the recipe's batch has no more."""
     device = runtime.device
     size = min(2 * stage.batch.micro, stage.batch.size)
     stage = stage.model_copy(update={"batch": stage.batch.model_copy(update={"size": size})})
@@ -81,7 +83,7 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> StepProbe:
 
 
 def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:
-    """Optimizer steps of a stage as the trainer's, on one rank; `before(step)` is called first."""
+    """Runs optimizer steps of a stage on one rank, as the trainer does; calls `before(step)` before each."""
     device = runtime.device
     if isinstance(stage, Stage2):
         parts = assemble_stage2(stage, None, "", "random" if stage.reads_features else None)
@@ -94,28 +96,27 @@ def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[
         place_trunk(parts.frozen, stage, runtime)
     micro = stage.batch.micro
 
-    def features(batch: Batch) -> Any:
+    def features(batch: Batch) -> Tensor | ChunkedFeatures:
         return model_inputs(batch, parts.frozen, device)
 
     drawn = range(steps * accumulation)
     batches: Iterator[Batch] = (_batch(stage) for _ in drawn)
-    take: Callable[[Batch], Any] = features
+    take: Callable[[Batch], Tensor | ChunkedFeatures] = features
     if parts.frozen is not None and overlaps(stage, on_card=device.type == "cuda"):
         ahead = TrunkAhead(features, device)
         batches, take = ahead.over(batches), ahead.features
     for step in range(steps):
         before(step)
         for index in range(accumulation):
-            batch = next(batches)
-            labels, weights = to_device(batch.labels, device), to_device(batch.weights, device)
-            logits = engine.forward(take(batch))
+            labels, weights = torch.zeros(micro, dtype=torch.int64, device=device), torch.ones(micro, device=device)
+            logits = engine.forward(take(next(batches)))  # No name holds the batch: its clips die before the tail runs.
             loss = weighted_loss_sum(logits, labels, weights, stage.optimizer.label_smoothing)
             engine.backward(loss / micro, last=index == accumulation - 1)
         engine.step(0.0)
 
 
 def _batch(stage: StageBlock) -> Batch:
-    """Grey clips, or stored features of zeros with as many live clips as there are on the average of the schedule."""
+    """Grey clips; with a feature cache, features of zeros and the schedule's average share of live clips."""
     micro, side = stage.batch.micro, stage.model.image_size
     batch = Batch(torch.zeros(micro, dtype=torch.int64), torch.ones(micro), torch.arange(micro))
     live = micro

@@ -1,4 +1,4 @@
-"""What `sfa predict` does once its words are parsed: one video after the other, as a whole or as a timeline."""
+"""The work of `sfa predict`: scores one video after the other, as a whole or as a timeline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sfa_dist.recipe.schema import Recipe, StageBlock, load_recipe
 
 
 def predict_videos(arguments: argparse.Namespace) -> int:
-    """Predicts and prints. Raises SfaError: the exit codes of the contract."""
+    """Predicts and prints; returns the exit code. Raises SfaError, with the exit codes of the contract."""
     _check(arguments)
     recipe, finished = _finished(arguments)
     model = Model(recipe, finished, _device(arguments.device))
@@ -40,21 +40,21 @@ def predict_videos(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for what cannot be meant, before anything is loaded."""
+    """Raises UsageError for wrong arguments, before anything is loaded."""
     for video in arguments.videos:
         if is_live(video):
             if not arguments.timeline:
                 raise UsageError(f"{shown_source(video)} has no end: only --timeline takes it")
             if "://" in video and video.partition("://")[0].lower() not in SCHEMES:
                 raise UsageError(
-                    f"{shown_source(video)} is not read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+                    f"{shown_source(video)} cannot be read, only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
                 )
         elif Path(video).is_dir():
             raise UsageError(f"{shown_source(video)} is a folder: name the videos in it, {Path(video) / '*.mp4'}")
         elif not Path(video).is_file():
             raise UsageError(f"{video}: no such file")
     if arguments.timeline and len({_stem(video) for video in arguments.videos}) < len(arguments.videos):
-        raise UsageError("two videos of one name would write the same files: run them one by one, each with its --out")
+        raise UsageError("two videos of one name would write the same files: run them separately, each with its --out")
     if arguments.timeline and arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a file: give a folder")
     if arguments.hop is not None and not (arguments.timeline and 0 < arguments.hop < float("inf")):
@@ -76,7 +76,7 @@ def _finished(arguments: argparse.Namespace) -> tuple[Recipe, FinishedStage]:
     else:
         finished = finished_of_run(recipe, arguments.run_dir, arguments.stage)
     if finished.stage == "image":
-        raise UsageError(f"{finished.weights} are of the stage image, which tells no classes of videos")
+        raise UsageError(f"{finished.weights} are of the stage image, which has no classes of videos")
     return load_recipe(finished.recipe_file, arguments.set, environment()).recipe, finished
 
 
@@ -89,7 +89,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _each(arguments: argparse.Namespace, work: Any) -> int:
-    """All videos; one that cannot be decoded is told, and the next is taken."""
+    """Does `work` for all videos; one that cannot be decoded is reported. Returns the exit code."""
     bad = 0
     for video in arguments.videos:
         try:
@@ -98,8 +98,8 @@ def _each(arguments: argparse.Namespace, work: Any) -> int:
             bad += 1
             _say(f"error: {video}: {error.reason}")
             if arguments.json:
-                said = {"file": shown_source(video), "error": without_secrets(error.reason)}
-                print(json.dumps(said), flush=True)
+                failure = {"file": shown_source(video), "error": without_secrets(error.reason)}
+                print(json.dumps(failure), flush=True)
     return DataError.exit_code if bad else 0
 
 
@@ -131,11 +131,10 @@ def _timeline(video: str, arguments: argparse.Namespace, model: Model) -> None:
         stack.callback(_finish, stem, curve, model, source, video)
         try:
             for scored in _scored(source, windows, model, live):
-                _tell(scored, source.fps, windows, arguments, model, file, curve)
+                _record(scored, source.fps, windows, arguments, model, file, curve)
         except KeyboardInterrupt:
-            if not live:
+            if not live:  # Ctrl-C is the ordinary end of a live source.
                 raise
-    # A live source ends when its user says so.
 
 
 def _windows(source: FrameSource, arguments: argparse.Namespace, stage: StageBlock) -> Windows:
@@ -166,12 +165,12 @@ def _scored(source: FrameSource, windows: Windows, model: Model, live: bool) -> 
     stage = model.stage
     centre = SpatialViews(stage.data.resize, stage.model.image_size, stage.augment.resize)
     crops = (centre.cut(centre.shrink(torch.from_numpy(frame).unsqueeze(0)))[:, 0] for frame in source.frames)
-    # A camera's step goes through as soon as it is there.
-    rows = 1 if live else max(1, model.trunk.chunk_frames // windows.tubelet)
-    return slide(crops, windows, model.steps, model.windows, rows)
+    # A tubelet step of a camera is computed as soon as it is complete.
+    chunk = 1 if live else max(1, model.trunk.chunk_frames // windows.tubelet)
+    return slide(crops, windows, model.steps, model.windows, chunk)
 
 
-def _tell(
+def _record(
     scored: Scored,
     fps: float,
     windows: Windows,
@@ -180,6 +179,7 @@ def _tell(
     file: TimelineFile,
     curve: Curve,
 ) -> None:
+    """Adds a window to the timeline's file and curve, and prints it."""
     start, end = scored.start / fps, (scored.start + windows.span) / fps
     lists = model.classes.top(scored.logits, arguments.top)
     window = {"start": start, "end": end, **lists}
@@ -193,19 +193,19 @@ def _tell(
 
 
 def _finish(stem: Path, curve: Curve, model: Model, source: FrameSource, video: str) -> None:
-    """The picture, of as much as there is."""
+    """Draws the figure of all windows so far, and prints the paths of the files."""
     if source.skipped[0]:
         _say(f"{shown_source(video)}: {source.skipped[0]} packets were lost")
     if curve.empty:
         _say(f"{shown_source(video)}: no window")
         return
-    picture = Path(f"{stem}.timeline.png")
-    draw_timeline(curve, model.classes, Path(shown_source(video)).name, picture)
-    _say(f"{shown_source(video)}: {stem}.timeline.json, {picture}")
+    figure = Path(f"{stem}.timeline.png")
+    draw_timeline(curve, model.classes, Path(shown_source(video)).name, figure)
+    _say(f"{shown_source(video)}: {stem}.timeline.json, {figure}")
 
 
 def _stem(video: str) -> str:
-    """What a timeline's files are called after: of a URL its path's last part."""
+    """The name of a timeline's files: that of the video, or the last part of a URL's path."""
     if video == PIPE:
         return "pipe"
     path = urlsplit(video).path if is_url(video) else video
@@ -213,5 +213,5 @@ def _stem(video: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Beside the results, which alone are on stdout."""
+    """Prints to stderr: stdout has the results only."""
     print(for_terminal(without_secrets(text)), file=sys.stderr, flush=True)

@@ -10,10 +10,10 @@ from sfa_dist.recipe.shipped import RECIPES, shipped, shipped_recipes
 
 _EPILOG = """\
 examples:
-  sfa recipes                                        their names, as --recipe takes them in any folder
+  sfa recipes                                        their names, which --recipe accepts in any folder
   sfa train --recipe recipes/h_96f.yaml --dry-run
-One of your own starts from any of them: _base_: recipes/h_96f.yaml, and below it what differs. A folder recipes/ of
-your own comes first.
+Your own recipe can start from any of them: write _base_: recipes/h_96f.yaml, and below it only what differs. A folder
+recipes/ of your own comes first.
 """
 
 
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "recipes",
-        help="the recipes that come with the package",
+        help="list the recipes that come with the package",
         description="Lists the recipes that come with the package.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints each recipe with the first line of its comment."""
+    """Prints the name of each recipe with the first line of its comment."""
     rows = [_row(name) for name in shipped_recipes()]
     if arguments.json:
         print(json.dumps(rows))

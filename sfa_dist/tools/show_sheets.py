@@ -1,4 +1,4 @@
-"""What `sfa show` does once its words are parsed: the sheets."""
+"""The work of `sfa show`: draws the contact sheets of a recipe's stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
 from sfa_dist.data.batches.stream import EvalViews, TrainViews, train_loader
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
+from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, spread_frames, view_offsets
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
@@ -29,7 +29,7 @@ from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock
 from sfa_dist.recipe.schema import STAGE_NAMES, StageBlock, load_recipe
-from sfa_dist.tools.contact_sheet import Column, draw_sheet, shown_frames
+from sfa_dist.tools.contact_sheet import Column, draw_sheet
 from sfa_dist.tools.demo_data import write_video
 
 NOTHING = AugmentBlock(scale_jitter=None, flip=0.0, color=0.0, gray=0.0)
@@ -38,7 +38,7 @@ GENERATED_CLIPS, GENERATED_FRAMES, GENERATED_SIZE = 4, 300, (256, 340)  # Longer
 
 
 def show_sheets(arguments: argparse.Namespace) -> int:
-    """Writes the sheets and names them. Raises UsageError, RecipeError and DataError."""
+    """Writes the sheets and prints their paths. Raises UsageError, RecipeError and DataError."""
     if arguments.draws < 1 or arguments.rows < 1:
         raise UsageError("--draws and --rows must be greater than 0")
     recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
@@ -50,7 +50,7 @@ def show_sheets(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="sfa-show-") as folder:
         patterns = [generated_shard(Path(folder))] if arguments.generated else stage.data.train
         if not patterns:
-            raise RecipeError(f"{name}.data.train names no shards: name some, or take --generated")
+            raise RecipeError(f"{name}.data.train names no shards: name some, or give --generated")
         remote = stage.data.remote
         index = load_index(expand_shards(patterns, remote), remote)
         show = Show(stage, recipe.seed, index, arguments.draws, arguments.rows)
@@ -72,7 +72,7 @@ class Show:
     def sheets(self) -> Iterator[tuple[str, str, list[Column]]]:
         """(file name, title, columns) of each sheet."""
         augment = self.stage.augment
-        yield "sampling", "the frames that each epoch cuts", self._sampled(self._video(0))
+        yield "sampling", "the frames that each epoch samples", self._sampled(self._video(0))
         video = self._video(0)
         short = _Short(video, min(video.num_frames, max(2, self.stage.frames * 2 // 5)))
         yield "looping", f"a video of {short.num_frames} frames, looped", self._sampled(short)
@@ -105,7 +105,7 @@ class Show:
         return ClipSettings(self.stage.data, self.stage.frames, self.stage.model.image_size, self.seed)
 
     def _sampled(self, video: Video) -> list[Column]:
-        """Whole frames as the clip of each epoch has them, with their numbers in the video."""
+        """The whole frames that each epoch samples, with their numbers in the video."""
         frames, stride = self.stage.frames, self.stage.data.stride
         columns = []
         for epoch in range(self.draws):
@@ -123,7 +123,7 @@ class Show:
         return video.frames_at(frame_indices(video.num_frames, frames, stride, offset))
 
     def _alone(self, augment: AugmentBlock) -> list[Column]:
-        """The centre clip under one augmentation, by the random numbers of each epoch."""
+        """The centre clip under one augmentation, with the random numbers of each epoch."""
         return [Column(f"draw {epoch}", self._clip(augment, epoch)) for epoch in range(self.draws)]
 
     def _clip(self, augment: AugmentBlock, epoch: int) -> torch.Tensor:
@@ -131,9 +131,9 @@ class Show:
         return _shown(train_transform(self.centre, self.stage.data.resize, crop, augment, rng))
 
     def _operations(self, magnitude: int) -> list[Column]:
-        """Each of them on a clip of the frames that are shown."""
+        """Each operation of RandAugment, on a clip of only the frames that the sheet shows."""
         whole = self._clip(NOTHING, 0)
-        clip = whole[shown_frames(len(whole), self.rows)].permute(3, 0, 1, 2).contiguous()
+        clip = whole[spread_frames(len(whole), self.rows)].permute(3, 0, 1, 2).contiguous()
         drawn = {name: sample_rng(self.seed, 0, 0, "augment") for name in OPERATIONS}
         return [Column(name, _shown(OPERATIONS[name](clip, magnitude, rng))) for name, rng in drawn.items()]
 
@@ -151,7 +151,7 @@ class Show:
         return columns
 
     def _batches(self, augment: AugmentBlock) -> list[Batch]:
-        """The first global batches of two clips."""
+        """The first BATCHES_MIXED global batches, of two clips each."""
         data, two = self.stage.data.model_copy(update={"workers": 0}), BatchBlock(size=2, micro=2)
         settings = LoaderSettings(data, two, augment, self.stage.frames, self.stage.model.image_size, self.seed)
         return [
@@ -159,7 +159,7 @@ class Show:
         ]
 
     def _chain(self) -> list[Column]:
-        """What training makes of the first clip in each epoch; blending with another one apart (mixup.png)."""
+        """The first clip as training sees it in each epoch, but not blended with another one (see mixup.png)."""
         views, video = TrainViews(self._settings(), self.stage.augment), self._video(0)
         return [Column(f"epoch {epoch}", _shown(views(video, epoch, 0)[0])) for epoch in range(self.draws)]
 
@@ -201,17 +201,20 @@ def _shown(clip: torch.Tensor) -> torch.Tensor:
 
 
 def generated_shard(folder: Path) -> str:
-    """Packs a few drawn videos and returns the pattern of their shard. What augmentation does shows in them: coloured
-    stripes, a grey ramp, a letter F that cannot be mirrored unseen, and a disc that moves to the right."""
+    """Packs a few generated videos and returns the pattern of their shard.
+
+    They make augmentation visible: coloured stripes, a grey ramp, a letter F, which shows mirroring, and a disc that
+    moves to the right.
+    """
     for number in range(GENERATED_CLIPS):
         (folder / "videos" / f"class{number}").mkdir(parents=True)
         write_video(folder / "videos" / f"class{number}" / "clip.mp4", drawn_clip(number), fps=25)
-    pack(folder / "videos", folder / "shards", seed=0)
+    pack(folder / "videos", folder / "shards")
     return str(folder / "shards" / "*.tar")
 
 
 def drawn_clip(number: int, frames: int = GENERATED_FRAMES) -> np.ndarray:
-    """uint8 (frames, 256, 340, 3); the number shifts its colours."""
+    """A generated clip, uint8 (frames, 256, 340, 3); `number` shifts its colours."""
     height, width = GENERATED_SIZE
     rows, columns = np.mgrid[:height, :width]
     hues = np.array([[200, 60, 60], [60, 180, 70], [70, 80, 210], [210, 190, 60]], np.uint8)

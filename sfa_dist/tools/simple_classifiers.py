@@ -1,7 +1,7 @@
-"""What can be told of clips without a network: three kinds of small features, the nearest neighbour and a linear
-classifier. They take a second, and say whether clips hold what tells their classes apart.
+"""Classifiers without a network: three kinds of small features, the nearest neighbour and a linear classifier.
 
-A thumbnail of a clip is (T, 3, GRID, GRID): the means of its pixels over a grid, 0 to 1.
+They take a second, and show whether simple features of the clips separate the classes. A thumbnail of a clip is
+(T, 3, GRID, GRID): the means of its pixels over a grid, 0 to 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sfa_dist.data.shards.index_columns import Int64
 
 GRID = 8
 Features = npt.NDArray[np.float32]
-_RIDGE = 0.1  # Beside a kernel whose diagonal is about 1.
+_RIDGE = 0.1  # Added to a kernel whose diagonal is about 1.
 
 
 def thumbnails(clips: Tensor) -> Features:
@@ -28,7 +28,7 @@ def thumbnails(clips: Tensor) -> Features:
 
 
 def in_random_order(small: Features, rng: np.random.Generator) -> Features:
-    """The thumbnails of each clip in an order of their own."""
+    """The thumbnails with the frames of each clip shuffled, each clip in an order of its own."""
     return np.stack([clip[rng.permutation(len(clip))] for clip in small])
 
 
@@ -40,14 +40,14 @@ FEATURES: Mapping[str, Callable[[Features], Features]] = {
 
 
 def nearest(train: Features, labels: Int64, test: Features) -> Int64:
-    """The label of each test row's nearest training row, (n,), all columns scaled alike."""
+    """The label (n,) of each test row's nearest training row; columns are standardised."""
     train, test = _scaled(train, test)
     squared = (test**2).sum(1)[:, None] - 2 * test @ train.T + (train**2).sum(1)[None]
     return labels[squared.argmin(axis=1)]
 
 
 def linear(train: Features, labels: Int64, test: Features) -> Int64:
-    """The predictions (n,) of ridge regression on one column a class, all columns scaled alike."""
+    """The predictions (n,) of a ridge regression on one-hot labels; columns are standardised."""
     train, test = _scaled(train, test)
     classes = np.unique(labels)
     wanted = (labels[:, None] == classes).astype(np.float64)

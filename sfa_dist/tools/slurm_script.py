@@ -1,7 +1,7 @@
-"""Text of Slurm scripts: the batch script of a run, and the shell script that submits it, once or stage after stage.
+"""The text of Slurm scripts: the batch script of a run, and the shell script that submits it, once or for each stage.
 
-There is one batch script for all: the files of slurm/ are what `batch_script` gives for their recipe, and everything
-that it does stands in slurm/_common.sh. Stages and tasks of an array differ by options of train.py alone.
+All runs share one form of batch script: the files of slurm/ are what `batch_script` returns for their recipes, and
+slurm/_common.sh does the work. Stages and tasks of an array differ only by options of train.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SUBMIT_FOLDER = "${SLURM_SUBMIT_DIR:-$PWD}"  # As the repository: for scripts that lie in it.
-# The lines of "$settings" that sbatch's own variables are set by.
+SUBMIT_FOLDER = "${SLURM_SUBMIT_DIR:-$PWD}"  # The repository's root, for scripts that are part of it.
+# Prints the lines of "$settings" that set sbatch's own variables.
 SITE = "grep -E '^ *(export +)?SBATCH_[A-Z_]+=' \"$settings\""
 
 _BATCH = """\
@@ -80,8 +80,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class BatchScript:
-    """A batch script. `options` are further ones of sbatch; `arguments` those of train.py for all variants. `root` is
-    the folder that the job runs in: the repository, or any where `common`, the _common.sh of a package, is given."""
+    """A batch script. `options` are further options of sbatch, `arguments` those of train.py for all variants.
+
+    `root` is the folder in which the job runs: the repository, or any folder if `common` is given, the path of an
+    installed package's _common.sh.
+    """
 
     name: str
     nodes: int
@@ -97,7 +100,7 @@ class BatchScript:
 
     @property
     def array(self) -> tuple[str, ...]:
-        """The option that makes it a job array."""
+        """The option that makes the job an array; none without variants."""
         if not self.variants:
             return ()
         limit = f"%{self.at_once}" if self.at_once else ""
@@ -106,7 +109,7 @@ class BatchScript:
 
 @dataclass(frozen=True)
 class ChainLink:
-    """One job of a chain: the batch script with these arguments more, on so many nodes."""
+    """One job of a chain: the batch script with further `arguments` of train.py, on `nodes` nodes."""
 
     name: str
     nodes: int
@@ -114,7 +117,7 @@ class ChainLink:
 
 
 def batch_script(batch: BatchScript, comment: str) -> str:
-    """The text for sbatch."""
+    """The text of the batch script, with `comment` below its first line."""
     directives = (
         f"--job-name={batch.name}",
         f"--nodes={batch.nodes}",
@@ -150,15 +153,15 @@ def _choice(variants: Sequence[Variant]) -> str:
 
 
 def submission(batch: BatchScript, links: Sequence[ChainLink], comment: str) -> str:
-    """A shell script that submits the batch script once for each link, each after the one before has ended well.
+    """A shell script that submits the batch script for each link; each job starts when the one before has succeeded.
 
-    A task of an array waits for its own one before. Jobs that wait for one that failed are removed.
+    A task of an array waits for the same task of the job before. Jobs that wait for a failed one are removed.
     """
     kind = "aftercorr" if batch.variants else "afterok"
     jobs, before = [], ""
     for number, link in enumerate(links):
         wait = [f'"--dependency={kind}:${before}"', "--kill-on-invalid-dep=yes"] if before else []
-        # On the command line too, where they win over SBATCH_ACCOUNT and the like.
+        # Repeated on the command line, where they override SBATCH_ACCOUNT and the like.
         words = [f"--job-name={link.name}", f"--nodes={link.nodes}", *batch.options]
         call = " ".join([*map(shlex.quote, words), *wait, '"$script"', *map(shlex.quote, link.arguments)])
         before = f"job{number}"
@@ -171,7 +174,7 @@ def submission(batch: BatchScript, links: Sequence[ChainLink], comment: str) -> 
 
 
 def _end_of(text: str) -> str:
-    """A line to end a here-document with: one that is not in `text`, whatever an argument holds."""
+    """A line that ends a here-document of `text`: one that `text` does not have, whatever its arguments are."""
     end = "END_OF_JOB"
     while end in text.splitlines():
         end = f"END_OF_JOB_{hashlib.sha256(f'{end}{text}'.encode(errors='surrogateescape')).hexdigest()[:16]}"

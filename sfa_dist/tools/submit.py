@@ -1,4 +1,4 @@
-"""`sfa submit`: the Slurm script of a recipe, printed or submitted; its stages as dependent jobs; seeds as an array."""
+"""`sfa submit`: prints or submits the Slurm script of a recipe; stages as a chain of jobs, seeds as an array."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ examples:
   sfa submit --recipe mine.yaml --seeds 0-4 --at-once 2 --submit
   sfa submit --recipe mine.yaml --vary stage2.optimizer.lr=0.1,0.2,0.4 --seeds 0,1 --submit
 
-Whatever is printed does what --submit does: a batch script for sbatch, or with --chain a script for bash.
-Preemption, containers, what differs between sites: docs/slurm.md
+The printed script does the same as --submit: it is a batch script for sbatch or, with --chain, a script for bash.
+Preemption, containers and the settings of a site: docs/slurm.md
 """
 
 _TIME = re.compile(r"\d{1,9}(:\d\d){0,2}|\d{1,9}-\d\d?(:\d\d){0,2}", re.ASCII)
-# A job's name is in that of its output file, where / leads elsewhere and % is a pattern of Slurm's.
+# A job's name is part of its output file's name, where / would start a folder and % a pattern of Slurm.
 _NAME = re.compile(r"(?!-)[\w.,@+=:-]+")
 _WORD = re.compile(r"[\w.,@+=:/%-]+")
-_BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # not the commas inside of a list or a block
+_BETWEEN_VALUES = re.compile(r",(?![^\[{]*[\]}])")  # Not the commas inside a list or a block.
 SEEDS_AT_MOST = 1000
 TASKS_AT_MOST = 10_000
-LABEL_BYTES = 200  # Of a task's run directory, behind the recipe's name.
+LABEL_BYTES = 200  # Bytes after the recipe's name in the run directory of a task, at most.
 SITE_OPTIONS = ("account", "partition", "qos")
 
 
@@ -52,30 +52,30 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "submit",
-        help="the Slurm script of a recipe, its stages as a chain, seeds as an array",
-        description="Prints the batch script of a recipe, or submits it. One task per GPU.",
+        help="print or submit the Slurm script of a recipe; stages as a chain, seeds as an array",
+        description="Prints the batch script of a recipe, or submits it. Each GPU has one task.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", required=True, type=Path, help="the YAML that describes the run")
+    parser.add_argument("--recipe", required=True, type=Path, help="the YAML file that describes the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--run-dir", type=Path, help="default: runs/<recipe name> in the repository")
+    parser.add_argument("--run-dir", type=Path, help="the run directory (default: runs/<recipe name>)")
     parser.add_argument("--name", help="the job's name (default: the recipe's)")
-    parser.add_argument("--nodes", type=_count, default=1)
-    parser.add_argument("--gpus-per-node", type=_count, default=8, help="and tasks (default: 8)")
-    parser.add_argument("--cpus-per-task", type=_count, default=12, help="cores a GPU (default: 12)")
-    parser.add_argument("--time", default="24:00:00", help="limit as Slurm writes it (default: 24:00:00)")
+    parser.add_argument("--nodes", type=_count, default=1, help="number of nodes (default: 1)")
+    parser.add_argument("--gpus-per-node", type=_count, default=8, help="GPUs and tasks of each node (default: 8)")
+    parser.add_argument("--cpus-per-task", type=_count, default=12, help="CPU cores for each GPU (default: 12)")
+    parser.add_argument("--time", default="24:00:00", help="time limit, as Slurm writes it (default: 24:00:00)")
     for option in SITE_OPTIONS:
-        parser.add_argument(f"--{option}", help="default: what slurm/cluster.env says")
+        parser.add_argument(f"--{option}", help="default: that of slurm/cluster.env")
     parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="a further one, --sbatch=--mem=0"
+        "--sbatch", action="append", default=[], metavar="OPTION", help="a further option, e.g. --sbatch=--mem=0"
     )
-    parser.add_argument("--stage", choices=RUN_STEPS, help="only this stage")
-    parser.add_argument("--chain", action="store_true", help="each stage a job that waits for the one before")
+    parser.add_argument("--stage", choices=RUN_STEPS, help="run only this stage")
+    parser.add_argument("--chain", action="store_true", help="make each stage a job that waits for the one before")
     parser.add_argument(
-        "--stage-nodes", action="append", default=[], metavar="STAGE=N", help="with --chain: other nodes for a stage"
+        "--stage-nodes", action="append", default=[], metavar="STAGE=N", help="with --chain: the nodes of a stage"
     )
-    parser.add_argument("--seeds", help="a job array over seeds: 0-4 or 0,3,7")
+    parser.add_argument("--seeds", help="a job array over seeds, e.g. 0-4 or 0,3,7")
     parser.add_argument(
         "--vary",
         action="append",
@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
         metavar="KEY=V1,V2",
         help="a job array over values of a key of the recipe",
     )
-    parser.add_argument("--at-once", type=_count, help="how many tasks of the array run at the same time")
+    parser.add_argument("--at-once", type=_count, help="tasks of the array that run at the same time, at most")
     parser.add_argument("--submit", action="store_true", help="submit instead of printing")
     parser.set_defaults(run=run)
 
@@ -109,25 +109,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _batch(arguments: argparse.Namespace, recipe: Recipe) -> BatchScript:
-    """The batch script as asked for, every value checked."""
+    """The batch script that the arguments ask for. Raises UsageError for a value that a script cannot hold."""
     root = Path(sfa_dist.__file__).resolve().parents[1]
     common = None
-    if not is_repository(root):  # An installed package: its jobs run in the present folder.
+    if not is_repository(root):  # An installed package: its jobs run in the current folder.
         root, common = Path.cwd(), str(shipped(SLURM) / "_common.sh")
     for text in (str(root), str(arguments.recipe), str(arguments.run_dir or ""), *arguments.set, *arguments.sbatch):
         _require_text(text)
     if not _TIME.fullmatch(arguments.time):
-        raise UsageError(f"--time {arguments.time!r} is no time of Slurm's, such as 90, 12:00:00 or 2-12:00:00")
+        raise UsageError(f"--time {arguments.time!r} is not a time of Slurm, such as 90, 12:00:00 or 2-12:00:00")
     options = [f"--{key}={_word(key, value)}" for key in SITE_OPTIONS if (value := getattr(arguments, key)) is not None]
     for option in arguments.sbatch:
         if not re.fullmatch(r"-[ -~]+", option):
-            raise UsageError(f"--sbatch {option!r} is no option of sbatch: write --sbatch=--mem=0")
+            raise UsageError(f"--sbatch {option!r} is not an option of sbatch: write, for example, --sbatch=--mem=0")
     name = arguments.name if arguments.name is not None else recipe.name
     if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name!r}: a job's name is letters, digits and . , @ + = : _ -, not - first")
+        raise UsageError(f"--name {name!r}: a job's name has letters, digits and . , @ + = : _ - only, not - first")
     variants = _variants(arguments, _in_root(arguments.run_dir or root / "runs" / recipe.name, root))
     if arguments.at_once and not variants:
-        raise UsageError("--at-once is of an array: give --seeds or --vary")
+        raise UsageError("--at-once needs an array: give --seeds or --vary")
     words = ["--recipe", _in_root(find_recipe(arguments.recipe), root)]
     words += [word for override in arguments.set for word in ("--set", override)]
     if arguments.run_dir and not variants:
@@ -150,8 +150,10 @@ def _batch(arguments: argparse.Namespace, recipe: Recipe) -> BatchScript:
 
 
 def _with_site(batch: BatchScript) -> BatchScript:
-    """With the account, partition and QOS of slurm/cluster.env, where the options name none: sbatch reads them before a
-    job starts, so they have to stand in a script that is submitted by hand."""
+    """The batch script with the account, partition and QOS of slurm/cluster.env, where the options name none.
+
+    sbatch reads them before a job starts, so a script that is submitted by hand must have them.
+    """
     environ = environment()
     settings = Path(environ.get("SFA_CLUSTER_ENV") or Path(batch.root) / "slurm" / "cluster.env")
     if not settings.is_file():
@@ -169,21 +171,21 @@ def _with_site(batch: BatchScript) -> BatchScript:
 
 
 def _links(arguments: argparse.Namespace, recipe: Recipe, batch: BatchScript) -> list[ChainLink]:
-    """One job, or one for each stage; the last one makes the report too."""
+    """One job, or with --chain one for each stage, of which the last makes the report too. Raises UsageError."""
     try:
         nodes = {stage: _count(number) for stage, number in (_split(t, "--stage-nodes") for t in arguments.stage_nodes)}
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--stage-nodes: {error}") from error
     if not arguments.chain:
         if nodes:
-            raise UsageError("--stage-nodes is of a chain: give --chain")
+            raise UsageError("--stage-nodes needs a chain: give --chain")
         return [ChainLink(batch.name, batch.nodes, ())]
     if arguments.stage:
         raise UsageError("--chain submits every stage, --stage one of them: give one of the two")
     stages = _stages(recipe)
     if unknown := nodes.keys() - set(stages):
         raise UsageError(f"--stage-nodes {min(unknown)}: the chain has {', '.join(stages)}")
-    # Without --stage, train.py does what is left: the test and the report.
+    # The last job has no --stage: train.py then does all that is left, the test and the report.
     return [
         ChainLink(
             f"{batch.name}-{stage}",
@@ -204,7 +206,7 @@ def _stages(recipe: Recipe) -> list[str]:
 
 
 def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...]:
-    """Every combination of the values of --vary and --seeds, each of which is a recipe that loads."""
+    """Every combination of the values of --vary and --seeds. Raises UsageError, RecipeError if one does not load."""
     axes: dict[str, list[str]] = {}
     for text in arguments.vary:
         key, values = _split(text, "--vary")
@@ -213,7 +215,7 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
         axes["seed"] = [str(seed) for seed in _seeds(arguments.seeds)]
     tasks = prod(map(len, axes.values()))
     if tasks > TASKS_AT_MOST:
-        raise UsageError(f"--vary and --seeds make an array of {tasks:,} tasks, at most {TASKS_AT_MOST:,} are written")
+        raise UsageError(f"--vary and --seeds make an array of {tasks:,} tasks: at most {TASKS_AT_MOST:,} are allowed")
     variants = []
     for combination in product(*axes.values()) if axes else ():
         settings = dict(zip(axes, combination, strict=True))
@@ -221,15 +223,15 @@ def _variants(arguments: argparse.Namespace, run_dir: str) -> tuple[Variant, ...
         load_recipe(arguments.recipe, [*arguments.set, *overrides], environment())
         label = _label(settings)
         if len(label) > LABEL_BYTES:
-            raise UsageError(f"--vary {label[:60]}...: too long for the name of a run directory")
+            raise UsageError(f"--vary {label[:60]}...: too long for a run directory's name: give fewer values")
         variants.append(Variant(overrides, f"{run_dir}-{label}"))
     if len({variant.run_dir for variant in variants}) < len(variants):
-        raise UsageError("--vary and --seeds give two tasks the same run directory: is a value there twice?")
+        raise UsageError("--vary and --seeds give two tasks the same run directory: is a value given twice?")
     return tuple(variants)
 
 
 def _label(settings: Mapping[str, str]) -> str:
-    """`seed-0`, `stage2.optimizer.lr-0.1_seed-0`: for a folder's name."""
+    """The settings as part of a folder's name: `seed-0`, `stage2.optimizer.lr-0.1_seed-0`."""
     return "_".join(re.sub(r"[^A-Za-z0-9_.+-]", "_", f"{key}-{value}") for key, value in settings.items())
 
 
@@ -242,7 +244,7 @@ def _seeds(text: str) -> list[int]:
         first = int(match[1])
         last = int(match[2] or first)
         if not first <= last < first + SEEDS_AT_MOST:
-            raise UsageError(f"--seeds {text!r}: {part} is no range of 1 to {SEEDS_AT_MOST} seeds")
+            raise UsageError(f"--seeds {text!r}: {part} is not a range of 1 to {SEEDS_AT_MOST} seeds")
         seeds += range(first, last + 1)
     return seeds
 
@@ -256,31 +258,31 @@ def _split(text: str, option: str) -> tuple[str, str]:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number greater than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number greater than 0")
     return int(text)
 
 
 def _word(option: str, text: str) -> str:
     if not _WORD.fullmatch(text):
-        raise UsageError(f"--{option} {text!r}: letters, digits and . , @ + = : / % _ - only")
+        raise UsageError(f"--{option} {text!r}: give letters, digits and . , @ + = : / % _ - only")
     return text
 
 
 def _require_text(text: str) -> None:
-    """Raises UsageError for what bash would not read back from a script."""
+    """Raises UsageError for characters that bash would not read back from a script."""
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
-        raise UsageError(f"{text!r} holds characters that a job's script cannot")
+        raise UsageError(f"{text!r} has characters that a job's script cannot hold")
 
 
 def _in_root(path: Path, root: Path) -> str:
-    """A path for a job, which runs in `root`; without this prefix where it lies there, and never like an option."""
+    """A path for a job that runs in `root`: relative if it lies below, and never with a leading dash."""
     path = path.absolute()
     text = str(path.relative_to(root) if path.is_relative_to(root) else path)
     return f"./{text}" if text.startswith("-") else text
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The options that were given, as they can be typed again."""
+    """The given options, as one can type them again."""
     words: list[str] = []
     for key, value in vars(arguments).items():
         option = f"--{key.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""What a command that takes its time is at: a line on a terminal's stderr, gone when it is done."""
+"""The status of a slow command: a line on a terminal's stderr, which disappears when the command is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def working(first: str, silent: bool = False) -> Iterator[Callable[[str], None]]:
-    """Shows `first`, then whatever the function it gives is called with. Nothing where stderr is no terminal."""
+    """Shows `first`, then each text that the yielded function is called with.
+
+    Shows nothing if `silent`, or if stderr is not a terminal.
+    """
     if silent or not sys.stderr.isatty():
         yield lambda what: None
         return

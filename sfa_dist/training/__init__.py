@@ -1,9 +1,11 @@
-"""The training loop of one stage, from batches to a trained tail.
+"""The training loop of one stage, from batches to trained parameters, and the evaluation of a model.
 
-    trainer    the loop: batch -> loss -> step -> log -> save      schedule     the learning rate of a step
-    progress   where the loop stands, as a checkpoint holds it     seeds        the random numbers of a step
-    evaluation views -> scores; metrics counts them                train_log    the lines of log.jsonl
-    bad_clips, non_finite, trunk_ahead, prediction_file, loader_share
+    trainer       batch -> loss -> step -> log -> save       step             what the ranks exchange in a step
+    model_inputs  clips, or the frozen trunk's features      trunk_ahead      the trunk one micro-batch ahead
+    schedule      the learning rate of a step                seeds            the random numbers of a step
+    progress      the counters that a checkpoint holds       train_log        log lines, and loader_share's advice
+    evaluation    views -> scores, which metrics counts      prediction_file  the scores of each clip in a file
+    bad_clips     clips that cannot be read                  non_finite       gradients, scores and saves refused
 
-Start with `trainer.Trainer`.
+Other packages import any of these but `step`, `train_log` and `loader_share`. Start with `trainer.Trainer`.
 """

@@ -1,4 +1,4 @@
-"""Clips that cannot be read: each is named in log and console, and too many end the run (`data.max_bad_fraction`)."""
+"""Clips that cannot be read: log and console name each, and too many end the run (`data.max_bad_fraction`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.training.progress import Progress
 
-# A share of a handful of clips says nothing: the budget counts as if there were so many at least.
-FEWEST_CLIPS = 100
+FEWEST_CLIPS = 100  # The budget is computed for at least this many clips: a share of a handful means nothing.
 
 
 def note_bad_clips(
@@ -21,12 +20,15 @@ def note_bad_clips(
     runtime: Runtime,
     tracker: Tracker,
 ) -> None:
-    """Enters the bad clips of all ranks' step, (name, reason), in the ledger of `progress`, which has counted them.
-    Collective. Raises DataError on every rank over the budget."""
+    """Names the bad clips of a step and enters them into the ledger of `progress`, whose counters include them already.
+
+    `mine` has this rank's (name, reason) pairs. Collective. Raises DataError on every rank when the bad clips so far
+    exceed the budget.
+    """
     for entries in runtime.gather(mine):
         for key, reason in entries:
             progress.ledger[key] = reason
-            _name(key, reason, "weight 0", stage, progress.step, tracker)
+            _report(key, reason, "weight 0", stage, progress.step, tracker)
     over = _over_budget(progress.bad_samples, progress.samples_seen + progress.bad_samples, max_bad_fraction)
     if over:
         shards = Counter(key.split("/", 1)[0] for key in progress.ledger).most_common(3)
@@ -38,16 +40,18 @@ def note_bad_clips(
 def note_bad_test_clips(
     bad: list[tuple[str, str]], clips: int, stage: str, step: int, max_bad_fraction: float, tracker: Tracker
 ) -> None:
-    """Names the clips that an evaluation could not read; `clips` could be. Raises DataError over the budget: a score
-    over half of the clips is not the score of the set."""
+    """Names the clips, (name, reason), that an evaluation could not read; `clips` is how many it did read.
+
+    Raises DataError over the budget: a score on half of the clips is not the score of the split.
+    """
     for key, reason in bad:
-        _name(key, reason, "not scored", stage, step, tracker)
+        _report(key, reason, "not scored", stage, step, tracker)
     over = _over_budget(len(bad), clips + len(bad), max_bad_fraction)
     if over:
         raise DataError(f"evaluation in stage {stage}, step {step}: {over}; log.jsonl names each (bad_sample)")
 
 
-def _name(key: str, reason: str, consequence: str, stage: str, step: int, tracker: Tracker) -> None:
+def _report(key: str, reason: str, consequence: str, stage: str, step: int, tracker: Tracker) -> None:
     tracker.event("bad_sample", stage=stage, step=step, key=key, reason=reason)
     tracker.say(f"bad clip {key}: {reason} ({consequence})")
 

@@ -1,4 +1,4 @@
-"""Scores of one model or several over all ranks' batches."""
+"""Evaluation: the scores of one model, or of several in one pass, over all ranks' batches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from sfa_dist.training.prediction_file import PredictionFile
 
 @dataclass(frozen=True)
 class Scoring:
-    """How the logits of views become the scores of a clip: `heads` are the model's `class_heads`, `average` the key of
-    the recipe's test block."""
+    """How the logits of its views become the scores of a clip.
+
+    `heads` are the model's `class_heads` (empty: a single head), `average` is the key of the recipe's test block.
+    """
 
     heads: Mapping[str, int] = field(default_factory=dict)
     average: Literal["logits", "softmax"] = "logits"
 
     def scores(self, logits: Tensor, views: int) -> Tensor:
-        """(clips * views, classes) -> (clips, classes)."""
+        """Logits (clips * views, classes) -> scores fp64 (clips, classes)."""
         return average_views(logits, views, self.average, tuple(self.heads.values()))
 
 
@@ -40,10 +42,12 @@ def evaluate(
     note_bad: Callable[[list[tuple[str, str]], int], None],
     keep: PredictionFile | None = None,
 ) -> ClassificationSums:
-    """Scores over all ranks' batches; `predict` gives logits (clips * views, classes), and `keep` is given them.
+    """The sums of a model over all ranks' batches. Collective.
 
-    `note_bad` gets, on every rank, the (name, reason) of all clips that do not count, and how many do. Raises
-    PreemptedError on every rank, before the next batch, when one was asked to stop.
+    `predict` returns logits (clips * views, classes); the clips' scores also go into `keep`. Where clips could not be
+    read, every rank calls `note_bad` with their (name, reason) pairs and the number of clips that count; an SfaError
+    that it raises is raised on every rank. Raises PreemptedError on every rank, before the next batch, when one was
+    asked to stop.
     """
     kept = {} if keep is None else {0: keep}
     return evaluate_all(lambda batch: [predict(batch)], 1, scoring, batches, runtime, stop, note_bad, kept)[0]
@@ -59,7 +63,7 @@ def evaluate_all(
     note_bad: Callable[[list[tuple[str, str]], int], None],
     keep: Mapping[int, PredictionFile],
 ) -> list[ClassificationSums]:
-    """`evaluate` of several models in one pass: `predict` gives the logits of each. `keep` is by number of model."""
+    """As `evaluate`, for several models in one pass; `predict` gives the logits of each, `keep` is by model number."""
     sums = [ClassificationSums(scoring.heads) for _ in range(models)]
     bad: list[tuple[str, str]] = []
     with closing(batches):
@@ -69,7 +73,7 @@ def evaluate_all(
             if stopping:
                 text = "stopped in an evaluation; what was done before is saved, run the same command again to go on"
                 raise runtime.for_all(PreemptedError(text))
-            if batch is None:  # On all ranks: each has as many batches.
+            if batch is None:  # On all ranks at once: they have equally many batches.
                 break
             bad += batch.bad
             for number, logits in enumerate(predict(batch)):

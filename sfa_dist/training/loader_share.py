@@ -1,4 +1,4 @@
-"""What the console says when training waits for its loader, and what would help there."""
+"""Advice when training waits for its loader: the console's line, and what would help."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sfa_dist.models.footprint import takes_tokens
 from sfa_dist.recipe.blocks import shard_kind
 from sfa_dist.recipe.schema import StageBlock
 
-REPORTED_SHARE = 0.05  # Of the step.
-GOP = 12  # What decodes fast without being much larger.
+REPORTED_SHARE = 0.05  # Of the step; a smaller wait is not reported.
+GOP = 12  # Frames from one key frame to the next: decodes fast, and files grow little.
 
 
 def loader_line(
@@ -21,9 +21,9 @@ def loader_line(
     more_cores: bool = True,
     is_new: Callable[[str], bool] = lambda advice: True,
 ) -> str | None:
-    """One line for a stage whose slowest rank waits for the loader in `share` of its step.
+    """The advice for a stage whose slowest rank spends `share` of its step waiting for the loader.
 
-    None for a small share, and where nothing that `is_new` would help. Arguments as of `advice`.
+    None for a small share, or where no advice `is_new`. The other arguments are those of `advice`.
     """
     if share <= REPORTED_SHARE:
         return None
@@ -33,17 +33,17 @@ def loader_line(
 
 
 def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, more_cores: bool = True) -> list[str]:
-    """What helps, the cheapest first; no more than two.
+    """What would help, the cheapest first, at most two.
 
-    `cores` is how many CPU cores each rank has for itself, `more_cores` whether it could be given more, `clips` how the
-    clips are encoded, where that is known.
+    `cores` is the number of CPU cores of each rank, `more_cores` whether it could get more, `clips` how the clips are
+    encoded (None: unknown).
     """
     data = stage.data
     ways = []
     on_card = data.decode_device == "cuda"
     if on_card and not stage.reads_features:
         ways.append(f"decode in loader processes (data.decode_device: cpu, data.workers: {cores})")
-    elif data.workers < cores and cores > 1 and not on_card:  # On one core a worker takes what the training needs.
+    elif data.workers < cores and cores > 1 and not on_card:  # On a single core a worker would compete with training.
         ways.append(f"raise data.workers (now {data.workers}; a rank has {cores} cores here)")
     if any(map(shard_kind, data.train)) and data.remote.cache_dir is None:
         ways.append("keep the shards on a local disk (data.remote.cache_dir)")
@@ -56,5 +56,5 @@ def advice(stage: StageBlock, cores: int, clips: ClipEncoding | None = None, mor
             ways.append(f"re-encode the clips (sfa pack --gop {GOP} --short-side {data.resize})")
     if more_cores and (data.workers >= cores or cores == 1) and not on_card:
         now = f"{cores} core{'s' * (cores > 1)}"
-        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and data.workers as many")
+        ways.append(f"give each rank more than {now} (cpus-per-task under Slurm) and as many data.workers")
     return ways[:2]

@@ -1,9 +1,10 @@
-"""Accuracy and confusion, as sums that add up over micro-batches, views' order and ranks.
+"""Accuracy and confusion, as sums that can be added over micro-batches and ranks in any order.
 
-A clip has one label (B,), or a noun and a verb (B, 2). The logits of several heads stand side by side, divided by
-`sizes`, (300, 97); () is a single head. Several heads have an action beside them, the combination of their classes:
-its probability is the product of theirs, which is the order of the sums of their logits, and its number is
-noun * 97 + verb (scenic, vivit/model_utils.py). `acc1` and `acc5` are those of the single head, or of the action.
+A clip has one label (B,), or a noun and a verb (B, 2). The logits of several heads are concatenated; `sizes` has the
+number of classes of each, such as (300, 97), or is () for a single head. With several heads there is also an action,
+the combination of their classes. Its probability is the product of theirs, so actions rank by the sum of the heads'
+logits, and its number is noun * 97 + verb (scenic, vivit/model_utils.py). `acc1` and `acc5` are those of the single
+head, or of the action.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ SINGLE = "label"
 
 
 def average_views(logits: Tensor, views: int, average: Literal["logits", "softmax"], sizes: Sequence[int]) -> Tensor:
-    """fp64 (B, classes) from the logits (B * views, classes) of neighbouring views: their mean, or the logarithm of the
-    mean of their softmax, taken in each head.
+    """Logits (B * views, classes), with a clip's views in neighbouring rows, -> scores fp64 (B, classes).
 
-    In fp64, whose rounding is far below what the order of the views could change in fp32.
+    They are the mean of the logits, or the logarithm of the mean softmax, taken head by head. In fp64 the order of the
+    views does not matter; in fp32 it would change the last bits.
     """
     each = logits.double().unflatten(0, (-1, views))
     if average == "logits":
@@ -38,9 +39,9 @@ def average_views(logits: Tensor, views: int, average: Literal["logits", "softma
 
 
 def action_scores(scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Sums of the heads' scores for all combinations of their classes, (B, product of sizes).
+    """The sums of the heads' scores for all combinations of their classes, fp64 (B, product of sizes).
 
-    Of each clip they are in the order of the outer product of the heads' softmax, and underflow nowhere.
+    They rank the actions of a clip exactly as the product of the heads' softmax does, without underflow.
     """
     first, *others = scores.double().split(list(sizes), dim=1)
     for head in others:
@@ -49,7 +50,7 @@ def action_scores(scores: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def action_numbers(labels: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The combination that labels (B, heads) are, (B,): noun * 97 + verb."""
+    """Labels (B, heads) -> action numbers (B,): noun * 97 + verb."""
     number = torch.zeros_like(labels[:, 0])
     for column, size in zip(labels.unbind(dim=1), sizes, strict=True):
         number = number * size + column
@@ -57,7 +58,7 @@ def action_numbers(labels: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def action_heads(number: int, sizes: Sequence[int]) -> list[int]:
-    """The label in each head of an action's number: the inverse of `action_numbers`."""
+    """An action's number -> the label in each head: the inverse of `action_numbers`."""
     labels = []
     for size in reversed(sizes):
         number, label = divmod(number, size)
@@ -66,29 +67,32 @@ def action_heads(number: int, sizes: Sequence[int]) -> list[int]:
 
 
 def action_words(names: Sequence[str]) -> str:
-    """What an action is called by the names in its heads: the verb comes last, and is said first."""
+    """The name of an action from the names in its heads, in reverse order: the verb is the last head."""
     return " ".join(reversed(names))
 
 
-# Losses are added as multiples of 2**-30: such sums are exact, whatever the order, so any ranks give the same bits.
+# Losses are summed as multiples of 2**-30. Such sums are exact in any order, so the number of ranks changes no bit.
 LOSS_GRAINS = 2**30
 
 
 @dataclass
 class HeadSums:
-    """Of one head: clips whose class is the best, or among the best five, how often each class was taken for which
-    (class, prediction), and the number of classes that it chooses from (0 before the first clip)."""
+    """The counts of one head."""
 
     right1: int = 0
+    """Clips whose class has the best score."""
     right5: int = 0
+    """Clips whose class is among the best five."""
     classes: int = 0
+    """Number of classes of the head; 0 before the first clip."""
     pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Number of clips of each (class, prediction)."""
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Adds clips: scores (B, classes), labels (B,)."""
         self.classes = scores.shape[1]
         best = scores.topk(min(5, self.classes), dim=1).indices
-        right = (best == labels[:, None]) & scores.isfinite().all(dim=1, keepdim=True)  # NaN takes class 0 for the best
+        right = (best == labels[:, None]) & scores.isfinite().all(dim=1, keepdim=True)  # With NaN, class 0 would win.
         self.right1 += int(right[:, 0].sum())
         self.right5 += int(right.any(dim=1).sum())
         self.pairs.update(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
@@ -102,11 +106,11 @@ class HeadSums:
 
     @property
     def clips(self) -> int:
-        """How many were counted."""
+        """Number of clips that were counted."""
         return self.pairs.total()
 
     def recalls(self) -> dict[int, tuple[int, int]]:
-        """Of each class that has clips: (clips that are right, clips)."""
+        """For each class that has clips: (clips that are right, clips)."""
         found: dict[int, tuple[int, int]] = {}
         for (label, predicted), count in sorted(self.pairs.items()):
             right, clips = found.get(label, (0, 0))
@@ -114,22 +118,22 @@ class HeadSums:
         return found
 
     def mean_class_accuracy(self) -> float:
-        """Mean over the classes that have clips of the share that is right; NaN without a clip."""
+        """The share of right clips, averaged over the classes that have clips; NaN without a clip."""
         shares = [right / clips for right, clips in self.recalls().values()]
         return math.fsum(shares) / len(shares) if shares else math.nan
 
     def accuracies(self) -> tuple[float, float]:
-        """Shares of clips that are right at 1 and at 5; NaN without a clip."""
+        """(top-1, top-5) accuracy; NaN without a clip."""
         return (self.right1 / self.clips, self.right5 / self.clips) if self.clips else (math.nan, math.nan)
 
     def guessing(self) -> dict[str, Any]:
-        """What guessing gives: `chance_facts`."""
+        """The accuracy of guessing, as `chance_facts` computes it."""
         return chance_facts(self.pairs, self.right1, self.classes)
 
 
 @dataclass
 class ClassificationSums:
-    """What an evaluation counts. `heads` are the model's `class_heads`, empty for a single one."""
+    """The counts of an evaluation; `heads` are the model's `class_heads`, empty for a single head."""
 
     heads: Mapping[str, int] = field(default_factory=dict)
     loss: float = 0.0
@@ -141,7 +145,7 @@ class ClassificationSums:
 
     @torch.no_grad()
     def update(self, scores: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Adds clips: scores (B, classes), labels (B,) or (B, heads), weights (B,) where 0 means "not a clip"."""
+        """Adds clips: scores (B, classes), labels (B,) or (B, heads), weights (B,), 0 for rows that do not count."""
         real = weights > 0
         scores, labels = scores[real].double(), labels[real]
         if not len(labels):
@@ -157,7 +161,7 @@ class ClassificationSums:
 
     @classmethod
     def added(cls, parts: Iterable[ClassificationSums]) -> ClassificationSums:
-        """The sum of what all ranks counted."""
+        """The sums of all ranks, added up."""
         first, *others = parts
         total = cls(first.heads, math.fsum([first.loss, *(other.loss for other in others)]))
         for part in (first, *others):
@@ -171,8 +175,10 @@ class ClassificationSums:
         return self.by_head[ACTION if self.heads else SINGLE]
 
     def result(self) -> dict[str, Any]:
-        """acc1, acc5, mean loss, samples and what guessing gives (chance.KEYS), and of several heads verb_acc1, ...;
-        without a clip accuracies and loss are NaN, and nothing is told of guessing."""
+        """acc1, acc5, mean loss, samples and the accuracy of guessing (chance.KEYS), with verb_acc1, ... by head.
+
+        Without a clip the accuracies and the loss are NaN, and the keys about guessing are absent.
+        """
         one, five = self.main.accuracies()
         clips = self.main.clips
         scores: dict[str, Any] = {"acc1": one, "acc5": five}
@@ -184,7 +190,7 @@ class ClassificationSums:
         return {**scores, "loss": self.loss / clips if clips else math.nan, "samples": clips, **guessing}
 
     def class_means(self) -> dict[str, float]:
-        """Mean class accuracy: `mean_class_acc1`, of several heads also `verb_mean_class_acc1`, ..."""
+        """`mean_class_acc1`, the mean class accuracy; with several heads also `verb_mean_class_acc1`, ..."""
         names = self.by_head if self.heads else ()
         means = {f"{name}_mean_class_acc1": self.by_head[name].mean_class_accuracy() for name in names}
         return {"mean_class_acc1": self.main.mean_class_accuracy(), **means}

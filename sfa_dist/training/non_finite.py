@@ -1,5 +1,7 @@
-"""Numbers that are not finite: the step is not taken, the checkpoint is not kept, and several in a row end the run.
-Scores that are not are no result."""
+"""Numbers that are not finite: the step is skipped, the checkpoint refused, and several in a row end the run.
+
+Scores of an evaluation that are not finite are an error at once.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ ADVICE = "lower optimizer.lr or use engine.precision: fp32, and resume from the 
 
 
 class DivergedError(LostRankError):
-    """Training has left the finite numbers. In a sweep the other heads go on."""
+    """Training has diverged: its numbers are no longer finite. In a sweep the other members go on."""
 
 
 def broken_scores(where: str) -> SfaError:
-    """The error of a model whose scores are not finite: NaN would take class 0 for the best."""
+    """The error for a model whose scores are not finite: with NaN, class 0 would win."""
     why = "its weights are broken, or its precision overflows (engine.precision: fp32)"
     return SfaError(f"{where}: the model's scores are not finite: {why}")
 
@@ -31,10 +33,11 @@ def note_skipped_step(
     runtime: Runtime,
     tracker: Tracker,
 ) -> None:
-    """Counts a step that no rank took, as its gradients' `norm` was not finite, and names its clips: those whose loss
-    is not finite, or all. `mine` is of this rank's micro-batches: whether the loss is finite, and the clips' names.
+    """Counts a step that all ranks skipped because its gradients' `norm` was not finite, and names its clips.
 
-    Collective. Raises DivergedError on every rank at the last of `LIMIT` such steps in a row.
+    `mine` has, for each micro-batch of this rank, whether its loss is finite and its clips' names. Named are the clips
+    of micro-batches whose loss is not finite, or all where each is. Collective. Raises DivergedError on every rank
+    after `LIMIT` such steps in a row.
     """
     progress.non_finite_steps += 1
     progress.skipped_steps += 1
@@ -47,17 +50,19 @@ def note_skipped_step(
         what = f"gradients were not finite {LIMIT} steps in a row"
         shown = f"the last step's clips: {', '.join(clips[:CLIPS_SHOWN])}{' ...' * (len(clips) > CLIPS_SHOWN)}"
         raise runtime.for_all(
-            DivergedError(f"{where}: {what} ({shown}; log.jsonl names those of each: non_finite); {ADVICE}")
+            DivergedError(f"{where}: {what} ({shown}; log.jsonl names those of each step: non_finite); {ADVICE}")
         )
 
 
 def note_refused_save(
     step: int, reason: str, in_a_row: int, is_last: bool, stage: str, runtime: Runtime, tracker: Tracker
 ) -> None:
-    """Tells of a state that was not saved, the newest of `in_a_row`. Raises DivergedError on every rank at the last of
-    `LIMIT` of them, and where it `is_last`, the stage's own."""
+    """Reports a checkpoint that was refused, the newest of `in_a_row`.
+
+    Raises DivergedError on every rank after `LIMIT` in a row, or where it `is_last`: the checkpoint of the stage's end.
+    """
     tracker.event("checkpoint_refused", stage=stage, step=step, reason=reason)
-    tracker.say(f"{stage}: no checkpoint of step {step}, {reason}; the one before stays")
+    tracker.say(f"{stage}: no checkpoint of step {step}: {reason}; the one before stays")
     if in_a_row >= LIMIT or is_last:
         refused = f"so there is no checkpoint of it ({in_a_row} refused in a row)"
         raise runtime.for_all(DivergedError(f"stage {stage}, step {step}: {reason}, {refused}; {ADVICE}"))

@@ -1,13 +1,13 @@
-"""The scores of each clip of a test, in one file that other programs read: npz (without pickle) or parquet.
+"""The scores of each clip of a test, in one file for other programs: npz (without pickle) or parquet.
 
-Every clip that was scored is one row, in the order of the shards: `keys` and `shards` name it, `labels` is its class,
-(n,), or its noun and verb, (n, 2). `logits` float32 (n, classes) is the average over its views; of a model with more
-than MAX_LOGITS classes there are the best TOP_CLASSES in place of it, `top_classes` and `top_logits`, by head. Beside
-the rows: `heads` and `head_sizes`, `classes` or `noun_classes` and `verb_classes` (the names), `views` (temporal,
-spatial), `average`.
+Each clip that was scored is a row, in the order of the shards: `keys` and `shards` name it, and `labels` is its class,
+(n,), or its noun and verb, (n, 2). `logits`, float32 (n, classes), is the average over its views. A model with more
+than MAX_LOGITS classes has `top_classes` and `top_logits` instead, the best TOP_CLASSES of each head. The file also has
+`heads` and `head_sizes`, `classes` or `noun_classes` and `verb_classes` (the names), `views` (temporal, spatial) and
+`average`.
 
-Rank 0 writes. The others hand it their rows every few batches, and it keeps them on disk until the file is made, so
-that no rank holds more than some batches of them.
+Rank 0 writes. The other ranks send it their rows every few batches, and it keeps them on disk until the file is
+written, so no rank holds more than a few batches in memory.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from sfa_dist.training.metrics import SINGLE
 
 Kind = Literal["npz", "parquet"]
 Array = npt.NDArray[Any]
-FLUSH_BATCHES = 16  # Between two times that the ranks hand their rows to rank 0.
+FLUSH_BATCHES = 16  # Ranks send their rows to rank 0 after this many batches.
 MAX_LOGITS, TOP_CLASSES = 4096, 100
 ROWS_AT_A_TIME = 1024
 
 
 def require_writer(kind: Kind | None) -> None:
-    """Raises UsageError where this kind of file cannot be written: before a run, not behind its test."""
+    """Raises UsageError where this kind of file cannot be written; called before a run, not after its test."""
     if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError("test.predictions: parquet needs pyarrow, which is not installed: pip install pyarrow, or npz")
 
@@ -57,7 +57,7 @@ class PredictionFile:
         self._index, self._heads, self._runtime = index, heads, runtime
         self._waiting: list[tuple[Array, dict[str, Array]]] = []
         self._batches = 0
-        self._columns: dict[str, Array] = {}  # Of rank 0: a row for each clip of the index.
+        self._columns: dict[str, Array] = {}  # On rank 0: a row for each clip of the index, in files.
         self._scored = np.zeros(len(index), dtype=bool)
 
         def begin() -> None:
@@ -67,7 +67,7 @@ class PredictionFile:
         runtime.on_main(begin)
 
     def add(self, batch: Batch, scores: Tensor) -> None:
-        """The scores (B, classes) of a batch's clips; those of weight 0 are left out. Raises CheckpointError."""
+        """Adds the scores (B, classes) of a batch's clips except those of weight 0. Raises CheckpointError."""
         real = batch.weights.cpu() > 0
         self._waiting.append((batch.ids[real].numpy(), self._cells(scores.cpu()[real])))
         self._batches += 1
@@ -75,7 +75,7 @@ class PredictionFile:
             self._flush()
 
     def finish(self, facts: Mapping[str, Array]) -> Path:
-        """Makes the file, of all that was added and `facts`, in its place; returns it. Raises CheckpointError."""
+        """Writes the file, all that was added and `facts`, and returns its path. Raises CheckpointError."""
         self._flush()
         self._runtime.on_main(lambda: self._write(facts))
         return self.path
@@ -101,9 +101,9 @@ class PredictionFile:
         for ids, cells in rows:
             for name, values in cells.items():
                 if name not in self._columns:
-                    place = self._spool / f"{name}.npy"
+                    path = self._spool / f"{name}.npy"
                     shape = (len(self._index), values.shape[1])
-                    self._columns[name] = np.lib.format.open_memmap(place, "w+", values.dtype, shape)
+                    self._columns[name] = np.lib.format.open_memmap(path, "w+", values.dtype, shape)
                 self._columns[name][ids] = values
             self._scored[ids] = True
 
@@ -162,7 +162,7 @@ def _write_npz(path: Path, index: SampleIndex, rows: Array, columns: dict[str, A
 def _write_parquet(
     path: Path, index: SampleIndex, rows: Array, columns: dict[str, Array], facts: dict[str, Array]
 ) -> None:
-    """A column each for key, shard and label (or noun and verb), lists of scores; `facts` as JSON in the schema."""
+    """Writes columns for key, shard, label (or noun, verb) and lists of scores; `facts` go into the schema as JSON."""
     import pyarrow
     import pyarrow.parquet
 
@@ -172,7 +172,7 @@ def _write_parquet(
     def table(block: Array) -> Any:
         cells: dict[str, Any] = _names(index, block)
         labels = index.label[block].reshape(len(block), len(heads))
-        cells |= {head: labels[:, place] for place, head in enumerate(heads)}
+        cells |= {head: labels[:, column] for column, head in enumerate(heads)}
         for name, column in columns.items():
             flat = pyarrow.array(np.ascontiguousarray(column[block]).reshape(-1))
             cells[name] = pyarrow.FixedSizeListArray.from_arrays(flat, column.shape[1])

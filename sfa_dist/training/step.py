@@ -1,4 +1,4 @@
-"""What one optimizer step exchanges between the ranks, and what it results in."""
+"""What the ranks exchange before an optimizer step, and the result of one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sfa_dist.parallel.runtime import Runtime
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What a step needs to know of all ranks before it updates anything."""
+    """Sums over all ranks that a step needs before it updates anything."""
 
     clips: float
     """Clips of the global batch that count."""
     bad: int
-    """Clips of it that were not read."""
+    """Clips of the global batch that could not be read."""
     looped: int
-    """Clips of it that are longer than their videos."""
+    """Clips of the global batch that are longer than their videos."""
     stop: bool
-    """Whether a rank was asked to stop: then the batches of some ranks may be too few."""
+    """Whether a rank was asked to stop; some ranks may then lack batches."""
     saving: list[float]
-    """The status of a save in the background, as `Saver.advance` takes it."""
+    """The status of the save in the background, as `Saver.advance` takes it."""
 
     @classmethod
     def over(cls, runtime: Runtime, batches: Sequence[Batch], stop: bool, saving: Sequence[float]) -> StepTotals:
@@ -37,10 +37,12 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step logs: `losses` float32 (micro-batches,), sums over this rank's clips; `clips` of all ranks."""
+    """The values of a step that are logged."""
 
     epoch: int
     lr: float
     grad_norm: float
     losses: Tensor
+    """float32 (micro-batches,): the loss summed over the clips of each micro-batch of this rank."""
     clips: float
+    """Clips of all ranks that count."""

@@ -1,4 +1,4 @@
-"""The log lines of training: what the steps since the line before took, and the loss of the last one."""
+"""The log lines of training: the loss of the last step, and the times of all steps since the line before."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sfa_dist.training.progress import Progress
 from sfa_dist.training.schedule import planned_steps
 from sfa_dist.training.step import StepResult
 
-# Seconds between two lines of the terminal: one an epoch, or a sign of life from a long one.
+# Least seconds between two terminal lines: of epochs that end, and of steps within a long epoch.
 EPOCHS_APART, LONG_EPOCH = 60.0, 600.0
 
 
 @dataclass
 class LogWindow:
-    """Sums between two log lines, on this rank; `clips` of all ranks."""
+    """Sums over the steps between two log lines: this rank's times, and the clips of all ranks."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -36,7 +36,7 @@ class LogWindow:
     clips: float = 0.0
 
     def add(self, seconds: float, data_seconds: float, clips: float) -> None:
-        """One step more."""
+        """Adds a step."""
         self.steps += 1
         self.seconds += seconds
         self.data_seconds += data_seconds
@@ -45,7 +45,7 @@ class LogWindow:
 
 @dataclass
 class TrainLog:
-    """Log lines of one stage: each in log.jsonl and console.log, few of them on the terminal."""
+    """Writes the log lines of a stage: all into log.jsonl and console.log, few of them to the terminal."""
 
     name: str
     stage: StageBlock
@@ -55,16 +55,16 @@ class TrainLog:
     tracker: Tracker
     window: LogWindow = field(default_factory=LogWindow)
     encoding: Callable[[], ClipEncoding | None] = lambda: None
-    loader_share: float = 0.0  # Of the step, over the last logged window, on the rank that waited most.
-    _line: str = ""  # Of the last window.
+    loader_share: float = 0.0  # Share of the last logged window in which the slowest rank waited for its loader.
+    _line: str = ""  # Of the last window, as are its `_values`.
     _values: dict[str, Any] = field(default_factory=dict)
-    _shown_at: float = -math.inf  # When the terminal had a line of this stage.
+    _shown_at: float = -math.inf  # Time of the stage's last line on the terminal.
 
     def write(self, result: StepResult) -> None:
-        """The line of the last step; the next window begins. Collective."""
+        """Writes the line of the last step and begins the next window. Collective."""
         window, self.window = self.window, LogWindow()
         everywhere = self.runtime.gather((result.losses.tolist(), window.data_seconds / window.seconds))
-        # fsum is exact, so the sum does not depend on how many ranks hold the parts.
+        # fsum is exact, so the loss does not depend on the number of ranks.
         loss = math.fsum(loss for losses, _ in everywhere for loss in losses) / max(result.clips, 1.0)
         self.loader_share = max(share for _, share in everywhere)
         rate = window.clips / window.seconds
@@ -91,19 +91,18 @@ class TrainLog:
         remaining = (total_steps - self.progress.step) * step_time
         self._line, self._values = train_line(position, values, remaining), {**values, "remaining": remaining}
         self.tracker.say(self._line, on_terminal=False)
-        if self._is_due(LONG_EPOCH):  # The first line too: it says how long the stage takes.
+        if self._is_due(LONG_EPOCH):  # The first line is always due; it shows how long the stage will take.
             self.tracker.show(self._line)
 
     def _is_due(self, seconds: float) -> bool:
-        """Whether the terminal has had no line for so long. It gets one now, then."""
+        """Whether the terminal has had no line for `seconds`; if so, the caller prints one now."""
         if time.monotonic() - self._shown_at < seconds:
             return False
         self._shown_at = time.monotonic()
         return True
 
     def end_epoch(self, evaluated: str | None) -> None:
-        """The lines of an epoch's end, with that of its evaluation where there was one. The stage's last one is always
-        on the terminal."""
+        """Writes the lines of an epoch's end, `evaluated` being its evaluation's; the stage's last is always shown."""
         if evaluated:
             self.tracker.say(evaluated, on_terminal=False)
         is_last = self.progress.step >= planned_steps(self.stage.schedule, self.steps_per_epoch)
@@ -112,6 +111,7 @@ class TrainLog:
             self.tracker.show(line)
 
     def _mfu(self, rate: float, epoch: int) -> float | None:
+        """Model FLOPs utilisation at `rate` clips/s over all ranks; None where the device's peak is not known."""
         if self.runtime.device.type != "cuda":
             return None
         peak = peak_tflops(torch.cuda.get_device_name(self.runtime.device))
@@ -121,11 +121,14 @@ class TrainLog:
         live = cache.live_share(epoch) if cache else 1.0
         return rate * clip_flops(self.stage, live=live) / (peak * 1e12 * self.runtime.world_size)
 
-    def say_if_it_guesses(self, result: Mapping[str, Any]) -> None:
-        """Says once in a stage that its evaluation, `result`, finds one class predicted, and once that it is no better
-        than chance, where so much of the schedule is over that it should be."""
+    def warn_if_guessing(self, result: Mapping[str, Any]) -> None:
+        """Warns, once a stage, that an evaluation predicts a single class, or is no better than chance.
+
+        `result` is the evaluation's. Warnings start after a quarter of the schedule, and not before a whole epoch at
+        the full learning rate.
+        """
         epoch = math.ceil(self.progress.step / self.steps_per_epoch)
-        if epoch < self._epochs_of_grace() and self.progress.step < planned_steps(
+        if epoch < self._first_warned_epoch() and self.progress.step < planned_steps(
             self.stage.schedule, self.steps_per_epoch
         ):
             return
@@ -136,27 +139,26 @@ class TrainLog:
         for line in [*(line for words in new.values() for line in words), *([WHAT_TO_DO] if new else [])]:
             self.tracker.say(f"{self.name}: {line}")
 
-    def _epochs_of_grace(self) -> int:
-        """The first epoch whose end has to show something: a quarter of the schedule, and not before one at the full
-        learning rate."""
+    def _first_warned_epoch(self) -> int:
+        """The epoch, from 1, whose end may bring a warning: a quarter into the schedule, and one at the full rate."""
         schedule = self.stage.schedule
         return max(math.ceil(schedule.epochs / 4), math.floor(schedule.warmup_epochs) + 1)
 
-    def say_if_it_loops(self) -> None:
-        """Says, at the end of the first epoch, how many clips were longer than their videos."""
+    def report_looped_clips(self) -> None:
+        """Reports, at the end of the first epoch, how many clips were longer than their videos."""
         if not self.progress.looped or self.progress.step > self.steps_per_epoch:
             return
         counted = f"{self.progress.looped:,} of the {self.progress.samples_seen:,} clips of the first epoch"
-        span = f"{(self.stage.frames - 1) * self.stage.data.stride + 1} frames of it"
-        text = f"{counted} come from a video shorter than the {span} that a clip spans, and are looped"
+        span = (self.stage.frames - 1) * self.stage.data.stride + 1
+        text = f"{counted} come from videos shorter than the {span} frames that a clip spans, and are looped"
         self.tracker.event("notice", stage=self.name, text=text)
         self.tracker.say(f"{self.name}: {text}; lower {self.name}.data.stride or {self.name}.frames")
 
-    def say_if_it_waits(self) -> None:
-        """Says where the stage waited for its loader, and what would help that this run has not said yet."""
+    def report_loader_wait(self) -> None:
+        """Reports a long wait for the loader, with advice that this run has not printed yet."""
         if self.loader_share <= REPORTED_SHARE or not self.runtime.is_main:
             return
-        more_cores = self.runtime.launch.launcher == "srun"  # Elsewhere a rank has its share of all there are.
+        more_cores = self.runtime.launch.launcher == "srun"  # Other launchers share out all the cores of the node.
         line = loader_line(
             self.loader_share, self.stage, self.runtime.cores, self.encoding(), more_cores, self.tracker.is_new
         )

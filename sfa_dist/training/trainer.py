@@ -1,10 +1,10 @@
-"""The training loop of one stage. It knows the Engine protocol and never a library behind it.
+"""The training loop of one stage; it knows the Engine protocol, and no library behind it.
 
     batch -> (frozen trunk) -> engine -> loss -> backward -> step -> log, checkpoint, evaluation
 
-Stage 1 and the image stage have no frozen trunk: everything is in the engine. Step s of a stage is the same set
-of clips whatever the number of ranks, and everything random is drawn from (seed, stage, step), so a resumed run
-repeats nothing.
+Stage 1 and the image stage have no frozen trunk: the engine holds the whole model. Step s of a stage is the same set of
+clips for any number of ranks, and all random numbers are drawn from (seed, stage, step), so a resumed run computes
+exactly what an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sfa_dist.checkpoint.probe import Probe, platform_of
 from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import Streams
 from sfa_dist.errors import PreemptedError
+from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.footprint import overlaps
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.loss import mixed_loss_sum, weighted_loss_sum
@@ -49,7 +50,7 @@ from sfa_dist.training.trunk_ahead import TrunkAhead
 
 @dataclass
 class Trainer:
-    """One stage's run: `fit()` trains to the end of the schedule, or to a stop request, whichever comes first."""
+    """The training of one stage: `fit()` runs to the end of the schedule or to a stop request."""
 
     name: str
     stage: StageBlock
@@ -65,7 +66,7 @@ class Trainer:
     log_every: int
     progress: Progress = field(default_factory=Progress)
     watch: Watch = field(default_factory=Watch)
-    saved_step: int = 0  # Of the newest checkpoint that stands.
+    saved_step: int = 0  # Of the newest committed checkpoint; 0: none.
     refused_saves: int = 0  # In a row.
     log: TrainLog = field(init=False)
 
@@ -77,12 +78,12 @@ class Trainer:
 
     @cached_property
     def probe(self) -> Probe:
-        """Made when it is first asked for: a run of a few steps that saves nothing does not pay for it."""
+        """Computes the loss that each checkpoint records; made on first use, as a run that saves nothing needs none."""
         return Probe.make(self.stage, self.seed, self.frozen, self.runtime.device)
 
     @cached_property
     def ahead(self) -> TrunkAhead | None:
-        """What runs the trunk ahead of the tail, where the stage asks for it. Raises RecipeError (`overlaps`)."""
+        """Runs the trunk ahead of the tail; None where the stage does not ask for it. Raises RecipeError."""
         on_card = self.runtime.device.type == "cuda"
         if self.frozen is None or not overlaps(self.stage, on_card):
             return None
@@ -90,19 +91,20 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the stage."""
+        """Number of optimizer steps of the stage."""
         return planned_steps(self.stage.schedule, self.streams.steps_per_epoch)
 
     def fit(self) -> None:
-        """Trains from `progress` to the last step; the last checkpoint stands when it returns.
+        """Trains from `progress` to the last step, whose checkpoint is committed when this returns.
 
-        Raises PreemptedError (state saved) on a stop request.
+        Raises PreemptedError, with the state saved, on a stop request; DivergedError where the numbers stay non-finite;
+        DataError over the budget of bad clips; CheckpointError where a checkpoint cannot be written.
         """
         for _ in self.steps():
             pass
 
     def steps(self) -> Iterator[None]:
-        """`fit`, one optimizer step at a time, with what comes before it: a sweep takes turns in its members."""
+        """As `fit`, but yields after each optimizer step, so that the members of a sweep can take turns."""
         try:
             while True:
                 epoch, first = self._position()
@@ -118,7 +120,7 @@ class Trainer:
             raise
 
     def _position(self) -> tuple[int, int]:
-        """(epoch, steps of it that are done): all the state that the data has, besides the seed."""
+        """(epoch, steps done in it): with the seed, the whole state of the data stream."""
         return divmod(self.progress.step, self.streams.steps_per_epoch)
 
     def _run_epoch(self, epoch: int, first: int) -> Iterator[None]:
@@ -149,26 +151,29 @@ class Trainer:
                     self.log.write(result)
                 every = self.stage.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.step != epoch_start + last:
-                    self.save()  # The end of the epoch saves once for itself, after its evaluation.
+                    self.save()  # Not at the end of the epoch, which saves after its evaluation.
                 advance()
                 yield
 
     def _stop(self) -> NoReturn:
-        """Saves what is not saved yet, and leaves."""
+        """Saves the state, unless it is saved already, and raises PreemptedError on every rank."""
         self.save_now()
-        reason = self.stop.reason or ANOTHER_RANK  # A collective may bring it sooner than the watch.
+        reason = self.stop.reason or ANOTHER_RANK  # A collective may report another rank's stop before the watch does.
         self.tracker.event("preempted", stage=self.name, step=self.progress.step, reason=reason)
         stopped = f"stage {self.name} stopped at step {self.progress.step} of {self.total_steps}"
         saved = "state is saved"
         if not self.saved_step:
             saved = "nothing to save yet"
-        elif self.saved_step != self.progress.step:  # Gradients were not finite.
+        elif self.saved_step != self.progress.step:  # The save was refused: numbers were not finite.
             saved = f"the last checkpoint is of step {self.saved_step}"
         raise self.runtime.for_all(PreemptedError(f"{stopped}; {saved}, run the same command again to go on"))
 
     def train_step(self, batches: Sequence[Batch], epoch: int) -> StepResult | None:
-        """One optimizer step on this rank's micro-batches of a global batch. Returns None, without a step, when a rank
-        was asked to stop."""
+        """One optimizer step on this rank's micro-batches of a global batch. Collective.
+
+        Returns None, without a step, when a rank was asked to stop. Raises DataError over the budget of bad clips,
+        DivergedError after several steps with non-finite gradients.
+        """
         totals = StepTotals.over(self.runtime, batches, bool(self.stop), self.saver.status())
         self._note_save(self.saver.advance(*totals.saving))
         if totals.stop:
@@ -188,11 +193,11 @@ class Trainer:
         return StepResult(epoch, lr, norm, losses, totals.clips)
 
     def _update(self, batches: Sequence[Batch], lr: float, total: float) -> tuple[Tensor, float]:
-        # The engine averages over ranks and micro-batches, and the loss is a mean over the global batch's real clips.
+        # The engine averages over ranks and micro-batches; the loss is a mean over the clips of the global batch.
         scale = self.runtime.world_size * len(batches) / total
         losses = []
         for index, batch in enumerate(batches):
-            number = self.runtime.rank * len(batches) + index  # Of the global batch: the same clips on any ranks.
+            number = self.runtime.rank * len(batches) + index  # In the global batch: the same clips for any ranks.
             torch.manual_seed(mix_seed(self.seed, self.name, self.progress.step, number))
             labels, weights = self._to_device(batch.labels), self._to_device(batch.weights)
             self._enter("forward")
@@ -222,7 +227,7 @@ class Trainer:
         shares, partners = self._to_device(batch.mix.shares), self._to_device(batch.mix.partners)
         return mixed_loss_sum(logits, labels, partners, shares, weights, smoothing, sizes)
 
-    def _features(self, batch: Batch) -> Any:
+    def _features(self, batch: Batch) -> Tensor | ChunkedFeatures:
         return model_inputs(batch, self.frozen, self.runtime.device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -230,7 +235,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         if not self.streams.loops_reported:
-            self.log.say_if_it_loops()
+            self.log.report_looped_clips()
         if self.streams.evaluate is None:
             self.log.end_epoch(None)
         else:
@@ -247,21 +252,21 @@ class Trainer:
                     ),
                 ).result()
             except PreemptedError:
-                self._stop()  # The evaluation is made anew when the run goes on.
+                self._stop()  # A resumed run repeats the evaluation.
             self.progress.last_eval = result
             self.tracker.record("eval", stage=self.name, step=self.progress.step, views=1, **result)
             epoch = f"{math.ceil(self.progress.step / self.streams.steps_per_epoch)}/{self.stage.schedule.epochs}"
             self.log.end_epoch(eval_line(f"{self.name} [{epoch}]", result))
-            self.log.say_if_it_guesses(result)
-        self.log.say_if_it_waits()
+            self.log.warn_if_guessing(result)
+        self.log.report_loader_wait()
         self.progress.evaluated_step = self.progress.step
         self.save()
 
     def save(self) -> None:
-        """A checkpoint of the present step, which stands some steps later (`checkpoint.asynchronous`) or now.
+        """Saves a checkpoint of the present step, in the background where `checkpoint.asynchronous` is set. Collective.
 
-        Raises CheckpointError on every rank when one cannot write. Weights that are not finite are not saved: they
-        must not push out good ones.
+        Weights that are not finite are not saved, because they would replace good ones. Raises CheckpointError on every
+        rank when one cannot write.
         """
         self.settle_save()
         if self.progress.non_finite_steps:
@@ -284,14 +289,14 @@ class Trainer:
             self.settle_save()
 
     def save_now(self) -> None:
-        """A checkpoint of the present step that stands when this returns, unless there is one already."""
+        """Saves a checkpoint of the present step, unless there is one, and waits until it is committed."""
         self.settle_save()
         if self.progress.step not in (0, self.saved_step):
             self.save()
             self.settle_save()
 
     def settle_save(self) -> None:
-        """Waits for the save in flight, if there is one."""
+        """Waits for a save that is in progress."""
         self._enter("save")
         self._note_save(self.saver.finish())
 

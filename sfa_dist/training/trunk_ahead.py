@@ -4,13 +4,12 @@
     main stream       | tail k: forward, backward (, step)     | tail k + 1 ...
                       ^ waits for trunk k
 
-The trunk of a micro-batch does not depend on what is trained, so it may run beside the tail of the one before. On a
-card the two run on streams of their own: the tail's small kernels and the host's way back for the gradient norm no
-longer leave the card idle. On a CPU the order is the same and nothing runs beside anything: the features are the same
-bits.
+The trunk does not depend on what is trained, so the trunk of a micro-batch can run beside the tail of the one before.
+On a card the two have streams of their own, and the tail's small kernels and the host's wait for the gradient norm no
+longer leave the card idle. On a CPU the order is the same without any overlap. The features are the same bits.
 
-What was run ahead and never trained on (a stop request, the end of the run) is dropped: steps are counted by the
-trainer, and a resumed run draws it again.
+Features that were computed ahead and never trained on (after a stop request) are dropped. The trainer counts the steps,
+so a resumed run draws those micro-batches again.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ import torch
 from torch import Tensor
 
 from sfa_dist.data.batches.batch import Batch
+from sfa_dist.models.chunked import ChunkedFeatures
 
 
 @dataclass
 class _Drawn:
-    """A micro-batch that the loader has given out; `done` is the point behind its trunk, on a card."""
+    """A micro-batch from the loader; on a card, `done` is recorded behind its trunk."""
 
     batch: Batch
     features: Tensor | None = None
@@ -35,24 +35,24 @@ class _Drawn:
 
 
 class TrunkAhead:
-    """Features of micro-batches, each with the trunk of the next one started before it is handed out.
+    """The features of micro-batches; the trunk of the next micro-batch starts before those of this one are returned.
 
-    `run` makes the features of a micro-batch on `device`. At most two micro-batches' features are alive: those that
-    the tail works on, and those of the next. Clips that stand on the device belong to the trunk's run alone.
+    `run` computes the features of a micro-batch on `device`. At most two micro-batches' features exist at a time: the
+    tail's and the next one's. Clips are on the device only while the trunk runs on them.
     """
 
-    def __init__(self, run: Callable[[Batch], Tensor], device: torch.device) -> None:
+    def __init__(self, run: Callable[[Batch], Tensor | ChunkedFeatures], device: torch.device) -> None:
         self._run, self._device = run, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._drawn: deque[_Drawn] = deque()
         self._newest: torch.cuda.Event | None = None
 
     def over(self, micro_batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same micro-batches in the same order, each handed out once the one behind it is there."""
+        """The same micro-batches in the same order, each yielded once the next one has been drawn."""
         self._drawn.clear()
-        if self._stream is not None:  # Weights may be on their way.
+        if self._stream is not None:  # The main stream may still be copying weights.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        ready: deque[Batch] = deque()  # Emptied by the hand-out: this frame must not hold a clip that is done with.
+        ready: deque[Batch] = deque()  # A queue, so that this frame keeps no reference to a clip that is used up.
         for batch in micro_batches:
             self._drawn.append(_Drawn(batch))
             ready.append(batch)
@@ -61,8 +61,10 @@ class TrunkAhead:
         yield from ready
 
     def features(self, batch: Batch) -> Tensor:
-        """Those of a micro-batch that `over` has handed out, for work on the current stream. Those drawn before it and
-        not asked for (a step without a single good clip) are dropped."""
+        """The features of a micro-batch that `over` has yielded, ready for the current stream.
+
+        Micro-batches drawn before it and never requested (of a step without a good clip) are dropped.
+        """
         while self._drawn[0].batch is not batch:
             self._drawn.popleft()
         own = self._drawn.popleft()
@@ -72,23 +74,28 @@ class TrunkAhead:
         if own.done is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(own.done)
-            features.record_stream(stream)  # The trunk's stream must not get its memory back before the tail is done.
+            features.record_stream(stream)  # Keeps the trunk's stream from reusing the memory before the tail is done.
         return features
 
     def _start(self, drawn: _Drawn) -> Tensor:
         if drawn.features is None:
             if self._stream is None:
-                drawn.features = self._run(drawn.batch)
+                drawn.features = self._whole(drawn.batch)
             else:
                 with torch.cuda.stream(self._stream):
-                    drawn.features = self._run(drawn.batch)
+                    drawn.features = self._whole(drawn.batch)
                     drawn.done = self._newest = self._stream.record_event(torch.cuda.Event(enable_timing=True))
         return drawn.features
 
-    def idle_seconds(self, waited: float) -> float:
-        """Of `waited` seconds for the loader, right before now, those in which the device had no trunk to run either.
+    def _whole(self, batch: Batch) -> Tensor:
+        features = self._run(batch)
+        assert isinstance(features, Tensor), "offloaded tokens, which come in chunks, do not run ahead (`overlaps`)"
+        return features
 
-        The main stream is to be empty: as behind a step, whose norm the host has read.
+    def idle_seconds(self, waited: float) -> float:
+        """Of the `waited` seconds for the loader, which end now, those in which the device ran no trunk either.
+
+        The main stream has to be empty, as it is after a step, whose gradient norm the host has read.
         """
         if self._newest is None:
             return waited

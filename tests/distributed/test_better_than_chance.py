@@ -50,7 +50,7 @@ def test_videos_shorter_than_a_clip_are_counted_while_they_are_read(place: Path)
     """Shards that others made tell no lengths."""
     finished = train(place, *START, "loops", "--stage", "stage1", *sets("data.stride=4", "data.workers=1"))
     assert finished.code == 0, finished.err
-    told = "24 of the 24 clips of the first epoch come from a video shorter than the 13 frames of it that a clip spans"
+    told = "24 of the 24 clips of the first epoch come from videos shorter than the 13 frames that a clip spans"
     assert finished.out.count(f"stage1: {told}, and are looped") == 1
     assert [event["text"] for event in events(place / "loops", "notice")] == [f"{told}, and are looped"]
 

@@ -113,7 +113,7 @@ def test_classes_and_pictures_are_in_the_report(run: Path) -> None:
         assert (run / "figures" / f"confusion_{head}.png").is_file()
     assert heads["action"]["names"][str(7 * 97 + 5)] == "5 7"  # Verb, then noun; without their files, by number.
     page = (run / "report.md").read_text()
-    assert "## Confused most (noun)" in page
+    assert "**Confused most (noun)**" in page
     assert "| 2 x 3 | action |" in page
 
 
@@ -280,11 +280,11 @@ def test_evaluate_on_ranks(place: Path, run: Path, untouched: Callable[[], bool]
     ("words", "code", "said"),
     [
         ((), 64, "give a run directory, or --recipe and --weights"),
-        (("nowhere",), 64, "nowhere is no run directory"),
+        (("nowhere",), 64, "nowhere is not a run directory"),
         (("run", "--weights", "x"), 64, "leave out --weights"),
         (("run", "--views", "4x2"), 64, "--views 4x2"),
         (("run", "--stage", "image"), 64, "no such stage (it has stage1, stage2)"),
-        (("run", "--out", "here"), 64, "has to end with .json"),
+        (("run", "--out", "here"), 64, "must end with .json"),
         (("run", "--shards", "none/*.tar"), 65, "no shard matches"),
         (("run", "--frames", "7"), 78, "not a multiple"),
         (("run", "--set", "test.averag=softmax"), 78, "did you mean 'average'?"),

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 from commands import ONE_THREAD, ROOT, train
-from data_samples import audio_bytes
+from data_samples import audio_bytes, eval_transform
 from odd_samples import blocks, encode_as
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_runs import CLASSES, RECIPE, VAL_CLIPS, make_workplace, sets
 
-from sfa_dist.data.batches.augment import eval_transform
 from sfa_dist.data.sampling.clip_sampling import frame_indices
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import load_index
@@ -131,9 +130,9 @@ USAGE = {
     "needs --run": ["clip0.mp4"],
     "either --run, or": ["clip0.mp4", "--run", "done", "--weights", STAGE2],
     "holds no trunk": ["clip0.mp4", "--recipe", "t.yaml", "--weights", STAGE2],
-    "tells no classes of videos": [*("clip0.mp4", "--recipe", "t.yaml"), "--weights", "done/image/weights.safetensors"],
+    "has no classes of videos": [*("clip0.mp4", "--recipe", "t.yaml"), "--weights", "done/image/weights.safetensors"],
     "only --timeline takes it": ["-", "--run", "done"],
-    "is not read, only rtsp": ["gopher://x/y", "--run", "done", "--timeline"],
+    "cannot be read, only rtsp": ["gopher://x/y", "--run", "done", "--timeline"],
     "--hop is a number": ["clip0.mp4", "--run", "done", "--hop", "1"],
     "is a file: give a folder": ["clip0.mp4", "--run", "done", "--timeline", "--out", "clip0.mp4"],
     "would write the same files": ["clip0.mp4", "./clip0.mp4", "--run", "done", "--timeline"],
@@ -222,10 +221,10 @@ def test_steps_and_windows_are_the_clips_function(place, stage):
     side, frames = model.stage.model.image_size, model.stage.frames
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 3, frames, side, side), dtype=torch.uint8, generator=generator)
-    rows = model.trunk.trunk.rows(clips)
-    whole = model.windows(model.steps(rows).unflatten(0, (2, -1)))
+    tubelets = model.trunk.trunk.cut_tubelets(clips)
+    whole = model.windows(model.steps(tubelets).unflatten(0, (2, -1)))
     torch.testing.assert_close(whole, model.logits(clips), **TOLERANCE)
-    by_one = torch.cat([model.steps(row.unsqueeze(0)) for row in rows]).unflatten(0, (2, -1))
+    by_one = torch.cat([model.steps(tubelet.unsqueeze(0)) for tubelet in tubelets]).unflatten(0, (2, -1))
     torch.testing.assert_close(model.windows(by_one), whole, **TOLERANCE)
 
 

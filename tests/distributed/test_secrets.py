@@ -43,7 +43,7 @@ def test_a_run_leaves_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         server.faults = [403] * 20
         refused = train(place, *START, "run", *options(ROTATED), "--debug", **environ)
     assert kept.code == 78
-    assert "a run directory does not keep: give the shards anew" in kept.err
+    assert "a run directory does not keep: give the shards again" in kept.err
     assert given.code == 0, given.err
     assert refused.code == 65
     assert sfa(place, "report", "run").code == 0

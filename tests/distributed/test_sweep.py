@@ -186,7 +186,7 @@ def test_a_head_that_diverges_ends_alone(place: Path) -> None:
     [event] = events(run, "diverged")
     assert event["member"] == "m000"
     assert result["stages"]["stage2"]["members"] == 3
-    assert "heads that diverged" in (run / "report.md").read_text()
+    assert "members that diverged" in (run / "report.md").read_text()
     again = train(place, *words)
     assert again.code == 0, again.err
     assert "stage2: done before, skipped" in again.out
@@ -198,7 +198,7 @@ def test_a_head_that_diverges_ends_alone(place: Path) -> None:
 def test_without_validation_the_first_head_stands_for_all_and_is_said_to(place: Path) -> None:
     finished = train(place, *start("no val", ENGINE, "sweep={seed: [3, 1]}", "data.val=[]", "data.test=['val/*.tar']"))
     assert finished.code == 0, finished.err
-    assert "no head has a validation score (data.val), so m000 stands for the sweep" in finished.out
+    assert "no member has a validation score (data.val), so m000 stands for the sweep" in finished.out
     assert json.loads((place / "no val" / "result.json").read_text())["best"] == "m000"
     assert "best on validation" not in (place / "no val" / "report.md").read_text()
 
@@ -207,5 +207,5 @@ def test_a_sweep_of_which_nothing_is_left_says_so(place: Path) -> None:
     own = ("optimizer.clip_norm=0.0", "schedule.epochs=4")
     finished = train(place, *start("all lost", ENGINE, "sweep={optimizer.lr: [1.0e+38, 1.0e+37]}", *own))
     assert finished.code == 70
-    assert "all 2 heads of the sweep have diverged" in finished.err
+    assert "all 2 members of the sweep have diverged" in finished.err
     assert finished.err.count("\n") == 1

@@ -93,7 +93,7 @@ def test_70(place: Path) -> None:
     kill = f"decoder SIGSEGV@{int(load_index([place / 'train/part-000000.tar']).crc32[2])}"
     finished = on_full_disk(place, *STAGE, *sets("data.workers=1"), more=kill)
     assert_ended(
-        finished, 70, "ended by SIGSEGV at clip part-000000.tar/clip002", "cannot note the clip", "run the same"
+        finished, 70, "ended by SIGSEGV at clip part-000000.tar/clip002", "cannot add the clip", "run the same"
     )
 
 

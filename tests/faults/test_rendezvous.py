@@ -11,7 +11,7 @@ from watched_ranks import Ranks
 
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.launch import Launch
-from sfa_dist.parallel.rendezvous import arrange, meet
+from sfa_dist.parallel.rendezvous import meet, read_rendezvous
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -64,7 +64,7 @@ def test_no_rank_0(tmp_path: Path) -> None:
 def test_a_host_that_is_none(tmp_path: Path) -> None:
     environ = {**PLACE, "MASTER_ADDR": "no-such-host.invalid", "SFA_RENDEZVOUS_SECONDS": "0.1"}
     with pytest.raises(Exception, match=r"nobody answers at no-such-host\.invalid:29500"):
-        meet(arrange(environ, Launch("deepspeed", 1, 2, 1, 2)))
+        meet(read_rendezvous(environ, Launch("deepspeed", 1, 2, 1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_a_host_that_is_none(tmp_path: Path) -> None:
 )
 def test_wrong_variables_are_refused(wrong: dict[str, str], names: str) -> None:
     with pytest.raises(UsageError, match=names):
-        arrange({**PLACE, **wrong}, Launch("deepspeed", 0, 2, 0, 2))
+        read_rendezvous({**PLACE, **wrong}, Launch("deepspeed", 0, 2, 0, 2))

@@ -16,7 +16,8 @@ from own_process import apart
 from row_clips import NAMES, batch_of, decoder, each_decoder
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
-from sfa_dist.data.packing.pack_probe import Reading, VideoProber
+from sfa_dist.data.packing.pack_probe import VideoProber
+from sfa_dist.data.packing.pack_settings import PackSettings, Reading
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import sound_frames
 
@@ -95,13 +96,16 @@ def test_row_50_hidden_damage_is_found_when_every_frame_is_decoded_strictly(tmp_
     files = [clip, *(flip_bytes(clip, 200, seed) for seed in range(8))]
     for number, data in enumerate(files):
         (tmp_path / f"{number}.mp4").write_bytes(data)
-    prober = VideoProber((Reading("pyav"),), min_frames=1, decode_all=True, folder=tmp_path)
+    prober = VideoProber(PackSettings(readings=(Reading("pyav"),), decode_all=True), tmp_path)
     found = [prober(ClipRow(tmp_path / f"{number}.mp4", "a", {}, "")) for number in range(9)]
     assert [probe.problem for probe in found] == [None] + ["corrupt"] * 8
     assert all("damaged" in probe.reason or "decoded" in probe.reason for probe in found[1:])
     (tmp_path / "cut.mp4").write_bytes(clip[:-100])
     assert (
-        "cut" in VideoProber((Reading("pyav"),), 1, False, tmp_path)(ClipRow(tmp_path / "cut.mp4", "a", {}, "")).reason
+        "cut"
+        in VideoProber(PackSettings(readings=(Reading("pyav"),)), tmp_path)(
+            ClipRow(tmp_path / "cut.mp4", "a", {}, "")
+        ).reason
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sfa_dist.chaos.bench import PATIENCE_S, Bench, References, said
+from sfa_dist.chaos.bench import PATIENCE_S, Bench, References, output_of
 from sfa_dist.chaos.builtin import write_builtin
 from sfa_dist.chaos.processes import Job
 from sfa_dist.chaos.workplace import make_workplace
@@ -36,10 +36,10 @@ def stop_at_random(bench: Bench, job: Job, number: signal.Signals, longest: floa
     ends = job.ends(PATIENCE_S)
     [code] = {end.code for end in ends}
     # 70 is a Ctrl-C before the run is ready for it; a signal's own number, one before the process is.
-    assert code in (0, 75, -number) or (code == 70 and number == signal.SIGINT), (number.name, code, said(ends))
+    assert code in (0, 75, -number) or (code == 70 and number == signal.SIGINT), (number.name, code, output_of(ends))
     if code == 75:
-        assert ends[0].err.startswith("stopped: "), (number.name, said(ends))
-        assert ends[0].err.count("\n") == 1, (number.name, said(ends))
+        assert ends[0].err.startswith("stopped: "), (number.name, output_of(ends))
+        assert ends[0].err.count("\n") == 1, (number.name, output_of(ends))
     return code
 
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 import webdataset as wds
+
+from sfa_dist.data.batches.augment import SpatialViews
+from sfa_dist.data.sampling.sample_plan import Ids, SamplePlan
+from sfa_dist.recipe.blocks import Resize
 
 SIZE = 32
 
@@ -72,3 +77,16 @@ def write_shards(folder: Path, sizes: list[int], frames: int = 8) -> list[Path]:
         paths.append(write_shard(folder / f"train-{shard:06d}.tar", samples))
         number += size
     return paths
+
+
+def batch_ids(plan: SamplePlan, epoch: int, step: int) -> Ids:
+    """Sample ids of a step's global batch: int64 (batch_size,), -1 beyond the end of the epoch."""
+    return plan.ids_at(epoch, step * plan.batch_size + np.arange(plan.batch_size))
+
+
+def eval_transform(
+    clip: torch.Tensor, resize: int, crop: int, view: int = 0, views: int = 1, how: Resize = "official"
+) -> torch.Tensor:
+    """Spatial test view number `view` of `views` (1 or 3): uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop)."""
+    test = SpatialViews(resize, crop, how, views)
+    return test.cut(test.shrink(clip), view).contiguous()

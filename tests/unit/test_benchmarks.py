@@ -113,6 +113,15 @@ def test_cosines_are_of_the_same_videos_whatever_the_dtype(precision: ModuleType
     assert precision.cosines(other, other).min() > 1 - 1e-6
 
 
+def test_index_load_reports_that_few_samples_have_no_copy() -> None:
+    program = [sys.executable, str(BENCHMARKS / "index_load.py"), "--samples", "1001", "--rounds", "1"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, of_text, of_copy = done.stdout.splitlines()
+    assert of_text.startswith("| index.json | 0.1 MiB |")
+    assert of_copy == "| index.npz | none, below 50000 samples | - | - | - |"
+
+
 @pytest.mark.slow
 def test_precision_trains_and_compares(tmp_path: Path) -> None:
     """fp8 too: a recipe refuses it on a CPU, its arithmetic runs there."""

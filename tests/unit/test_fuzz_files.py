@@ -22,7 +22,7 @@ from sfa_dist.recipe.schema import Recipe, dump_recipe, load_recipe
 from sfa_dist.recipe.strict_yaml import format_tree, parse, plain
 from sfa_dist.run.attempts import Attempts
 from sfa_dist.run.record import RESULT_NUMBERS, read_done
-from sfa_dist.run.report import read_log
+from sfa_dist.run.report.run_files import read_log
 
 TABLES = [
     b"path,label,split\na.mp4,0,train\nb.mp4,1,val\n\"c, d.mp4\",2,train\n",

@@ -124,7 +124,7 @@ def test_the_child_of_a_rank(inputs: int) -> None:
     """What another program than the hub says is an error or nothing, never a verdict without its fields."""
     told: list[dict[str, object]] = []
     child = Child.__new__(Child)
-    child._over = child._stop_heard = False
+    child._over = child._stop_received = False
     child._send_parent = told.append  # type: ignore[method-assign]
     child._see_off = lambda verdict: None  # type: ignore[method-assign]
 

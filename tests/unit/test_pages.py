@@ -1,51 +1,53 @@
-"""README.md and docs/: no line is too long to read as source, and every link leads to a file and a heading."""
+"""The pages of the project: their lines are short, and what they link to is there."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTH = 120
-PAGES = [
-    "docs/chaos.md",
-    "docs/checkpoints.md",
-    "docs/evaluation.md",
-    "docs/faults.md",
-    "docs/guarantees.md",
-    "docs/live.md",
-    "docs/multi_node.md",
-    "docs/predict.md",
-    "docs/scaling.md",
-    "docs/slurm.md",
-    "docs/stopping.md",
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_LINE = 120
 
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def _anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a page: lower case, hyphens for spaces, no punctuation."""
-    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+def prose(page: Path) -> str:
+    """The page without its code, in which `[a](b)` is no link and `# a` no heading."""
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].strip("`"), re.sub(r"^    .*", "", text, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_no_line_is_too_long(page: str) -> None:
-    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-    too_long = {number: len(line) for number, line in enumerate(lines, 1) if len(line) > WIDTH}
-    assert not too_long, f"line: its length, of at most {WIDTH}"
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """What `page.md#anchor` may name: its headings, as GitHub writes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return frozenset(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_somewhere(page: str) -> None:
-    file = ROOT / page
-    for link in _LINK.findall(file.read_text(encoding="utf-8")):
-        if "://" in link:
+def links(page: Path) -> list[str]:
+    text = prose(page)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+
+
+@each_page
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        if link.startswith(("https://", "http://")):
             continue
         name, _, anchor = link.partition("#")
-        target = file.parent / name if name else file
-        assert target.exists(), f"{link}: there is no such file"
-        assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), f"{link}: no such heading"
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@each_page
+def test_lines_are_short(page: Path) -> None:
+    long = [n for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > MAX_LINE]
+    assert long == []

@@ -1,9 +1,10 @@
-"""Samples -> augmented batches, in this process or in loader processes.
+"""Samples -> augmented micro-batches, made in this process or in loader processes.
 
-    stream   plan -> sample -> frames -> augmented clip      loader     processes that do it
-    feed     batches to the trainer, watched                 transport  tensors between processes
-    augment, rand_augment, mixup, resizing                   what becomes of a clip
+    stream   index -> sampled clips -> micro-batches    batch      the dataclass that a loader yields
+    planned  loader settings, a rank's share of a plan  loader     the worker processes
+    feed     batches for the trainer, workers watched   transport  tensors through shared memory
+    augment, rand_augment, resizing, mixup              what happens to the pixels
 
-Other packages import `stream`, `loader`, `feed`, `augment` and `rand_augment`.
+Other packages import all of them but `resizing`; `features` builds its own stream on `planned`, `loader` and `mixup`.
 Start with `stream`.
 """

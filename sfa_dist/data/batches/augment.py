@@ -1,12 +1,12 @@
 """Augmentation of whole clips: uint8 (T, H, W, 3) in, contiguous uint8 (3, T, S, S) out.
 
-The training order is that of the official ViViT recipes: resize the short side, scale height and width by two
-independent factors, crop, flip, then either RandAugment, or colour and grey. Parameters are drawn once a clip and are
-the same for all its frames. A clip that already has the wanted size is not resampled; `antialias` does the two resizes
-as one. Colour is rounded to 8 bits, where the official code goes on in float.
+Training follows the order of the official ViViT recipes: resize the short side, scale height and width by two
+independent factors, crop, flip, then either RandAugment, or colour and grey. Parameters are drawn once per clip and are
+the same for all its frames. A clip that already has the target size is not resampled; `antialias` does both resizes in
+one. Colour is rounded to 8 bits; the official code continues in float.
 
-Resizing, crop and flip are of each frame alone (`shrink`), so a decoder's frames can go through them a few at a time,
-and a clip is never held at the size that it is stored in. Colour sees the whole clip (`finish`).
+Resize, crop and flip treat each frame on its own (`shrink`), so frames can be processed a few at a time as they are
+decoded, and a clip is never held in memory at its stored size. Colour needs the whole clip (`finish`).
 
 Sources: DMVR processors.py (`resize_smallest`, `scale_jitter_augm`, `crop_image`, `color_default_augm`), scenic
 dataset_lib/video_ops.py (`additional_augmentations`, `three_spatial_crops`).
@@ -25,16 +25,16 @@ from sfa_dist.data.sampling.randomness import below, uniform
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.recipe.blocks import AugmentBlock, Resize
 
-REVISION = 2  # Rises when the same settings give other pixels: features that are stored of before are refused.
+REVISION = 2  # Raise it when the same settings give other pixels: features stored before are then refused.
 MAX_BRIGHTNESS = 32 / 255
 SATURATION = CONTRAST = (0.6, 1.4)
 MAX_HUE = 0.2  # of a full turn
-_FRAMES_AT_ONCE = 8  # colour works in float32: a few frames at a time stay in the cache
+_FRAMES_AT_ONCE = 8  # Colour works in float32: this many frames fit into the CPU cache.
 
 
 @dataclass(frozen=True)
 class Color:
-    """One draw of the colour augmentation: brightness is added (pixels in 0..1), hue is a part of a full turn."""
+    """One draw of the colour augmentation: brightness is added to pixels in 0..1, hue is a fraction of a full turn."""
 
     brightness: float
     saturation: float
@@ -44,11 +44,11 @@ class Color:
 
 @dataclass(frozen=True)
 class _Draw:
-    """What was drawn for one view of frames of one size."""
+    """The random parameters of one view, for frames of one size."""
 
-    frame: tuple[int, int]  # height and width of stored frames
-    short: tuple[int, int]  # after the first resize
-    scaled: tuple[int, int]  # after the second
+    frame: tuple[int, int]  # Height and width of the stored frames.
+    short: tuple[int, int]  # After the first resize.
+    scaled: tuple[int, int]  # After the second.
     window: PixelWindow
     flip: bool
     color: Color | None
@@ -56,17 +56,19 @@ class _Draw:
 
 
 class TrainView:
-    """One random training view of a clip. The first frames that are seen tell their size, and so what there is to
-    draw."""
+    """One random training view of a clip; its parameters are drawn when the first frames show their size."""
 
     def __init__(self, resize: int, crop: int, augment: AugmentBlock, rng: np.random.Generator) -> None:
         self._resize, self._crop, self._augment, self._rng = resize, crop, augment, rng
         self._draw: _Draw | None = None
 
     def shrink(self, frames: torch.Tensor) -> torch.Tensor:
-        """Any of the clip's frames, uint8 (T, H, W, 3) -> (T, crop, crop, 3)."""
+        """Resizes, crops and flips some of the clip's frames: uint8 (T, H, W, 3) -> (T, crop, crop, 3).
+
+        Raises BadSample where the frames differ in size from earlier ones.
+        """
         if self._draw is None:
-            self._draw = self._drawn(frames.shape[1], frames.shape[2])
+            self._draw = self._draw_parameters(frames.shape[1], frames.shape[2])
         draw = self._draw
         if draw.frame != tuple(frames.shape[1:3]):
             raise BadSample("the size of the frames changes inside the video")
@@ -76,7 +78,7 @@ class TrainView:
         return frames.flip(2) if draw.flip else frames
 
     def finish(self, clip: torch.Tensor) -> torch.Tensor:
-        """All frames that `shrink` gave, in their order, uint8 (T, crop, crop, 3) -> contiguous (3, T, crop, crop)."""
+        """Colours all frames that `shrink` returned, in order: uint8 (T, crop, crop, 3) -> (3, T, crop, crop)."""
         assert self._draw is not None
         frames = clip.permute(0, 3, 1, 2)
         rand = self._augment.rand_augment
@@ -84,7 +86,7 @@ class TrainView:
             frames = rand_augment(frames, rand.layers, rand.magnitude, self._rng)
         return adjust_color(frames, self._draw.color, self._draw.gray).transpose(0, 1).contiguous()
 
-    def _drawn(self, height: int, width: int) -> _Draw:
+    def _draw_parameters(self, height: int, width: int) -> _Draw:
         augment, crop, rng = self._augment, self._crop, self._rng
         low, high = augment.scale_jitter or (1.0, 1.0)
         short = _short_side(height, width, self._resize, crop)
@@ -104,8 +106,11 @@ class TrainView:
 
 @dataclass(frozen=True)
 class SpatialViews:
-    """Spatial test views of a clip: one is the centre crop; three are left, centre, right of a landscape clip, top,
-    centre, bottom of a portrait."""
+    """The spatial test views of a clip.
+
+    One view is the centre crop. Three are left, centre and right of a landscape clip, or top, centre and bottom of a
+    portrait one.
+    """
 
     resize: int
     crop: int
@@ -113,13 +118,13 @@ class SpatialViews:
     views: int = 1
 
     def shrink(self, frames: torch.Tensor) -> torch.Tensor:
-        """Any of the clip's frames, uint8 (T, H, W, 3), with the short side at `resize`."""
+        """Resizes some of the clip's frames, uint8 (T, H, W, 3): the short side becomes `resize`, at least `crop`."""
         return resized(frames, *_short_side(frames.shape[1], frames.shape[2], self.resize, self.crop), self.how)
 
     def cut(self, clip: torch.Tensor, view: int = 0) -> torch.Tensor:
-        """One view of what `shrink` gave, uint8 (3, T, crop, crop)."""
+        """One view, uint8 (3, T, crop, crop), of the frames that `shrink` returned."""
         spare = (clip.shape[1] - self.crop, clip.shape[2] - self.crop)
-        if self.views == 1:  # tf.image.resize_with_crop_or_pad rounds down, scenic's three crops up
+        if self.views == 1:  # tf.image.resize_with_crop_or_pad rounds down, scenic's three crops round up.
             top, left = spare[0] // 2, spare[1] // 2
         else:
             top, left = -(-spare[0] // 2), -(-spare[1] // 2)
@@ -133,21 +138,13 @@ class SpatialViews:
 def train_transform(
     clip: torch.Tensor, resize: int, crop: int, augment: AugmentBlock, rng: np.random.Generator
 ) -> torch.Tensor:
-    """One random training view. clip uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop); resize, crop in pixels."""
+    """One random training view: uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop); `resize` and `crop` are in pixels."""
     view = TrainView(resize, crop, augment, rng)
     return view.finish(torch.cat([view.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]))
 
 
-def eval_transform(
-    clip: torch.Tensor, resize: int, crop: int, view: int = 0, views: int = 1, how: Resize = "official"
-) -> torch.Tensor:
-    """One spatial test view, of 1 or 3. clip uint8 (T, H, W, 3) -> uint8 (3, T, crop, crop)."""
-    test = SpatialViews(resize, crop, how, views)
-    return test.cut(torch.cat([test.shrink(part) for part in clip.split(_FRAMES_AT_ONCE)]), view).contiguous()
-
-
 def adjust_color(frames: torch.Tensor, color: Color | None, gray: bool) -> torch.Tensor:
-    """uint8 (T, 3, H, W) -> the same shape. float32 inside, clipped and rounded back; None and False change nothing."""
+    """uint8 (T, 3, H, W) -> the same, computed in float32, clipped and rounded; None and False change nothing."""
     if color is None and not gray:
         return frames
     parts = []
@@ -162,32 +159,37 @@ def adjust_color(frames: torch.Tensor, color: Color | None, gray: bool) -> torch
 
 
 def _adjusted(pixels: torch.Tensor, color: Color) -> torch.Tensor:
-    """float32 (T, 3, H, W) in 0..1 -> the same; brightness, saturation, contrast, hue as in tf.image."""
+    """float32 (T, 3, H, W) in 0..1 -> the same, with brightness, saturation, contrast and hue as in tf.image."""
     pixels = pixels + color.brightness
     pixels = _saturated(pixels, color.saturation)
-    mean = pixels.mean(dim=(-2, -1), keepdim=True)  # of each frame and channel
+    mean = pixels.mean(dim=(-2, -1), keepdim=True)  # Of each frame and channel.
     pixels = (pixels - mean) * color.contrast + mean
-    return _hue_turned(pixels, color.hue).clamp_(0, 1)
+    return _hue_rotated(pixels, color.hue).clamp_(0, 1)
 
 
 def _saturated(pixels: torch.Tensor, factor: float) -> torch.Tensor:
-    """HSV saturation times `factor`, at most 1. With hue and value fixed, a change of saturation moves each channel on
-    a line from the largest one, so no conversion to HSV is needed."""
+    """Multiplies the HSV saturation by `factor`, up to a saturation of 1.
+
+    With hue and value fixed, a change of saturation scales each channel's distance from the largest one, so no
+    conversion to HSV is needed.
+    """
     value = pixels.amax(dim=-3, keepdim=True)
     spread = value - pixels.amin(dim=-3, keepdim=True)
-    most = (value / spread.clamp_min(1e-12)).clamp_min(0)  # what takes saturation = spread / value to 1
+    most = (value / spread.clamp_min(1e-12)).clamp_min(0)  # The factor that takes saturation = spread / value to 1.
     return value - (value - pixels) * most.clamp_max(factor)
 
 
-def _hue_turned(pixels: torch.Tensor, turn: float) -> torch.Tensor:
-    """HSV hue plus a part of a full turn. The largest and the smallest channel keep their values, outside 0..1 too: the
-    official code cuts only what comes out."""
+def _hue_rotated(pixels: torch.Tensor, turn: float) -> torch.Tensor:
+    """Adds `turn`, a fraction of a full turn, to the HSV hue.
+
+    The largest and the smallest channel keep their values even outside 0..1: the official code clips only the result.
+    """
     red, green, blue = pixels.unbind(dim=-3)
     high, low = pixels.amax(dim=-3), pixels.amin(dim=-3)
     spread = high - low
     sixths = torch.where(high == green, 2 + (blue - red) / spread, 4 + (red - green) / spread)
     sixths = torch.where(high == red, (green - blue) / spread, sixths)
-    sixths = sixths.nan_to_num_(0.0).add_(6 * turn).remainder_(6)  # grey has no hue
+    sixths = sixths.nan_to_num_(0.0).add_(6 * turn).remainder_(6)  # Grey has no hue: 0 / 0.
     parts = ((sixths - 3).abs_() - 1, 2 - (sixths - 2).abs_(), 2 - (sixths - 4).abs_())
     return torch.stack([part.clamp_(0, 1).mul_(spread).add_(low) for part in parts], dim=-3)
 
@@ -198,8 +200,7 @@ def _gray(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _short_side(height: int, width: int, resize: int, crop: int) -> tuple[int, int]:
-    """(height, width) with the short side at `resize`, or at `crop` if that is more, and the same aspect; rounded
-    down."""
+    """(height, width) of the same aspect, rounded down, whose short side is the larger of `resize` and `crop`."""
     short = max(resize, crop)
     return max(short, height * short // width), max(short, width * short // height)
 

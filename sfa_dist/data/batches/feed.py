@@ -1,11 +1,11 @@
-"""A loader's batches, waited for with open eyes: a stop request, a worker that died or one that is stuck ends the wait.
+"""A loader's batches for the trainer: a stop request, a dead worker or a stuck one ends the wait.
 
-The loader runs in a thread of its own and is asked for one batch at a time, so the main thread never waits inside of
-it. Workers write the sample that they are at into a few shared integers (`Batches.positions`): that is how a worker
-that was killed, or whose decoder crashed, can be told with its clip.
+The loader runs in a thread of its own and is asked for one batch at a time, so the main thread never blocks inside it.
+Each worker writes the sample that it reads into shared memory (`Batches.positions`), so that the error of a worker that
+was killed, or whose decoder crashed, can name the clip.
 
-Killed workers are named. The clip of a crash (SIGSEGV and its like) goes to the quarantine too, so that the next start
-does not crash on it again.
+After a crash (SIGSEGV and the like) the clip also goes into the quarantine file, so that the next start does not crash
+on it again.
 """
 
 from __future__ import annotations
@@ -32,43 +32,47 @@ from sfa_dist.data.shards.quarantine import add_to_quarantine
 from sfa_dist.data.video.clip_encoding import ClipEncoding
 from sfa_dist.errors import CheckpointError, LostRankError
 
-BatchFeed = Generator[Batch, None, None]  # Close it when done.
+BatchFeed = Generator[Batch, None, None]  # The caller closes it.
 STATES = {
     "R": "running",
     "S": "asleep",
     "D": "waiting for the disk",
-    "T": "stopped by a signal, kill -CONT lets it go on",
+    "T": "stopped by a signal, kill -CONT resumes it",
     "t": "stopped by a debugger",
 }
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 # Seconds.
 POLL_S = 0.2
-DEATH_S, DEATH_POLL_S = 2.0, 0.02  # For a worker to be dead, after the first sign of it.
-SHUTDOWN_S = 3.0  # For workers to finish what they are at.
-REPORT_AFTER_S = 30.0  # After which such a worker is told.
-PATIENCE_S = 300.0  # With one clip, in a worker that is waited for. Under the time that the other ranks wait for this.
+DEATH_S, DEATH_POLL_S = 2.0, 0.02  # How long after a loader error a worker's exit code may still appear.
+SHUTDOWN_S = 3.0  # How long workers may take to finish their clip.
+REPORT_AFTER_S = 30.0  # A worker that has been at one clip for this long is reported.
+PATIENCE_S = 300.0  # After this long at one clip the run ends. Shorter than the other ranks' wait for this one.
 
 
 @dataclass(frozen=True)
 class Streams:
-    """What the training loop draws from: `train(epoch, first_step)` yields this rank's micro-batches, `evaluate()`
-    its share of a test. Both end early once this rank is asked to stop."""
+    """The batches of a stage for this rank.
+
+    `train(epoch, first_step)` yields the micro-batches of an epoch from a step on, `evaluate()` this rank's share of
+    the validation split. Both end early once this rank is asked to stop.
+    """
 
     steps_per_epoch: int
     accumulation: int
     train: Callable[[int, int], BatchFeed]
     evaluate: Callable[[], BatchFeed] | None
-    clip_name: Callable[[int], str] = str  # Of a number in a training batch's `ids`.
-    encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when it is asked.
-    loops_reported: bool = False  # How many videos are shorter than a clip has been said.
+    clip_name: Callable[[int], str] = str  # "shard/key" of a number in a training batch's `ids`.
+    encoding: Callable[[], ClipEncoding | None] = lambda: None  # Of the training clips; reads some when called.
+    loops_reported: bool = False  # Whether the number of videos shorter than a clip has been printed already.
 
 
 @dataclass(frozen=True)
 class FeedSettings:
-    """Who reads, and where a crash is written down: the rank in words, the quarantine's file, the file for stacks.
+    """How a feed names itself, how long it waits, and where it records a worker's crash.
 
-    `device` is what batches are pinned for: which card is the current one is a matter of each thread.
+    `who` names the rank in messages; `quarantine` and `stacks` are files (None: nothing is recorded). The feed's thread
+    pins batches for `device`, since each thread has a current card of its own.
     """
 
     who: str
@@ -76,14 +80,14 @@ class FeedSettings:
     stacks: Path | None = None
     patience: float = PATIENCE_S
     report_after: float = REPORT_AFTER_S
-    state_of: Callable[[int], str | None] = lambda pid: None  # The kernel's letter for a process, where it is known.
+    state_of: Callable[[int], str | None] = lambda pid: None  # The kernel's state letter of a process, if known.
     device: torch.device | None = None
 
 
 def feed(loader: DataLoader[Batch], settings: FeedSettings, stopped: Callable[[], bool] = bool) -> BatchFeed:
-    """The batches of a loader of `Batches`; they end early once `stopped()` is true. Close it when done.
+    """The batches of a loader of `Batches`, until `stopped()` is true. The caller closes the feed.
 
-    Raises LostRankError that names worker and clip, when a worker died or is stuck.
+    Raises LostRankError, naming worker and clip, when a worker dies or is stuck; the loader's own errors pass through.
     """
     source = _Source(loader, settings)
     try:
@@ -94,23 +98,23 @@ def feed(loader: DataLoader[Batch], settings: FeedSettings, stopped: Callable[[]
 
 
 class _Source:
-    """The thread that runs the loader, and what its workers are at."""
+    """Runs the loader in a thread and watches its workers."""
 
     def __init__(self, loader: DataLoader[Batch], settings: FeedSettings) -> None:
         assert isinstance(loader.dataset, Batches)
         self._loader, self._batches, self._settings = loader, loader.dataset, settings
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._given: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: one batch more; False: end.
+        self._answers: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._workers: list[BaseProcess] = []
-        self._waited_at: dict[int, tuple[int, float]] = {}  # Worker -> its sample, and since when it was seen there.
-        self._reported: dict[int, int] = {}  # Worker -> the sample at which it was told to be slow.
-        self._broken = False
+        self._waited_at: dict[int, tuple[int, float]] = {}  # Worker -> (its sample, since when).
+        self._reported: dict[int, int] = {}  # Worker -> the sample for which it was reported as slow.
+        self._broken = False  # The thread may never answer again, so `close` does not wait for it.
         self._stacks: IO[bytes] = tempfile.NamedTemporaryFile(prefix="sfa_dist-")  # noqa: SIM115 (closed in `close`)
         self._batches.stacks = self._stacks.name
         self._thread = threading.Thread(target=self._serve, name="feed", daemon=True)
         self._thread.start()
         for _ in range(self._batches.ahead):
-            self._asked.put(True)
+            self._requests.put(True)
 
     def _serve(self) -> None:
         try:
@@ -119,38 +123,38 @@ class _Source:
             others = set(multiprocessing.active_children())
             batches = iter(self._loader)  # Forks the workers.
             self._workers = [child for child in multiprocessing.active_children() if child not in others]
-            while self._asked.get():
-                self._given.put(next(batches, None))
-        except BaseException as error:  # noqa: BLE001 (raised where the batch is waited for)
-            self._given.put(error)
+            while self._requests.get():
+                self._answers.put(next(batches, None))
+        except BaseException as error:  # noqa: BLE001 (`next` raises it in the main thread)
+            self._answers.put(error)
 
     def next(self, stopped: Callable[[], bool]) -> Batch | None:
-        """The next batch; None at the end, and once `stopped()` is true."""
+        """The next batch; None at the end of the loader, or once `stopped()` is true."""
         if stopped():
             return None
-        self._asked.put(True)
+        self._requests.put(True)
         self._waited_at.clear()
         while True:
             try:
-                answer = self._given.get(timeout=POLL_S)
+                answer = self._answers.get(timeout=POLL_S)
             except queue.Empty:
                 if stopped():
                     return None
-                self._look_at_workers()
+                self._check_workers()
                 continue
             if isinstance(answer, BaseException):
                 self._broken = True
-                # A worker's death is the better story: what it had sent cannot be fetched any more.
+                # A dead worker is the cause, and the loader's error its effect: wait for the exit code, and raise that.
                 end = time.monotonic() + DEATH_S
                 while self._workers and not any(w.exitcode for w in self._workers) and time.monotonic() < end:
                     time.sleep(DEATH_POLL_S)
-                self._look_at_workers()
+                self._check_workers()
                 raise answer
             return answer
 
     def close(self) -> None:
-        """Ends the workers; they ignore signals, so one that hangs in a decoder has to be killed."""
-        self._asked.put(False)
+        """Ends the workers. They ignore signals, so one that hangs in a decoder is killed."""
+        self._requests.put(False)
         if (self._workers or self._batches.ahead) and not self._broken:
             self._thread.join(SHUTDOWN_S)
         for worker in self._workers:
@@ -160,7 +164,8 @@ class _Source:
             worker.join(SHUTDOWN_S)
         self._stacks.close()
 
-    def _look_at_workers(self) -> None:
+    def _check_workers(self) -> None:
+        """Raises LostRankError for a dead or stuck worker, and prints a warning for a slow one."""
         for worker in self._workers:
             if worker.exitcode:
                 self._broken = True
@@ -168,34 +173,34 @@ class _Source:
         now = time.monotonic()
         for number, (pid, sample) in enumerate(self._batches.positions.tolist()):
             seen, since = self._waited_at.setdefault(number, (sample, now))
-            # Between two clips it may have nothing to do, unless somebody has stopped it there.
+            # A worker between two clips may have nothing to do; only a stopped one counts as stuck there.
             if sample != seen or (sample == NO_SAMPLE and not self._is_stopped(pid)):
                 self._waited_at[number] = (sample, now)
             elif now - since > self._settings.patience:
                 self._broken = True
                 raise LostRankError(
-                    f"{self._stuck(number, pid, sample, now - since)}; look at the storage, or take the clip out of "
-                    "the shards and run the same command again to go on from the last checkpoint"
+                    f"{self._describe_wait(number, pid, sample, now - since)}; check the storage, or remove the clip "
+                    "from the shards, and run the same command again to go on from the last checkpoint"
                 )
             elif now - since > self._settings.report_after and self._reported.get(number) != sample:
                 self._reported[number] = sample
-                limit = f"the run ends after {self._settings.patience:.0f} s of it"
-                print_line(f"warning: {self._stuck(number, pid, sample, now - since)}; waiting for it, {limit}")
+                wait = self._describe_wait(number, pid, sample, now - since)
+                print_line(f"warning: {wait}; still waiting, the run ends after {self._settings.patience:.0f} s")
 
     def _is_stopped(self, pid: int) -> bool:
         return pid != NO_SAMPLE and self._settings.state_of(pid) in ("T", "t")
 
-    def _stuck(self, number: int, pid: int, sample: int, seconds: float) -> str:
-        """Which worker waits where, and what the kernel says of it."""
+    def _describe_wait(self, number: int, pid: int, sample: int, seconds: float) -> str:
+        """Which worker has been where for how long, with the kernel's state of its process."""
         at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
         letter = None if pid == NO_SAMPLE else self._settings.state_of(pid)
         state = f" (process {pid}, {STATES.get(letter, f'state {letter}')})" if letter else ""
         return f"{self._settings.who}: loader worker {number} has been {at} for {seconds:.0f} s{state}"
 
     def _describe_death(self, worker: BaseProcess) -> str:
-        """What became of a worker, at which clip, and what to do."""
-        rows = {pid: (number, sample) for number, (pid, sample) in enumerate(self._batches.positions.tolist())}
-        number, sample = rows.get(worker.pid or 0, (-1, NO_SAMPLE))
+        """How a worker ended, at which clip, and what to do."""
+        by_pid = {pid: (number, sample) for number, (pid, sample) in enumerate(self._batches.positions.tolist())}
+        number, sample = by_pid.get(worker.pid or 0, (-1, NO_SAMPLE))
         code = worker.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         at = "between two clips" if sample == NO_SAMPLE else f"at clip {self._batches.index.name(sample)}"
@@ -204,27 +209,30 @@ class _Source:
         text = f"{self._settings.who}: loader worker {number} (process {worker.pid}) {how} {at}"
         advice = "run the same command again to go on from the last checkpoint"
         if -code == signal.SIGKILL:
-            advice = f"where memory is short the system kills (fewer data.workers take less); {advice}"
+            advice = f"the system kills processes where memory is short (fewer data.workers use less); {advice}"
         elif -code in CRASHES:
             advice = self._note_crash(sample, how) + advice
         return f"{text}; {advice}"
 
     def _note_crash(self, sample: int, how: str) -> str:
-        """Writes down what can be; a disk that refuses must not take the place of the crash."""
-        told = ""
+        """Saves the worker's stacks and quarantines its clip; returns what was done, for the message.
+
+        A disk error goes into the message too: it must not replace the crash as the reported cause.
+        """
+        note = ""
         stacks, quarantine = self._settings.stacks, self._settings.quarantine
         try:
             if stacks is not None and (written := Path(self._stacks.name).read_bytes()):
                 stacks.parent.mkdir(parents=True, exist_ok=True)
                 with stacks.open("ab") as file:
                     file.write(written)
-                told = f"its stacks are in {stacks}; "
+                note = f"its stacks are in {stacks}; "
         except OSError as error:
-            told = f"its stacks are lost ({explain(error, self._settings.stacks)}); "
+            note = f"its stacks are lost ({explain(error, self._settings.stacks)}); "
         if quarantine is None or sample == NO_SAMPLE:
-            return told
+            return note
         try:
             add_to_quarantine(quarantine, self._batches.index, sample, f"its decoder {how}")
         except CheckpointError as error:
-            return f"{told}{error}, so the next start meets it again; "
-        return f"{told}the clip is in {quarantine} and counts as bad from now on; "
+            return f"{note}{error}, so the next start will crash on the clip again; "
+        return f"{note}the clip is in {quarantine} and counts as bad from now on; "

@@ -1,4 +1,4 @@
-"""The loader processes: what they get, how they start and end, and how they report where they are."""
+"""The loader and its worker processes: how they start and end, and how they report which sample they read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Batches(Dataset[Batch]):
-    """Batches of the samples of `index`, made by `workers` processes that report where they are.
+    """Batches of the samples of `index`, made by `workers` processes that report which sample they read.
 
-    `positions`, int64 (workers, 2), is shared by all processes: each worker's process id and the sample that it reads,
-    or NO_SAMPLE. `stacks` names the file that a crashing worker writes its stacks to. `ahead` is how many batches a
-    feed without workers makes before they are asked for: those that a card decodes beside the training.
+    `positions`, int64 (max(workers, 1), 2), is shared by all processes: each worker's process id and the sample that it
+    reads, or NO_SAMPLE. A crashing worker writes its stacks to the file `stacks`. Without workers a feed requests
+    `ahead` batches in advance, so that a card can decode beside the training.
     """
 
     ahead = 0
@@ -44,18 +44,18 @@ class Batches(Dataset[Batch]):
 
 
 class Loader(DataLoader[Batch]):
-    """Unpacks what workers send, raises the SfaError of a worker as the one line that it is (DataLoader makes the
-    worker's traceback its text), and ends its workers with the iteration.
+    """A DataLoader that unpacks its workers' messages, passes on their errors, and ends them with the iteration.
 
-    They would outlive an error, whose traceback holds their iterator, and ignore the SIGTERM that Python sends them
-    before it waits for them at its exit, so the process would not end.
+    A worker's SfaError is raised with its own one-line text; DataLoader would put the worker's traceback there. Workers
+    are ended explicitly: after an error the traceback keeps their iterator alive, and they ignore the SIGTERM that
+    Python sends before it joins them at exit, so the process would hang.
     """
 
-    pins = False  # Whether batches of workers are copied into page-locked memory.
+    pins = False  # Whether batches from workers are copied into page-locked memory.
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         sent: Iterator[Any] = super().__iter__()
-        return _guarded(sent, Receiver(self.pins) if self.num_workers else _as_it_is)
+        return _guarded(sent, Receiver(self.pins) if self.num_workers else _unchanged)
 
 
 def _guarded(sent: Iterator[Any], receive: Callable[[Any], Batch]) -> Iterator[Batch]:
@@ -66,7 +66,7 @@ def _guarded(sent: Iterator[Any], receive: Callable[[Any], Batch]) -> Iterator[B
         name = f"{kind.__module__}.{kind.__qualname__}: "
         raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
     finally:
-        end_workers = getattr(sent, "_shutdown_workers", None)  # only where there are any
+        end_workers = getattr(sent, "_shutdown_workers", None)  # Absent where there are no workers.
         if end_workers is not None:
             end_workers()
 
@@ -74,8 +74,8 @@ def _guarded(sent: Iterator[Any], receive: Callable[[Any], Batch]) -> Iterator[B
 def make_loader(
     batches: Dataset[Batch], items: Iterable[int], workers: int, pin_memory: bool, prefetch_factor: int
 ) -> Loader:
-    """A loader of the given items, in order, from `workers` processes (0: this one)."""
-    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else _as_it_is
+    """A loader of the given items, in order, made by `workers` processes (0: by this one)."""
+    collate: Callable[[Any], Any] = Sender(prefetch_factor) if workers else _unchanged
     loader = Loader(
         batches,
         batch_size=None,
@@ -84,27 +84,28 @@ def make_loader(
         collate_fn=collate,
         worker_init_fn=start_worker,
         prefetch_factor=prefetch_factor if workers else None,
-        pin_memory=pin_memory and not workers,  # Those of workers are pinned as they come out of their buffers.
-        generator=torch.Generator(),  # its own: making an iterator draws a number, which must not shift the model's
+        pin_memory=pin_memory and not workers,  # With workers, `Receiver` pins what it copies out of the buffers.
+        generator=torch.Generator(),  # Its own: creating an iterator draws a number, which must not shift the model's.
     )
     loader.pins = pin_memory and workers > 0
     return loader
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
 def start_worker(worker: int) -> None:
-    """Signals go to the whole process group, but stopping is the trainer's decision: a worker that dies of one would
-    take the rank with it before its state is saved. One thread each: the workers are the parallelism.
+    """Prepares a worker process: signals ignored, stacks written on a crash, one thread.
 
-    A crash is written down by its stacks alone; torch's own handlers would add a line to the rank's stderr.
+    Signals reach the whole process group, but only the trainer decides to stop: a worker killed by one would take the
+    rank down before its state is saved. A crash writes its stacks and nothing else; torch's own handlers would add a
+    line to the rank's stderr. One thread is enough, because the workers are the parallelism.
     """
-    signal.set_wakeup_fd(-1)  # The rank's, that a fork hands down.
+    signal.set_wakeup_fd(-1)  # The fork inherits the rank's.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    faulthandler.disable()  # The rank's, where it has one: it keeps the handlers that it found.
+    faulthandler.disable()  # The rank's, if it has one: it still refers to the handlers that it found there.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
     info = get_worker_info()
@@ -112,5 +113,5 @@ def start_worker(worker: int) -> None:
     batches = info.dataset
     if isinstance(batches, Batches):
         batches.positions[worker, 0] = os.getpid()
-        faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (open until the worker ends)
+        faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (stays open until the worker ends)
     torch.set_num_threads(1)

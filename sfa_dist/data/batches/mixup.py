@@ -1,14 +1,14 @@
-"""Mixup: every training clip is blended with another one of its batch, and its loss with that of the other's label.
+"""Mixup: blends each training clip with another clip of its batch, and the losses of their two labels alike.
 
-As in the official code (scenic dataset_utils.mixup) a batch is paired with its reverse and has one share, drawn from
-Beta(alpha, alpha): a row becomes share x itself + (1 - share) x its mirror image. The official batch is the one of a
-device, which does nothing where a device holds one clip; here it is the global batch (`over: global`, the same pairs
-and shares for any number of ranks) or the micro-batch (`over: device`).
+As in the official code (scenic dataset_utils.mixup), a batch is paired with its reverse and has one share, drawn from
+Beta(alpha, alpha): a row becomes share x itself + (1 - share) x its mirror image. The official code mixes the batch of
+a device, which changes nothing where a device holds one clip. Here it is the global batch (`over: global`: the same
+pairs and shares for any number of ranks) or the micro-batch (`over: device`).
 
-Shares are keyed by (seed, epoch, step), so that a run that goes on mixes what the first one would have. Labels are not
-blended: a batch carries both of them (`Batch.labels`, `Batch.mix`), and the loss is
-share x loss(labels) + (1 - share) x loss(partners), which label smoothing goes together with. Padding and bad clips
-are never mixed in.
+Shares are keyed by (seed, epoch, step), so that a resumed run mixes exactly as an uninterrupted one. Labels are not
+blended: a batch carries both (`Batch.labels`, `Batch.mix`), and the loss is
+share x loss(labels) + (1 - share) x loss(partners), which also works with label smoothing. Padding and bad clips are
+never mixed in.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from sfa_dist.data.batches.batch import Batch, Mix
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.sampling.sample_plan import Ids
 
-_ELEMENTS_AT_ONCE = 1 << 20  # Blending works in float32: so much of a clip stays in the cache.
+_ELEMENTS_AT_ONCE = 1 << 20  # Blending works in float32: this many elements fit into the CPU cache.
 
 
 def mirrored(positions: Ids, batch_size: int) -> Ids:
-    """Positions (int64, any shape) of the mirror images in the global batch: first and last are a pair; -1 stays."""
+    """Positions, int64 of any shape, -> those of their partners in the reversed global batch; -1 stays -1."""
     step, slot = np.divmod(positions, batch_size)
     return np.where(positions >= 0, step * batch_size + batch_size - 1 - slot, -1)
 
 
 def draw_share(alpha: float, seed: int, epoch: int, step: int, micro_batch: int | None = None) -> float:
-    """How much of itself each clip of a step keeps; of a step's micro-batch (numbered over all ranks), where given."""
+    """The share of itself that each clip of a step keeps, or each of one micro-batch, numbered over all ranks."""
     purpose = "mixup" if micro_batch is None else f"mixup of micro-batch {micro_batch}"
     return beta_share(sample_rng(seed, epoch, step, purpose), alpha)
 
 
 def beta_share(rng: np.random.Generator, alpha: float) -> float:
-    """One draw of Beta(alpha, alpha) by uniform numbers alone (Joehnk 1964), alpha in (0, 1]."""
+    """One draw of Beta(alpha, alpha) for alpha in (0, 1], from uniform numbers alone (Joehnk 1964)."""
     while True:
         first, second = float(rng.random()) ** (1 / alpha), float(rng.random()) ** (1 / alpha)
         if 0 < first + second <= 1:
@@ -49,10 +49,12 @@ def beta_share(rng: np.random.Generator, alpha: float) -> float:
 def mix(
     batch: Batch, name: Literal["clips", "features"], partners: Ids, share: float, read: Callable[[Ids], Batch]
 ) -> None:
-    """Blends the rows (B, ...) of field `name` with the samples `partners` int64 (B,), -1 for none, and sets
-    `batch.mix`. `read` returns a batch of those that are not in this one."""
+    """Blends each row of field `name`, (B, ...), with the sample in `partners`, and sets `batch.mix`.
+
+    `partners` is int64 (B,), -1 for none. `read` returns a batch of the samples that this one lacks.
+    """
     ids = batch.ids.numpy()
-    partners = np.where((ids >= 0) & (partners >= 0), partners, ids)  # Padding is its own partner, and so is its pair.
+    partners = np.where((ids >= 0) & (partners >= 0), partners, ids)  # Padding, and a clip paired with it, stay alone.
     absent = np.setdiff1d(partners, ids)
     batches = [batch, read(absent)] if len(absent) else [batch]
     row_of = {int(sample): row for row, sample in enumerate(np.concatenate([ids, absent]))}
@@ -70,8 +72,7 @@ def mix(
 
 
 def blend(own: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
-    """share x own + (1 - share) x other, in float32, as the dtype of `own`; uint8 is rounded, by half a level at
-    most."""
+    """share x own + (1 - share) x other, computed in float32, in the dtype of `own`; uint8 is rounded."""
     if share == 1.0:
         return own
     parts = []

@@ -1,4 +1,4 @@
-"""What the loaders of clips and of stored features share: their settings, a rank's part of a plan, and its batches."""
+"""What the loaders of clips and of cached features share: settings, a rank's share of the sample plan, and batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock, MixupBlo
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clips are cut: `frames` frames of `crop` x `crop` pixels; `seed` is the run's, for augmentation."""
+    """How clips are cut: `frames` frames of `crop` x `crop` pixels; the run's `seed` determines the augmentation."""
 
     data: DataBlock
     frames: int
@@ -28,14 +28,16 @@ class ClipSettings:
 
     @property
     def span(self) -> int:
-        """Frames of a video from the first to the last of a clip."""
+        """Frames of the video from a clip's first frame to its last, both included."""
         return (self.frames - 1) * self.data.stride + 1
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What each loader of a stage takes, whatever the split and the epoch. Evaluation needs `seed` only for
-    `data.frame_order: shuffled`."""
+    """The settings that all loaders of a stage share, whatever the split and the epoch.
+
+    Evaluation uses `seed` only for `data.frame_order: shuffled`.
+    """
 
     data: DataBlock
     batch: BatchBlock
@@ -46,10 +48,10 @@ class LoaderSettings:
     rank: int = 0
     world_size: int = 1
     decoder: Decoder | None = None
-    """None: that of `data.decoder`."""
+    """None: the decoder that `data.decoder` names."""
     pin_memory: bool = False
     prefetch_factor: int = 2
-    """Batches that each worker has ready."""
+    """Batches that each worker prepares in advance."""
 
     @property
     def clip(self) -> ClipSettings:
@@ -57,16 +59,16 @@ class LoaderSettings:
         return ClipSettings(self.data, self.frames, self.crop, self.seed)
 
     def open_decoder(self) -> Decoder:
-        """What decodes the clips. Raises RecipeError where `data.decoder` is not installed."""
+        """The decoder of the clips. Raises RecipeError where `data.decoder` is not installed."""
         return self.decoder or decoder_of(self.data)
 
     def train_share(self, index: SampleIndex, mixup: MixupBlock | None = None) -> RankShare:
-        """This rank's part of training, in an order that is the same for any number of ranks."""
+        """This rank's share of training; the order of the samples is the same for any number of ranks."""
         plan = train_plan(index, self.data, self.batch, self.seed, mixup)
         return RankShare(plan, self.rank, self.world_size, self.batch.micro)
 
     def eval_share(self, index: SampleIndex) -> RankShare:
-        """This rank's part of an evaluation."""
+        """This rank's share of an evaluation."""
         micro = self.batch.eval_micro or self.batch.micro
         return RankShare(eval_plan(index, micro, self.world_size), self.rank, self.world_size, micro)
 
@@ -89,12 +91,12 @@ class RankShare:
         return self.plan.steps_per_epoch * self.accumulation
 
     def positions(self, item: int) -> Ids:
-        """Positions in the epoch of micro-batch `item`: int64 (micro,), -1 for slots beyond the global batch."""
+        """The positions in the epoch of micro-batch `item`: int64 (micro,), -1 for slots beyond the global batch."""
         return self.plan.item_positions(item, self.rank, self.world_size, self.micro)
 
 
 class PlannedBatches(Batches):
-    """Item k is the k-th micro-batch of `share` in the epoch: step k // accumulation, part k % accumulation."""
+    """The micro-batches of `share` in an epoch: item k is part k % accumulation of step k // accumulation."""
 
     def __init__(self, index: SampleIndex, share: RankShare, workers: int = 0) -> None:
         super().__init__(index, workers)
@@ -104,8 +106,10 @@ class PlannedBatches(Batches):
         return len(self.share)
 
     def read_batch(self, ids: Ids, read: Callable[[int, int], None]) -> Batch:
-        """A batch of the samples `ids` (-1: padding). `read(row, sample)` fetches one, or raises BadSample: then its
-        row has weight 0."""
+        """A batch of the samples `ids`, int64 (B,), -1 for padding.
+
+        `read(row, sample)` reads one sample; where it raises BadSample, the row has weight 0 and the batch names it.
+        """
         labels, weights = np.zeros((len(ids), *self.index.label.shape[1:]), np.int64), np.zeros(len(ids), np.float32)
         bad: list[tuple[str, str]] = []
         position = self.own_position()
@@ -124,7 +128,7 @@ class PlannedBatches(Batches):
 
 
 def planned_loader(batches: PlannedBatches, settings: LoaderSettings, start_step: int = 0) -> Loader:
-    """The batches from optimizer step `start_step` of the epoch to its end, made by `data.workers` processes."""
+    """A loader from optimizer step `start_step` to the end of the epoch, with `data.workers` processes."""
     items = range(start_step * batches.share.accumulation, len(batches))
     return make_loader(batches, items, settings.data.workers, settings.pin_memory, settings.prefetch_factor)
 
@@ -132,11 +136,11 @@ def planned_loader(batches: PlannedBatches, settings: LoaderSettings, start_step
 def train_plan(
     index: SampleIndex, data: DataBlock, batch: BatchBlock, seed: int, mixup: MixupBlock | None = None
 ) -> SamplePlan:
-    """The order of training, the same on all ranks. Cheap to make: the order itself is computed as it is needed."""
+    """The order of training, the same on all ranks; cheap to create, since positions are computed on demand."""
     paired = mixup is not None and mixup.over == "global"
     return SamplePlan(index.shard_sizes, seed, batch.size, data.shuffle_shards, paired=paired)
 
 
 def eval_plan(index: SampleIndex, micro: int, world_size: int) -> SamplePlan:
-    """Each sample once, in order. All ranks have equally many batches, some padded, so collectives stay in step."""
+    """Each sample once, in order; padding gives all ranks the same number of batches, so collectives stay in step."""
     return SamplePlan(index.shard_sizes, 0, micro * world_size, 1, shuffle=False)

@@ -1,16 +1,15 @@
-"""From the index to batches of clips. The steps, in order:
+"""From the index to batches of clips, in seven steps.
 
     1 index    every sample's position, checksum and label       shard_index.SampleIndex
-    2 plan     which samples this rank holds at this step        sample_plan.SamplePlan, planned.RankShare
+    2 plan     which samples this rank takes at a step           sample_plan.SamplePlan, planned.RankShare
     3 read     by offset, checked by crc32                       reader.read_clip_bytes
-    4 decode   an opened video                                   decode.Decoder
+    4 decode   the opened video                                  decode.Decoder
     5 sample   which frames make the clip                        clip_sampling
     6 augment  resize, crop, colour                              augment
     7 batch    tensors                                           batch.Batch
 
 Each step is a pure function of (sample, epoch, seed), so any number of loader workers gives the same batches, and a
-run is resumed by starting at another item. A bad sample is never replaced by another one, which would then be seen
-twice.
+run resumes by starting at a later item. A bad sample is never replaced by another one, which would then be seen twice.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class TrainViews:
     views: int = 1
 
     def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
-        """uint8 (1, 3, T, S, S)."""
+        """The view of sample number `sample` in `epoch`: uint8 (1, 3, T, S, S)."""
         settings = self.clip
         seed, stride = settings.seed, settings.data.stride
         offset = random_offset(sample_rng(seed, epoch, sample, "clip"), video.num_frames, settings.frames, stride)
@@ -62,7 +61,7 @@ class TrainViews:
 
 @dataclass(frozen=True)
 class EvalViews:
-    """temporal x spatial views of each sample, the spatial ones of one temporal view side by side."""
+    """temporal * spatial views of each sample; the spatial views of one temporal view are neighbours."""
 
     clip: ClipSettings
     temporal: int
@@ -71,18 +70,18 @@ class EvalViews:
 
     @property
     def views(self) -> int:
-        """Views of one sample."""
+        """Number of views of a sample."""
         return self.temporal * self.spatial
 
     def __call__(self, video: Video, epoch: int, sample: int) -> torch.Tensor:
-        """uint8 (views, 3, T, S, S)."""
+        """All views of sample number `sample`: uint8 (views, 3, T, S, S)."""
         settings = self.clip
         stride, frames = settings.data.stride, settings.frames
         offsets = view_offsets(video.num_frames, frames, stride, self.temporal)
         numbers = [frame_indices(video.num_frames, frames, stride, offset) for offset in offsets]
         ordered = [_ordered(each, settings, epoch, sample) for each in numbers]
         crops = SpatialViews(settings.data.resize, settings.crop, self.resize, self.spatial)
-        # Windows overlap: one call decodes each frame once.
+        # Temporal views overlap: a single call decodes each frame once.
         clips = video.frames_at(np.concatenate(ordered), crops.shrink).split(frames)
         views = torch.empty(
             (self.views, 3, frames, settings.crop, settings.crop), dtype=torch.uint8, device=clips[0].device
@@ -93,7 +92,7 @@ class EvalViews:
 
 
 class MicroBatches(PlannedBatches):
-    """Micro-batches of clips in `epoch`, each with all its views."""
+    """The micro-batches of clips of one epoch, each clip with all its views."""
 
     def __init__(
         self,
@@ -138,23 +137,26 @@ class MicroBatches(PlannedBatches):
         return batch
 
     def _opened(self, data: bytes) -> Video:
-        """An opened video; notes whether it is shorter than the span of a clip."""
+        """Opens a video and notes whether it is shorter than a clip's span."""
         video = self._open(data)
         self._is_short = video.num_frames < self.views.clip.span
         return video
 
     def read_clips(self, sample: int) -> torch.Tensor:
-        """uint8 (views, 3, T, S, S) of one sample; raises BadSample."""
+        """The views of one sample, uint8 (views, 3, T, S, S). Raises BadSample."""
         if sample in self.index.errors or not self.index.has_label(sample):
             raise BadSample(self.index.errors.get(sample, NO_LABEL))
-        check_bytes(int(self.index.size[sample]), self.views.clip.data.limits)  # before it is read
+        check_bytes(int(self.index.size[sample]), self.views.clip.data.limits)  # Before it is read into memory.
         return cut_clips(read_clip_bytes(self.index, sample), self.decoder, self.views, self.epoch, sample)
 
 
 def cut_clips(
     data: bytes, decoder: Decoder, views: TrainViews | EvalViews, epoch: int = 0, sample: int = 0
 ) -> torch.Tensor:
-    """uint8 (views, 3, T, S, S) of a video file, on the host; raises BadSample."""
+    """The views of the video file `data`, uint8 (views, 3, T, S, S) on the host.
+
+    Unless `data.damaged` is `strict`, a damaged file is cut from its intact beginning. Raises BadSample.
+    """
     settings = views.clip
     with beside_training(decoder.device):
         try:
@@ -168,10 +170,10 @@ def cut_clips(
 
 
 def train_loader(index: SampleIndex, settings: LoaderSettings, *, epoch: int, start_step: int = 0) -> Loader:
-    """Micro-batches of one rank and epoch, from the start of optimizer step `start_step` to the end of the epoch.
+    """A rank's micro-batches of an epoch, from optimizer step `start_step` to the end of the epoch.
 
-    `accumulation` = ceil(batch.size / (world_size * batch.micro)) batches in a row belong to one optimizer step.
-    Batches have B = batch.micro and V = 1. Raises RecipeError where `data.decoder` is not installed.
+    Each run of ceil(batch.size / (world_size * batch.micro)) batches is one optimizer step. Batches have
+    B = batch.micro and V = 1. Raises RecipeError where `data.decoder` is not installed.
     """
     mixup = settings.augment.mixup
     batches = MicroBatches(
@@ -189,21 +191,24 @@ def train_loader(index: SampleIndex, settings: LoaderSettings, *, epoch: int, st
 def eval_loader(
     index: SampleIndex, settings: LoaderSettings, *, temporal_views: int = 1, spatial_views: int = 1
 ) -> Loader:
-    """All samples once over all ranks, each with all its views: B = batch.eval_micro (or batch.micro) samples a batch,
-    V = temporal_views * spatial_views, resized as `augment.resize` says. Raises RecipeError as `train_loader`."""
+    """A rank's share of all samples, each seen once over all ranks and with all its views.
+
+    Batches have B = batch.eval_micro (or batch.micro) and V = temporal_views * spatial_views; frames are resized as
+    `augment.resize` says. Raises RecipeError where `data.decoder` is not installed.
+    """
     views = EvalViews(settings.clip, temporal_views, spatial_views, settings.augment.resize)
     share, workers = settings.eval_share(index), settings.data.workers
     return planned_loader(MicroBatches(index, share, views, settings.open_decoder(), workers=workers), settings)
 
 
 def check_labels(index: SampleIndex, model: ModelBlock) -> None:
-    """Raises DataError if a label does not fit the model's classes: on a GPU that is a nameless crash."""
+    """Raises DataError where a label does not fit the model's classes: on a GPU the loss would crash unexplained."""
     heads = {"": model.classes} if model.class_heads is None else model.class_heads
     columns = index.label.reshape(len(index), -1)
     if columns.shape[1] != len(heads):
         where = shown(index.shards[0])
-        if not (columns >= 0).any():  # An index.json of before nouns and verbs were read.
-            raise DataError(f"{where}: its index knows no labels of clips; run `sfa index` on the shards")
+        if not (columns >= 0).any():  # An index.json written before nouns and verbs were read.
+            raise DataError(f"{where}: its index has no labels of the clips; run `sfa index` on the shards")
         one = "one label each: set model.classes alone in the recipe"
         several = "a noun and a verb each: set model.class_heads: {noun: ..., verb: ...} in the recipe"
         raise DataError(f"the clips of {where} have {one if len(heads) > 1 else several}")
@@ -218,7 +223,7 @@ def check_labels(index: SampleIndex, model: ModelBlock) -> None:
 
 
 def _ordered(numbers: Ids, settings: ClipSettings, epoch: int, sample: int) -> Ids:
-    """The frame numbers of a clip in time, or in the sample's own random order for data.frame_order: shuffled."""
+    """A clip's frame numbers in time, or in the sample's own random order where `data.frame_order` is `shuffled`."""
     if settings.data.frame_order == "time":
         return numbers
     return numbers[permutation(sample_rng(settings.seed, epoch, sample, "order"), len(numbers))]

@@ -1,12 +1,12 @@
-"""How batches come from a loader process: through buffers of shared memory that are used again and again.
+"""How batches leave a loader process: through reused buffers of shared memory.
 
-DataLoader shares each tensor of each batch anew: a file of shared memory whose pages are all new to both processes, a
-connection and its handshake. That took two to three times as long as reading the features that it carried. Here a
-worker writes into one of a ring of buffers and sends its number; small tensors travel in the message itself.
+DataLoader shares each tensor of each batch anew: a new shared-memory file, whose pages both processes fault in, and a
+connection with its handshake. That took two to three times as long as reading the features in it. Here a worker writes
+into one of a ring of buffers and sends the buffer's number; small tensors travel in the message itself.
 
-A buffer may be written again once the batch in it was copied out. A loader of W workers that prefetches P batches each
-gives out item k + P * W when item k is asked for, so a worker is at most P batches ahead of the one that is being
-copied: P + 1 buffers are enough, and there is one to spare.
+A buffer may be overwritten once its batch has been copied out. A loader with W workers that prefetch P batches each
+requests item k + P * W when item k is taken, so a worker is at most P batches ahead of the one being copied: P + 1
+buffers are enough, and there is one to spare.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from torch.utils.data import get_worker_info
 from sfa_dist.data.batches.batch import Batch, Mix
 from sfa_dist.errors import CheckpointError
 
-Message = dict[str, Any]  # A batch by name, its tensors as arrays (small ones) and SharedTensors.
+Message = dict[str, Any]  # A batch by field name; its tensors are arrays (the small ones) or SharedTensors.
 SMALL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor in a buffer: which one, and how to read it. `buffer` uint8, shared, is sent the first time only."""
+    """A tensor in a shared buffer: which slot holds it, and its shape and dtype.
 
-    slot: tuple[int, str, int]  # Worker, name in the batch, number in the ring.
+    `buffer`, uint8 in shared memory, is sent only when the slot gets a new one.
+    """
+
+    slot: tuple[int, str, int]  # (worker, field of the batch, number in the ring).
     shape: torch.Size
     dtype: torch.dtype
     buffer: Tensor | None
@@ -44,14 +47,14 @@ class SharedTensor:
 
 @dataclass
 class Sender:
-    """The worker's side, in place of a collation: items are batches already. Each process has its own copy."""
+    """The worker's side, used as `collate_fn`; the dataset's items are batches already. Each process has its own."""
 
     prefetch_factor: int
     buffers: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
     sent: int = 0
 
     def __call__(self, batch: Batch) -> Message:
-        """The batch as it is sent."""
+        """The message that carries the batch."""
         number = self.sent % (self.prefetch_factor + 2)
         self.sent += 1
         message = {name: self._packed(name, number, value) for name, value in vars(batch).items()}
@@ -62,7 +65,7 @@ class Sender:
     def _packed(self, name: str, number: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if value.nbytes <= SMALL_BYTES and value.dtype != torch.bfloat16:  # Which numpy has not.
+        if value.nbytes <= SMALL_BYTES and value.dtype != torch.bfloat16:  # numpy has no bfloat16.
             return value.numpy()
         worker = get_worker_info()
         slot = (worker.id if worker else 0, name, number)
@@ -76,13 +79,13 @@ class Sender:
 
 @dataclass
 class Receiver:
-    """The reader's side of one iteration. `pin` copies into page-locked memory, from where a GPU takes it by itself."""
+    """The reader's side of one iteration; with `pin` batches are copied into page-locked memory."""
 
     pin: bool
     buffers: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
 
     def __call__(self, message: Message) -> Batch:
-        """The batch as the worker made it, in memory of its own."""
+        """The worker's batch, copied out of the shared buffers."""
         mix = message["mix"]
         return Batch(**{**self._unpacked_all(message), "mix": mix and Mix(**self._unpacked_all(mix))})
 
@@ -103,14 +106,14 @@ class Receiver:
 
 
 def _view(shared: SharedTensor, buffer: Tensor) -> Tensor:
-    """The tensor in its buffer."""
+    """The tensor as a view of its buffer."""
     return buffer[: shared.nbytes].view(shared.dtype).view(shared.shape)
 
 
 def share_tensors(item: Any) -> Any:
-    """In place of a collation: moves the tensors of a worker's item, a tuple, to shared memory.
+    """A `collate_fn` that moves the tensors of a worker's item, a tuple, to shared memory.
 
-    Left to the worker's queue, a node without room would lose the item, and the rank would wait without end.
+    The worker's queue would do it too, but on a node without room it loses the item, and the rank waits forever.
     """
     if get_worker_info() is not None:
         for value in item:
@@ -120,12 +123,12 @@ def share_tensors(item: Any) -> Any:
 
 
 def share(tensor: Tensor) -> Tensor:
-    """The tensor, moved to memory that processes share. Raises CheckpointError where there is no room."""
+    """Moves the tensor to shared memory and returns it. Raises CheckpointError where there is no room."""
     try:
         return tensor.share_memory_()
     except RuntimeError as error:
         size = tensor.nbytes / 2**20
         raise CheckpointError(
-            f"{socket.gethostname()} has no room for {size:.1f} MiB that loader workers hand over ({error}); free "
-            "/dev/shm there, mount it larger (docker run --shm-size), or set data.workers to 0"
+            f"{socket.gethostname()} has no room for {size:.1f} MiB of shared memory for loader workers ({error}); "
+            "free /dev/shm there, mount it larger (docker run --shm-size), or set data.workers to 0"
         ) from error

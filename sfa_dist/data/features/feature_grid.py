@@ -1,14 +1,14 @@
-"""Which tubelet steps of a video a view of the feature cache stores, and which of them make a clip.
+"""Which tubelet steps of a video the feature cache stores, and which of them make a clip.
 
-A tubelet step that starts at frame p is the frames p, p + stride, ... (`tubelet` of them, modulo the video's length,
-as the live stream loops). The steps of a clip start `pitch` = tubelet x stride frames apart. A view stores the steps of
-the whole video that start at `phases` of the `pitch` possible starts:
+A tubelet step that starts at frame p consists of the frames p, p + stride, ... (`tubelet` of them, modulo the video's
+length, as the live stream loops). The steps of a clip start `pitch` = tubelet * stride frames apart. A view stores the
+steps of the whole video that start at `phases` of the `pitch` possible offsets:
 
     pitch 4, phases 1:  0       4       8  ...        phases 2:  0   2   4   6   8  ...        phases 4: all
 
-A clip takes, for each of its steps, the stored one that starts at the same frame or next before it. With all phases
-that is every temporal crop exactly. With fewer, a crop starts up to pitch - 1 frames earlier than live, and its steps
-stay `pitch` apart (in a looped video: but for the one where it starts over).
+For each of its steps a clip takes the stored step that starts at the same frame, or else the nearest earlier one. With
+all phases every temporal crop is exact. With fewer, a crop starts up to pitch - 1 frames earlier than in live training,
+and its steps stay `pitch` apart (except where a looped video starts over).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sfa_dist.data.sampling.clip_sampling import Indices
 
 @dataclass(frozen=True)
 class StepGrid:
-    """`phases` of the tubelet x stride phases of a video."""
+    """The stored steps of a video: `phases` of its tubelet * stride phases. `tubelet` and `stride` are in frames."""
 
     tubelet: int
     stride: int
@@ -30,21 +30,22 @@ class StepGrid:
 
     @property
     def pitch(self) -> int:
-        """Frames from the start of one tubelet step of a clip to the start of the next."""
+        """Frames from the start of one tubelet step of a clip to the start of the next one."""
         return self.tubelet * self.stride
 
     def num_steps(self, num_video_frames: int) -> int:
-        """Tubelet steps stored of a video."""
+        """Number of tubelet steps that are stored of a video."""
         return -(-num_video_frames * self.phases // self.pitch)
 
     def starts(self, num_video_frames: int) -> Indices:
-        """First frames of all stored steps, rising, int64 (num_steps,): phases spread evenly, the first at 0."""
+        """First frames of all stored steps, int64 (num_steps,), ascending: evenly spread phases, the first at 0."""
         return np.arange(self.num_steps(num_video_frames), dtype=np.int64) * self.pitch // self.phases
 
     def clip_rows(self, num_video_frames: int, frames: int, offset: int) -> Indices:
-        """Rows of `starts` that make the clip of `frames` frames from frame `offset` on, int64 (frames / tubelet,).
+        """Rows of `starts`, int64 (frames / tubelet,), that make the clip of `frames` frames from frame `offset` on.
 
-        Row i starts at i * pitch // phases: the last that starts at p or before is ((p + 1) * phases - 1) // pitch.
+        Row i starts at i * pitch // phases, so the last row that starts at or before frame p is
+        ((p + 1) * phases - 1) // pitch.
         """
         wanted = clip_starts(num_video_frames, frames, self.tubelet, self.stride, offset)
         return ((wanted + 1) * self.phases - 1) // self.pitch

@@ -1,15 +1,15 @@
-"""The shards of the feature cache: plain WebDataset tars, their index, and a manifest that says what they are.
+"""The shards of the feature cache: plain WebDataset tars, their index, and a manifest that describes them.
 
     <cache>/train/view-00/      one augmented view of every training video
       part-000000-000.tar       samples of source shard 0: <key>.features.npy, <key>.json, <key>.cls
       index.json                as beside any shards
-      frames.npy                int64 (samples,): frames of each source video, 0 where it is bad
+      frames.npy                int64 (samples,): number of frames of each source video, 0 where it is bad
       manifest.json             classes, shards, bad samples, and what the features depend on; written last
     <cache>/val-32f/view-00/    the centre clips of 32 frames
 
-`features.npy` is (steps, width) float32, or the bits of bfloat16 as uint16, which numpy lacks (the .json says `dtype`).
-A part is a unit of work: which samples it holds depends on the source alone. It is complete when `<part>.json` stands
-beside it, which tells its sha256 until the manifest is there. Equal inputs give equal bytes.
+`features.npy` is (steps, width), float32 or the bits of bfloat16 as uint16, since numpy lacks bfloat16 (the .json
+records the `dtype`). A part is the unit of work; the samples in it depend on the source alone. It is complete once
+`<part>.json` lies beside it with its sha256; later the manifest takes over that record. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from sfa_dist.data.shards.index_file import write_json_atomically
 from sfa_dist.data.shards.shard_index import Int64, SampleIndex, build_index, load_index
 from sfa_dist.errors import CheckpointError, DataError
 
-PART_SAMPLES = 128  # 15 to 25 MB: small enough to lose at a kill, large enough for a parallel file system
+PART_SAMPLES = 128  # 15 to 25 MB: cheap to lose when killed, large enough for a parallel file system.
 MANIFEST_NAME, FRAMES_NAME = "manifest.json", "frames.npy"
-BUILDING_NAME = "building.json"  # What the parts so far were made of, until the manifest says it.
+BUILDING_NAME = "building.json"  # What the parts are made from, until the manifest records it.
 MEMBER = "features.npy"
-SEAL = "manifest sha256"  # Key of a manifest: of all else in it.
-MAX_FRAMES = 2**31  # Bytes.
+SEAL = "manifest sha256"  # Key in the manifest: sha256 of all other entries.
+MAX_FRAMES = 2**31  # Bytes of frames.npy.
 PART_FACTS: dict[str, Any] = {"size": int, "sha256": str, "frames": list, "bad": dict, "seconds": (int, float)}
 STORED = {torch.bfloat16: ("bfloat16", "<u2"), torch.float32: ("float32", "<f4")}
 
 
 def plan_parts(index: SampleIndex, view: int) -> list[FeaturePart]:
-    """All parts of a view: runs of at most PART_SAMPLES neighbours of one source shard."""
+    """All parts of a view, each of at most PART_SAMPLES neighbouring samples of one source shard."""
     parts, first = [], 0
     for shard, size in enumerate(index.shard_sizes.tolist()):
         for piece, begin in enumerate(range(0, size, PART_SAMPLES)):
@@ -61,7 +61,7 @@ def plan_parts(index: SampleIndex, view: int) -> list[FeaturePart]:
 
 @lru_cache(maxsize=4096)
 def npy_header(steps: int, width: int, descr: str) -> bytes:
-    """What a .npy of shape (steps, width) begins with."""
+    """The header of a .npy file of shape (steps, width)."""
     file = io.BytesIO()
     facts = {"descr": descr, "fortran_order": False, "shape": (steps, width)}
     np.lib.format.write_array_header_1_0(file, facts)
@@ -69,7 +69,10 @@ def npy_header(steps: int, width: int, descr: str) -> bytes:
 
 
 def begin_view(folder: Path, made_of: dict[str, Any]) -> dict[str, Any]:
-    """What the parts in a folder are made of: `made_of` where it holds none yet. Raises OSError."""
+    """Records what the parts in a folder are made from, `made_of`, unless it is recorded already; returns the record.
+
+    Raises OSError, DataError where the record cannot be read.
+    """
     path = folder / BUILDING_NAME
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def begin_view(folder: Path, made_of: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_building(folder: Path) -> dict[str, Any]:
-    """What the parts in a folder are made of, as long as the view is not complete; nothing where none is begun."""
+    """The record of what the parts of an incomplete view are made from; empty where there is none."""
     path = folder / BUILDING_NAME
     try:
         return read_object(path)
@@ -89,23 +92,23 @@ def read_building(folder: Path) -> dict[str, Any]:
 
 
 class PartWriter:
-    """Writes one part: under a temporary name, flushed, renamed, and then its `<part>.json`. Raises OSError."""
+    """Writes one part under a temporary name; `finish` renames it and adds `<part>.json`. Raises OSError."""
 
     def __init__(self, folder: Path, part: FeaturePart, index: SampleIndex, facts: dict[str, Any]) -> None:
         self.part, self._folder, self._index, self._facts = part, folder, index, facts
         self._temporary = folder / f".{part.name}.tar.tmp"
         self._file = self._temporary.open("wb")
-        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")  # no time, no user: same bytes
+        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")  # Equal inputs give equal bytes.
         self._frames: list[int] = []
         self._bad: dict[str, str] = {}
 
     @property
     def is_full(self) -> bool:
-        """Whether all samples of the part are in."""
+        """Whether all samples of the part have been added."""
         return len(self._frames) == len(self.part.samples)
 
     def add(self, sample: int, features: torch.Tensor, num_video_frames: int) -> None:
-        """The next sample: features (steps, width) on the CPU."""
+        """Adds the next sample: `features` (steps, width), float32 or bfloat16, on the CPU."""
         name, descr = STORED[features.dtype]
         bits = features.view(torch.uint16) if features.dtype == torch.bfloat16 else features
         array = np.ascontiguousarray(bits.numpy())
@@ -114,7 +117,7 @@ class PartWriter:
         self._frames.append(num_video_frames)
 
     def add_bad(self, sample: int, reason: str) -> None:
-        """A sample without features, so that samples keep their numbers."""
+        """Adds a sample without features, so that the samples behind it keep their numbers."""
         self._write(sample, {}, {"error": reason})
         self._frames.append(0)
         self._bad[str(sample)] = reason
@@ -129,7 +132,7 @@ class PartWriter:
         self._tar.write(record)
 
     def finish(self, seconds: float) -> None:
-        """Puts the part in its place; `seconds` is what it took."""
+        """Moves the part to its final name and records it; `seconds` is the time that it took."""
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -141,15 +144,15 @@ class PartWriter:
         write_json_atomically(path.with_suffix(".json"), done)
 
     def discard(self) -> None:
-        """Leaves nothing of a part that is not finished."""
-        with contextlib.suppress(OSError):  # What it still holds finds no room: that has been told.
+        """Removes an unfinished part."""
+        with contextlib.suppress(OSError):  # Closing flushes, which fails on the full disk that was reported already.
             self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
 
 def missing_parts(folder: Path, parts: Sequence[FeaturePart], workers: int) -> list[FeaturePart]:
-    """Parts that are not there, or are not what their `.json` says (read again in full); leftovers are removed."""
+    """Parts that are absent or differ from their `.json`; reads every part in full, and removes temporary files."""
     for remains in folder.glob(".*.tmp"):
         remains.unlink()
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -166,24 +169,27 @@ def _is_whole(path: Path) -> bool:
 
 
 def close_view(folder: Path, parts: Sequence[FeaturePart], manifest: dict[str, Any], workers: int) -> None:
-    """Index, frames and manifest of a view whose parts are all there. Every byte is read back once more."""
+    """Writes index, frames and manifest of a view whose parts all exist, after reading every byte back.
+
+    Raises DataError where a part or its record is not what was written.
+    """
     paths = [folder / f"{part.name}.tar" for part in parts]
     try:
-        told = [read_object(path.with_suffix(".json"), **PART_FACTS) for path in paths]
+        records = [read_object(path.with_suffix(".json"), **PART_FACTS) for path in paths]
     except ValueError as error:
         raise DataError(
-            f"the records of parts in {folder} cannot be read ({error}): remove it to build again"
+            f"the records of parts in {folder} cannot be read ({error}): remove the folder to build the view again"
         ) from error
     entries = build_index(paths, workers)
-    changed = [path for path, done in zip(paths, told, strict=True) if entries[path].sha256 != done["sha256"]]
+    changed = [path for path, done in zip(paths, records, strict=True) if entries[path].sha256 != done["sha256"]]
     if changed:
         raise DataError(f"{changed[0]} is not what was written: the disk or another job changed it; run again")
-    frames = np.array([count for done in told for count in done["frames"]], dtype=np.int64)
+    frames = np.array([count for done in records for count in done["frames"]], dtype=np.int64)
     _save_array(folder / FRAMES_NAME, frames)
-    bad = {sample: reason for done in told for sample, reason in done["bad"].items()}
-    seconds = sum(done["seconds"] for done in told)
+    bad = {sample: reason for done in records for sample, reason in done["bad"].items()}
+    seconds = sum(done["seconds"] for done in records)
     shards = [path.name for path in paths]
-    sums = {path.name: done["sha256"] for path, done in zip(paths, told, strict=True)}
+    sums = {path.name: done["sha256"] for path, done in zip(paths, records, strict=True)}
     sums[FRAMES_NAME] = file_sha256(folder / FRAMES_NAME)
     content = {
         **manifest,
@@ -194,7 +200,7 @@ def close_view(folder: Path, parts: Sequence[FeaturePart], manifest: dict[str, A
 
 
 def drop_leftovers(folder: Path, parts: Sequence[FeaturePart]) -> None:
-    """Removes what a complete view needs no longer."""
+    """Removes the files that a complete view no longer needs."""
     for name in (BUILDING_NAME, *(f"{part.name}.json" for part in parts)):
         (folder / name).unlink(missing_ok=True)
 
@@ -209,7 +215,10 @@ def _save_array(path: Path, array: npt.NDArray[np.int64]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a view, None where it is not complete. Raises DataError where it cannot be read."""
+    """The manifest of a view; None where the view is not complete.
+
+    Raises DataError where it cannot be read, CheckpointError where it has been changed since it was written.
+    """
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None
@@ -217,25 +226,27 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         content = read_object(path, key=dict, shards=list, bad=dict, samples=int, trunk_sha256=str)
         seal = content.pop(SEAL, None)
         if not all(isinstance(name, str) and name == Path(name).name for name in content["shards"]):
-            raise ValueError("its shards are no names of files")
+            raise ValueError("its shards are not file names")
         if not all(sample.isdecimal() for sample in content["bad"]):
-            raise ValueError("its bad samples are no numbers")
+            raise ValueError("its bad samples are not numbers")
     except ValueError as error:
-        raise DataError(f"{path} is no manifest of a feature cache ({error}): build the cache elsewhere") from error
-    if seal not in (None, _seal(content)):  # Caches of before have none.
-        raise CheckpointError(f"{path} is damaged: its {SEAL} is not that of its content; build the view again")
+        raise DataError(
+            f"{path} is not the manifest of a feature cache ({error}): build the cache elsewhere"
+        ) from error
+    if seal not in (None, _seal(content)):  # Older caches have none.
+        raise CheckpointError(f"{path} is damaged: its {SEAL} does not match its content; build the view again")
     return content
 
 
 def _seal(content: dict[str, Any]) -> str:
-    """sha256 of what a manifest tells."""
+    """sha256 of a manifest's content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _require_recorded(folder: Path, manifest: dict[str, Any], found: dict[str, str]) -> None:
-    """Raises CheckpointError where a file's sha256 is another than when the view was built."""
+    """Raises CheckpointError where a file has changed since the view was built; `found` is name -> sha256."""
     recorded = manifest.get("sha256")
-    if not isinstance(recorded, dict):  # A cache of before.
+    if not isinstance(recorded, dict):  # An older cache.
         return
     for name in found:
         if recorded.get(name) != found[name]:
@@ -247,7 +258,7 @@ def _require_recorded(folder: Path, manifest: dict[str, Any], found: dict[str, s
 
 @dataclass(frozen=True, eq=False)
 class CachedView:
-    """An opened view. Row i of everything is sample i of the source's index."""
+    """An opened view: entry i of each field is sample i of the source's index; `bad` is sample -> reason."""
 
     index: SampleIndex
     frames: Int64
@@ -256,7 +267,11 @@ class CachedView:
 
 @lru_cache(maxsize=2)
 def open_view(folder: Path) -> CachedView:
-    """A complete view. Raises DataError for shards that are not what their index says, or fit not together."""
+    """Opens a complete view.
+
+    Raises DataError where it is incomplete, unreadable or inconsistent, CheckpointError where a file has changed since
+    it was written.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         raise DataError(f"{folder} is not complete (it has no {MANIFEST_NAME}): run `sfa cache`")
@@ -270,6 +285,6 @@ def open_view(folder: Path) -> CachedView:
         raise DataError(f"{folder / FRAMES_NAME} cannot be read ({error}): build the cache again") from error
     if not len(index) == len(frames) == manifest["samples"]:
         raise DataError(
-            f"{folder}: {len(index)} samples indexed, {manifest['samples']} in {MANIFEST_NAME}; build again"
+            f"{folder}: {len(index)} samples indexed, {manifest['samples']} in {MANIFEST_NAME}; build the view again"
         )
     return CachedView(index, frames, {int(sample): reason for sample, reason in manifest["bad"].items()})

@@ -1,8 +1,8 @@
-"""The videos of a feature cache as the trunk takes them: a few tubelet steps at a time.
+"""The source videos of a feature cache, as the trunk takes them: a few tubelet steps at a time.
 
-What a process holds of a video does not grow with its length: frames are decoded in blocks of at most `BLOCK_BYTES`
-and handed on in slices of some tubelet steps. Augmentation is drawn once for a video and view, from the random numbers
-of the live stream's epoch of the same number, so view v has the pixels of live epoch v.
+The memory of a process does not grow with a video's length: frames are decoded in blocks of at most `BLOCK_BYTES` and
+yielded in slices of some tubelet steps. Augmentation is drawn once for each video and view, from the random numbers of
+the live epoch with the view's number, so view v has the pixels of live epoch v.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sfa_dist.data.video.decode_limits import check_bytes, check_whole
 from sfa_dist.data.video.video import Video
 from sfa_dist.recipe.blocks import AugmentBlock, DataBlock
 
-BLOCK_BYTES = 256 << 20  # of decoded frames: a whole Kinetics video, so that it is decoded in one go
-SLICE_FRAMES = 64  # frames that travel from a loader process at a time, when chunks are not larger
+BLOCK_BYTES = 256 << 20  # Of decoded frames: holds a whole Kinetics video, which is then decoded in one call.
+SLICE_FRAMES = 64  # Frames that a loader process sends at a time, unless the trunk's chunks are larger.
 
 
 @dataclass(frozen=True)
 class CachedSteps:
-    """Which steps of a video are stored, and with which pixels.
+    """Which tubelet steps of a video are stored, and from which pixels.
 
-    Training: the whole video on `grid`, augmented by `augment` (`centre_frames` None).
-    Evaluation: the steps of the centre clip of `centre_frames` frames, centre crop.
+    Training (`centre_frames` None): the whole video on `grid`, augmented as `augment` says. Evaluation: the steps of
+    the centre clip of `centre_frames` frames, centre crop.
     """
 
     data: DataBlock
@@ -57,7 +57,7 @@ class CachedSteps:
         return clip_starts(num_video_frames, self.centre_frames, self.grid.tubelet, self.grid.stride, offset)
 
     def pixels(self, video: Video, numbers: Indices, view: int, sample: int) -> torch.Tensor:
-        """uint8 (3, T, crop, crop) of some frames; any part of a video gets what the whole would get."""
+        """The pixels of frames `numbers`, uint8 (3, T, crop, crop), the same whatever other frames come with them."""
         if self.centre_frames is not None:
             centre = SpatialViews(self.data.resize, self.crop, self.augment.resize)
             return centre.cut(video.frames_at(numbers, centre.shrink)).contiguous()
@@ -68,7 +68,7 @@ class CachedSteps:
 
 @dataclass(frozen=True)
 class FeaturePart:
-    """One shard of the cache to be made: these samples (they are neighbours in one source shard) in this view."""
+    """One shard of the cache: neighbouring `samples` of one source shard, in one view."""
 
     name: str
     view: int
@@ -76,9 +76,9 @@ class FeaturePart:
 
 
 class Slice(NamedTuple):
-    """Some tubelet steps of one sample, in order; `clips` uint8 (1, 3, steps * tubelet, S, S).
+    """The next tubelet steps of a sample: `clips` is uint8 (1, 3, steps * tubelet, S, S).
 
-    `bad` says why the sample cannot be used: what came of it before does not count, and nothing follows.
+    Where the sample turns out to be bad, `clips` is None and `bad` the reason; its earlier slices do not count.
     """
 
     part: FeaturePart
@@ -90,18 +90,17 @@ class Slice(NamedTuple):
 
 
 def slice_steps(chunk_steps: int, tubelet: int) -> int:
-    """Tubelet steps of a slice: a multiple of the trunk's chunk, so that the trunk sees the same chunks as if the video
-    came whole."""
+    """Tubelet steps in a slice: a multiple of the trunk's chunk, so that slicing does not change the chunks."""
     return chunk_steps * max(1, SLICE_FRAMES // (chunk_steps * tubelet))
 
 
 def block_steps(height: int, width: int, tubelet: int, slice_steps: int) -> int:
-    """Tubelet steps, whole slices, that are decoded at a time: at most BLOCK_BYTES, or one slice."""
+    """Tubelet steps decoded at a time: as many whole slices as fit into BLOCK_BYTES, but at least one."""
     return max(1, BLOCK_BYTES // (3 * height * width * tubelet * slice_steps)) * slice_steps
 
 
 class VideoSlices(IterableDataset[Slice]):
-    """All slices of some parts. Worker w of W takes the parts w, w + W, ...: a part comes from one worker, in order."""
+    """All slices of some parts; worker w of W takes the parts w, w + W, ..., so one worker yields a part in order."""
 
     def __init__(
         self, index: SampleIndex, decoder: Decoder, steps: CachedSteps, parts: Sequence[FeaturePart], chunk_steps: int
@@ -120,7 +119,7 @@ class VideoSlices(IterableDataset[Slice]):
         try:
             if sample in self.index.errors or not self.index.has_label(sample):
                 raise BadSample(self.index.errors.get(sample, NO_LABEL))
-            check_bytes(int(self.index.size[sample]), self.steps.data.limits)  # before it is read
+            check_bytes(int(self.index.size[sample]), self.steps.data.limits)  # Before it is read into memory.
             data = read_clip_bytes(self.index, sample)
             check_whole(data)
             video = self.decoder.open(data)
@@ -134,22 +133,22 @@ class VideoSlices(IterableDataset[Slice]):
             yield Slice(part, sample, 0, None, last=True, bad=error.reason)
 
     def _blocks(self, video: Video, starts: Indices, view: int, sample: int) -> Iterator[torch.Tensor]:
-        """uint8 (1, 3, steps * tubelet, S, S), decoded a block and handed on a slice at a time."""
+        """Slices, uint8 (1, 3, steps * tubelet, S, S), of a video that is decoded block by block."""
         tubelet, stride = self.steps.grid.tubelet, self.steps.grid.stride
         block = block_steps(video.height, video.width, tubelet, self.slice_steps)
         for begin in range(0, len(starts), block):
             numbers = step_frames(starts[begin : begin + block], tubelet, stride, video.num_frames)
-            # Phases share frames: each is decoded and augmented once.
-            unique, place = np.unique(numbers, return_inverse=True)
+            # Steps of different phases share frames: each frame is decoded and augmented once.
+            unique, inverse = np.unique(numbers, return_inverse=True)
             with beside_training(self.decoder.device):
                 pixels = self.steps.pixels(video, unique, view, sample).cpu()
-            places = torch.from_numpy(place.reshape(numbers.shape))
-            for rows in places.split(self.slice_steps):
-                yield pixels[:, rows.flatten()].unsqueeze(0)
+            positions = torch.from_numpy(inverse.reshape(numbers.shape))
+            for piece in positions.split(self.slice_steps):
+                yield pixels[:, piece.flatten()].unsqueeze(0)
 
 
 def slice_loader(slices: VideoSlices, workers: int, pin_memory: bool) -> DataLoader[Slice]:
-    """The slices, decoded in `workers` processes."""
+    """A loader of the slices, decoded in `workers` processes (0: in this one)."""
     return DataLoader(
         slices,
         batch_size=None,

@@ -1,7 +1,7 @@
-"""From the feature cache to batches: the stream of stage 2 with stored features in place of decoded clips.
+"""From the feature cache to batches: the stream of stage 2, with cached features in place of decoded clips.
 
-Samples, their order, crops and verdicts are those of `stream`: the same plan over the same source index, the same
-random numbers. Where some clips run live, a batch has their pixels too (`Batch.live`).
+Samples, their order, temporal crops and bad samples are those of `batches.stream`: the same plan over the same source
+index, and the same random numbers. Where some clips run live, a batch also has their pixels (`Batch.live`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sfa_dist.recipe.blocks import CacheBlock
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """Where the features of a split are: a folder for each view, which begin with (steps, `width`) of `dtype`."""
+    """Where the features of a split are: a folder for each view; a sample's features are (steps, `width`) `dtype`."""
 
     folders: tuple[Path, ...]
     width: int
@@ -40,7 +40,7 @@ class CachedSplit:
 
 @dataclass(frozen=True)
 class ClipRows:
-    """Which stored steps make the clip of a sample. `grid` None: all that are stored (evaluation)."""
+    """Which of its stored steps make a sample's clip in `epoch`; `grid` None: all of them (evaluation)."""
 
     frames: int
     tubelet: int
@@ -50,18 +50,18 @@ class ClipRows:
 
     @property
     def steps(self) -> int:
-        """Tubelet steps of a clip."""
+        """Number of tubelet steps in a clip."""
         return self.frames // self.tubelet
 
     def stored(self, num_video_frames: int) -> int:
-        """Steps that the cache holds of a video."""
+        """Number of steps that the cache holds of a video."""
         return self.steps if self.grid is None else self.grid.num_steps(num_video_frames)
 
     def __call__(self, num_video_frames: int, sample: int) -> Indices:
-        """The rows of the clip that live training would cut in this epoch, int64 (steps,)."""
+        """Rows, int64 (steps,), of the clip that live training would cut in this epoch."""
         if self.grid is None:
             return np.arange(self.steps, dtype=np.int64)
-        # As clip_sampling.random_offset draws it.
+        # Drawn as in clip_sampling.random_offset.
         choices = offset_choices(num_video_frames, self.frames, self.grid.stride)
         offset = int(first_random(self.seed, self.epoch, sample, "clip") * choices)
         return self.grid.clip_rows(num_video_frames, self.frames, offset)
@@ -69,7 +69,7 @@ class ClipRows:
 
 @dataclass(frozen=True)
 class LiveShare:
-    """Which clips of an epoch run through the trunk all the same: a pure function of (seed, epoch, sample)."""
+    """Which samples of an epoch run live in spite of the cache: a pure function of (seed, epoch, sample)."""
 
     clips: MicroBatches
     share: float
@@ -81,7 +81,7 @@ class LiveShare:
 
 
 class FeatureBatches(PlannedBatches):
-    """Micro-batches of features in the epoch of `rows`, as `stream.MicroBatches` has them of clips."""
+    """The micro-batches of features in the epoch of `rows`, as `stream.MicroBatches` makes them of clips."""
 
     def __init__(
         self,
@@ -134,8 +134,10 @@ class FeatureBatches(PlannedBatches):
         return torch.from_numpy(bits).view(self.split.dtype)
 
     def _read(self, sample: int, out: npt.NDArray[np.generic]) -> None:
-        """The features of a sample's clip into `out` (F, D). Raises BadSample, with the reason of the extraction where
-        there are none."""
+        """Reads the features of a sample's clip into `out` (F, D).
+
+        Raises BadSample where they are damaged, or where the extraction stored none: then with its reason.
+        """
         if sample in self.view.bad:
             raise BadSample(self.view.bad[sample])
         data = read_clip_bytes(self.view.index, sample)
@@ -143,17 +145,20 @@ class FeatureBatches(PlannedBatches):
         stored = self.rows.stored(num_video_frames)
         descr = STORED[self.split.dtype][1]
         header = npy_header(stored, self.split.width, descr)
-        # Compared instead of parsed: it is known what must stand there, and anything else is not ours.
+        # The expected header is known, so it is compared and never parsed.
         if not data.startswith(header) or len(data) != len(header) + stored * out[0].nbytes:
             raise BadSample(f"features are not ({stored}, {self.split.width}) {descr}: the cache is damaged")
         array = np.frombuffer(data, out.dtype, offset=len(header)).reshape(stored, self.split.width)
-        # Rows are inside by construction; "clip" lets numpy write into the batch without a copy between.
+        # Rows are in range by construction; mode "clip" lets numpy write into `out` without an intermediate copy.
         np.take(array, self.rows(num_video_frames, sample), axis=0, out=out, mode="clip")
 
 
 def view_of(epoch: int, views: int) -> int:
-    """The view that an epoch reads. View v has the augmentation of live epoch v, so the first `views` epochs are those
-    of the live run, and later ones take turns."""
+    """The view that an epoch reads.
+
+    View v has the augmentation of live epoch v, so the first `views` epochs match a live run; later epochs reuse the
+    views in turn.
+    """
     return epoch % views
 
 
@@ -167,7 +172,7 @@ def feature_train_loader(
     epoch: int,
     start_step: int = 0,
 ) -> Loader:
-    """As `stream.train_loader`, from the cache: `index` is that of the source's videos, `split` their features."""
+    """As `stream.train_loader`, from the cache: `index` lists the source videos, `split` holds their features."""
     share, seed = settings.train_share(index), settings.seed
     live = None
     if live_share := cache.live_share(epoch):

@@ -1,9 +1,10 @@
 """Videos and a list of labels -> indexed shards: `sfa pack`.
 
-    pack         the way from rows to shards     annotations/  the lists of data sets and tables of one's own
-    pack_survey  what is missing or corrupt      pack_probe    one clip, looked at before it is packed
-    pack_write   the tars                        pack_shared, reencode
+    pack         from a list to shards          annotations/  lists of data sets, and the user's own tables and folders
+    pack_survey  which clips can be packed      pack_probe    one clip, checked before it is packed
+    pack_write   the tar files                  reencode      smaller frames, more key frames, parts of long videos
+    pack_shared  clips of several splits        pack_settings
 
-Other packages import `pack`, `pack_probe`, `reencode` and `annotations`.
+Other packages import `pack`, `pack_settings`, `pack_probe`, `reencode` and `annotations`.
 Start with `pack`.
 """

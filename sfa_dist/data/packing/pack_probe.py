@@ -1,4 +1,4 @@
-"""Looks at one clip before it is packed: is it there, does it decode, how long is it; and encodes it where asked."""
+"""Checks one clip before it is packed: whether it exists, decodes and is long enough; re-encodes it if asked to."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ import numpy as np
 import torch
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
-from sfa_dist.data.packing.reencode import SUFFIX, Encoding, encode_frames, look_at_cut, look_at_frames, reencode
+from sfa_dist.data.packing.pack_settings import Encoding, PackSettings
+from sfa_dist.data.packing.reencode import SUFFIX, encode_frames, inspect_cut, inspect_frames, reencode
 from sfa_dist.data.shards.shard_walk import VIDEO_SUFFIXES
 from sfa_dist.data.video.bad_sample import BadSample
-from sfa_dist.data.video.decode import NO_OTHER_LIMITS, check_shown, choose_decoder, sound_frames
+from sfa_dist.data.video.decode import check_shown, choose_decoder, sound_frames
 from sfa_dist.data.video.decode_limits import check_bytes, check_whole
 from sfa_dist.data.video.file_kinds import HEAD_BYTES, stored_suffix, unreadable
 from sfa_dist.data.video.pixel_statistics import pixel_moments
 from sfa_dist.data.video.resample import Resampled
 from sfa_dist.data.video.video import Video
 from sfa_dist.errors import CheckpointError
-from sfa_dist.recipe.blocks import LimitsBlock, Rate
 
 Problem = Literal["missing", "corrupt", "short", "contradictory"]
 
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What was found. `problem` is None for a good clip; duration in seconds; sha256 of the file (of the encoded one
-    for a part of a video), hex. `encoded` is what to pack in the file's place, where it was encoded anew. `passing` is
-    a problem of the disk and not of the file, which another try may not have. `suffix` is that of the file's kind,
-    which its name need not have. `moments` are those of some frames' pixels (pixel_statistics.py)."""
+    """What was found out about a clip.
+
+    `fps` is in frames a second, 0.0 where unknown; `sha256` is the file's, in hex, or that of the encoded file for a
+    part of a video. `problem` is None for a good clip, and `reason` describes it. `encoded` is the path of the encoded
+    file to pack instead, if there is one. `passing`: the problem is the disk's and not the file's, and may be gone at
+    the next try. `suffix` is that of the file's content, which its name may not have. `moments` are those of the
+    pixels of a few frames (pixel_statistics.py).
+    """
 
     frames: int = 0
     fps: float = 0.0
@@ -53,34 +57,22 @@ class VideoProbe:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a run reads clips: `data.decoder`, `data.fps` and `data.limits`."""
-
-    decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
-    rate: Rate = None
-    limits: LimitsBlock = NO_OTHER_LIMITS
-
-
-@dataclass(frozen=True)
 class VideoProber:
-    """Probes rows; can be sent to another process. What a run that reads as one of `readings` would refuse is refused.
+    """Probes rows; can be sent to another process.
 
-    `decode_all` also decodes each frame, strictly, and compares it with what the run would see; without it, the first,
-    middle and last are decoded. Clips are encoded into
-    `folder`: all of them where `encoding` is given, else only those that are parts of a video. With `dry` none is, and
-    of a part one picture is decoded.
+    A clip that a run would refuse, reading it in one of `settings.readings`, is bad. Encoded clips go to `folder`: all
+    of them with `settings.encoding`, else only those that are parts of a video. With `settings.check` none is encoded,
+    and of a part one frame is decoded.
     """
 
-    readings: tuple[Reading, ...]
-    min_frames: int
-    decode_all: bool
+    settings: PackSettings
     folder: Path
-    encoding: Encoding | None = None
-    dry: bool = False
 
     def __call__(self, row: ClipRow) -> VideoProbe:
-        """Never raises for a bad file: the answer says what is wrong with it. Raises CheckpointError where what was
-        encoded cannot be written."""
+        """The probe of a row; for a bad file it says what is wrong.
+
+        Raises CheckpointError where an encoded clip cannot be written.
+        """
         if not is_there(row):
             return VideoProbe(problem="missing", reason="no such file")
         try:
@@ -91,16 +83,18 @@ class VideoProber:
             return VideoProbe(problem="corrupt", reason=str(error), passing=True)
 
     def identity(self, row: ClipRow) -> str:
-        """What the answer depends on: the file as it is now, the part of it, and how it is looked at."""
+        """A hash, in hex, of what the probe depends on: the file's state, the part of it, and the settings."""
         state = row.path.stat()
         own = (row.path, state.st_size, state.st_mtime_ns, row.cut, row.frames, row.fps)
-        parts = (*own, self.min_frames, self.decode_all, *self.readings)
-        return hashlib.sha256(repr((*map(str, parts), self.encoding, self.dry)).encode()).hexdigest()
+        parts = (*own, self.settings.min_frames, self.settings.decode_all, *self.settings.readings)
+        return hashlib.sha256(
+            repr((*map(str, parts), self.settings.encoding, self.settings.check)).encode()
+        ).hexdigest()
 
     def _whole(self, row: ClipRow) -> VideoProbe:
         if not row.path.is_file():
             return VideoProbe(problem="corrupt", reason="not a file", passing=True)
-        for reading in self.readings:
+        for reading in self.settings.readings:
             check_bytes(row.path.stat().st_size, reading.limits)  # before it is read
         data = row.path.read_bytes()
         suffix = stored_suffix(data[:HEAD_BYTES], row.suffix)
@@ -108,41 +102,43 @@ class VideoProber:
             return VideoProbe(problem="corrupt", reason=unreadable(data[:HEAD_BYTES], str(row.path)))
         check_whole(data)
         video, moments = self._open(data)
-        if video.num_frames < self.min_frames:
+        if video.num_frames < self.settings.min_frames:
             return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
-        if self.decode_all:
+        if self.settings.decode_all:
             self._check_all(data, video)
         sha256 = hashlib.sha256(data).hexdigest()
-        if self.encoding is None or self.dry or suffix not in VIDEO_SUFFIXES:
+        if self.settings.encoding is None or self.settings.check or suffix not in VIDEO_SUFFIXES:
             return VideoProbe(video.num_frames, video.fps, sha256, suffix=suffix, moments=moments)
         file = self._encoded(row, lambda encoding: reencode(data, encoding))
         frames = self._open(file.read_bytes())[0].num_frames
         if frames != video.num_frames:
             file.unlink()
-            raise BadSample(f"{frames} of {video.num_frames} frames are left after encoding it anew")
+            raise BadSample(f"{frames} of {video.num_frames} frames are left after re-encoding")
         return VideoProbe(frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _part(self, row: ClipRow) -> VideoProbe:
-        """A part of a long video or of a folder of frames, which is cut out."""
-        if self.dry:
-            frames, fps = _look_at_part(row)
-            if frames < self.min_frames:
+        """Cuts out a part of a long video or of a folder of frames."""
+        if self.settings.check:
+            frames, fps = _inspect_part(row)
+            if frames < self.settings.min_frames:
                 return VideoProbe(frames, problem="short", reason=f"{frames} frames")
             return VideoProbe(frames, fps, self.identity(row))
         file = self._encoded(row, lambda encoding: _cut_out(row, encoding))
         data = file.read_bytes()
         video, moments = self._open(data)
-        if video.num_frames < self.min_frames:
+        if video.num_frames < self.settings.min_frames:
             return VideoProbe(video.num_frames, problem="short", reason=f"{video.num_frames} frames")
         sha256 = hashlib.sha256(data).hexdigest()
         return VideoProbe(video.num_frames, video.fps, sha256, encoded=str(file), moments=moments)
 
     def _open(self, data: bytes) -> tuple[Video, tuple[float, ...]]:
-        """The video as it is stored, opened by each of the readings, which decoded some frames; and the moments of
-        their pixels, by the first reading."""
+        """(the video as stored, the moments of its pixels), both by the first of the readings.
+
+        Raises BadSample where one of the readings cannot open it, or decode its first, middle or last frame.
+        """
         stored: list[Video] = []
         moments: tuple[float, ...] = ()
-        for reading in self.readings:
+        for reading in self.settings.readings:
             video = choose_decoder(reading.decoder, reading.limits, reading.rate).open(data)
             frames = video.frames_at(np.unique([0, video.num_frames // 2, video.num_frames - 1]))
             moments = moments or pixel_moments(frames)
@@ -150,27 +146,26 @@ class VideoProber:
         return stored[0], moments
 
     def _check_all(self, data: bytes, video: Video) -> None:
-        """Raises BadSample for a damaged frame, and where a decoder gives others than those that are shown."""
+        """Raises BadSample for a damaged frame, and where a decoder gives other frames than a player shows."""
         if (sound := sound_frames(data)) < video.num_frames:
             raise BadSample(f"frame {sound} of {video.num_frames} is damaged")
-        for reading in self.readings:
+        for reading in self.settings.readings:
             decoder = choose_decoder(reading.decoder, reading.limits)
             check_shown(decoder.open(data), data, reading.limits)
 
     def _encoded(self, row: ClipRow, encode: Callable[[Encoding], bytes]) -> Path:
-        """The clip encoded into `folder`; what an interrupted pack has encoded is taken as it is."""
+        """The clip's encoded file in `folder`; one that an interrupted pack left there is used as it is."""
         final = self.folder / f"{self.identity(row)}.{SUFFIX}"
         if not final.exists():
-            data = encode(self.encoding or Encoding())
+            data = encode(self.settings.encoding or Encoding())
             temporary = final.with_name(f".{final.name}.{os.getpid()}")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(data)
                 temporary.replace(final)
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder} cannot be written ({error.strerror}): make room there, and the same command goes on"
-                ) from error
+                advice = "make room there and run the same command again"
+                raise CheckpointError(f"{self.folder} cannot be written ({error.strerror}): {advice}") from error
             finally:
                 with suppress(OSError):
                     temporary.unlink()
@@ -178,16 +173,16 @@ class VideoProber:
 
 
 def is_there(row: ClipRow) -> bool:
-    """Whether the row's file or folder is, also where its name is none that a file could have."""
+    """Whether the row's file or folder exists; False for a name that no file can have."""
     return os.path.exists(row.path)
 
 
-def _look_at_part(row: ClipRow) -> tuple[int, float]:
-    """(frames, frames a second) that a part will have. Raises BadSample where its beginning is not there."""
+def _inspect_part(row: ClipRow) -> tuple[int, float]:
+    """(frames, frames a second) that a part will have. Raises BadSample where its beginning cannot be decoded."""
     if row.frames is not None:
-        return look_at_frames(row.path, *row.frames), row.fps
+        return inspect_frames(row.path, *row.frames), row.fps
     assert row.cut is not None
-    return look_at_cut(row.path, row.cut)
+    return inspect_cut(row.path, row.cut)
 
 
 def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:
@@ -197,5 +192,5 @@ def _cut_out(row: ClipRow, encoding: Encoding) -> bytes:
 
 
 def start_probe_process() -> None:
-    """One thread a process: the processes are the parallelism."""
+    """Limits torch to one thread: the processes are the parallelism."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Clips that lie in two packs, or in two splits of a list: what is tested would have been trained on."""
+"""Finds clips that are in two packs, or in two splits of a list, and so would be trained on and tested."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sfa_dist.errors import DataError
 
 
 def note_shared_files(rows: Sequence[ClipRow], column: str, say: Say) -> None:
-    """Tells the files that a list has in several splits (or parts of a video at the same times)."""
+    """Reports files, or parts of videos, that a list has in several splits; `column` holds a row's split."""
     splits: dict[tuple[object, ...], set[str]] = {}
     names: dict[tuple[object, ...], str] = {}
     for row in rows:
         if column in row.extra:
-            what = (row.path, row.cut, row.frames)
-            splits.setdefault(what, set()).add(row.extra[column])
-            names.setdefault(what, row.name)
-    shared = [names[what] for what, found in splits.items() if len(found) > 1]
+            clip = (row.path, row.cut, row.frames)
+            splits.setdefault(clip, set()).add(row.extra[column])
+            names.setdefault(clip, row.name)
+    shared = [names[clip] for clip, found in splits.items() if len(found) > 1]
     if shared:
-        say(f"clips in several splits, so that what is tested is trained on: {len(shared)} ({some(shared, 3)})")
+        say(f"clips in several splits, which are trained on and tested: {len(shared)} ({some(shared, 3)})")
 
 
 def shared_with(
@@ -33,8 +33,11 @@ def shared_with(
     prefix: str,
     say: Say,
 ) -> dict[str, list[str]]:
-    """By the name of another pack (its shards in `packs`): which clips of the new pack it has too, by size and crc32.
-    `entries` are the new pack's shards, `names` its clips by key. Tells how many."""
+    """The clips that other packs share with the new one, by size and crc32: {pack: names of the new pack's clips}.
+
+    packs: the shards of all packs by name.   entries, names: of the new pack, called `prefix`; `names` are its clips'
+    by key. Reports how many clips are shared.
+    """
     own = {
         (member.size, member.crc32): names[sample.key]
         for entry in entries.values()
@@ -49,10 +52,10 @@ def shared_with(
         try:
             index = load_index(shards)
         except DataError as error:
-            say(f"whether {pack} has the same clips cannot be told: {error}")
+            say(f"cannot check whether {pack} has the same clips: {error}")
             continue
-        marks = zip(index.size.tolist(), index.crc32.tolist(), strict=True)
-        if common := sorted({own[mark] for mark in marks if mark in own}):
+        contents = zip(index.size.tolist(), index.crc32.tolist(), strict=True)
+        if common := sorted({own[content] for content in contents if content in own}):
             shared[pack] = common
-            say(f"clips of {prefix} that {pack} has too, by their content: {len(common)} ({some(common, 3)})")
+            say(f"clips of {prefix} that are in {pack} too, by content: {len(common)} ({some(common, 3)})")
     return shared

@@ -1,5 +1,8 @@
-"""Which of the listed clips can be packed: all are probed, by several processes, and what is found goes to a journal,
-so that an interrupted survey of a large data set goes on where it stopped."""
+"""Finds out which of the listed clips can be packed.
+
+Several processes probe the clips, and the results go into a journal, so that an interrupted survey of a large data set
+goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ KINDS = (*PROBLEMS, "duplicate")
 
 @dataclass(frozen=True)
 class Clip:
-    """A good clip with its key in the shards and its class numbers by head."""
+    """A good clip, with its key in the shards and its class numbers by head."""
 
     key: str
     row: ClipRow
@@ -39,39 +42,40 @@ class Clip:
 
     @property
     def file(self) -> Path:
-        """What is packed: the source's file, or what it was encoded to."""
+        """The file to pack: the source's, or the one that it was encoded to."""
         return Path(self.probe.encoded) if self.probe.encoded else self.row.path
 
     @property
     def suffix(self) -> str:
-        """Of `file`."""
+        """The suffix of `file`, without the dot."""
         return SUFFIX if self.probe.encoded else self.probe.suffix or self.row.suffix
 
 
 def probe_all(
-    rows: Sequence[ClipRow], prober: VideoProber, journal: Path | None, workers: int, progress: Progress | None
+    rows: Sequence[ClipRow], prober: VideoProber, journal: Path | None, progress: Progress | None
 ) -> list[VideoProbe]:
-    """The probe of each row, in order, from `workers` processes (0: from this one).
+    """The probe of each row, in order, from as many processes as the settings say.
 
-    What `journal` (a file, None for none) knows of files that have not changed since is not looked at again.
+    Files that are in `journal` (a path, or None) and have not changed since are not probed again.
     """
-    for reading in prober.readings:
-        choose_decoder(reading.decoder)  # one that cannot be used is said here, once
+    for reading in prober.settings.readings:
+        choose_decoder(reading.decoder)  # raises here, once, for a decoder that cannot be used
     known = _read_journal(journal) if journal else {}
     keys = [prober.identity(row) if is_there(row) else "" for row in rows]
     found: dict[int, VideoProbe] = {number: known[key] for number, key in enumerate(keys) if key in known}
     left = [number for number in range(len(rows)) if number not in found]
-    with _journal(journal) as note:
-        for number, probe in zip(left, _probes([rows[number] for number in left], prober, workers), strict=True):
+    with _journal(journal) as add:
+        for number, probe in zip(left, _probes([rows[number] for number in left], prober), strict=True):
             found[number] = probe
-            if keys[number] and not probe.passing:  # a missing file may come yet
-                note(keys[number], probe)
+            if keys[number] and not probe.passing:  # a missing file may be there the next time
+                add(keys[number], probe)
             if progress is not None:
                 progress(len(found), len(rows))
     return [found[number] for number in range(len(rows))]
 
 
-def _probes(rows: Sequence[ClipRow], prober: VideoProber, workers: int) -> Iterator[VideoProbe]:
+def _probes(rows: Sequence[ClipRow], prober: VideoProber) -> Iterator[VideoProbe]:
+    workers = prober.settings.workers
     if workers < 1:
         yield from map(prober, rows)
         return
@@ -79,7 +83,7 @@ def _probes(rows: Sequence[ClipRow], prober: VideoProber, workers: int) -> Itera
         with ProcessPoolExecutor(workers, initializer=start_probe_process) as pool:
             yield from pool.map(prober, rows, chunksize=8)
     except BrokenProcessPool as error:
-        raise DataError("a file crashed the decoder: pack with --workers 0 to see which one is the last") from error
+        raise DataError("a file crashed the decoder: run with --workers 0 to find which one") from error
 
 
 def _read_journal(path: Path) -> dict[str, VideoProbe]:
@@ -87,9 +91,9 @@ def _read_journal(path: Path) -> dict[str, VideoProbe]:
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             entry = parse_json(line.encode())
-            entry["probe"]["suffix"]  # without it, it is of a program that went by the names of files
+            entry["probe"]["suffix"]  # KeyError for entries of old releases, which went by the file's name
             probe = VideoProbe(**{**entry["probe"], "moments": tuple(entry["probe"].get("moments", ()))})
-        except (ValueError, KeyError, TypeError):  # the line that was being written when it was stopped
+        except (ValueError, KeyError, TypeError):  # such as a line that was cut off when the pack was stopped
             continue
         if not probe.encoded or Path(probe.encoded).is_file():
             known[entry["key"]] = probe
@@ -98,7 +102,7 @@ def _read_journal(path: Path) -> dict[str, VideoProbe]:
 
 @contextmanager
 def _journal(path: Path | None) -> Iterator[Callable[[str, VideoProbe], None]]:
-    """Adds lines to the journal, each flushed."""
+    """A function that adds a line to the journal and flushes it; does nothing without a journal."""
     if path is None:
         yield lambda key, probe: None
         return
@@ -109,7 +113,7 @@ def _journal(path: Path | None) -> Iterator[Callable[[str, VideoProbe], None]]:
 
 
 def _end_line(file: TextIO) -> None:
-    """A line that was cut off must not swallow the next one; an empty line says nothing."""
+    """Ends a line that was cut off, so that the next one stands alone; an empty line is ignored."""
     if file.tell():
         file.write("\n")
 
@@ -117,11 +121,11 @@ def _end_line(file: TextIO) -> None:
 def sort_out(
     rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[VideoProbe], heads: Heads
 ) -> tuple[list[Clip], dict[str, Any]]:
-    """(clips to pack, report). Keys are the rows' numbers in the source, so they are unique and stay the same.
+    """(clips to pack, report). A clip's key is its row's number in the source, so it is unique and stays the same.
 
-    Clips of the same content with other labels contradict each other, and none of them is packed. The report has
-    `listed`, `packed`, `bad_fraction`, a list for each of KINDS, `class_counts` (classes by head), `clips`
-    (`clip_facts`), and `classes`: by head and class name, the counts of those that are not all packed.
+    Clips with the same content and different labels contradict each other, and none of them is packed. The report has
+    `listed`, `packed`, `bad_fraction`, a list for each of KINDS, `class_counts` (number of classes by head), `clips`
+    (`clip_facts`), and `classes` (by head and name, the counts of classes whose clips are not all packed).
     """
     probes = _contradictions(rows, numbers, probes)
     clips: list[Clip] = []
@@ -153,7 +157,7 @@ def sort_out(
 def _contradictions(
     rows: Sequence[ClipRow], numbers: Sequence[dict[str, int]], probes: Sequence[VideoProbe]
 ) -> list[VideoProbe]:
-    """The probes, with a problem where another clip of the same content has another label."""
+    """The probes, with a problem for each clip whose content another clip has under a different label."""
     same: dict[str, list[int]] = {}
     for number, probe in enumerate(probes):
         if not probe.problem:
@@ -170,16 +174,18 @@ def _contradictions(
 
 
 def clip_facts(probes: Sequence[VideoProbe]) -> dict[str, Any]:
-    """What a recipe is to fit: `frames` of the shortest clip, of those that a quarter and a half are not longer than,
-    and of the longest; `lengths`, how many clips have so many frames; the median `fps`; `mean` and `std` of the pixels
-    by channel, from 0 to 1 (None where none was decoded)."""
+    """Facts of the clips that a recipe must fit.
+
+    `frames`: minimum, quartile, median and maximum of the clips' frames.   `lengths`: the number of clips by frames.
+    `fps`: the median.   `mean`, `std`: of the pixels by channel, from 0 to 1; None where no clip was decoded.
+    """
     if not probes:
         return {"frames": None, "lengths": {}, "fps": None, "mean": None, "std": None}
     counts = sorted(probe.frames for probe in probes)
-    places = {"min": 0, "quartile": (len(counts) - 1) // 4, "median": (len(counts) - 1) // 2, "max": len(counts) - 1}
+    positions = {"min": 0, "quartile": (len(counts) - 1) // 4, "median": (len(counts) - 1) // 2, "max": len(counts) - 1}
     mean, std = mean_and_std([probe.moments for probe in probes if probe.moments])
     return {
-        "frames": {name: counts[place] for name, place in places.items()},
+        "frames": {name: counts[position] for name, position in positions.items()},
         "lengths": {str(frames): count for frames, count in sorted(Counter(counts).items())},
         "fps": round(median(probe.fps for probe in probes), 3),
         "mean": mean,
@@ -188,8 +194,7 @@ def clip_facts(probes: Sequence[VideoProbe]) -> dict[str, Any]:
 
 
 def _by_class(names: Sequence[str], labels: Iterable[int], kinds: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Counts by class of what became of its clips; classes of which all clips are packed are left out, but not those
-    that have none."""
+    """The counts of each class's clips by kind; classes whose clips are all packed are left out, empty ones are not."""
     counts = [Counter[str]() for _ in names]
     for label, kind in zip(labels, kinds, strict=True):
         counts[label][kind] += 1

@@ -13,20 +13,19 @@ from webdataset import TarWriter
 
 from sfa_dist.data.packing.annotations.classes import Heads
 from sfa_dist.data.packing.annotations.rows import SINGLE
+from sfa_dist.data.packing.pack_settings import PackSettings
 from sfa_dist.data.packing.pack_survey import Clip
 
 
-def write_shards(
-    clips: Sequence[Clip], heads: Heads, out_dir: Path, prefix: str, shard_size: int, shard_bytes: int | None
-) -> list[Path]:
-    """Writes all shards under temporary names, then moves them to their own. Returns their paths in order."""
+def write_shards(clips: Sequence[Clip], heads: Heads, out_dir: Path, settings: PackSettings) -> list[Path]:
+    """Writes all shards under temporary names, then renames them. Returns their paths in order."""
     temporary: list[Path] = []
     try:
-        for number, group in enumerate(_grouped(clips, shard_size, shard_bytes)):
-            temporary.append(out_dir / f".{prefix}-{number:06d}.tar.tmp")
+        for number, group in enumerate(_grouped(clips, settings.shard_size, settings.shard_bytes)):
+            temporary.append(out_dir / f".{settings.name}-{number:06d}.tar.tmp")
             _write_shard(temporary[-1], group, heads)
         shards = [out_dir / path.name[1:].removesuffix(".tmp") for path in temporary]
-        for stale in set(shards_of(out_dir, prefix)) - set(shards):
+        for stale in set(shards_of(out_dir, settings.name)) - set(shards):
             stale.unlink()
         for path, shard in zip(temporary, shards, strict=True):
             os.replace(path, shard)
@@ -37,7 +36,7 @@ def write_shards(
 
 
 def shards_of(out_dir: Path, prefix: str) -> list[Path]:
-    """The shards of this prefix that are there, in order; those of `train-extra` are none of `train`."""
+    """The existing shards of this prefix, in order; those of `train-extra` do not belong to `train`."""
     name = re.compile(rf"{re.escape(prefix)}-\d{{6,}}\.tar")
     return sorted(path for path in out_dir.glob("*.tar") if name.fullmatch(path.name))
 
@@ -58,7 +57,8 @@ def _grouped(clips: Sequence[Clip], shard_size: int, shard_bytes: int | None) ->
 
 def _write_shard(path: Path, clips: Sequence[Clip], heads: Heads) -> None:
     with path.open("wb") as file:
-        with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:  # no time, no user: same bytes
+        # Without time and user, so that the bytes are the same.
+        with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
             for clip in clips:
                 writer.write(_sample(clip, heads))
         file.flush()

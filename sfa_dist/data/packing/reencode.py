@@ -1,8 +1,8 @@
-"""Encodes clips anew before they are packed: smaller frames, a key frame every few frames, cut out of a longer video.
+"""Re-encodes clips before they are packed: smaller frames, more key frames, or a part of a longer video.
 
-A training clip starts at a random frame, and the decoder has to begin at the key frame before it. Videos from the web
-have one every 250 frames; with one every 12 a loader process decodes about 1.7 times as many clips a second, for
-bytes that the smaller frames save again (benchmarks/decode.py measures both).
+A training clip starts at a random frame, and the decoder has to start at the key frame before it. Videos from the web
+have one every 250 frames; with one every 12 a loader process decodes about 1.7 times as many clips a second. The bytes
+that this costs are saved by smaller frames (benchmarks/decode.py measures both).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from sfa_dist.data.packing.pack_settings import Encoding
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode_limits import check_frame_size
 from sfa_dist.data.video.decode_pyav import RgbConverter, look, opened
@@ -35,26 +35,15 @@ _SEEK_AHEAD = (0, 2, 10, 60)  # seconds
 _FRAME_NAME = re.compile(r"(\d+)\.(jpe?g|png)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """H.264 in an mp4, without sound, upright. `short_side` in pixels is an upper bound (None: the size stays), `gop`
-    the frames from one key frame to the next, `crf` x264's quality (lower is better, 18 is hard to tell from the
-    source)."""
-
-    short_side: int | None = None
-    gop: int = 12
-    crf: int = 23
-
-
 class _Picture(NamedTuple):
-    """An upright frame, uint8 RGB (H, W, 3), and its time in seconds from the start of the clip."""
+    """An upright frame, uint8 RGB (H, W, 3), and its time in seconds since the start of the clip."""
 
     pixels: npt.NDArray[np.uint8]
     seconds: Fraction
 
 
 class _TimeSpan(NamedTuple):
-    """From `begin` up to `end` in seconds of the stream; `seek_to` in its time base, None for its start."""
+    """From `begin` to `end` seconds of a stream, end excluded; `seek_to` is in its time base, None for its start."""
 
     begin: Fraction
     end: Fraction
@@ -62,20 +51,24 @@ class _TimeSpan(NamedTuple):
 
 
 def reencode(source: bytes | Path, encoding: Encoding, cut: tuple[float, float] | None = None) -> bytes:
-    """A video in (its bytes, or a file too large to be read at once), an mp4 with the same frames at the same times
-    out; only those from `cut[0]` up to `cut[1]` seconds where it is given. One thread, so that the same input gives the
-    same bytes. Raises BadSample for what cannot be decoded."""
+    """The bytes of an mp4 with the same frames at the same times as a video, which is given as bytes or as a file.
+
+    With `cut` only the frames from `cut[0]` to `cut[1]` seconds, end excluded. Uses one thread, so that the same input
+    gives the same bytes. Raises BadSample for a video that cannot be decoded.
+    """
     if isinstance(source, bytes):
         return _encode_stream(io.BytesIO(source), encoding, cut)
     with source.open("rb") as file:
         return _encode_stream(file, encoding, cut)
 
 
-def look_at_cut(source: Path, cut: tuple[float, float]) -> tuple[int, float]:
-    """(frames, frames a second) from `cut[0]` up to `cut[1]` seconds, by the rate of the video; its first picture is
-    decoded. Raises BadSample where there is none."""
+def inspect_cut(source: Path, cut: tuple[float, float]) -> tuple[int, float]:
+    """(frames, frames a second) of the part from `cut[0]` to `cut[1]` seconds, estimated from the video's frame rate.
+
+    Only its first frame is decoded. Raises BadSample where that cannot be done.
+    """
     with source.open("rb") as file:
-        part = _part_of(file, cut)
+        part = _span_of(file, cut)
         with opened(file) as (container, stream):
             rate = stream.average_rate or Fraction(25)
             if next(_pictures(container, stream, part), None) is None:
@@ -83,9 +76,11 @@ def look_at_cut(source: Path, cut: tuple[float, float]) -> tuple[int, float]:
         return round((_exact(cut[1]) - _exact(cut[0])) * rate), float(rate)
 
 
-def look_at_frames(folder: Path, first: int, last: int) -> int:
-    """How many pictures are numbered `first` to `last`, of which the first is read. Raises BadSample where one is
-    missing."""
+def inspect_frames(folder: Path, first: int, last: int) -> int:
+    """The number of pictures from number `first` to `last`, both included; only the first is read.
+
+    Raises BadSample where one is missing, or the first cannot be read.
+    """
     files = _frame_files(folder, folder.stat().st_mtime_ns)
     absent = next((number for number in range(first, last + 1) if number not in files), None)
     if absent is not None:
@@ -97,28 +92,30 @@ def look_at_frames(folder: Path, first: int, last: int) -> int:
 
 
 def encode_frames(folder: Path, first: int, last: int, fps: float, encoding: Encoding) -> bytes:
-    """The pictures numbered `first` to `last` of a folder as a video of `fps` frames a second. Raises BadSample where
-    one is missing or cannot be read."""
+    """The bytes of an mp4 with a folder's pictures from number `first` to `last`, `fps` frames a second.
+
+    Raises BadSample where a picture is missing or cannot be read.
+    """
     rate = Fraction(fps).limit_denominator(1001)
 
     def pictures() -> Iterator[_Picture]:
         files = _frame_files(folder, folder.stat().st_mtime_ns)
-        for place, number in enumerate(range(first, last + 1)):
+        for position, number in enumerate(range(first, last + 1)):
             if number not in files:
                 raise BadSample(f"frame {number} is not in {folder}")
-            yield _Picture(_read_picture(files[number]), place / rate)
+            yield _Picture(_read_picture(files[number]), position / rate)
 
     return _encode(pictures(), rate, _TIME_BASE, encoding)
 
 
 def target_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """(height, width) with the short side at most `short_side` and the same shape; even, as H.264 wants it."""
+    """(height, width) in the same proportion with a short side of at most `short_side` pixels; even, for H.264."""
     scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 
 
 def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] | None) -> bytes:
-    part = _part_of(file, cut) if cut else None
+    part = _span_of(file, cut) if cut else None
     order = None if cut else look(file, None)[0]
     with opened(file) as (container, stream):
         rate = stream.average_rate or Fraction(25)
@@ -126,8 +123,8 @@ def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] 
         return _encode(pictures, rate, stream.time_base or _TIME_BASE, encoding)
 
 
-def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _TimeSpan:
-    """Where the seconds of `cut` are; those of a data set count from the first frame that is shown."""
+def _span_of(file: BinaryIO, cut: tuple[float, float]) -> _TimeSpan:
+    """The part of the stream that `cut` means: data sets count seconds from the first frame that is shown."""
     with opened(file) as (container, stream):
         _check_end(container, stream, cut)
         first = next(timed(shown_frames(container.demux(stream)), stream), None)
@@ -138,10 +135,11 @@ def _part_of(file: BinaryIO, cut: tuple[float, float]) -> _TimeSpan:
 
 
 def _seek_point(file: BinaryIO, begin: Fraction) -> int | None:
-    """Where to seek for the frame at `begin` seconds, in the stream's time base; None: it is played from its start.
+    """Where to seek to reach the frame at `begin` seconds, in the stream's time base; None: decode from the start.
 
-    Some containers are sought by the times of decoding, so that the key frame found is shown too late, and some key
-    frames need others before them. So it is tried, and tried further ahead."""
+    Some containers seek by decoding time, so that the key frame found is shown too late, and some key frames need
+    frames before them. So each position is tried, and then one further ahead.
+    """
     for ahead in _SEEK_AHEAD:
         with opened(file) as (container, stream):
             target = int((begin - ahead) / (stream.time_base or _TIME_BASE))
@@ -159,7 +157,7 @@ def _seek_point(file: BinaryIO, begin: Fraction) -> int | None:
 
 
 def _check_end(container: av.container.InputContainer, stream: av.VideoStream, cut: tuple[float, float]) -> None:
-    """Raises BadSample where the video is over before half of the part: that is another video, or a piece of it."""
+    """Raises BadSample where the video ends before half of the part: it is another video, or incomplete."""
     if stream.duration and stream.time_base:
         end = float(stream.duration * stream.time_base)
     elif container.duration:
@@ -175,7 +173,8 @@ def _all_pictures(
 ) -> Iterator[_Picture]:
     to_rgb = RgbConverter(stream, _LIMITS)
     frames = shown_frames(container.demux(stream))
-    for seconds, frame in zip(order.times.tolist(), frames, strict=False):  # fewer, where it is damaged: pack counts
+    # Not strict: a damaged video has fewer frames, and the caller counts them.
+    for seconds, frame in zip(order.times.tolist(), frames, strict=False):
         yield _Picture(to_rgb(frame), _exact(seconds))
 
 
@@ -197,7 +196,7 @@ def _pictures(
 
 
 def _exact(seconds: float) -> Fraction:
-    """The decimal number that a float stands for, or the frame at just that time would be lost."""
+    """The decimal number that a float stands for; without it the frame at exactly that time would be lost."""
     return Fraction(seconds).limit_denominator(1_000_000)
 
 
@@ -211,7 +210,7 @@ def _encode(pictures: Iterator[_Picture], rate: Fraction, base: Fraction, encodi
                 stream = _add_stream(out, encoding, rate, base, *pixels.shape[:2])
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
-            last = max(last + 1, round(seconds / base))  # x264 wants times that rise
+            last = max(last + 1, round(seconds / base))  # x264 needs increasing times
             frame.pts, frame.time_base = last, base
             _write(out, stream.encode(frame), rate)
         if stream is None:
@@ -223,7 +222,7 @@ def _encode(pictures: Iterator[_Picture], rate: Fraction, base: Fraction, encodi
 def _write(out: av.container.OutputContainer, packets: Iterable[av.Packet], rate: Fraction) -> None:
     for packet in packets:
         if not packet.duration and packet.time_base:
-            packet.duration = round(1 / rate / packet.time_base)  # what the last frame of the file is told by
+            packet.duration = round(1 / rate / packet.time_base)  # gives the last frame of the file its length
         out.mux(packet)
 
 
@@ -241,7 +240,7 @@ def _add_stream(
 
 @functools.lru_cache(maxsize=8)
 def _frame_files(folder: Path, changed: int) -> dict[int, Path]:
-    """The pictures of a folder by the number that ends their names. `changed` is when, for the cache."""
+    """The pictures of a folder by the number that ends their names. `changed` is its mtime, a key of the cache."""
     del changed
     found = ((_FRAME_NAME.search(path.name), path) for path in folder.iterdir())
     return {int(match[1]): path for match, path in found if match}
@@ -250,7 +249,7 @@ def _frame_files(folder: Path, changed: int) -> dict[int, Path]:
 def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
-            check_frame_size(image.height, image.width, _LIMITS)  # known from the header, before anything is decoded
+            check_frame_size(image.height, image.width, _LIMITS)  # from the header, before anything is decoded
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise BadSample(f"{path} cannot be read ({error})") from error

@@ -23,7 +23,7 @@ def frame_indices(num_video_frames: int, frames: int, stride: int, offset: int) 
 
 
 def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, stride: int) -> int:
-    """A uniformly random start at which the clip fits; 0 for a video that is too short, which is looped.
+    """A uniformly random start frame at which the clip fits; 0 for a video that is too short and is looped.
 
     Source: DMVR processors.py, `_get_random_sampling_offset`.
     """
@@ -31,14 +31,22 @@ def random_offset(rng: np.random.Generator, num_video_frames: int, frames: int, 
 
 
 def offset_choices(num_video_frames: int, frames: int, stride: int) -> int:
-    """The number of possible starts, counted from frame 0; at least 1."""
+    """The number of start frames at which a clip fits, from frame 0 on; at least 1."""
     return max(1, num_video_frames - (frames - 1) * stride)
 
 
 def view_offsets(num_video_frames: int, frames: int, stride: int, views: int) -> list[int]:
-    """Starts of `views` temporal views. A single view is the centre window; several are spread evenly from the first
-    window to the last. The window of a static clip (stride 0) is one frame, so its single view is the middle frame."""
+    """Start frames of `views` temporal views.
+
+    A single view is the centre window; several are spread evenly from the first window to the last. The window of a
+    static clip (stride 0) is one frame, so its single view is the middle frame.
+    """
     room = max(0, num_video_frames - max(1, frames * stride))
     if views == 1:
         return [room // 2]
     return [int(start) for start in np.linspace(0, room, views)]
+
+
+def spread_frames(frames: int, most: int) -> list[int]:
+    """At most `most` of the frames, evenly spaced from first to last."""
+    return sorted({round(place) for place in np.linspace(0, frames - 1, most)})

@@ -19,10 +19,10 @@ def sample_rng(seed: int, epoch: int, sample_id: int, purpose: str) -> np.random
 
 
 def first_random(seed: int, epoch: int, sample_id: int, purpose: str) -> float:
-    """The first `sample_rng(...).random()`, in a tenth of the time. For one number per sample, a generator would cost
-    more than reading the sample's features.
+    """The first `sample_rng(...).random()`, in a tenth of the time.
 
-    Philox4x64-10 (Salmon et al. 2011) at counter 1, where numpy starts.
+    For one number per sample, a generator would cost more than reading the sample's features. This is Philox4x64-10
+    (Salmon et al. 2011) at counter 1, where numpy starts.
     """
     key = _key(seed, epoch, sample_id, purpose)
     low, high = key & _WORD, key >> 64

@@ -17,12 +17,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-PLAN_VERSION = 1  # increase it when the same seed gives another order
+PLAN_VERSION = 1  # Increase it when the same seed gives another order.
 Ids = npt.NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_SHARDS, _SAMPLES = 1, 2  # part of a permutation's key, so that the two never share one
+_SHARDS, _SAMPLES = 1, 2  # Part of a permutation's key, so that the two never share one.
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -49,11 +49,11 @@ def permuted(ids: Ids, *key: int) -> Ids:
     return ids[np.argsort(splitmix64(words), kind="stable")]
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, which makes it a cheap cache key
+@dataclass(frozen=True, eq=False)  # Compared by identity, which makes it a cheap cache key.
 class SamplePlan:
     """The order of all epochs.
 
-    shard_sizes: samples in each shard; sample ids count through the shards in this order.
+    shard_sizes: samples in each shard. Sample ids count through the shards in this order.
     batch_size: the global batch, in samples. The last batch of an epoch is padded with -1.
     shuffle_shards: shards in a window; reads of one epoch touch about that many files at a time.
     shuffle: False gives the plain order 0, 1, 2, ... in every epoch (evaluation).
@@ -103,10 +103,6 @@ class SamplePlan:
             here = inside & (window_of == window)
             ids[here] = epoch_window(self, epoch, int(window))[positions[here] - starts[window]]
         return ids
-
-    def batch_ids(self, epoch: int, step: int) -> Ids:
-        """Sample ids of a step's global batch: int64 (batch_size,), padded with -1 at the end of the epoch."""
-        return self.ids_at(epoch, step * self.batch_size + np.arange(self.batch_size))
 
     def micro_batch_ids(
         self, epoch: int, step: int, rank: int, world_size: int, micro: int, accumulation_index: int

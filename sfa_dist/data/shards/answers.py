@@ -1,7 +1,7 @@
-"""Limits on what a server or a command may send: the bytes that were asked for, and within a time limit.
+"""Limits on what a server or a command may send: no more bytes than were asked for, and not too slowly.
 
-bytes   of a range its size, of a shard what its index says, else LARGEST_SHARD, of other files their kind's limit
-time    SLOWEST bytes a second, beyond the seconds in which nothing need come
+bytes   a range: its size; a shard: the size in its index, else LARGEST_SHARD; other files: LARGEST_FILE
+time    SLOWEST bytes a second on average, after some seconds in which nothing need come
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _BLOCK = 512  # of a tar
 
 
 class Sink(Protocol):
-    """Where bytes go."""
+    """Receives bytes."""
 
     def write(self, data: bytes, /) -> object:
-        """Takes them."""
+        """Takes the next bytes."""
 
 
 class ContentRange(NamedTuple):
-    """Which bytes an answer holds (`last` included), and the file's size, None if unknown."""
+    """The bytes that an answer holds, `last` included, and the file's size (None: unknown)."""
 
     first: int
     last: int
@@ -37,12 +37,12 @@ class ContentRange(NamedTuple):
 
 
 def wrong_answer(what: str) -> OSError:
-    """An error that a retry cannot mend."""
+    """An error that a retry does not cure."""
     return OSError(errno.EBADMSG, what)
 
 
 def parse_content_range(text: str) -> ContentRange:
-    """`bytes 0-99/1234` (RFC 9110, 14.4). Raises OSError."""
+    """Parses `bytes 0-99/1234` (RFC 9110, 14.4). Raises OSError."""
     found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text.strip(), re.ASCII)
     if found:
         first, last, size = int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
@@ -58,7 +58,7 @@ class Patience:
         self._seconds, self._since = seconds, time.monotonic()
 
     def left(self, taken: int) -> float:
-        """Seconds until the next bytes have to come. Raises TimeoutError."""
+        """Seconds in which the next bytes must come, after `taken` bytes. Raises TimeoutError if it is too late."""
         left = min(self._seconds, self._seconds + taken / SLOWEST - (time.monotonic() - self._since))
         if left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, f"{taken} bytes in {time.monotonic() - self._since:.0f} s")
@@ -66,8 +66,10 @@ class Patience:
 
 
 async def take(read: Callable[[int], Awaitable[bytes]], sink: Sink, limit: int, seconds: float) -> int:
-    """Writes what `read(size)` gives into `sink`, to its end: how many bytes. Raises OSError for more than `limit`, and
-    for what takes too long."""
+    """Writes all that `read(size)` gives into `sink`, and returns the number of bytes.
+
+    Raises OSError for more than `limit` bytes, TimeoutError if they come too slowly.
+    """
     patience, taken = Patience(seconds), 0
     while True:
         async with asyncio.timeout(patience.left(taken)):
@@ -81,8 +83,10 @@ async def take(read: Callable[[int], Awaitable[bytes]], sink: Sink, limit: int, 
 
 
 class ShardSink:
-    """A shard's file while it is filled. Raises OSError at its first block where that is no tar's, and for more than
-    `limit` bytes."""
+    """A shard's file while it is filled.
+
+    `write` raises OSError if the first block is not a tar's, and for more than `limit` bytes.
+    """
 
     def __init__(self, file: Sink, limit: int) -> None:
         self._file, self._limit, self._taken, self._head = file, limit, 0, b""

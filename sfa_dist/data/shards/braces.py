@@ -1,4 +1,4 @@
-"""Brace patterns, whose names are counted before they are made: `{0..999999999}` has only 14 characters."""
+"""Brace patterns. Their names are counted before they are made: `{0..999999999}` has only 14 characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from braceexpand import alphabet, braceexpand
 
 MAX_NAMES = 1_000_000
-MAX_CHARACTERS = 1 << 28  # In all names together.
+MAX_CHARACTERS = 1 << 28  # of all names together
 MAX_DEPTH = 8
 
 _NUMBERS = re.compile(r"(-?\d{1,100})\.\.(-?\d{1,100})(?:\.\.-?(\d{1,100}))?")
@@ -15,8 +15,10 @@ _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d{1,100}))?")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All names that a pattern stands for, in order. Raises ValueError for unbalanced braces and for a pattern that is
-    nested too deeply or stands for too many names."""
+    """All names that a pattern stands for, in order.
+
+    Raises ValueError for unbalanced braces, and for a pattern that is nested too deeply or stands for too many names.
+    """
     names = count_names(pattern)
     if names > MAX_NAMES or names * len(pattern) > MAX_CHARACTERS:
         raise ValueError(f"braces that stand for {names:,} names, at most {MAX_NAMES:,} are read")

@@ -1,5 +1,7 @@
-"""Fetches a whole shard into a local file: by ranges where the server supports them, else in one stream; or from a pipe
-or a file."""
+"""Fetches a whole shard into a local file, from a server, a pipe or a file.
+
+From a server it comes in ranges if the server supports them, else in one stream.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def fetch_shard(shard: str, file: BinaryIO, remote: RemoteBlock, size: int | Non
     """Fills `file`, from its start, with the bytes of a URL, a pipe, or a file of a shared file system.
 
     `size` is the expected size in bytes, if known; a longer shard is refused. A temporary failure is retried: with
-    ranges only the piece that failed, else the whole shard. Raises OSError, also where the local disk is full or the
+    ranges only the piece that failed, else the whole shard. Raises OSError, also if the local disk is full or the
     content is not a tar.
     """
     limit = LARGEST_SHARD if size is None else size
@@ -68,8 +70,10 @@ def _copy_file(path: str, sink: ShardSink) -> None:
 
 
 def _copy_pipe(command: str, sink: ShardSink) -> None:
-    """Runs `command` in a shell. Raises OSError with the last line of its stderr. The error is temporary unless the
-    shell cannot run the command: other exit codes do not show the cause."""
+    """Copies the output of `command`, run in a shell. Raises OSError with the last line of its stderr.
+
+    The error counts as temporary unless the shell cannot run the command: other exit codes do not show the cause.
+    """
     process = subprocess.Popen(
         command,
         shell=True,
@@ -80,9 +84,9 @@ def _copy_pipe(command: str, sink: ShardSink) -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    said: deque[bytes] = deque(maxlen=2)
-    listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
-    listener.start()
+    tail: deque[bytes] = deque(maxlen=2)
+    reader = threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True)
+    reader.start()
     try:
         _copy_until_silent(process.stdout, sink)
         code = process.wait(SILENT_SECONDS)
@@ -93,10 +97,10 @@ def _copy_pipe(command: str, sink: ShardSink) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        listener.join(1.0)  # only a child that left the process group keeps stderr open longer
+        reader.join(1.0)  # only a child that left the process group keeps stderr open longer
     if code:
         final = code in _NO_SUCH_COMMAND
-        raise OSError(errno.ENOEXEC if final else errno.EIO, f"exit code {code}: {_last_line(said)}")
+        raise OSError(errno.ENOEXEC if final else errno.EIO, f"exit code {code}: {_last_line(tail)}")
 
 
 def _copy_until_silent(source: IO[bytes], sink: ShardSink) -> None:
@@ -111,13 +115,13 @@ def _copy_until_silent(source: IO[bytes], sink: ShardSink) -> None:
         sink.write(data)
 
 
-def _listen(source: IO[bytes], said: deque[bytes]) -> None:
-    """Keeps the last two reads of a command's stderr."""
+def _keep_tail(source: IO[bytes], tail: deque[bytes]) -> None:
+    """Reads a command's stderr to its end, and keeps the last two reads."""
     with source:
         while data := os.read(source.fileno(), 1 << 16):
-            said.append(data)
+            tail.append(data)
 
 
-def _last_line(said: deque[bytes]) -> str:
-    lines = b"".join(said)[-2000:].decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+def _last_line(tail: deque[bytes]) -> str:
+    lines = b"".join(tail)[-2000:].decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing on stderr"

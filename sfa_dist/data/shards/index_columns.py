@@ -1,8 +1,9 @@
-"""The samples of a folder as a few flat arrays: 60 bytes a sample instead of a thousand as Python objects. Reading them
-in a loader worker copies no memory.
+"""The samples of a folder as a few flat arrays: 60 bytes a sample instead of a thousand as Python objects.
 
-They are derived from index.json. For many samples they are kept beside it in index.npz, which records the hash of its
-index.json, is read without pickle, and is protected by the checksums of zip.
+Reading them in a loader worker copies no memory. They are derived from index.json. For many samples they are kept
+beside it in index.npz, which records the hash of its index.json, is read without pickle, and is protected by the
+checksums of zip. An Arrow file would be read as fast, but has no checksums, and every process would import
+pyarrow.
 """
 
 from __future__ import annotations
@@ -75,20 +76,20 @@ class Strings(Texts):
 
     @staticmethod
     def of(texts: Iterable[str]) -> Strings:
-        """From any texts, including lone surrogates (file names that are not unicode)."""
+        """Strings of any texts, including lone surrogates (file names that are not unicode)."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         return Strings(text, np.cumsum([len(each) for each in encoded], dtype=np.int64))
 
     @staticmethod
     def joined(parts: Sequence[Strings]) -> Strings:
-        """One after the other."""
+        """The texts of all parts, one part after the other."""
         lengths = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, lengths, strict=False)]
         return Strings(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     def part(self, first: int, last: int) -> Strings:
-        """The texts from `first` up to, not including, `last`; shares memory."""
+        """The texts from `first` up to but not including `last`; shares memory."""
         start, stop = self._start(first), self._start(last)
         return Strings(self.text[start:stop], self.ends[first:last] - start)
 
@@ -172,15 +173,15 @@ def join(parts: Sequence[Columns]) -> Columns:
         if name in ("ends", "error_rows"):
             values = [value + start for value, start in zip(values, first, strict=False)]
         elif name == "label":
-            values = _alike(values)
+            values = _in_common_shape(values)
         joined[name] = Strings.joined(values) if isinstance(values[0], Strings) else np.concatenate(values)
     return Columns(**joined)
 
 
 def label_array(labels: Sequence[Any]) -> Int64:
-    """int64 (n,) from labels that are numbers, or (n, heads) where most are lists of a number for each head.
+    """int64 (n,) from labels that are numbers, or (n, heads) if most are lists of a number for each head.
 
-    -1 is no label: None, or a label of another kind than most.
+    -1 stands for no label: None, or a label of another kind than most.
     """
     lists = sum(isinstance(label, list | tuple) for label in labels)
     if lists <= sum(isinstance(label, int) for label in labels):
@@ -189,7 +190,7 @@ def label_array(labels: Sequence[Any]) -> Int64:
     return np.array([label if isinstance(label, list | tuple) else none for label in labels], dtype=np.int64)
 
 
-def _alike(labels: list[Int64]) -> list[Int64]:
+def _in_common_shape(labels: list[Int64]) -> list[Int64]:
     """The labels in the shape that most samples have; labels of another shape become -1."""
     counts: Counter[tuple[int, ...]] = Counter()
     for label in labels:
@@ -242,7 +243,7 @@ def _mark(index_sha256: str) -> bytes:
 
 
 def _check_members(path: Path) -> None:
-    """Raises ValueError for arrays that are compressed, or whose size is not what their header says."""
+    """Raises ValueError for arrays that are compressed, or whose size differs from their header's."""
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
             with file.open(member) as data:
@@ -250,23 +251,23 @@ def _check_members(path: Path) -> None:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(data)
                 if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - data.tell():
-                    raise ValueError(f"{member.filename} is not as large as it says")
+                    raise ValueError(f"the size of {member.filename} differs from its header's")
             if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename} is packed")
+                raise ValueError(f"{member.filename} is compressed")
 
 
 def _check_columns(columns: Columns) -> None:
-    """Raises ValueError for arrays that do not fit together, or that point outside a shard."""
+    """Raises ValueError for arrays that contradict each other or point outside a shard."""
     texts = (columns.names, columns.sha256, columns.keys, columns.error_texts)
     arrays = [columns.shard_bytes, columns.ends, columns.offset, columns.size, columns.crc32, columns.error_rows]
     ends = [columns.ends, *(text.ends for text in texts)]
     shards, samples = len(columns.names), len(columns.keys)
     if any(array.dtype != np.int64 or array.ndim != 1 for array in (*arrays, *ends)):
-        raise ValueError("a column that is no list of whole numbers")
+        raise ValueError("a column that is not a list of whole numbers")
     if any((np.diff(each, prepend=0) < 0).any() for each in ends) or any(
         text.text.dtype != np.uint8 or text.text.shape != (text.ends[-1] if len(text) else 0,) for text in texts
     ):
-        raise ValueError("texts that do not end where they should")
+        raise ValueError("texts with wrong ends")
     for text in texts:
         text.text.tobytes().decode("utf-8", "surrogatepass")
         if (text.text[text.ends[:-1][text.ends[:-1] < len(text.text)]] & 0xC0 == 0x80).any():
@@ -277,14 +278,14 @@ def _check_columns(columns: Columns) -> None:
     if any(len(column) != samples for column in of_samples) or (columns.ends[-1] if shards else 0) != samples:
         raise ValueError("columns of different numbers of samples")
     if columns.suffix.dtype != np.uint8 or columns.label.dtype != np.int64 or (columns.suffix >= len(SUFFIXES)).any():
-        raise ValueError("a suffix or a label that there is not")
+        raise ValueError("an unknown suffix, or labels that are not whole numbers")
     room = np.repeat(columns.shard_bytes, np.diff(columns.ends, prepend=0)) - columns.offset
     here = columns.offset >= 0
     if (columns.offset < -1).any() or (columns.size < 0).any() or (here & (columns.size > room)).any():
-        raise ValueError("a sample outside of its shard")
+        raise ValueError("a sample outside its shard")
     rows = columns.error_rows
     if len(rows) != len(columns.error_texts) or (len(rows) and not 0 <= rows.min() <= rows.max() < samples):
-        raise ValueError("an error of no sample")
+        raise ValueError("an error of a sample that does not exist")
     if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in columns.sha256):
         raise ValueError("a shard without its sha256")
 

@@ -6,9 +6,9 @@
         "members": {"mp4": [OFFSETS, SIZES, CRC32S], "cls": [...], ...},
         "errors": {"1": "missing label"}}}}
 
-It has one list for each attribute, not one object for each sample: a third of the size, a tenth of the time to read. A
-label of a noun and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its lists.
-Version 1, of release 0.1, is refused.
+It has one list for each attribute, not one object for each sample: a third of the size and a tenth of the reading time.
+A label of a noun and a verb is a list of the two, in this order. A sample that lacks a member has offset -1 in its
+lists. Version 1, of release 0.1, is refused.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
 
 
 def read_raw(folder: Path) -> dict[str, RawShard]:
-    """As `read_index`, but the entries as stored in the file, which is fast for millions of samples."""
+    """Like `read_index`, but with the entries as stored in the file, which is fast for millions of samples."""
     _require_plain(folder / INDEX_NAME)
     try:
         data = (folder / INDEX_NAME).read_bytes()
@@ -66,7 +66,7 @@ def read_raw(folder: Path) -> dict[str, RawShard]:
 def _require_plain(path: Path) -> None:
     """Raises DataError for a pipe or a device: opening one waits for its other end."""
     if path.exists() and not path.is_file():
-        raise DataError(f"{path} is no plain file: remove it, and `sfa index` makes it anew")
+        raise DataError(f"{path} is not a regular file: remove it, and `sfa index` makes a new one")
 
 
 def parse_index(data: bytes, where: Path | str) -> dict[str, RawShard]:
@@ -89,7 +89,7 @@ def format_index(shards: Mapping[str, RawShard]) -> bytes:
 
 
 def write_index(folder: Path, shards: Mapping[str, RawShard]) -> bool:
-    """Writes index.json. Where it cannot be written, warns and returns False."""
+    """Writes index.json. If it cannot be written, warns and returns False."""
     try:
         write_atomically(folder / INDEX_NAME, format_index(shards))
     except OSError as error:
@@ -100,7 +100,7 @@ def write_index(folder: Path, shards: Mapping[str, RawShard]) -> bool:
 
 
 def read_columns(folder: Path) -> Columns | None:
-    """All samples of a folder's index.json, None without the file; read from index.npz where there are many.
+    """All samples of a folder's index.json, None without the file; read from index.npz if there are many.
 
     Raises DataError if index.json is garbled.
     """
@@ -187,13 +187,13 @@ def to_columns(shards: Mapping[str, RawShard], where: Path | str) -> Columns:
 
 
 def write_json_atomically(path: Path, content: Any, indent: int | None = None) -> None:
-    """Writes JSON beside `path` and moves it there, so that a reader sees the old file or the new one, never a part."""
+    """Writes JSON beside `path` and renames it, so that a reader sees the old file or the new one, never a part."""
     separators = (",", ":") if indent is None else None
     write_atomically(path, json.dumps(content, indent=indent, separators=separators).encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes bytes beside `path` and moves them there."""
+    """Writes bytes to a temporary file beside `path` and renames it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -222,7 +222,7 @@ def _clip_positions(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, n
     """(suffix code, offset, size, crc32) of each sample's clip, the first of CLIP_SUFFIXES that it has."""
     count, size = len(raw["keys"]), int(_whole_numbers(raw["size"]))
     if size < 0 or not isinstance(raw["keys"], list):
-        raise ValueError(f"{name} is no entry")
+        raise ValueError(f"{name} has no valid size or keys")
     code = np.zeros(count, dtype=np.uint8)
     clip = np.tile(np.array([[-1], [0], [0]], dtype=np.int64), count)
     for suffix in raw["members"]:
@@ -241,17 +241,17 @@ def _clip_positions(name: str, raw: RawShard) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _whole_numbers(values: Any) -> Int64:
-    """int64 of whole numbers. Raises ValueError for what numpy would convert to them: fractions, texts, true."""
+    """int64 from whole numbers. Raises ValueError for values that numpy would convert: fractions, texts, true."""
     numbers = np.array(values)
     if numbers.dtype.kind != "i" and numbers.size:
-        raise ValueError(f"{values!r:.40} are no whole numbers")
+        raise ValueError(f"{values!r:.40} are not whole numbers")
     return numbers.astype(np.int64, copy=False)
 
 
 def _sha256(value: Any) -> str:
     """Checks a hash, because it is used as a file name. Raises ValueError."""
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"{value!r:.80} is no sha256")
+        raise ValueError(f"{value!r:.80} is not a sha256")
     return value
 
 

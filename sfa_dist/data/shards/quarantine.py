@@ -1,6 +1,6 @@
 """Clips whose decoding crashed a process, listed in the run directory: from the next start on they count as bad.
 
-One JSON object per line: {"shard", "key", "reason"}. A crash cannot be caught like an error of the decoder, so the
+One JSON object per line: {"shard", "key", "reason"}. A crash cannot be caught like an error of the decoder, so a
 surviving process records the clip, and later starts skip it. To try a clip again, remove its line or the file.
 """
 
@@ -36,7 +36,9 @@ def add_to_quarantine(path: Path, index: SampleIndex, sample: int, reason: str) 
             os.close(descriptor)
     except OSError as error:
         reason = explain(error, path)
-        raise CheckpointError(f"cannot note the clip {entry['shard']}/{entry['key']} in {path}: {reason}") from error
+        raise CheckpointError(
+            f"cannot add the clip {entry['shard']}/{entry['key']} to the quarantine {path}: {reason}"
+        ) from error
 
 
 def read_quarantine(path: Path) -> Entries:

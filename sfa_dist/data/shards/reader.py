@@ -22,10 +22,10 @@ from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 
 
 def read_clip_bytes(index: SampleIndex, sample: int) -> bytes:
-    """The bytes of a sample's clip. Raises BadSample where it has none, cannot be read, is cut, or is not what was
-    indexed (crc32). Errors that storage and networks recover from are tried again (data.remote.retries).
+    """The bytes of a sample's clip. Transient errors are retried (data.remote.retries).
 
-    Raises DataError where nothing more of this shard can come: it must be cached and the cache cannot hold it.
+    Raises BadSample if it has no clip, cannot be read, is cut, or differs from the index (crc32). Raises DataError if
+    no sample of the shard can be read, because the shard must be cached and the cache cannot hold it.
     """
     if index.offset[sample] < 0:
         raise BadSample(index.errors.get(sample, "no clip"))
@@ -44,7 +44,7 @@ def read_clip_bytes(index: SampleIndex, sample: int) -> bytes:
 
 
 def _read(index: SampleIndex, number: int, offset: int, size: int) -> bytes:
-    """`size` bytes, fewer where the shard ends. Raises OSError."""
+    """`size` bytes from `offset` on, fewer if the shard ends before. Raises OSError."""
     shard, remote = index.shards[number], index.remote
     if remote.cache_dir is not None and (remote.stage or not isinstance(shard, Path)):
         kept = _open_kept(index, number)
@@ -68,11 +68,11 @@ def _open_kept(index: SampleIndex, number: int) -> BinaryIO | None:
     try:
         return cache.open(Whole(str(shard), int(index.shard_bytes[number]), index.shard_sha256[number]))
     except CannotKeepError as error:
-        _go_on_without(cache, str(shard), error)
+        _report_uncached(cache, str(shard), error)
     except OSError:
         if not isinstance(shard, Path):
             raise
-        # A shard that is damaged somewhere: which samples are shows when each is read, as without staging.
+        # The shard is damaged somewhere. Reading each sample shows which ones are, as without staging.
     return None
 
 
@@ -81,8 +81,8 @@ def _cache(settings: str) -> ShardCache:
     return ShardCache(RemoteBlock.model_validate_json(settings))
 
 
-def _go_on_without(cache: ShardCache, shard: str, error: CannotKeepError) -> None:
-    """Warns, once per process, that samples are read one by one; raises DataError for a pipe, which cannot be."""
+def _report_uncached(cache: ShardCache, shard: str, error: CannotKeepError) -> None:
+    """Warns once per process that samples are read one by one. Raises DataError for a pipe, which has no ranges."""
     if shard_kind(shard) == "pipe":
         raise DataError(
             f"{shown(shard)} must be kept in the cache, which cannot hold it ({error.strerror}): make room, raise "
@@ -92,13 +92,13 @@ def _go_on_without(cache: ShardCache, shard: str, error: CannotKeepError) -> Non
         cache.has_warned = True
         text = without_secrets(
             f"the shard cache on {socket.gethostname()} cannot be used ({error.strerror}): samples are read one by one "
-            "from where they are"
+            "from their source"
         )
         warnings.warn(text, stacklevel=2)
 
 
 def _read_file(shard: Path, offset: int, size: int) -> bytes:
-    # Opened for each sample: costs little beside decoding, and there is no handle to go stale or to share after a fork.
+    # Opened for each sample, which costs little beside decoding: no handle can go stale or be shared after a fork.
     with shard.open("rb", buffering=0) as file:
         return _pread(file.fileno(), offset, size)
 

@@ -1,8 +1,8 @@
-"""Bytes from s3 and http(s), by fsspec: ranges, whole files, listings. Every failure is raised as an OSError.
+"""Bytes from s3 and http(s), by fsspec: ranges, whole files and listings. Every failure is raised as an OSError.
 
 Each answer is checked (answers.py): it has the requested bytes and no more, uncompressed, and is not slower than
-SLOWEST. This module does not retry; its callers use `retry.with_retries`.
-Connections belong to one process: a forked loader worker opens its own.
+SLOWEST. This module does not retry; its callers use `retry.with_retries`. Connections belong to one process: a forked
+loader worker opens its own.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ class NoRangesError(OSError):
 
 
 class Answer(NamedTuple):
-    """A server's answer on a file: its size in bytes (None: not reported), whether it sends byte ranges, and a mark
-    that changes with its content ("": none)."""
+    """A server's answer about a file.
+
+    Its size in bytes (None: not reported), whether the server sends byte ranges, and a mark that changes with the
+    file's content ("": none).
+    """
 
     size: int | None
     ranges: bool
@@ -55,7 +58,7 @@ class Answer(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    """An HTTP or s3 answer whose body has not been read; names of headers are in lower case."""
+    """An HTTP or s3 answer whose body has not been read. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -72,9 +75,9 @@ class _Reply(NamedTuple):
 
 
 def read_range(url: str, start: int, size: int, remote: RemoteBlock, of: Answer | None = None) -> bytes:
-    """`size` bytes from `start` on, fewer where the file ends; `of` is an earlier answer for the file.
+    """`size` bytes from `start` on, fewer if the file ends before; `of` is an earlier answer about the file.
 
-    Raises NoRangesError and other OSErrors, also where the file has changed since `of`.
+    Raises NoRangesError and other OSErrors, also if the file has changed since `of`.
     """
     data = io.BytesIO()
     with _as_oserror():
@@ -94,7 +97,7 @@ def read_whole(url: str, remote: RemoteBlock) -> bytes:
 
 
 def look(url: str, remote: RemoteBlock) -> Answer:
-    """Size of a file and how it can be read. Raises FileNotFoundError and other OSErrors."""
+    """The size of a file and how it can be read. Raises FileNotFoundError and other OSErrors."""
     with _as_oserror():
         try:
             return _run(_files(url, remote), _take_range, url, 0, 1, io.BytesIO())
@@ -103,13 +106,13 @@ def look(url: str, remote: RemoteBlock) -> Answer:
 
 
 def copy_stream(url: str, sink: Sink, limit: int, remote: RemoteBlock) -> None:
-    """A whole file of at most `limit` bytes in one stream, for servers without ranges. Raises OSError."""
+    """Copies a whole file of at most `limit` bytes in one stream, for servers without ranges. Raises OSError."""
     with _as_oserror():
         _run(_files(url, remote), _take_whole, url, sink, limit)
 
 
 def list_s3(pattern: str, remote: RemoteBlock) -> list[str]:
-    """URLs of the files on s3 that match a glob. Raises OSError."""
+    """The URLs of the files on s3 that match a glob. Raises OSError."""
     with _as_oserror():
         return [f"s3://{name}" for name in _run(_files(pattern, remote), _glob, pattern)]
 
@@ -163,7 +166,7 @@ def _run(files: Any, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _take_range(files: Any, url: str, start: int, size: int, sink: Sink) -> Answer:
-    """Raises NoRangesError and other OSErrors."""
+    """Writes a range of a file into `sink`. Raises NoRangesError and other OSErrors."""
     async with _reply(files, url, f"bytes={start}-{start + size - 1}") as reply:
         if reply.status == 200:  # the rest of the file is not wanted
             raise NoRangesError(reply.length)
@@ -199,7 +202,7 @@ async def _reply(files: Any, url: str, wanted: str | None) -> AsyncIterator[_Rep
     body, reply = opened
     try:
         if (encoding := reply.headers.get("content-encoding", "identity").lower()) not in ("", "identity"):
-            raise wrong_answer(f"it is sent compressed ({encoding[:20]}), though it was asked for as it is")
+            raise wrong_answer(f"it is sent compressed ({encoding[:20]}), though it was requested uncompressed")
         if reply.headers.get("content-type", "").lower().startswith("text/html"):
             raise wrong_answer("a web page (text/html) came in place of the file")
         yield reply
@@ -229,7 +232,7 @@ async def _ask_http(files: Any, url: str, wanted: str | None) -> tuple[Any, _Rep
 
 
 def _redirected(address: Any, target: str) -> Any:
-    """The target of a redirect: any host, because of mirrors, but http(s) only, and never from https to http."""
+    """The target of a redirect: on any host, because of mirrors, but http(s) only, and never from https to http."""
     import yarl
 
     new = address.join(yarl.URL(target))
@@ -254,7 +257,7 @@ async def _glob(files: Any, pattern: str) -> Any:
 
 @contextmanager
 def _as_oserror() -> Iterator[None]:
-    """Errors of aiohttp, botocore and asyncio as the OSError that a disk would give, so that one rule judges them."""
+    """Raises errors of aiohttp, botocore and asyncio as OSErrors, as from a disk, so that callers treat all alike."""
     try:
         yield
     except Exception as error:
@@ -264,31 +267,30 @@ def _as_oserror() -> Iterator[None]:
 
 
 def _oserror(error: Exception) -> OSError:
-    name, said = type(error).__name__, " ".join(str(error).split()) or type(error).__name__
+    name, text = type(error).__name__, " ".join(str(error).split()) or type(error).__name__
     status = _http_status(error)
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "not found (HTTP 404)")
     if status in (401, 403) or isinstance(error, PermissionError):
         return PermissionError(errno.EACCES, f"access denied (HTTP {status or 403})")
     if status is not None:
-        passing = status >= 500 or status in (408, 425, 429)
-        said = " ".join(str(getattr(error, "message", said)).split())[
-            :200
-        ]  # aiohttp's text bears the URL, query and all
-        return OSError(errno.EIO if passing else errno.EINVAL, f"HTTP {status}: {said}")
+        transient = status >= 500 or status in (408, 425, 429)
+        # aiohttp's text would contain the URL with its query; its message does not.
+        text = " ".join(str(getattr(error, "message", text)).split())[:200]
+        return OSError(errno.EIO if transient else errno.EINVAL, f"HTTP {status}: {text}")
     if isinstance(error, TimeoutError):
         return TimeoutError(errno.ETIMEDOUT, f"no answer in time ({name})")
     if any(part in name for part in _FINAL):
-        return OSError(errno.EINVAL, said)
+        return OSError(errno.EINVAL, text)
     if type(error).__module__.partition(".")[0] in ("aiohttp", "botocore", "aiobotocore", "urllib3"):
-        return OSError(errno.EIO, f"{name}: {said}")
+        return OSError(errno.EIO, f"{name}: {text}")
     if isinstance(error, OSError):
         return error
-    return OSError(errno.EINVAL, f"{name}: {said}")
+    return OSError(errno.EINVAL, f"{name}: {text}")
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status of the answer behind an error of aiohttp or, also where s3fs has translated it, of botocore."""
+    """The HTTP status behind an error of aiohttp, or of botocore even if s3fs has translated the error."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status

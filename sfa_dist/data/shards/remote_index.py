@@ -1,7 +1,7 @@
 """The index of shards that are not local files.
 
-An index.json beside them is read from the server. Shards without one are fetched once and indexed; their index is kept
-in a local folder (`index_home`), under the cache's folder or the user's.
+An index.json beside the shards is read from the server. Shards without one are fetched once and indexed; their index is
+kept in a local folder (`index_home`), in the shard cache's folder or the user's cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sfa_dist.errors import DataError
 from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 
 USER_CACHE = "~/.cache/sfa_dist"
-LOOKS_AT_A_TIME = 16
+REQUESTS_AT_A_TIME = 16
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> C
             raise DataError(f"{count} of the shards of {shown(folder)} are called {name}: they differ in who may read")
     published = _published_columns(folder, remote)
     if published is not None:
-        called = published_names(shards)
-        published = replace(published, names=Strings.of(called.get(name, name) for name in published.names))
+        local_names = local_names_of(shards)
+        published = replace(published, names=Strings.of(local_names.get(name, name) for name in published.names))
     parts = [published] if published is not None else []
     if missing := _unknown(shards, published):
         parts.append(_kept_columns(folder, missing, set(published.names) if published else set(), remote))
@@ -72,9 +72,11 @@ def remote_columns(folder: str, shards: Sequence[str], remote: RemoteBlock) -> C
     return columns
 
 
-def published_names(shards: Iterable[str]) -> dict[str, str]:
-    """File name, as in an index beside the shards, to the local name of the shard, which includes its query. File names
-    that several shards have are left out: that index cannot distinguish them."""
+def local_names_of(shards: Iterable[str]) -> dict[str, str]:
+    """The local name of each shard, which includes its query, by its file name, as in an index beside the shards.
+
+    File names that several shards have are left out: that index cannot distinguish them.
+    """
     named: dict[str, set[str]] = {}
     for shard in shards:
         named.setdefault(shard_name(shard).partition("?")[0], set()).add(shard_name(shard))
@@ -82,19 +84,19 @@ def published_names(shards: Iterable[str]) -> dict[str, str]:
 
 
 def known_shards(folder: str, shards: Sequence[str], remote: RemoteBlock) -> dict[str, RawShard]:
-    """The known entries of a remote folder, by shard name: the index beside the shards comes before the local one."""
-    data, called = read_beside(folder, INDEX_NAME, remote), published_names(shards)
+    """The known entries of a remote folder, by shard name. The index beside the shards precedes the local one."""
+    data, local_names = read_beside(folder, INDEX_NAME, remote), local_names_of(shards)
     published = parse_index(data, shown(folder + INDEX_NAME)) if data else {}
-    return read_raw(index_home(folder, remote)) | {called.get(name, name): raw for name, raw in published.items()}
+    return read_raw(index_home(folder, remote)) | {local_names.get(name, name): raw for name, raw in published.items()}
 
 
 def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
-    """A small file beside remote shards; None where it is missing or access is denied."""
+    """A small file beside remote shards; None if it is missing or access is denied. Raises DataError."""
     if folder == PIPE:
         return None
     try:
         return with_retries(lambda: read_whole(folder + name, remote), remote.retries)
-    except (FileNotFoundError, PermissionError):  # S3 answers 403 for a missing file to those who may not list
+    except (FileNotFoundError, PermissionError):  # S3 answers 403 for a missing file if listing is not allowed
         return None
     except OSError as error:
         raise DataError(f"{shown(folder + name)} cannot be read: {error.strerror or error}") from error
@@ -103,16 +105,20 @@ def read_beside(folder: str, name: str, remote: RemoteBlock) -> bytes | None:
 def walk_remote(
     folder: str, shards: Sequence[str], workers: int, remote: RemoteBlock
 ) -> dict[str, ShardEntry | DataError]:
-    """Fetches shards of one folder, `workers` at a time: the content of each, or the error that prevents reading it.
-    They stay in the cache if there is one."""
+    """Fetches shards of one folder, `workers` at a time. Returns the content of each, or why it cannot be read.
+
+    They stay in the cache if there is one.
+    """
     home = index_home(folder, remote)
     with _home_lock(home), ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         return dict(zip(shards, pool.map(lambda shard: _tried(shard, home, remote), shards), strict=True))
 
 
 def publish(folder: str, entries: dict[str, RawShard], remote: RemoteBlock) -> str:
-    """Adds entries, by shard name, to the index of a folder: beside shards on s3 where that is allowed, else on this
-    machine. Returns the path or URL of the index."""
+    """Adds entries, by shard name, to the index of a folder, and returns the path or URL of the index.
+
+    The index is beside shards on s3 if writing there is allowed, else on this machine.
+    """
     if shard_kind(folder) == "s3":
         try:
             data = format_index(known_shards(folder, (), remote) | entries)
@@ -137,13 +143,13 @@ def _published_columns(folder: str, remote: RemoteBlock) -> Columns | None:
     columns = read_sidecar(home, sha256)
     if columns is None:
         columns = to_columns(parse_index(data, shown(folder + INDEX_NAME)), shown(folder + INDEX_NAME))
-        if len(columns.keys) >= SIDECAR_FROM and _made(home):
+        if len(columns.keys) >= SIDECAR_FROM and _make_folder(home):
             write_sidecar(home, sha256, columns)
     return columns
 
 
 def _kept_columns(folder: str, missing: Sequence[str], published: set[str], remote: RemoteBlock) -> Columns:
-    """The samples of shards without an index beside them, from the local index; missing shards are added to it."""
+    """The samples of shards without an index beside them, from the local index. Missing shards are added to it."""
     home = index_home(folder, remote)
     kept = read_columns(home)
     if _unknown(missing, kept):
@@ -209,11 +215,12 @@ def _check_sizes(shards: Sequence[str], sizes: dict[str, int], remote: RemoteBlo
                 "data.remote.cache_dir to a local folder"
             )
 
-    with ThreadPoolExecutor(max_workers=LOOKS_AT_A_TIME) as pool:
+    with ThreadPoolExecutor(max_workers=REQUESTS_AT_A_TIME) as pool:
         list(pool.map(check, (shard for shard in shards if shard_kind(shard) != "pipe")))
 
 
-def _made(folder: Path) -> bool:
+def _make_folder(folder: Path) -> bool:
+    """Makes a folder if it is missing. A failure is logged, and returns False."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,7 +231,7 @@ def _made(folder: Path) -> bool:
 
 @contextmanager
 def _home_lock(home: Path) -> Iterator[None]:
-    """One process at a time indexes a folder. Partial fetches of killed processes are removed."""
+    """Lets one process at a time index a folder, and removes partial fetches of killed processes."""
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Retries for reads that fail with a transient error, after growing pauses. They do not change the data."""
+"""Retries of reads that fail with a transient error, after growing pauses."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def with_retries(work: Callable[[], T], retries: int) -> T:
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether the same call may succeed later: a network or network disk failed; a missing file is not transient."""
+    """Whether the same call may succeed later: a network or a network disk failed. A missing file is not transient."""
     return error.errno in TRANSIENT or isinstance(error, TimeoutError | ConnectionError)

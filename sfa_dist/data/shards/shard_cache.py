@@ -1,13 +1,13 @@
 """A folder of whole shards, shared by all loader workers and ranks of a node, that never exceeds its limit.
 
-    shards/<sha256>.tar          a whole shard, checked against its index. The name is its hash: a shard that was
+    shards/<sha256>.tar          a whole shard, checked against its index. The name is its hash, so a shard that is
                                  replaced and indexed again is another file
     shards/<sha256>.<size>.part  a shard being fetched, under the lock of its hash
     locks/<sha256>, locks/room   flock: one process fetches a shard, one process makes room
 
-The kernel drops a lock with the process that held it, so a killed process leaves a .part without a holder. It is
-never read as a shard, and the next process that makes room removes it. The least recently used shards are evicted; a
-process that has one of them open can still read it. A complete cache can be read from a read-only disk.
+The kernel releases the locks of a process that ends, so a killed process leaves a .part whose lock is free. It is never
+read as a shard, and the next process that makes room removes it. The least recently used shards are evicted; a process
+that has one of them open can still read it. A complete cache can be read from a read-only disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sfa_dist.recipe.blocks import RemoteBlock
 
 USED_EVERY = 60.0  # seconds; precision of the recorded last use
 FAILED_FOR = 60.0  # seconds for which this process does not retry a shard that could not be fetched
-_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # faults of the local disk, whichever call raised them
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # faults of the local disk, whichever call raises them
 
 
 class CannotKeepError(OSError):
@@ -57,14 +57,14 @@ class ShardCache:
         self._shards, self._locks = self.folder / "shards", self.folder / "locks"
         self._limit = math.inf if remote.cache_gib is None else remote.cache_gib * 2**30
         self._failed: dict[str, tuple[float, OSError]] = {}
-        self.has_warned = False  # that it cannot be used
+        self.has_warned = False  # whether the caller has warned that the cache cannot be used
 
     def open(self, whole: Whole) -> BinaryIO:
         """The shard, opened for reading; it is fetched if necessary.
 
-        Raises CannotKeepError where the cache cannot store it, and OSError where it cannot be fetched or differs from
-        its index. For FAILED_FOR seconds the same error is raised again at once: a shard has many samples, and waiting
-        for a dead server for each of them would take hours.
+        Raises CannotKeepError if the cache cannot store it, and OSError if it cannot be fetched or differs from its
+        index. For FAILED_FOR seconds the same error is raised again at once: a shard has many samples, and waiting for
+        a dead server for each of them would take hours.
         """
         when, fault = self._failed.get(whole.sha256, (0.0, None))
         if fault is not None and time.monotonic() - when < FAILED_FOR:
@@ -76,10 +76,12 @@ class ShardCache:
             raise
 
     def adopt(self, file: Path, whole: Whole) -> None:
-        """Moves a complete and checked file of this disk into the cache. Without room the file stays where it is, and
-        the shard is fetched again when it is read."""
+        """Moves a complete and checked file of this disk into the cache.
+
+        Without room the file stays where it is, and the shard is fetched again when it is read.
+        """
         part = self._part(whole)
-        with suppress(CannotKeepError), self._keeping(), self._locked_shard(whole):
+        with suppress(CannotKeepError), self._as_cannot_keep(), self._locked_shard(whole):
             if not self._kept(whole).exists():
                 self._make_room(part, whole.size)
                 os.replace(file, self._kept(whole))
@@ -114,14 +116,14 @@ class ShardCache:
             yield
 
     def _fetch(self, whole: Whole) -> BinaryIO:
-        with self._keeping(), self._locked_shard(whole):
-            # Another process may have fetched it while we waited.
+        with self._as_cannot_keep(), self._locked_shard(whole):
+            # Another process may have fetched it while this one waited.
             return self._open_kept(whole) or self._fetch_alone(whole)
 
     def _fetch_alone(self, whole: Whole) -> BinaryIO:
         """Fetches under the shard's lock. The file stays open: another process may evict it before it is read."""
         part = self._part(whole)
-        part.unlink(missing_ok=True)  # left by a killed process: this one holds the lock
+        part.unlink(missing_ok=True)  # this process holds the lock, so a killed one has left it
         self._make_room(part, whole.size)
         file = part.open("w+b")
         try:
@@ -152,14 +154,14 @@ class ShardCache:
             part.touch()
 
     def _remove_left_over(self) -> None:
-        """Removes each .part whose lock is free: its process was killed."""
+        """Removes each .part whose lock is free, because its process was killed."""
         for part in self._shards.glob("*.part"):
             with locked(self._locks / part.name.split(".")[0], wait=False) as is_free:
                 if is_free:
                     part.unlink(missing_ok=True)
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _as_cannot_keep(self) -> Iterator[None]:
         """Turns errors of the cache's own disk into CannotKeepError; errors of the source pass through."""
         try:
             yield
@@ -171,7 +173,7 @@ class ShardCache:
 
 
 def check_whole(file: BufferedRandom, whole: Whole) -> None:
-    """Raises OSError where a file differs from the shard's index in size or hash."""
+    """Raises OSError if a file differs from the shard's index in size or hash."""
     size = os.fstat(file.fileno()).st_size
     if size != whole.size:
         raise OSError(errno.EINVAL, f"{size} bytes came, its index says {whole.size}: it was cut or replaced since")
@@ -182,7 +184,7 @@ def check_whole(file: BufferedRandom, whole: Whole) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a file's lock. Yields False where another process holds it and `wait` is False, else True."""
+    """Holds a file's lock. Yields False if another process holds it and `wait` is False, else True."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

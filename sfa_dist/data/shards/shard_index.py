@@ -34,7 +34,7 @@ from sfa_dist.data.shards.shard_walk import ShardEntry, walk_shard, warn_of_igno
 from sfa_dist.errors import DataError
 from sfa_dist.recipe.blocks import LABEL_HEADS, RemoteBlock
 
-ClassNames = list[str] | dict[str, list[str]]  # In label order; by head, in the order of LABEL_HEADS.
+ClassNames = list[str] | dict[str, list[str]]  # in label order; with several heads by head, in the order of LABEL_HEADS
 MANIFEST_NAME = "manifest.json"
 NO_LABEL = "no label, or not those of the other clips"
 
@@ -47,10 +47,10 @@ class SampleIndex:
 
     shard: number of the shard in `shards`.   offset, size, crc32: the clip's bytes in it (offset -1: no clip).
     label: class number, -1 without; (len(self), 2), in the order of LABEL_HEADS, for clips with a noun and a verb.
-    suffix: of the clip ("" without).   classes: names, if known; by head where there are several.
+    suffix: of the clip ("" without).   classes: names, if known; by head if there are several.
     errors: sample number -> why it cannot be used.
     shard_bytes: size of each shard.   remote: how remote shards are read.
-    decoders: versions of the decoders that checked the clips when they were packed, where known.
+    decoders: versions of the decoders that checked the clips when they were packed, if known.
     """
 
     shards: tuple[Shard, ...]
@@ -73,12 +73,12 @@ class SampleIndex:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the shards' hashes in order: the same on all ranks and after a resume, wherever the shards are."""
+        """A hash of the shards' hashes in order: the same on all ranks and after a resume, wherever the shards are."""
         return hashlib.sha256("\n".join(self.shard_sha256).encode()).hexdigest()
 
     @property
     def shard_sizes(self) -> Int64:
-        """Samples in each shard, (len(shards),)."""
+        """The number of samples in each shard, int64 (len(shards),)."""
         return np.bincount(self.shard, minlength=len(self.shards)).astype(np.int64)
 
     def has_label(self, sample: int) -> bool:
@@ -99,10 +99,10 @@ class SampleIndex:
 
 
 def load_index(shards: Sequence[Shard], remote: RemoteBlock = LOCAL_ONLY) -> SampleIndex:
-    """The table of samples of these shards, from index.json where it lists them; other shards are indexed now.
+    """The table of samples of these shards, from index.json if it lists them. Other shards are indexed now.
 
-    Raises DataError where a shard's size differs from its index, where a shard is damaged, or where there is no shard.
-    Where index.json cannot be written, a warning reports it.
+    Raises DataError if a shard's size differs from its index, if a shard is damaged or missing, or if `shards` is
+    empty. Warns if index.json cannot be written.
     """
     if not shards:
         raise DataError("no shards given: set data.train, data.val or data.test in the recipe")
@@ -115,15 +115,17 @@ def load_index(shards: Sequence[Shard], remote: RemoteBlock = LOCAL_ONLY) -> Sam
 
 
 def build_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> dict[Shard, ShardEntry]:
-    """Walks the shards (in `workers` threads: hashing releases the interpreter lock) and writes them into the
-    index.json of their folders, replacing their old entries. Raises DataError for a damaged shard."""
+    """Walks the shards and replaces their entries in the index.json of their folders. Returns the new entries.
+
+    `workers` threads walk at a time, since hashing releases the interpreter lock. Raises DataError for a damaged shard.
+    """
     return build_indexes(shards, workers, remote)[0]
 
 
 def build_indexes(
     shards: Sequence[Shard], workers: int, remote: RemoteBlock
 ) -> tuple[dict[Shard, ShardEntry], list[str]]:
-    """As `build_index`; also returns where each index.json is: that of remote shards is not always beside them."""
+    """Like `build_index`, but also returns where each index.json is: for remote shards not always beside them."""
     found: dict[Shard, ShardEntry] = {}
     written = []
     for folder, members in _by_folder(shards).items():
@@ -139,7 +141,7 @@ def build_indexes(
 
 
 def verify_index(shards: Sequence[Shard], workers: int = 1, remote: RemoteBlock = LOCAL_ONLY) -> list[str]:
-    """Reads every byte again and compares with index.json. One line for each problem; empty without problems."""
+    """Reads every byte again and compares with index.json. Returns a line for each problem."""
     problems: list[str] = []
     for folder, members in _by_folder(shards).items():
         known = _known(folder, members, remote)
@@ -180,7 +182,7 @@ def _tried(path: Path) -> ShardEntry | DataError:
 
 
 def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: RemoteBlock) -> dict[Shard, ShardEntry]:
-    """As `_walk`; raises the first DataError, and warns once of members that are ignored."""
+    """Like `_walk`, but raises the first DataError, and warns once about members that are ignored."""
     entries: dict[Shard, ShardEntry] = {}
     for shard, walked in _walk(folder, shards, workers, remote).items():
         if isinstance(walked, DataError):
@@ -191,12 +193,12 @@ def _entries(folder: Path | str, shards: Sequence[Shard], workers: int, remote: 
 
 
 def _intact(folder: Path) -> dict[str, RawShard]:
-    """The entries of a folder's index.json; none, with a warning, where they cannot be read."""
+    """The entries of a folder's index.json; none, with a warning, if they cannot be read."""
     try:
         raw = read_raw(folder)
         to_columns(raw, folder / INDEX_NAME)
     except DataError as error:
-        _log.warning("making the index anew: %s", error)
+        _log.warning("making a new index: %s", error)
         return {}
     return raw
 
@@ -275,8 +277,10 @@ def _table(shards: Sequence[Shard], columns: Columns, remote: RemoteBlock) -> Sa
 
 
 def _described(shards: Sequence[Shard], remote: RemoteBlock) -> tuple[ClassNames | None, tuple[str, ...]]:
-    """(class names, decoders of the packs) from manifest.json beside the shards; folders without one are ignored,
-    the others must agree on the classes."""
+    """(class names, decoders of the packs) from manifest.json beside the shards.
+
+    Folders without one are ignored; the others must agree on the classes, or DataError is raised.
+    """
     found: dict[str, ClassNames] = {}
     decoders: dict[str, None] = {}
     for folder, members in _by_folder(shards).items():

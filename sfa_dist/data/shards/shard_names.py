@@ -25,29 +25,29 @@ from sfa_dist.recipe.blocks import RemoteBlock, shard_kind
 Shard = Path | str
 PIPE = "pipe:"
 LOCAL_ONLY = RemoteBlock()
-# Fields of signed URLs: S3 and CloudFront, Google's storage, Azure's, and the usual names of others.
+# Query fields of signed URLs: of S3 and CloudFront, Google's storage, Azure's, and the usual names of others.
 _SIGNATURES = {
     *("awsaccesskeyid", "signature", "expires", "policy", "key-pair-id", "googleaccessid"),
     *("sv", "ss", "srt", "sr", "sp", "se", "st", "spr", "sip", "sig", "skoid", "sktid", "skt", "ske", "sks", "skv"),
     *("token", "access_token"),
 }
-MOST_NAMED = 6  # Kinds of files in a message.
+MOST_NAMED = 6  # kinds of files that a message names
 
 
 def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> list[Shard]:
     """All shards that the patterns name, sorted and without repeats; local ones as absolute paths.
 
     Each pattern is a path, a glob (`train-*.tar`), a brace pattern (`train-{000000..000099}.tar`), a mixture, or one of
-    these as a URL (globs on s3 only), or a pipe. Each local name that braces expand to must be there, so a missing
-    shard is found before the run starts; for URLs `load_index` finds it.
+    these as a URL (globs on s3 only), or a pipe. Each local name that braces expand to must exist, so a missing shard
+    is found before the run starts; for URLs `load_index` finds it.
     Raises DataError for a pattern that matches nothing and for a URL or pipe that `remote` does not allow, RecipeError
-    for one of a run directory, whose password or signature is not kept.
+    for one from a run directory, which does not keep passwords and signatures.
     """
     local: set[str] = set()
     others: set[str] = set()
     for pattern in patterns:
         if "\0" in pattern:
-            raise DataError(f"shard pattern {shown(pattern)!r}: no path holds the character NUL")
+            raise DataError(f"shard pattern {shown(pattern)!r}: no path has the character NUL")
         if kind := shard_kind(pattern):
             others.update(_expand_remote(pattern, kind, remote))
         else:
@@ -56,26 +56,29 @@ def expand_shards(patterns: Sequence[str], remote: RemoteBlock = LOCAL_ONLY) -> 
 
 
 def shard_name(shard: Shard) -> str:
-    """What a shard is called in its folder's index: the file name, with a mark of the query where one says which shard
-    it is (`x.tar?part=1`); of a pipe the whole command, and a number in place of what is secret in it."""
+    """The name of a shard in its folder's index.
+
+    The file name, with a hash of the query if that distinguishes shards (`x.tar?part=1`). For a pipe the whole command;
+    if it has secrets, they are masked and a hash follows.
+    """
     if isinstance(shard, Path):
         return shard.name
     if shard_kind(shard) == "pipe":
         name = shown(shard)
         return name if name == shard else f"{name} #{hashlib.sha256(shard.encode()).hexdigest()[:12]}"
     fields = [pair for pair in parse_qsl(urlsplit(shard).query, keep_blank_values=True) if not _signs(pair[0])]
-    # A mark, as a query that is no signature known here may be a secret too.
+    # Hashed: a field that is not a known signature may be a secret too.
     mark = "?" + hashlib.sha256(repr(sorted(fields)).encode()).hexdigest()[:16] if fields else ""
     return urlsplit(shard).path.rsplit("/", 1)[-1] + mark
 
 
 def _signs(field: str) -> bool:
-    """Whether a query field grants access, and so may change, rather than naming what is read."""
+    """Whether a query field grants access, and so may change, rather than names what is read."""
     return field.lower() in _SIGNATURES or field.lower().startswith(("x-amz-", "x-goog-"))
 
 
 def shard_folder(shard: Shard) -> Path | str:
-    """Where the shard and, perhaps, its index.json lie: a folder, a URL that ends in `/`, or `pipe:`."""
+    """Where the shard and, perhaps, its index.json are: a folder, a URL that ends in `/`, or `pipe:`."""
     if isinstance(shard, Path):
         return shard.parent
     if shard_kind(shard) == "pipe":
@@ -100,12 +103,12 @@ def _expand_local(pattern: str) -> Iterator[str]:
         if not files:
             part = "" if name == pattern else f" (at {name!r})"
             text = f"no shard matches {pattern!r}{part} in {os.getcwd()}"
-            raise DataError(f"{text}: {_what_lies_there(name)}; correct the path or pack the shards")
+            raise DataError(f"{text}: {_tars_there(name)}; correct the path or pack the shards")
         yield from files
 
 
-def _what_lies_there(pattern: str) -> str:
-    """The tar files in the folder of a pattern, or why there are none."""
+def _tars_there(pattern: str) -> str:
+    """A message about the tar files in the folder of a pattern, or why there are none."""
     folder = Path(os.path.expanduser(pattern)).parent
     if not folder.is_dir() and any(iglob(str(folder))):
         return f"{str(folder)!r} stands for folders without such files"
@@ -116,10 +119,10 @@ def _what_lies_there(pattern: str) -> str:
     except OSError as error:
         return f"{str(folder)!r} cannot be read ({error.strerror})"
     if not names:
-        return f"no .tar file lies in {str(folder)!r}"
+        return f"there is no .tar file in {str(folder)!r}"
     kinds = sorted({re.sub(r"\d+(?=\.tar$)", "*", name) for name in names})
     more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
-    return f"in {str(folder)!r} lie {', '.join(map(repr, kinds[:MOST_NAMED]))}{more}"
+    return f"{str(folder)!r} has {', '.join(map(repr, kinds[:MOST_NAMED]))}{more}"
 
 
 def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str]:
@@ -128,7 +131,7 @@ def _expand_remote(pattern: str, kind: str, remote: RemoteBlock) -> Iterator[str
     if is_masked(pattern):
         raise RecipeError(
             f"{pattern!r} has {MASK} in place of a password or signature, which a run directory does not keep: give "
-            "the shards anew, by --set STAGE.data.SPLIT=[...] or, to sfa evaluate, by --shards"
+            "the shards again, by --set STAGE.data.SPLIT=[...] or, to sfa evaluate, by --shards"
         )
     remember_source(pattern)
     for name in _expand_braces(pattern):

@@ -1,4 +1,4 @@
-"""A strict walk through one tar shard: where each member of each sample lies, its checksum, and its label.
+"""A strict walk through one tar shard: where each member of each sample is, its checksum, and its label.
 
 Readers that stream a tar take a damaged header for the end of the archive and silently drop the rest. This walk checks
 the end: the last member must be followed by an end-of-archive marker and zeros only. Nothing is unpacked to disk, and
@@ -47,8 +47,10 @@ class TarMember(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """One sample of a shard. `label` is a number or one for each of LABEL_HEADS; `error` says why the sample cannot be
-    used."""
+    """One sample of a shard.
+
+    `label` is a number or one for each of LABEL_HEADS; `error` says why the sample cannot be used.
+    """
 
     key: str
     members: dict[str, TarMember]
@@ -67,8 +69,10 @@ class ShardEntry:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, suffix) of a member, split at the last known suffix, which is lower-cased: `v1.2_clip.MP4` gives
-    ("v1.2_clip", "mp4"). None where no known suffix ends the name."""
+    """(key, suffix) of a member; None if its name does not end in a known suffix.
+
+    The suffix is lower-cased: `v1.2_clip.MP4` gives ("v1.2_clip", "mp4").
+    """
     lowered = name.lower()
     for suffix in sorted(KNOWN_SUFFIXES, key=len, reverse=True):
         key = name[: -len(suffix) - 1]
@@ -80,7 +84,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def walk_shard(path: Path, shard: str = "") -> ShardEntry:
     """Reads a whole shard twice (checksums of members, then of the file) and returns its entry.
 
-    `shard` is what messages call it where `path` is a copy.
+    `shard` is its name in messages, if `path` is a copy.
 
     Raises DataError, naming shard and byte offset, for anything but a complete plain tar of regular files: a cut or
     damaged archive, a compressed one, links and devices, absolute names or `..`, repeated or scattered members.
@@ -100,7 +104,7 @@ def walk_shard(path: Path, shard: str = "") -> ShardEntry:
 
 
 def warn_of_ignored(entries: Iterable[ShardEntry]) -> None:
-    """One warning for all members with unknown suffixes."""
+    """Warns once about all members with unknown suffixes."""
     unknown = sorted({name for entry in entries for name in entry.ignored})
     if unknown:
         some = ", ".join(repr(name) for name in unknown[:5])
@@ -142,7 +146,7 @@ class _BoundedInfo(tarfile.TarInfo):
 
 
 def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
-    """Headers of all members but folders; then checks that the archive really ends where tarfile stopped."""
+    """Yields the headers of all members but folders, then checks that the archive ends where tarfile stopped."""
     end = 0
     try:
         archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115 -- it owns nothing: `file` is closed by the caller
@@ -160,7 +164,7 @@ def _tar_infos(shard: str, file: BinaryIO, size: int) -> Iterator[tarfile.TarInf
 
 
 def _check_end(shard: str, file: BinaryIO, end: int, size: int) -> None:
-    """After the last member: at least two zero blocks (the end marker of POSIX tar), and nothing but zeros."""
+    """Checks for at least two zero blocks (the end marker of POSIX tar) and only zeros after the last member."""
     if size - end < 2 * _BLOCK:
         _fail(shard, end, "the end-of-archive marker is missing: the file was cut")
     file.seek(end)
@@ -233,7 +237,7 @@ def _label_from_json(data: bytes) -> tuple[Label | None, str | None]:
     if not value.keys() >= set(wanted):
         return None, "missing label"
     for head in wanted:
-        if not (type(value[head]) is int and 0 <= value[head] < 10**18):  # not isinstance: True is no label
+        if not (type(value[head]) is int and 0 <= value[head] < 10**18):  # not isinstance: True is not a label
             return None, f"{head} {value[head]!r:.40} is not a number from 0 up"
     numbers = tuple(value[head] for head in wanted)
     return numbers if len(numbers) > 1 else numbers[0], None

@@ -24,8 +24,10 @@ def subset(index: SampleIndex, samples: Int64) -> SampleIndex:
 
 
 def balanced(labels: Int64, most: int, rng: np.random.Generator) -> Int64:
-    """At most `most` of the samples with a label, int64 (n,), drawn in turn from each class until a class has
-    no more. labels: int64 (samples,), -1 for none."""
+    """At most `most` of the samples with a label, int64 (n,), drawn in turn from each class while it has any left.
+
+    labels: int64 (samples,), -1 for none.
+    """
     queues = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels[labels >= 0])]
     turns = np.concatenate([np.arange(len(queue)) for queue in queues]) if queues else np.empty(0, dtype=np.int64)
     drawn = np.concatenate(queues) if queues else np.empty(0, dtype=np.int64)

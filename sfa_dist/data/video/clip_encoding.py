@@ -1,4 +1,4 @@
-"""How the clips of a data set are encoded, judged by a few of them. The cost of decoding depends on it."""
+"""How the clips of a data set are encoded, judged by a few of them: the cost of decoding depends on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOKED_AT, PACKETS = 3, 300  # Clips per data set, packets per clip.
 
 
 class ClipEncoding(NamedTuple):
-    """`gop` is the most frames between key frames (1: only key frames); `short_side` is in pixels."""
+    """`gop` is the largest distance between key frames, in frames (1: only key frames); `short_side` is in pixels."""
 
     gop: int
     short_side: int
@@ -35,7 +35,7 @@ def encoding_of(index: SampleIndex) -> ClipEncoding | None:
 
 
 def look(index: SampleIndex, sample: int) -> ClipEncoding | None:
-    """The encoding of one clip; None if it is bad (training reports that) or no video."""
+    """The encoding of one clip; None if it is bad (training reports that) or not a video."""
     try:
         return encoding_of_bytes(read_clip_bytes(index, sample))
     except (BadSample, DataError):
@@ -43,7 +43,7 @@ def look(index: SampleIndex, sample: int) -> ClipEncoding | None:
 
 
 def encoding_of_bytes(data: bytes) -> ClipEncoding | None:
-    """The encoding of a video, from its first packets; None if `data` is no video."""
+    """The encoding of a video, from its first packets; None if `data` is not a video."""
     longest = since = 0
     try:
         with av.open(io.BytesIO(data), "r") as container:

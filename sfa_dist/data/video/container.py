@@ -26,7 +26,7 @@ _MAX_PARTS = 10_000  # per level: bounds the walk through a header of empty boxe
 
 
 class VideoPromise(NamedTuple):
-    """Frames of the longest video track, height and width in pixels of the largest; 0 where the header does not say."""
+    """Frames of the longest video track, height and width in pixels of the largest; 0 if the header does not say."""
 
     frames: int = 0
     height: int = 0
@@ -50,7 +50,7 @@ def is_known(data: bytes) -> bool:
 
 
 def promised_size(data: bytes) -> int:
-    """Size in bytes of the complete file; 0 where the header does not say."""
+    """Size in bytes of the complete file; 0 if the header does not say."""
     whole = _Box(b"", 0, len(data))
     try:
         if _is_iso(data):
@@ -65,7 +65,7 @@ def promised_size(data: bytes) -> int:
 
 
 def promised_video(data: bytes) -> VideoPromise:
-    """What the header says about the video; zeros where it cannot be read."""
+    """What the header says about the video; zeros if it cannot be read."""
     try:
         if _is_iso(data):
             return _largest(_iso_tracks(data))
@@ -146,8 +146,10 @@ def _iso_tracks(data: bytes) -> Iterator[VideoPromise]:
 
 
 def _is_constant(data: bytes, table: _Box) -> bool:
-    """Whether all samples of a table have one duration (the last may differ) and all composition offsets (ctts) are
-    multiples of it."""
+    """Whether all samples of a table have one duration, and all composition offsets (ctts) are multiples of it.
+
+    The last sample's duration may differ.
+    """
     runs = (run for box in _inside(data, _boxes, table, b"stts") for run in _runs(data, box))
     steps = list(islice(runs, 3))  # enough for the test; a file may have millions
     moves = (move for box in _inside(data, _boxes, table, b"ctts") for _, move in _runs(data, box))
@@ -170,7 +172,7 @@ def _runs(data: bytes, box: _Box) -> Iterator[tuple[int, int]]:
 def _boxes(data: bytes, parent: _Box) -> Iterator[_Box]:
     start, end = parent.start, min(parent.end, len(data))
     for _ in range(_MAX_PARTS):
-        if end - start < 8:  # a few bytes of padding at the end are no box
+        if end - start < 8:  # a few bytes of padding at the end are not a box
             return
         size, name = struct.unpack_from(">I4s", data, start)
         content = start + 8

@@ -76,16 +76,17 @@ def choose_decoder(
     rate: Rate = "stored",
     device: torch.device = CPU,
 ) -> Decoder:
-    """The wanted decoder; `auto` is torchcodec if it and its FFmpeg libraries load, else PyAV. Its videos have frames
-    at `rate` (`data.fps`). Only torchcodec can decode on a `device` other than the CPU.
+    """The wanted decoder; `auto` is torchcodec if it and its FFmpeg libraries load, else PyAV.
 
-    Raises RecipeError, saying what to do, if the wanted decoder cannot be used.
+    Its videos have frames at `rate` (`data.fps`). Only torchcodec can decode on a `device` other than the CPU.
+
+    Raises RecipeError, which says what to do, if the wanted decoder cannot be used.
     """
     if wanted == "pyav":
         return _pyav(limits, rate)
     try:
         return _torchcodec(limits, rate, device)
-    except (ImportError, OSError, RuntimeError) as error:  # it raises RuntimeError where FFmpeg's libraries are absent
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError if FFmpeg's libraries are missing
         if wanted == "auto":
             return _pyav(limits, rate)
         reason = str(error).strip().split("\n")[0]
@@ -107,8 +108,11 @@ def why_not_torchcodec(data: DataBlock) -> str | None:
 
 
 def sound_frames(data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS) -> int:
-    """The number of frames before the first damaged one. Decodes the whole video with PyAV in FFmpeg's strict mode,
-    which torchcodec does not offer: otherwise FFmpeg conceals most damage inside a frame."""
+    """The number of frames before the first damaged one.
+
+    PyAV decodes the whole video in FFmpeg's strict mode, which torchcodec does not offer: otherwise FFmpeg conceals
+    most damage inside a frame.
+    """
     return int(_pyav_module().sound_frames(data, limits))
 
 
@@ -121,9 +125,9 @@ def check_shown(video: Video, data: bytes, limits: LimitsBlock = NO_OTHER_LIMITS
         found = video.frames_at(numbers).cpu() if numbers else ()
         for number, frame, pixels in zip(numbers, found, pictures, strict=False):
             if frame.shape != pixels.shape or (frame.float() - torch.from_numpy(pixels)).abs().mean() > _ALIKE:
-                raise BadSample(f"the decoder gives another frame {number} than the video shows: encode it anew")
+                raise BadSample(f"the decoder gives another frame {number} than the video shows: encode it again")
     if count != video.num_frames:
-        raise BadSample(f"the decoder counts {video.num_frames} frames, the video shows {count}: encode it anew")
+        raise BadSample(f"the decoder counts {video.num_frames} frames, the video shows {count}: encode it again")
 
 
 def _torchcodec(limits: LimitsBlock, rate: Rate, device: torch.device) -> Decoder:

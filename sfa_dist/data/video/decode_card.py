@@ -25,8 +25,10 @@ def own_card() -> torch.device:
 
 
 def beside_training(device: torch.device) -> AbstractContextManager[object]:
-    """Queues the work inside on a CUDA stream for decoding, so that it does not wait for training; does nothing on a
-    CPU. Every thread that decodes enters it, since the current stream belongs to a thread."""
+    """Queues the work inside the block on a CUDA stream for decoding, so that it does not wait for training.
+
+    It does nothing on a CPU. Every thread that decodes enters it, because the current stream belongs to a thread.
+    """
     return torch.cuda.stream(_stream(device)) if device.type == "cuda" else nullcontext()
 
 

@@ -73,8 +73,10 @@ def check_clip_bytes(frames: int, height: int, width: int, limits: LimitsBlock) 
 
 
 class _HelperThread:
-    """A thread that runs jobs one after another, one for each calling thread, with which it ends. A new thread for each
-    job would cost a memory arena each time."""
+    """A thread that runs jobs one after another. Each calling thread has one, which ends with it.
+
+    A new thread for each job would cost a memory arena each time.
+    """
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -105,7 +107,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
             outcome.set_exception(error)
 
     helper: _HelperThread | None = getattr(_own, "helper", None)
-    if helper is None or not helper.thread.is_alive():  # it does not survive a fork
+    if helper is None or not helper.thread.is_alive():  # a thread does not survive a fork
         helper = _own.helper = _HelperThread()
     helper.jobs.put(job)
     if not wait([outcome], timeout=seconds + _GRACE_SECONDS).done:

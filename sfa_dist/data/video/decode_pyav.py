@@ -42,7 +42,7 @@ def version() -> str:
 
 
 def sound_frames(data: bytes, limits: LimitsBlock) -> int:
-    """See `decode.sound_frames`. Raises BadSample only where the file cannot be opened."""
+    """See `decode.sound_frames`. Raises BadSample only if the file cannot be opened."""
     count, cut = 0, promised_size(data) > len(data)
     with opened(data) as (container, stream):
         stream.codec_context.options = {"err_detect": "explode"}
@@ -69,8 +69,10 @@ def played(data: bytes, limits: LimitsBlock) -> Iterator[Pixels]:
 
 
 def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrder, tuple[int, int]]:
-    """(the order of a file's frames, their stored height and width). Raises BadSample, and OverLimit if `limits` are
-    given."""
+    """(the order of a file's frames, their stored height and width in pixels).
+
+    Raises BadSample, and OverLimit if `limits` are given.
+    """
     with opened(source) as (container, stream):
         size = (stream.codec_context.height, stream.codec_context.width)
         if limits is not None:
@@ -85,7 +87,8 @@ def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrd
 class PyAVVideo:
     """A `Video` on PyAV. It holds only the bytes and the order of the frames; files are open only inside a call.
 
-    `closed` is `FrameOrder.closed`."""
+    `closed` is `FrameOrder.closed`.
+    """
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
         self._data, self._limits = data, limits
@@ -124,7 +127,8 @@ class PyAVVideo:
     def _spans(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Groups wanted frames by the key frame from which they are decoded; 0 means from the start of the file.
 
-        The next key frame starts no new group: opening the file again costs more than decoding on."""
+        The next key frame starts no new group: opening the file again costs more than decoding on.
+        """
         groups: list[tuple[int, list[int]]] = []
         previous = -2
         for label in wanted:
@@ -160,9 +164,11 @@ class PyAVVideo:
 
 
 class RgbConverter:
-    """Converts frames to upright uint8 (H, W, 3) with FFmpeg's filter graph; `frame.to_ndarray` scales the chroma of
-    10-bit video differently from FFmpeg and torchcodec. Raises BadSample if the orientation changes between frames, or
-    differs from a given `orientation`."""
+    """Converts frames to upright uint8 (H, W, 3) with FFmpeg's filter graph.
+
+    (`frame.to_ndarray` scales the chroma of 10-bit video differently from FFmpeg and torchcodec.) Raises BadSample if
+    the orientation changes between frames, or differs from a given `orientation`.
+    """
 
     def __init__(self, stream: av.VideoStream, limits: LimitsBlock, orientation: Orientation | None = None) -> None:
         self._stream, self._limits, self._orientation = stream, limits, orientation
@@ -178,7 +184,7 @@ class RgbConverter:
         if self._orientation is None:
             self._orientation = orientation
         if orientation != self._orientation:
-            raise BadSample("the orientation of the picture changes inside the video: encode it anew")
+            raise BadSample("the orientation of the picture changes inside the video: encode it again")
         self._graph.push(frame)
         pixels: Any = self._graph.pull().to_ndarray()
         return orientation.applied(pixels)
@@ -198,7 +204,9 @@ class RgbConverter:
 
 def first_orientation(data: bytes, limits: LimitsBlock) -> Orientation:
     """The orientation of the first frame that decodes; upright if none does. Only a decoded frame has all of it.
-    Raises BadSample as `orientation_of` does, and if the file cannot be opened."""
+
+    Raises BadSample as `orientation_of` does, and if the file cannot be opened.
+    """
     with opened(data) as (container, stream):
         check_frame_size(stream.codec_context.height, stream.codec_context.width, limits)
         for packet in container.demux(stream):
@@ -210,8 +218,11 @@ def first_orientation(data: bytes, limits: LimitsBlock) -> Orientation:
 
 
 def _matrix_orientation(frame: av.VideoFrame) -> Orientation | None:
-    """How a decoded frame is rotated and mirrored for display; None if PyAV does not say: it cannot list the side data
-    of a frame that has an unknown kind, such as EXIF. Raises BadSample as `orientation_of` does."""
+    """How a decoded frame is rotated and mirrored for display; None if PyAV does not say.
+
+    PyAV cannot list the side data of a frame that has some of a kind unknown to it, such as EXIF. Raises BadSample as
+    `orientation_of` does.
+    """
     try:
         side_data: Any = frame.side_data
         matrix = side_data.get(SideDataType.DISPLAYMATRIX)

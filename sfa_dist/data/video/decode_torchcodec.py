@@ -28,14 +28,14 @@ if _FFMPEG is None:
     raise ImportError("FFmpeg's shared libraries were not found")
 
 # What torchcodec raises for a bad file: RuntimeError from FFmpeg, ValueError without a video stream, IndexError and
-# TypeError where the header does not match the content.
+# TypeError if the header does not match the content.
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
-_CARD_FAULTS = ("CUDA error", "out of memory")  # in the text of a RuntimeError
+_GPU_FAULTS = ("CUDA error", "out of memory")  # in the text of a RuntimeError
 _NO_DRIVER_LIBRARY = "NVcuvid unavailable"  # in the text of VideoDecoder.cpu_fallback
 
 
 def version(device: torch.device = CPU) -> str:
-    """The backend's version, for env.json and the feature cache's key: the card's colours differ from the CPU's."""
+    """The backend's version, for env.json and the feature cache's key: the GPU's colours differ from the CPU's."""
     where = "" if device.type == "cpu" else ", on the card"
     return f"torchcodec {package_version('torchcodec')} with FFmpeg {_FFMPEG}{where}"
 
@@ -46,8 +46,8 @@ class TorchcodecVideo:
     PyAV reads a file whose groups of pictures are not closed or whose frames must be counted (frame_order.py). It also
     reads a file that torchcodec would orient wrongly: torchcodec applies the container's angle only, and ignores
     mirroring and the orientation in the stream itself. In all other files the time of each frame is compared. Decoding
-    uses one thread, because the loader's workers run in parallel. Frames are on `device`. A format that the card's
-    decoder does not support is decoded by FFmpeg on the CPU and converted to RGB on the card.
+    uses one thread, because the loader's workers run in parallel. Frames are on `device`. A format that the GPU's
+    decoder does not support is decoded by FFmpeg on the CPU and converted to RGB on the GPU.
     """
 
     def __init__(self, data: bytes, limits: LimitsBlock, device: torch.device = CPU) -> None:
@@ -76,14 +76,14 @@ class TorchcodecVideo:
             with beside_training(self._device):
                 decoder = _opened(data, self._device)
         except _DECODE_ERRORS as error:
-            _raise_card_fault(error, self._device)
+            _raise_gpu_fault(error, self._device)
             return None  # PyAV reports what is wrong
         turns = round((getattr(decoder.metadata, "rotation", None) or 0) / 90) % 4
         as_shown = Orientation(turns) == self._stored.orientation
         return decoder if as_shown and decoder.metadata.num_frames == self.num_frames else None
 
     def _read(self, decoder: VideoDecoder, indices: FrameNumbers, shrink: Shrink | None) -> torch.Tensor | None:
-        """The frames; None where they do not decode, or are not those at `indices`."""
+        """The frames; None if they do not decode, or are not those at `indices`."""
         gathered = GatheredClip(indices, self._limits, shrink, self._device)
         step = slice_frames(self.height, self.width)
         start_time = decoder.metadata.begin_stream_seconds or 0.0
@@ -99,15 +99,18 @@ class TorchcodecVideo:
                         return None
                     gathered.add(numbers, found.data)
         except _DECODE_ERRORS as error:
-            _raise_card_fault(error, self._device)
+            _raise_gpu_fault(error, self._device)
             return None
         return gathered.clip(self.num_frames)
 
 
 @cache
 def require_card_decodes(device: torch.device) -> None:
-    """Raises RecipeError where a card cannot decode: torchcodec was built without CUDA, or the driver's library for
-    it is missing. In the second case torchcodec would silently decode on the CPU. Opens a small video to find out."""
+    """Raises RecipeError if a GPU cannot decode. Opens a small video to find out.
+
+    Either torchcodec was built without CUDA, or the driver's library for decoding is missing. In the second case
+    torchcodec would silently decode on the CPU.
+    """
     key, advice = "data.decode_device: cuda", "or set data.decode_device to cpu"
     try:
         fallback = str(getattr(_opened(_grey_video(), device), "cpu_fallback", ""))
@@ -118,7 +121,7 @@ def require_card_decodes(device: torch.device) -> None:
         ) from error
     if _NO_DRIVER_LIBRARY in fallback:
         raise RecipeError(
-            f"{key}: the driver's library libnvcuvid.so.1 is not here. In a container ask for it with "
+            f"{key}: the driver's library libnvcuvid.so.1 is missing. In a container ask for it with "
             f"NVIDIA_DRIVER_CAPABILITIES=compute,utility,video, {advice}"
         )
 
@@ -138,9 +141,9 @@ def _grey_video() -> bytes:
     return file.getvalue()
 
 
-def _raise_card_fault(error: Exception, device: torch.device) -> None:
-    """Raises a fault of the card again. Counted as a bad sample, it would leave nothing to train on."""
-    if device.type != "cpu" and any(sign in str(error) for sign in _CARD_FAULTS):
+def _raise_gpu_fault(error: Exception, device: torch.device) -> None:
+    """Raises a fault of the GPU again: counted as bad samples, it would leave nothing to train on."""
+    if device.type != "cpu" and any(sign in str(error) for sign in _GPU_FAULTS):
         raise error
 
 

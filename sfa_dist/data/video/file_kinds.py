@@ -1,8 +1,7 @@
-"""The kind of a file, by its first bytes and never by its name: phones name an mp4 .m4v or .3gp, and a transport stream
-is often named .mp4.
+"""The kind of a file, by its first bytes and not by its name.
 
-The kinds that are read are those that shards may hold. For the others, messages name the kind and the command that
-converts the file to mp4.
+Names mislead: phones name an mp4 .m4v or .3gp, and a transport stream is often named .mp4. The kinds that are read are
+those that shards may hold. For the others, messages name the kind and the command that converts the file to mp4.
 """
 
 from __future__ import annotations
@@ -54,8 +53,10 @@ def suffix_of(path: Path) -> str:
 
 
 def stored_suffix(head: bytes, name: str) -> str:
-    """The suffix in shards for a file that starts with `head`; "" where its kind is not read. `name` is the file's own
-    suffix, which is kept where one kind has several (mp4 and mov, mkv and webm)."""
+    """The suffix in shards for a file that starts with `head`; "" if its kind is not read.
+
+    `name` is the file's own suffix, which is kept if its kind has several (mp4 and mov, mkv and webm).
+    """
     if not is_known(head):
         return ""
     if head.startswith(b"\x89PNG"):
@@ -70,7 +71,7 @@ def stored_suffix(head: bytes, name: str) -> str:
 
 
 def foreign_kind(head: bytes) -> str:
-    """The kind of a file that is not read, for messages; "" where it is unknown."""
+    """The kind of a file that is not read, for messages; "" if it is unknown."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP picture"
     if head[:2] == b"BM" and head[6:10] == bytes(4):

@@ -1,9 +1,9 @@
 """Which frames a file shows, and when: the same numbers for every decoder.
 
-Frame k is the k-th one that is shown when the file is played from its start. Usually the packets are enough: each
-becomes one frame, at its own time. Sometimes they are not: they have no times (B-frames in an AVI), frames at the start
-cannot be decoded (a cut open group of pictures), or a packet shows nothing. Such a video is `counted`: decoded once to
-find its frames, and always read from its start.
+Frame k is the k-th one that is shown when the file is played from its start. Usually the packets are enough to tell:
+each becomes one frame, at its own time. Sometimes they are not: they have no times (B-frames in an AVI), frames at the
+start cannot be decoded (an open group of pictures that was cut), or a packet shows nothing. Such a video is counted:
+decoded once to find its frames, and always read from its start.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ _FAR = 1 << 62
 
 @dataclass(frozen=True)
 class FrameOrder:
-    """`times` (N,) are the seconds of all frames from the first, rising; `fps` is their mean rate in frames a second.
-    `stamps` are their pts; None for a video that is counted. `key_frames` are (pts, where to seek for it), sorted.
-    `closed`: no frame depends on one beyond the next key frame, so a seek gives the same frames as playing."""
+    """The frames of a video, in the order in which they are shown.
+
+    times: seconds of each frame from the first, rising, float64 (N,).   fps: their mean rate in frames a second.
+    stamps: their pts; None for a video that is counted.   key_frames: (pts, where to seek for it), sorted.
+    closed: no frame depends on one beyond the next key frame, so a seek gives the same frames as playing.
+    """
 
     times: FrameTimes
     fps: float
@@ -52,8 +55,10 @@ class FrameOrder:
 
 
 def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder | None:
-    """The order by the packets of a file that was just opened; None where the video must be counted. Raises BadSample,
-    and OverLimit for more than `limits.frames`."""
+    """The order by the packets of a file that was just opened; None if the video must be counted.
+
+    Raises BadSample, and OverLimit for more than `limits.frames`.
+    """
     if container.format.name.endswith("_pipe"):
         return _pictures(container, stream, limits)
     codec = stream.codec_context.codec
@@ -94,12 +99,12 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
 
 
 def counted_order(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
-    """The order by decoding a file that was just opened. Raises BadSample where nothing decodes, and OverLimit."""
+    """The order by decoding a file that was just opened. Raises BadSample if nothing decodes, and OverLimit."""
     stored: list[int] = []
-    frames = _counted(shown_frames(_dated(container.demux(stream), stored), through_damage=True), limits)
+    frames = _limited(shown_frames(_recording_dts(container.demux(stream), stored), through_damage=True), limits)
     stamps: list[int | None] = []
     times: FrameTimes = np.fromiter(
-        (time for time, _ in timed(_noted(frames, stream, stamps), stream)), dtype=np.float64
+        (time for time, _ in timed(_recording_stamps(frames, stream, stamps), stream)), dtype=np.float64
     )
     if len(stored) > 1 and stored[-1] > stored[0] and not any(stamp is not None for stamp in stamps):
         # Not the header's rate: an AVI may count fields, with an empty chunk between the frames.
@@ -132,8 +137,11 @@ def shown_frames(packets: Iterable[Any], through_damage: bool = False) -> Iterat
 def timed(
     frames: Iterable[av.VideoFrame], stream: Any, longest_step_back: float = math.inf
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame), the times rising: a frame without a time, or with one that goes back, is placed one frame after
-    the previous one. A jump back of more than `longest_step_back` seconds is kept: there a camera restarts."""
+    """(seconds, frame) with rising times.
+
+    A frame without a time, or with one that goes back, follows one frame after the previous one. A jump back of more
+    than `longest_step_back` seconds is kept: there a camera has restarted.
+    """
     base, step = float(stream.time_base or 0), 1 / _rate(stream)
     last: float | None = None
     shown_at = stamper(stream)
@@ -147,17 +155,17 @@ def timed(
 
 
 def stamper(stream: Any) -> Callable[[Any], int | None]:
-    """A function from a packet or a frame to the time it is shown at, in the stream's time base; None where unknown."""
+    """A function from a packet or a frame to the time it is shown at, in the stream's time base; None if unknown."""
     reorders = bool(stream.codec_context.has_b_frames)
     if reorders and stream.container.format.name == "avi":
-        return lambda part: None  # it stores none; FFmpeg guesses them, which is wrong where frames are reordered
+        return lambda part: None  # an AVI stores no times, and FFmpeg's guesses are wrong if frames are reordered
     if reorders:
         return lambda part: part.pts
-    return lambda part: part.dts if part.pts is None else part.pts  # shown as they come
+    return lambda part: part.dts if part.pts is None else part.pts  # shown in the order of decoding
 
 
 def _pictures(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder:
-    """The order of a file of pictures: each packet is a picture that needs no other."""
+    """The order of a file of pictures: each packet is a picture that decodes by itself."""
     count = sum(1 for _ in _packets(container, stream))
     _check_count(count, limits)
     return _order(np.arange(count) / _rate(stream), stream, None, [], closed=True)
@@ -178,7 +186,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _dated(packets: Iterable[Any], stored: list[int]) -> Iterator[Any]:
+def _recording_dts(packets: Iterable[Any], stored: list[int]) -> Iterator[Any]:
     """Yields the packets, and appends the dts of those that are not empty to `stored`."""
     for packet in packets:
         if packet.size and packet.dts is not None:
@@ -186,14 +194,18 @@ def _dated(packets: Iterable[Any], stored: list[int]) -> Iterator[Any]:
         yield packet
 
 
-def _counted(frames: Iterable[av.VideoFrame], limits: LimitsBlock | None) -> Iterator[av.VideoFrame]:
+def _limited(frames: Iterable[av.VideoFrame], limits: LimitsBlock | None) -> Iterator[av.VideoFrame]:
+    """Yields the frames. Raises OverLimit for too many, or if they take too long."""
     for number, frame in enumerate(frames, start=1):
         check_time()
         _check_count(number, limits)
         yield frame
 
 
-def _noted(frames: Iterable[av.VideoFrame], stream: Any, stamps: list[int | None]) -> Iterator[av.VideoFrame]:
+def _recording_stamps(
+    frames: Iterable[av.VideoFrame], stream: Any, stamps: list[int | None]
+) -> Iterator[av.VideoFrame]:
+    """Yields the frames, and appends the time of each to `stamps`."""
     shown_at = stamper(stream)
     for frame in frames:
         stamps.append(shown_at(frame))
@@ -221,7 +233,7 @@ def _is_b_frame(packet: Any, codec: str) -> bool:
 
 
 def _is_idr(packet: Any, stream: Any) -> bool:
-    """Whether an H.264 key frame is an IDR frame. Others (recovery points) need earlier frames, or some time."""
+    """Whether an H.264 key frame is an IDR frame. Others (recovery points) may depend on earlier frames."""
     data, extra = memoryview(packet), stream.codec_context.extradata or b""
     if extra[:1] != b"\x01":  # start codes
         content, position = bytes(data), 0

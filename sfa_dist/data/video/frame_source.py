@@ -1,6 +1,6 @@
 """Frames one after another, from a file of any length, a camera, a stream or a pipe, at a constant rate.
 
-PyAV decodes. Only the current frame is held and nothing is sought, so sources that cannot seek work too.
+PyAV decodes. Only the current frame is held and nothing is sought, so sources without seeking work too.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0  # limits for a server
 
 @dataclass
 class FrameSource:
-    """An opened source. `fps` is the rate of `frames`; `skipped` counts the packets of a live source that did not
-    decode."""
+    """An opened source.
+
+    `fps` is the rate of `frames`; `skipped[0]` counts the packets of a live source that did not decode.
+    """
 
     fps: float
     frames: Iterator[Pixels]
@@ -49,7 +51,7 @@ def is_live(source: str) -> bool:
 def open_source(source: str, rate: Rate, limits: LimitsBlock) -> Iterator[FrameSource]:
     """Upright uint8 (H, W, 3) frames of a source at `rate` (`data.fps`). Raises BadSample, also while reading.
 
-    With None, the rate of a file comes from reading its packets once before; that of a live source from its header.
+    With a `rate` of None, a file's rate is found by reading its packets once before; a live source's is its header's.
     """
     live = is_live(source)
     with ExitStack() as stack:
@@ -58,11 +60,11 @@ def open_source(source: str, rate: Rate, limits: LimitsBlock) -> Iterator[FrameS
         own = order.fps if order else float(stream.average_rate or stream.guessed_rate or 0)
         fps = rate if isinstance(rate, float) else own
         if fps <= 0:
-            raise BadSample("it does not tell its frame rate: set data.fps")
+            raise BadSample("its header has no frame rate: set data.fps")
         found = FrameSource(fps, iter(()))
         if live:
-            came = timed(_live_frames(container, stream, found.skipped), stream, LONGEST_GAP)
-            timed_frames = _from_zero(came)
+            received = timed(_live_frames(container, stream, found.skipped), stream, LONGEST_GAP)
+            timed_frames = _from_zero(received)
         else:
             timed_frames = _by_order(shown_frames(container.demux(stream)), order)
         if rate == "stored":
@@ -80,8 +82,7 @@ def _order_of(path: Path) -> FrameOrder:
 
 @contextmanager
 def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream. A pipe that does not decode, at once or later, raises BadSample with the
-    likely reason."""
+    """The container and its video stream. For a pipe that does not decode, BadSample has the likely reason added."""
     try:
         with _container(source, live) as opening:
             yield opening
@@ -90,7 +91,7 @@ def _opened(source: str, live: bool) -> Iterator[tuple[Any, Any]]:
     except BadSample as error:
         if source != PIPE:
             raise
-        hint = "a mp4 can come through a pipe only with its header in front (ffmpeg -movflags faststart)"
+        hint = "an mp4 can come through a pipe only with its header in front (ffmpeg -movflags faststart)"
         raise BadSample(f"{error.reason}; {hint}") from error
 
 

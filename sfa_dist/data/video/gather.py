@@ -1,5 +1,7 @@
-"""Collects the frames of a clip as they are decoded. Each few are shrunk before the next few are decoded, so a whole
-clip is never held at its stored size."""
+"""Collects the frames of a clip as they are decoded.
+
+A few frames are shrunk before the next few are decoded, so a whole clip is never held at its stored size.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,10 @@ class GatheredClip:
         self._clip: torch.Tensor | None = None
 
     def add(self, numbers: list[int], frames: torch.Tensor) -> None:
-        """Adds some of the wanted frames, each once, uint8 (len(numbers), H, W, 3). Raises BadSample where frames
-        differ in size, and OverLimit where the clip would take too much."""
+        """Adds some of the wanted frames, each once, uint8 (len(numbers), H, W, 3).
+
+        Raises BadSample if frames differ in size, OverLimit if the clip would take too much memory.
+        """
         if self._stored is None:
             self._stored = frames.shape[1:]
         if frames.shape[1:] != self._stored:
@@ -52,7 +56,10 @@ class GatheredClip:
                 self._clip[row] = frame
 
     def clip(self, num_frames: int) -> torch.Tensor:
-        """uint8 (len(indices), h, w, 3). Raises BadSample where one of the video's `num_frames` is missing."""
+        """The clip, uint8 (len(indices), h, w, 3). Raises BadSample if a frame is missing.
+
+        `num_frames`, the number of the video's frames, is used in the message only.
+        """
         if self._clip is None or self._rows:
             raise BadSample(f"frame {min(self._rows)} of {num_frames} cannot be decoded")
         return self._clip

@@ -1,7 +1,7 @@
-"""How a stored picture is turned and mirrored before it is shown.
+"""How a stored picture is rotated and mirrored before it is shown.
 
-A container's header (mp4, mov, mkv), a stream (H.264 and HEVC's SEI) or a picture (EXIF) may set it. FFmpeg reports
-all of them with the decoded frame, as one display matrix. It is applied here as `ffmpeg` and its players apply it.
+A container's header (mp4, mov, mkv), a stream (the SEI of H.264 and HEVC) or a picture (EXIF) may set it. FFmpeg
+reports all of them with the decoded frame, as one display matrix, which is applied here as `ffmpeg` and players do.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def orientation_of(matrix: Sequence[int] | None) -> Orientation:
     quarter = round(angle / 90) % 4
     if abs((angle - 90 * quarter + 180) % 360 - 180) > _TOLERANCE:
         raise BadSample(
-            f"its header turns the picture by {angle:.0f} degrees, which is no multiple of 90: encode it anew "
+            f"its header turns the picture by {angle:.0f} degrees, which is not a multiple of 90: encode it again "
             "(ffmpeg -i IN OUT)"
         )
     if quarter == 0:
@@ -76,7 +76,7 @@ def orientation_of(matrix: Sequence[int] | None) -> Orientation:
 
 
 def exif_orientation(picture: bytes) -> Orientation | None:
-    """The orientation in the EXIF of a jpeg or png; None where it has none."""
+    """The orientation in the EXIF of a jpeg or png; None if it has none."""
     try:
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as image:
             return _EXIF.get(image.getexif().get(_EXIF_TAG, 0))

@@ -1,9 +1,9 @@
 """Frames by time: a video as if it had been stored at a constant rate.
 
-A clip is every `stride`-th frame, so its frames are equally far apart in time only where the video's are. Other videos
+A clip is every `stride`-th frame, so its frames are equally far apart in time only if the video's are. Other videos
 are resampled as by FFmpeg's `fps` filter (and `ffmpeg -r`): each frame goes to the nearest slot of the new rate, and a
 slot shows the latest frame up to it. The official data sets were brought to their rates in this way (25 for Kinetics,
-12 for Something-Something v2). Only the frame numbers are computed; no pixel is blended.
+12 for Something-Something v2). Only frame numbers are computed; no pixels are blended.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Resampled(Derived):
 
 
 def at_rate(video: StoredVideo, data: bytes, rate: Rate, limits: LimitsBlock) -> Video:
-    """The video at `rate` frames a second; None: at its own mean rate, which changes nothing where the rate is
-    constant; `stored`: as it is stored. Raises BadSample."""
+    """The video at `rate` frames a second. Raises BadSample.
+
+    None: at its own mean rate, which changes nothing if the rate is constant. `stored`: as it is stored.
+    """
     constant = video.num_frames < 3 or has_constant_rate(data)
     if rate == "stored" or video.num_frames == 1 or (rate is None and constant):
         return video
@@ -66,14 +68,16 @@ def at_rate(video: StoredVideo, data: bytes, rate: Rate, limits: LimitsBlock) ->
 
 
 def own_rate(starts: FrameTimes) -> float:
-    """Frames a second from the first frame to the last; 1.0 where all are shown at once."""
+    """Frames a second from the first frame to the last; 1.0 if all are shown at once."""
     seconds = float(starts[-1] - starts[0])
     return (len(starts) - 1) / seconds if seconds > 0 else 1.0
 
 
 def end_of(starts: FrameTimes) -> float:
-    """When the last frame ends, in seconds: it lasts as long as the others on average. (The durations of packets refer
-    to decoding order.)"""
+    """When the last frame ends, in seconds: it lasts as long as the others on average.
+
+    (The durations of packets refer to decoding order.)
+    """
     return float(starts[-1]) + 1 / own_rate(starts)
 
 

@@ -1,4 +1,4 @@
-"""`data.damaged: salvage`: a clip from the frames before the damage, where a damaged video has enough of them.
+"""`data.damaged: salvage`: a clip from the frames before the damage, if a damaged video has enough of them.
 
 FFmpeg's strictest reading finds where the damage starts, whichever decoder then reads the pixels. So the position is a
 property of the file alone, and a salvaged clip is the same on any rank and under either decoder.
@@ -15,8 +15,10 @@ from sfa_dist.recipe.blocks import LimitsBlock
 
 
 def valid_prefix(decoder: Decoder, data: bytes, limits: LimitsBlock, needed: int, damage: BadSample) -> Video:
-    """The frames before the damage. Raises BadSample with the reason of `damage` where they are fewer than `needed`,
-    and BadSample where the video cannot be opened at all."""
+    """The video's frames before the damage.
+
+    Raises BadSample with the reason of `damage` if they are fewer than `needed`, and if the video cannot be opened.
+    """
     video = decoder.open(data)
     sound = within(limits.seconds, lambda: sound_frames(data, limits))
     sound = video.frames_before(sound) if isinstance(video, Resampled) else min(sound, video.num_frames)

@@ -31,8 +31,10 @@ class Video(Protocol):
     def width(self) -> int: ...
 
     def frames_at(self, indices: FrameNumbers, shrink: Shrink | None = None) -> torch.Tensor:
-        """uint8 RGB (len(indices), height, width, 3); any order, repeats allowed. With `shrink`, its
-        output (len(indices), h, w, 3): it receives each frame once, a few at a time, in any order. Raises BadSample."""
+        """Frames, uint8 RGB (len(indices), height, width, 3), in any order and with repeats. Raises BadSample.
+
+        With `shrink`, its output, (len(indices), h, w, 3): it receives each frame once, a few at a time, in any order.
+        """
         ...
 
 

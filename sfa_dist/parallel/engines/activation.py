@@ -1,7 +1,7 @@
-"""What becomes of the activations of the trained blocks between forward and backward.
+"""What happens to the activations of the trained blocks between forward and backward.
 
-Every entry of every ModuleList is a block. Its `forward` is replaced on the instance, so that names of parameters,
-hooks of engines and types stay as they are.
+Every entry of every ModuleList is a block. Its `forward` is replaced on the instance, so that parameter names,
+the engines' hooks and the types stay as they are.
 
 | mode               | kept on the device      | moved to the host | computed twice | backends                      |
 |--------------------|-------------------------|-------------------|----------------|-------------------------------|
@@ -10,10 +10,10 @@ hooks of engines and types stay as they are.
 | offload            | nothing but weights     | everything else   | -              | torch                         |
 | checkpoint_offload | nothing                 | each block's input| every block    | torch, fairscale, deepspeed   |
 
-(DeepSpeed's backward of checkpoint_offload needs a card; on a CPU it is its checkpoint.)
+DeepSpeed's checkpoint_offload needs a GPU; on a CPU it is the same as its checkpoint.
 
-torch's checkpoint here is the non-reentrant one; those of fairscale and DeepSpeed are reentrant. Each gives the random
-numbers of the forward (drop-path) to the second forward.
+torch's checkpoint here is the non-reentrant one; those of fairscale and DeepSpeed are reentrant. Each replays the
+random numbers of the forward (drop-path) in the second forward.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Run = Callable[..., Any]
 
 @dataclass
 class Moved:
-    """What torch's hooks have moved to the host so far, in bytes; other backends do not tell."""
+    """Bytes that torch's hooks have moved to the host so far. Other backends do not report them."""
 
     bytes: int = 0
 
 
 def treat_activations(module: nn.Module, stage: StageBlock) -> Moved:
-    """Replaces the blocks' forward as `stage.activation` and `stage.activation_backend` say.
+    """Replaces the forward of `module`'s blocks as `stage.activation` and `stage.activation_backend` say.
 
-    Raises RecipeError where the backend's library is not installed.
+    Raises RecipeError if the backend's library is not installed.
     """
     moved = Moved()
     if stage.activation == "keep":
@@ -57,28 +57,28 @@ def treat_activations(module: nn.Module, stage: StageBlock) -> Moved:
         if stage.activation_backend == "deepspeed":
             run: Run = partial(_deepspeed_checkpoint(offload), block.forward)
         else:
-            again = stage.activation.startswith("checkpoint")
-            run = partial(checkpoint, block.forward, use_reentrant=False) if again else block.forward
-            run = partial(_with_host, run, block, moved) if offload else run
-        block.forward = partial(_where_gradients_are, run, block.forward)
+            recompute = stage.activation.startswith("checkpoint")
+            run = partial(checkpoint, block.forward, use_reentrant=False) if recompute else block.forward
+            run = partial(_save_to_host, run, block, moved) if offload else run
+        block.forward = partial(_if_grad_enabled, run, block.forward)
     return moved
 
 
-def _where_gradients_are(run: Run, plain: Run, *args: Any) -> Any:
-    """Nothing is kept for a backward that does not come."""
+def _if_grad_enabled(run: Run, plain: Run, *args: Any) -> Any:
+    """`plain` under no_grad: without a backward there is nothing to save."""
     return run(*args) if torch.is_grad_enabled() else plain(*args)
 
 
-def _with_host(run: Run, block: nn.Module, moved: Moved, *args: Any) -> Any:
+def _save_to_host(run: Run, block: nn.Module, moved: Moved, *args: Any) -> Any:
     with ToHost(block, moved):
         return run(*args)
 
 
 class ToHost(saved_tensors_hooks):
-    """Moves what autograd saves inside of it to (pinned) host memory, and back when backward asks for it.
+    """Moves tensors that autograd saves inside the block to (pinned) host memory, and back when backward needs them.
 
-    As torch's save_on_cpu, but the block's own weights, which are there anyway, are not moved: in a transformer block
-    they are most of what is saved.
+    Like torch's save_on_cpu, but the block's own weights, which stay on the device anyway, are not moved: in a
+    transformer block they are most of what is saved.
     """
 
     def __init__(self, block: nn.Module, moved: Moved) -> None:

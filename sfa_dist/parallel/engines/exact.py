@@ -1,19 +1,19 @@
 """The exact engine, `engine.reduction: tree`: the same bits on 1, 2, 4, ... ranks.
 
 A sum of floats depends on its order, and in the other engines the order depends on the number of ranks. Here a step's
-gradient is the sum over the recipe's V = batch.size / batch.micro micro-batches in an order that V alone fixes:
-halves while their number is even, and an odd rest one after the other.
+gradient is the sum over the recipe's V = batch.size / batch.micro micro-batches, in an order that V alone fixes:
+V is halved as long as it is even, and an odd number of micro-batches is summed from left to right.
 
     V = 8:  ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))        V = 6:  ((0 + 1) + 2) + ((3 + 4) + 5)
 
-Ranks hold runs of micro-batches (`SamplePlan.micro_batch_ids`), so a number of ranks that is a power of two and
-divides V gives each of them a whole branch. Parameters and moments are replicated, as in ZeRO 0: this is for audits.
+Each rank holds consecutive micro-batches (`SamplePlan.micro_batch_ids`). If the number of ranks is a power of two and
+divides V, each rank holds a whole branch of the tree. Parameters and moments are replicated, as in ZeRO 0: this engine
+is for audits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,10 @@ from sfa_dist.recipe.schema import StageBlock
 
 
 class ExactEngine:
-    """`module` replicated on every rank, fp32, under autocast for `engine.precision: bf16`."""
+    """`module` replicated on every rank in fp32; under autocast for `engine.precision: bf16`.
+
+    `accumulation` micro-batches of a rank make a step. Raises RecipeError if V does not suit the number of ranks.
+    """
 
     owners = 1
 
@@ -45,20 +48,20 @@ class ExactEngine:
         self._optimizer = make_optimizer(self._parameters, stage.optimizer)
         self._sum = TreeSum(accumulation)
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self.module.train()
         with self._bf16:
             return self.module(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self.module.eval()
         with self._bf16:
             return self.module(inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
-        # One vector: an engine that added into .grad would add one micro-batch after the other.
+        # Into one vector of its own: accumulating in .grad would sum from left to right.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters.values()]
         self._sum.add(torch.cat([gradient.flatten() for gradient in gradients]))
         self._optimizer.zero_grad()
@@ -93,19 +96,19 @@ class ExactEngine:
 
 
 class TreeSum:
-    """The sum of `leaves` tensors, given one after the other, in the order of the head of this file.
+    """The sum of `leaves` tensors, added one at a time, in the order described at the top of this file.
 
-    It works in the memory of the tensors that it is given, and holds at most log2(leaves) + 1 of them.
+    It works in place, in the memory of the tensors that it is given, and holds at most log2(leaves) + 1 of them.
     """
 
     def __init__(self, leaves: int) -> None:
-        self._odd = leaves // (leaves & -leaves)  # Without its powers of two.
+        self._odd = leaves // (leaves & -leaves)  # The odd factor of `leaves`.
         self._run: Tensor | None = None
         self._in_run = 0
-        self._branches: list[tuple[int, Tensor]] = []  # (height, sum), heights falling.
+        self._branches: list[tuple[int, Tensor]] = []  # (height, sum), in order of falling height.
 
     def add(self, leaf: Tensor) -> None:
-        """The next tensor; it belongs to the sum from here on."""
+        """Adds the next tensor, whose memory is the sum's from now on."""
         self._run = leaf if self._run is None else self._run.add_(leaf)
         self._in_run += 1
         if self._in_run == self._odd:
@@ -117,17 +120,17 @@ class TreeSum:
             self._run, self._in_run = None, 0
 
     def take(self) -> Tensor:
-        """The sum, after the last leaf. Starts anew."""
+        """The sum, after the last leaf. The next `add` begins a new sum."""
         [(_, total)] = self._branches
         self._branches.clear()
         return total
 
 
 def sum_over_ranks(vector: Tensor) -> Tensor:
-    """The upper branches: the sum of all ranks' vectors (n,), added in pairs of neighbours, on every rank.
+    """The upper branches of the tree: the sum (n,) of all ranks' vectors (n,), added in pairs of neighbours.
 
-    Each rank adds one part of the vectors and hands it out: as many bytes as an all-reduce moves. The number of
-    ranks is a power of two.
+    Each rank sums one part of the vectors and sends it to all: as many bytes as an all-reduce moves. The number of
+    ranks is a power of two. Collective.
     """
     world = dist.get_world_size()
     if world == 1:
@@ -135,7 +138,7 @@ def sum_over_ranks(vector: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(vector, (0, -len(vector) % world))
     parts = torch.empty_like(padded)
     dist.all_to_all_single(parts, padded)
-    rows = parts.view(world, -1)  # Row r is rank r's.
+    rows = parts.view(world, -1)  # Row r comes from rank r.
     while len(rows) > 1:
         rows = rows[0::2] + rows[1::2]
     dist.all_gather_into_tensor(padded, rows.flatten())
@@ -143,9 +146,9 @@ def sum_over_ranks(vector: Tensor) -> Tensor:
 
 
 def _make_deterministic(device: torch.device) -> None:
-    """Kernels that add in the same order each time. Raises at the first operation that has none."""
+    """Makes torch use kernels that add in the same order each time, and raise where there is none."""
     if device.type == "cuda":
-        set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks for it when it starts.
+        set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts.
         torch.use_deterministic_algorithms(True)
     else:
-        torch.set_num_threads(1)  # Launchers give different numbers of ranks different numbers of threads.
+        torch.set_num_threads(1)  # Launchers set the threads per rank according to the number of ranks.

@@ -1,11 +1,12 @@
-"""The FSDP2 engine: torch's own sharding, one unit for each block of a transformer and one for the rest.
+"""The FSDP2 engine: torch's own sharding, with one unit for each transformer block and one for the rest.
 
-With `engine.shard_ranks` neighbouring ranks share a copy of the state and there are several copies (hybrid sharding).
+With `engine.shard_ranks` a group of neighbouring ranks shares one copy of the state, and each group holds a copy
+(hybrid sharding).
 
-The sharded parameters are the fp32 masters. Each unit is gathered where it runs, in bf16 for `engine.precision:
-bf16`, and gradients are averaged over the ranks in fp32.
+The sharded parameters are the fp32 masters. Each unit is gathered when it runs (in bf16 for `engine.precision: bf16`),
+and gradients are averaged over the ranks in fp32.
 
-FSDP2 cuts a parameter along its first dimension, so what a rank owns is a run of rows, and thereby one piece of the
+FSDP2 splits a parameter along its first dimension, so a rank owns consecutive rows, which are one piece of the
 flattened parameter. The optimizer steps these rows as plain tensors: not every fused kernel takes a DTensor.
 """
 
@@ -29,10 +30,10 @@ from sfa_dist.recipe.schema import StageBlock
 
 
 class FsdpEngine:
-    """`module` sharded in place over the ranks of a copy; `accumulation` micro-batches make a step.
+    """`module` sharded in place over the ranks that share a copy; `accumulation` micro-batches make a step.
 
-    Micro-batches before the last keep their gradients whole, in fp32 and on each rank, so that one reduction serves
-    the step.
+    Until the last micro-batch each rank keeps unsharded fp32 gradients, so that a step needs one reduction.
+    Raises RecipeError if the recipe's sharding does not suit the number of ranks.
     """
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
@@ -40,25 +41,25 @@ class FsdpEngine:
         self.clip_norm = stage.optimizer.clip_norm
         self.moments = moments_of(stage.optimizer)
         mesh = _mesh(stage, device)
-        self.owners, self._sharers = mesh.size(-1), mesh.get_group("shard")
-        self._slot = dist.get_rank(self._sharers)  # Among the ranks that share this copy.
+        self.owners, self._shard_group = mesh.size(-1), mesh.get_group("shard")
+        self._shard_rank = dist.get_rank(self._shard_group)
         self.module: Any = _shard(module, stage, device, mesh)
-        # Taken now: during a forward the module shows its gathered parameters in their place.
+        # Collected now: during a forward the module shows the gathered parameters instead.
         self._parameters: dict[str, Any] = dict(self.module.named_parameters())
         self._rows = {name: nn.Parameter(rows) for name, p in self._parameters.items() if (rows := _rows(p)).numel()}
         self._optimizer = make_optimizer(self._rows, stage.optimizer)
         self._device = device
-        self._home = torch.device("cpu") if stage.engine.cpu_offload else device  # Of what the optimizer steps.
+        self._optimizer_device = torch.device("cpu") if stage.engine.cpu_offload else device
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self.module.train()
         return self.module(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self.module.eval()
         out = self.module(inputs)
-        self.module.reshard()  # The root stays gathered for a backward that does not come.
+        self.module.reshard()  # FSDP2 would keep the root gathered for a backward, which does not follow.
         return out
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -76,10 +77,10 @@ class FsdpEngine:
         return norm
 
     def _gradient_norm(self) -> Tensor:
-        """The norm over all rows of a copy. The sum is in fp64, so that it hardly depends on who holds which rows."""
+        """The global norm, over all rows of a copy. Summed in fp64, so that it hardly depends on the sharding."""
         own = torch.nn.utils.get_total_norm([rows.grad for rows in self._rows.values() if rows.grad is not None])
-        squares = own.to(self._home, torch.float64).square()
-        dist.all_reduce(squares, group=self._sharers)
+        squares = own.to(self._optimizer_device, torch.float64).square()
+        dist.all_reduce(squares, group=self._shard_group)
         return squares.sqrt().float()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -93,12 +94,12 @@ class FsdpEngine:
             yield Fragment(name, self._first_element(self._parameters[name]), rows.numel(), flat)
 
     def _first_element(self, parameter: DTensor) -> int:
-        """Where this rank's rows begin in the flattened parameter.
+        """The index in the flattened parameter of the first element that this rank holds.
 
-        Rows are dealt as by torch.chunk: ceil(rows / ranks) to each rank until none are left.
+        FSDP2 divides the rows as torch.chunk does: ceil(rows / ranks) for each rank until none are left.
         """
-        share = -(-parameter.shape[0] // self.owners)
-        return share * self._slot * math.prod(parameter.shape[1:])
+        rows_per_rank = -(-parameter.shape[0] // self.owners)
+        return rows_per_rank * self._shard_rank * math.prod(parameter.shape[1:])
 
     def make_optimizer_state(self, step: int) -> None:
         reset_state(self._optimizer, self._rows.values(), self.moments, step)
@@ -116,7 +117,7 @@ class FsdpEngine:
 
 
 def _mesh(stage: StageBlock, device: torch.device) -> DeviceMesh:
-    """All ranks as (copies of the state, ranks that share a copy); one dimension where there is one copy."""
+    """All ranks as (copies of the state, ranks that share a copy); one dimension if there is one copy."""
     world = dist.get_world_size()
     shards = stage.engine.shards(world)
     if why := stage.engine.refusal_of(world, stage.batch.size // stage.batch.micro):
@@ -127,15 +128,15 @@ def _mesh(stage: StageBlock, device: torch.device) -> DeviceMesh:
 
 
 def _shard(module: nn.Module, stage: StageBlock, device: torch.device, mesh: DeviceMesh) -> nn.Module:
-    """Shards each entry of each ModuleList, then what is left. Units go to the device one at a time."""
+    """Shards each entry of each ModuleList, then the rest. Units move to the device one at a time."""
     bf16, offload = stage.engine.precision == "bf16", stage.engine.cpu_offload
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy(),
-        # Pinned memory makes the copies faster; without a card there is none.
+        # Pinned memory makes the copies faster; there is none without a GPU.
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy(),
     }
-    for child in reversed(list(module.modules())):  # Inner units first, as fully_shard wants it.
+    for child in reversed(list(module.modules())):  # fully_shard expects inner units first.
         if isinstance(child, nn.ModuleList):
             for block in child:
                 fully_shard(block, **options)
@@ -144,5 +145,5 @@ def _shard(module: nn.Module, stage: StageBlock, device: torch.device, mesh: Dev
 
 
 def _rows(tensor: DTensor) -> Tensor:
-    """This rank's rows, in the memory of the sharded tensor."""
+    """This rank's rows, a view of the sharded tensor's memory."""
     return tensor.to_local().detach()

@@ -1,4 +1,4 @@
-"""Which engine a recipe asks for."""
+"""Makes the engine that a recipe names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sfa_dist.recipe.schema import StageBlock
 def make_engine(module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> Engine:
     """The engine that `stage.engine` names, around `module`; `accumulation` micro-batches of a rank make a step.
 
-    The module is the engine's from here on. Collective. Raises RecipeError for settings that the library refuses,
-    ValueError when a parameter is frozen: an engine takes trainable ones only.
+    The engine owns the module from now on. Collective. Raises RecipeError for settings that the library refuses,
+    ValueError if a parameter is frozen: an engine takes trainable ones only.
     """
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     if frozen:

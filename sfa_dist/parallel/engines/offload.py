@@ -1,12 +1,12 @@
-"""What the trunk takes in and puts out, kept in the host's memory and moved chunk by chunk beside the computation.
+"""The trunk's input and output, kept in host memory and copied chunk by chunk while the device computes.
 
-    host:    clip (pinned by the loader)                          features (pinned, used again each step)
+    host:    clip (pinned by the loader)                          features (pinned, reused in each step)
                 |  copy of chunk k + 1                               ^  copy of chunk k - 1
     device:     +-> [slot A] [slot B] -> trunk on chunk k -----------+           later: -> [slot A] [slot B] -> adapter
 
-All copies go through one side stream, in order, so what was written is there when it is read. A copy begins when the
-work issued before it is done and runs beside what is issued after it. On a CPU the device is the host: the same code
-runs, the copies are made, and nothing is pinned.
+All copies go through one side stream in order, so a read always sees the writes before it. A copy begins when the work
+issued before it is done, and overlaps with the work issued after it. On a CPU the device is the host: the same code
+runs and makes the copies, but nothing is pinned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class HostLink:
-    """The way between `device` and the host's memory."""
+    """Copies between `device` and host memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -30,7 +30,7 @@ class HostLink:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Copies issued here begin after all work issued so far, and run beside what is issued next."""
+        """Copies issued inside the block begin after all work issued so far, and overlap with later work."""
         if self._stream is None:
             yield
             return
@@ -39,43 +39,46 @@ class HostLink:
             yield
 
     def mark(self) -> torch.cuda.Event | None:
-        """The point behind the last copy."""
+        """An event behind the last copy; None on a CPU."""
         return None if self._stream is None else self._stream.record_event()
 
     def wait(self, mark: torch.cuda.Event | None) -> None:
-        """Lets the device's next work begin after `mark`; the host does not wait."""
+        """Makes the device's next work begin after `mark`; the host does not wait."""
         if mark is not None:
             torch.cuda.current_stream(self.device).wait_event(mark)
 
     def slots(self, shape: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-        """Two device buffers: one is worked on while the other is filled."""
+        """Two device buffers of `shape`: one is in use while the other is filled."""
         both = [torch.empty(tuple(shape), dtype=dtype, device=self.device) for _ in range(2)]
         for slot in both:
             if self._stream is not None:
-                slot.record_stream(self._stream)  # A copy may be on its way when the last name of it goes.
+                slot.record_stream(self._stream)  # A copy may still be running when the last reference goes.
         return both
 
     def inward(
         self, fill: Callable[[int, Tensor], None], spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
     ) -> Inward:
-        """Chunks of host memory for the device; `fill(index, out)` copies chunk `index` into a device buffer."""
+        """Chunks of host memory on their way to the device; `fill(index, out)` copies chunk `index` into `out`.
+
+        Chunk `index` is the rows `spans[index]`, each of `row_shape`.
+        """
         return Inward(self, fill, spans, row_shape, dtype)
 
     def store(self, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype) -> HostFeatures:
-        """Room in the host's memory for features of `clips` clips, in chunks of rows."""
+        """Host memory for the features of `clips` clips, in chunks of rows (`spans`), each row of `row_shape`."""
         return HostFeatures(self, clips, spans, row_shape, dtype)
 
 
 class HostPool:
-    """Host buffers that are used again: pinning memory takes longer than filling it."""
+    """Host buffers that are reused: pinning memory takes longer than filling it."""
 
     def __init__(self, pinned: bool) -> None:
         self.pinned = pinned
-        self.bytes = 0  # All that it has given out or holds.
+        self.bytes = 0  # Of all buffers, in use or free.
         self._free: list[Tensor] = []
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(a tensor of this shape, the buffer that it is a view of, to be given back)."""
+        """(a tensor of this shape, the buffer that it is a view of). Pass the buffer to `give` when done."""
         needed = math.prod(shape) * dtype.itemsize
         fitting = [buffer for buffer in self._free if buffer.numel() >= needed]
         if fitting:
@@ -83,17 +86,17 @@ class HostPool:
             self._free = [other for other in self._free if other is not buffer]
         else:
             self.bytes += needed - sum(other.numel() for other in self._free)
-            self._free.clear()  # Too small, and a larger one serves what they did.
+            self._free.clear()  # All are too small, and the new one can replace them.
             buffer = torch.empty(needed, dtype=torch.uint8, pin_memory=self.pinned)
         return buffer[:needed].view(dtype).view(tuple(shape)), buffer
 
     def give(self, buffer: Tensor) -> None:
-        """Back from a user that is done. Copies still on their way are on the stream that the next user's are on."""
+        """Takes a buffer back. Copies from it may still run: those of the next user follow on the same stream."""
         self._free.append(buffer)
 
 
 class Inward:
-    """Chunks on their way to the device: while one is worked on, the next one in the order of travel is copied."""
+    """Chunks on their way to the device: while one is in use, the next in the direction of travel is copied."""
 
     def __init__(
         self,
@@ -110,9 +113,10 @@ class Inward:
         self._last = -1
 
     def load(self, index: int) -> Tensor:
-        """Chunk `index`, on the device. It holds until the next call.
+        """Chunk `index` on the device, valid until the next call.
 
-        Backward goes through the chunks from the last to the first, or from the first again.
+        Forward goes from the first chunk to the last; backward goes from the last to the first, or from the first
+        again.
         """
         slot = self._holds.index(index) if index in self._holds else self._start(index, 0)
         self._link.wait(self._marks[slot])
@@ -134,7 +138,7 @@ class Inward:
 
 
 class HostFeatures:
-    """Features (R, ...) of `clips` clips in pinned host memory, written once, read as often as needed, in chunks."""
+    """Features (R, ...) of `clips` clips in pinned host memory; written once, read in chunks as often as needed."""
 
     def __init__(
         self, link: HostLink, clips: int, spans: Sequence[slice], row_shape: Sequence[int], dtype: torch.dtype
@@ -157,16 +161,16 @@ class HostFeatures:
         self._host[span].copy_(value, non_blocking=True)
 
     def _release(self) -> None:
-        """Frees the chunk whose copy was the last but one: by now it is done, or nearly."""
+        """Frees the device memory of the previous `put`'s chunk, once its copy is done."""
         if self._leaving is not None:
             self._link.wait(self._leaving[1])
             self._leaving = None
 
     def load(self, index: int) -> Tensor:
-        """Chunk `index` on the device. It holds until the next call."""
+        """Chunk `index` on the device, valid until the next call."""
         self._release()
         if self._inward is None:
-            host, spans = self._host, self.spans  # Not self: a circle would keep the buffer until the collector comes.
+            host, spans = self._host, self.spans  # Not self: a cycle would hold the buffer until garbage collection.
 
             def fill(index: int, out: Tensor) -> None:
                 out.copy_(host[spans[index]], non_blocking=True)
@@ -175,7 +179,7 @@ class HostFeatures:
         return self._inward.load(index)
 
     def whole(self) -> Tensor:
-        """All of it on the device, (B, F, ...), for what must see all frames at once."""
+        """All features on the device, (B, F, ...), for modules that need all frames at once."""
         self._release()
         out = torch.empty(self._host.shape, dtype=self._host.dtype, device=self._link.device)
         with self._link.beside():

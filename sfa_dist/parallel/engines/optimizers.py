@@ -1,4 +1,4 @@
-"""The optimizers that every engine steps with, and the names of their moments in fragments and checkpoints."""
+"""The optimizers of all engines, and the names of their moments in fragments and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def moments_of(block: OptimizerBlock) -> tuple[str, ...]:
 
 
 def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD over named parameters, or over their rows.
+    """torch's AdamW or SGD over named parameters, or over a rank's rows of them.
 
-    A step is one fused kernel, on a CPU too: there AdamW took six times as long without (121 against 20 ms for 28M
-    parameters, one thread), more than half of a step on stored features.
-    Weight decay spares biases, norms, cls tokens and positions, as is usual for transformers.
+    The step is one fused kernel, on a CPU too: unfused AdamW took six times as long there (121 against 20 ms for 28M
+    parameters on one thread), more than half of a step on stored features.
+    Biases, norms, cls tokens and position embeddings get no weight decay, as is usual for transformers.
     """
     matrices = [p for name, p in parameters.items() if p.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))]
     chosen = set(map(id, matrices))
@@ -39,7 +39,7 @@ def make_optimizer(parameters: Mapping[str, Tensor], block: OptimizerBlock) -> t
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same learning rate for all groups."""
+    """Sets the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -56,9 +56,9 @@ def reset_state(
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, clip_norm: float) -> float:
-    """Clips by the gradients' global norm (0 clips nothing) and steps; returns the norm.
+    """Clips the gradients, whose global norm is `norm`, to `clip_norm` (0: not at all), steps and returns the norm.
 
-    A norm that is not finite skips the step. It is the same on all ranks, so all of them skip or none does.
+    A norm that is not finite skips the step. It is the same on all ranks, so either all ranks skip or none does.
     """
     set_lr(optimizer, lr)
     value = float(norm)

@@ -1,8 +1,8 @@
-"""The DeepSpeed engine: ZeRO 0 to 3. The only importer of deepspeed.
+"""The DeepSpeed engine: ZeRO 0 to 3. The only module that imports deepspeed.
 
-ZeRO 1, 2 and 3 hold bf16 (or fp32) parameters and sharded fp32 masters. ZeRO 0 in bf16 holds fp32 parameters under
-torch's autocast: DeepSpeed's own replicated bf16 optimizer drifts from the other stages (measured: 5 % of the loss
-after three AdamW steps of a toy model, where stages 1 to 3 agree with fp32 to 0.5 %).
+ZeRO 1, 2 and 3 hold parameters in bf16 (or fp32) and sharded fp32 masters. ZeRO 0 in bf16 holds fp32 parameters and
+runs under torch's autocast, because DeepSpeed's own replicated bf16 optimizer drifts from the other stages: after three
+AdamW steps of a toy model its loss was off by 5 %, where stages 1 to 3 agree with fp32 to 0.5 %.
 """
 
 from __future__ import annotations
@@ -24,28 +24,31 @@ from sfa_dist.parallel.engines.zero_config import check_known_keys, derive_confi
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.recipe.schema import StageBlock
 
-CLIP_EPS = 1e-6  # That torch adds to the norm.
+CLIP_EPS = 1e-6  # torch adds it to the norm before it divides.
 
 
 class ZeroEngine:
-    """`module` sharded and stepped by DeepSpeed as `stage` says; `accumulation` micro-batches make a step."""
+    """`module` sharded and stepped by DeepSpeed as `stage` says; `accumulation` micro-batches make a step.
+
+    Raises RecipeError for settings that DeepSpeed refuses.
+    """
 
     def __init__(self, module: nn.Module, stage: StageBlock, accumulation: int, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
         config = derive_config(stage, dist.get_world_size(), accumulation)
         limit_buckets(config, sum(p.numel() for p in module.parameters()))
-        deepspeed.init_distributed(dist_init_required=False)  # Takes over the process group that is there.
+        deepspeed.init_distributed(dist_init_required=False)  # Uses the process group that exists.
         check_known_keys(config, deepspeed.DeepSpeedConfig)
         self.stage_number = stage.engine.zero
         self.owners = stage.engine.shards(dist.get_world_size())
         if self.stage_number == 0:
-            config["gradient_clipping"] = 0.0  # step() does it.
+            config["gradient_clipping"] = 0.0  # step() clips.
         self.moments = moments_of(stage.optimizer)
         self.clip_norm = stage.optimizer.clip_norm
         self.device = device
         self.module = module.to(device)
         self._offloaded = stage.engine.cpu_offload
-        # DeepSpeed makes its masters from the parameters after rounding them to bf16; put the exact values back.
+        # DeepSpeed rounds the parameters to bf16 before it makes the masters from them: put the exact values back.
         exact = (
             {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
         )
@@ -59,8 +62,8 @@ class ZeroEngine:
         except (AssertionError, ValueError) as error:
             raise RecipeError(f"DeepSpeed refuses the recipe's engine settings: {error}") from error
         if self.stage_number == 0 and dist.get_world_size() == 1:
-            # It would copy all gradients into one buffer and back, to reduce them with nobody: more than the forward
-            # pass of a step on stored features.
+            # On one rank there is nothing to reduce, but DeepSpeed would still copy all gradients into a buffer and
+            # back, which takes longer than the forward pass of a step on stored features.
             self._engine.enable_backward_allreduce = False
         self._optimizer: torch.optim.Optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for fragment in self.fragments() if exact else ():
@@ -70,12 +73,12 @@ class ZeroEngine:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.module.named_parameters())
 
-    def forward(self, inputs: Any) -> Tensor:
+    def forward(self, inputs: object) -> Tensor:
         self._engine.train()
         return self._engine(inputs)
 
     @torch.no_grad()
-    def evaluate(self, inputs: Any) -> Tensor:
+    def evaluate(self, inputs: object) -> Tensor:
         self._engine.eval()
         return self._engine(inputs)
 
@@ -90,18 +93,20 @@ class ZeroEngine:
         self._engine.step()
         value = float(self._engine.get_global_grad_norm() if norm is None else norm)
         if self._offloaded and self.stage_number < 3 and not math.isfinite(value):
-            # DeepSpeed (0.19.8) skips the step but would add all later gradients to this one's.
+            # DeepSpeed (0.19.8) skips the step, but would add all later gradients to those of this step.
             zero = self._engine.optimizer
             zero.averaged_gradients = dict.fromkeys(zero.averaged_gradients)
         return value
 
     def _clip_replicated(self) -> Tensor:
-        """The norm of the averaged gradients, and what ZeRO 1 to 3 do with it: ZeRO 0 does not tell the norm that it
-        clips by, and steps on gradients that are not finite."""
+        """Clips ZeRO 0's averaged gradients as ZeRO 1 to 3 do, and returns their norm.
+
+        DeepSpeed's ZeRO 0 does not report the norm that it clips by, and steps on gradients that are not finite.
+        """
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._named() if p.grad is not None])
         if not math.isfinite(norm):
-            self.module.zero_grad()  # Nothing is left to step by.
-        elif 0 < self.clip_norm < float(norm + CLIP_EPS):  # Else torch would multiply by one.
+            self.module.zero_grad()  # Without gradients the step changes nothing.
+        elif 0 < self.clip_norm < float(norm + CLIP_EPS):  # A smaller norm would only be multiplied by one.
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_norm, norm)
         return norm
 
@@ -119,8 +124,7 @@ class ZeroEngine:
                 yield Fragment(name, start, numel, tensors)
 
     def _locate(self, parameter: nn.Parameter) -> tuple[int, nn.Parameter, int, int] | None:
-        """Where this rank's piece of a parameter stands: (start in the parameter, flat master, offset in it,
-        length)."""
+        """This rank's piece of a parameter: (start in the parameter, flat master, offset in it, length), or None."""
         zero: Any = self._engine.optimizer
         if self.stage_number == 0:
             return 0, parameter, 0, parameter.numel()
@@ -141,8 +145,10 @@ class ZeroEngine:
         reset_state(self._optimizer, self._masters(), self.moments, step)
 
     def _masters(self) -> list[nn.Parameter]:
-        """The tensors that the optimizer steps. ZeRO-3 lends them to it one at a time, so its own list tells only
-        the last."""
+        """The tensors that the optimizer steps.
+
+        ZeRO-3 lends them to the optimizer one at a time, so the optimizer's own list holds only the last one.
+        """
         if self.stage_number == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self._optimizer.param_groups for flat in group["params"]]
@@ -168,11 +174,11 @@ class ZeroEngine:
 
 
 def activation_checkpoint(offload: bool) -> Callable[..., Any]:
-    """DeepSpeed's `checkpoint(function, *args)`, which keeps the arguments, in the host's memory for `offload`."""
+    """DeepSpeed's `checkpoint(function, *args)`, which saves the arguments: in host memory if `offload`."""
     deepspeed = _import_deepspeed()
     deepspeed.init_distributed(dist_init_required=False)
-    # Without a card the arguments are in the host's memory already, and DeepSpeed (0.19.8), which makes no second copy
-    # there, would empty them.
+    # Without a GPU the arguments are in host memory already. DeepSpeed (0.19.8) makes no second copy there and would
+    # empty them.
     offload = offload and torch.cuda.is_available()
     checkpointing = deepspeed.checkpointing
     checkpointing.configure(None, partition_activations=False, checkpoint_in_cpu=offload)
@@ -183,11 +189,11 @@ def _import_deepspeed() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
     if not torch.cuda.is_available():
-        set_default("DS_ACCELERATOR", "cpu")  # Else it warns that it found no other.
+        set_default("DS_ACCELERATOR", "cpu")  # Otherwise DeepSpeed warns that it finds no accelerator.
     import deepspeed
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # On a CPU DeepSpeed would compile a shared-memory op (minutes, and a compiler) that only its inference uses.
+    # On a CPU DeepSpeed would compile a shared-memory op, which takes minutes and a compiler; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -10,14 +10,14 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.recipe.schema import StageBlock
 
 BUCKET_ELEMENTS = 2**25  # 64 MiB in bf16; torch's DDP takes 25 MB.
-# Native blocks whose whole purpose a recipe key has taken.
+# DeepSpeed's blocks that a key of the recipe replaces.
 OWNED_BLOCKS = {"optimizer": "optimizer", "scheduler": "schedule", "fp16": "engine.precision"}
 
 
 def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict[str, Any]:
-    """The config dictionary for `deepspeed.initialize`.
+    """The config dictionary for `deepspeed.initialize`, with the recipe's `stage.deepspeed` merged in.
 
-    `stage.deepspeed` is merged in. Raises RecipeError where it contradicts what the recipe says elsewhere.
+    Raises RecipeError if `stage.deepspeed` contradicts another key of the recipe.
     """
     bf16 = stage.engine.precision == "bf16"
     sharded = stage.engine.shards_optimizer
@@ -33,35 +33,35 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
     }
     if stage.engine.cpu_offload:
         derived["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        # Its own CPU optimizer would need a compiler on the machine; torch's fused ones do the same there.
+        # DeepSpeed's CPU optimizer needs a compiler on the machine; torch's fused optimizers need none.
         derived["zero_force_ds_cpu_optimizer"] = False
     for block, key in OWNED_BLOCKS.items():
         if block in stage.deepspeed:
-            raise RecipeError(f"deepspeed.{block} has no place in a recipe: use {key} (one source of truth)")
+            raise RecipeError(f"deepspeed.{block} is not allowed in a recipe: use {key} instead")
     for path, native in _leaves(stage.deepspeed):
         known, value = _lookup(derived, path)
         if known and value != native:
             key = ".".join(("deepspeed", *path))
-            raise RecipeError(f"{key} is {native!r}, but the recipe's own keys make it {value!r}; remove {key}")
+            raise RecipeError(f"{key} is {native!r}, but the recipe's own keys set it to {value!r}; remove {key}")
     defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1}
     if bf16 and sharded and accumulation > 1:
-        # Adding many bf16 micro-batch gradients in bf16 would lose the small ones.
+        # Summed in bf16, the small gradients of many micro-batches would be lost.
         defaults["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(_merge(defaults, stage.deepspeed), derived)
 
 
 def limit_buckets(config: dict[str, Any], trainable: int) -> None:
-    """Gives DeepSpeed's reduction bucket a size that fits the model, where the recipe gives none.
+    """Gives DeepSpeed's reduction bucket a size that suits the model, unless the recipe sets one.
 
-    DeepSpeed takes 500 million elements of the device (1 GB in bf16) for it, however few parameters there are.
+    By default DeepSpeed allocates 500 million elements on the device (1 GB in bf16), however small the model is.
     """
     config["zero_optimization"].setdefault("reduce_bucket_size", min(trainable, BUCKET_ELEMENTS))
 
 
 def check_known_keys(config: Mapping[str, Any], parse: Callable[[dict[str, Any]], Any]) -> None:
-    """Raises RecipeError for a key that DeepSpeed never looks at (it ignores those in silence) or refuses.
+    """Raises RecipeError for a key that DeepSpeed refuses or never reads, which it would ignore silently.
 
-    `parse` is `deepspeed.DeepSpeedConfig`: it is given a dictionary that notes which keys are read.
+    `parse` is `deepspeed.DeepSpeedConfig`; it gets a dictionary that records which keys are read.
     """
     recorder = _Recorder(config)
     try:
@@ -72,11 +72,11 @@ def check_known_keys(config: Mapping[str, Any], parse: Callable[[dict[str, Any]]
     if unknown:
         near = get_close_matches(unknown[0], recorder.read, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"deepspeed.{unknown[0]} is no key that DeepSpeed reads{hint}")
+        raise RecipeError(f"deepspeed.{unknown[0]} is not a key that DeepSpeed reads{hint}")
 
 
 class _Recorder(dict[str, Any]):
-    """A dictionary that notes the keys it was asked for."""
+    """A dictionary that records the keys that are read."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(data)

@@ -1,12 +1,14 @@
-"""The watch for lost ranks: when one is killed, crashes, hangs or loses its node, all others end within 30 seconds.
-And when one is asked to stop, all others know within a second, wherever they wait.
+"""The watch for lost ranks: if one is killed, crashes, hangs or loses its node, all others end within 30 seconds.
 
-Without it they would wait in a collective for ten minutes or for ever. Each rank has a small child process
-(watch_process.py) that tells a hub at rank 0 once a second how its rank is. This side starts the child, writes down
-where the rank stands, says goodbye when it ends in order, and leaves when the child says that another rank is lost.
+If one is asked to stop, all others know within a second, wherever they wait. Without the watch they would wait in a
+collective for ten minutes or for ever.
 
-The watch itself never ends a healthy run: a rank whose child dies says so and goes on unwatched, and when the hub dies,
-everyone does.
+Each rank has a small child process (watch_process.py) that reports the rank's state to a hub on rank 0's node once a
+second. This module is the rank's side: it starts the child, records the rank's phase and step, announces an orderly
+end, and ends the process when the child reports that another rank is lost.
+
+The watch itself never ends a healthy run. A rank whose child dies reports it and goes on unwatched; if the hub dies,
+all ranks go on unwatched.
 """
 
 from __future__ import annotations
@@ -43,22 +45,22 @@ WHY_CHARACTERS = 500  # Of an error, as reported to the other ranks.
 
 # Seconds.
 START_S = 30.0
-CAUSE_S = 25.0  # More than the hub takes to find out which rank was first.
+CAUSE_S = 25.0  # More than the hub needs to find out which rank failed first.
 
-ANSWERED = 256  # Connections kept open for a while behind the answer that there is no hub.
+ANSWERED = 256  # Connections kept open for a while after the answer that the watch is off.
 LOOPBACK = "127.0.0.1"
 
-_PROGRESS = struct.Struct("<q24s")  # BOARD without the request to stop, which another thread writes.
+_PROGRESS = struct.Struct("<q24s")  # BOARD without the stop request, which another thread writes.
 
 
 class Watch:
-    """The phase and step of this rank, on a board that its watch process reads. Without a board nobody reads them."""
+    """The phase and step of this rank, in memory shared with its watch process. Without `board` nobody reads them."""
 
     def __init__(self, board: mmap.mmap | None = None) -> None:
         self._board = board or bytearray(BOARD.size)
 
     def phase(self, name: str, step: int = 0) -> None:
-        """Records the phase that begins and the steps done so far. Costs a memory write."""
+        """Records the phase that begins and the number of steps done. It costs one memory write."""
         _PROGRESS.pack_into(self._board, 0, step, name.encode())
 
     @property
@@ -68,7 +70,7 @@ class Watch:
         return name.rstrip(b"\0").decode(errors="replace"), step
 
     def ask_to_stop(self) -> None:
-        """Passes on to the other ranks that this one was asked to stop."""
+        """Informs the other ranks that this one was asked to stop."""
         self._board[STOP_AT] = 1
 
 
@@ -76,12 +78,13 @@ class Watch:
 def watched(
     runtime: Runtime, address: str, logs: Path | None, stop: StopFlag, on_loss: Callable[[int, str], None] | None = None
 ) -> Iterator[Watch]:
-    """Inside the block the ranks watch each other and pass on requests to `stop`. Collective.
+    """Inside the block the ranks watch each other and share stop requests (`stop`). Collective.
 
-    `address` is where other nodes reach rank 0; on one node it is not used, and nothing listens to other nodes. Into
-    the folder `logs`, where there is one, each rank writes its stacks before it leaves because another one was lost; it
-    calls `on_loss(exit code, verdict)` and leaves by os._exit, with the contract's exit code. An error that may only be
-    what another rank's loss looks like from here is held back until the cause is known.
+    `address` is where other nodes reach rank 0; on a single node it is not used, and nothing listens to other nodes.
+
+    If another rank is lost, this rank writes its stacks into the folder `logs` (None: nowhere), calls
+    `on_loss(exit code, verdict)` and ends by os._exit with the contract's exit code. An error inside the block that may
+    only be a consequence of another rank's loss is held back until the cause is known.
     """
     guard = _start(runtime, address, logs, stop)
     if guard is None:
@@ -106,7 +109,7 @@ def watched(
 
 
 def _start(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> _Guard | None:
-    """The guard of this rank; None for a single rank, or when any rank's child cannot start."""
+    """The guard of this rank; None for a single rank, or if any rank's child cannot start."""
     if runtime.world_size == 1:
         return None
     guard = _Guard(runtime, address, logs, stop)
@@ -122,13 +125,12 @@ def _start(runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) ->
 
 
 class _Guard:
-    """The parent's end of a child process."""
+    """The rank's side of its watch process."""
 
     def __init__(self, runtime: Runtime, address: str, logs: Path | None, stop: StopFlag) -> None:
         self._rank, self._host, self._logs, self._stop = runtime.rank, runtime.host, logs, stop
-        self._prints = (
-            runtime.launch.prints_errors and not runtime.is_main
-        )  # On a node where the speaker may not be heard.
+        # The first rank of each other node prints a verdict too: its console may not show the speaker's line.
+        self._prints = runtime.launch.prints_errors and not runtime.is_main
         self._listener: socket.socket | None = None
         port, self._fault = 0, ""
         if runtime.is_main:
@@ -138,7 +140,7 @@ class _Guard:
                 self._listener = socket.create_server((LOOPBACK if one_node else "", 0), backlog=socket.SOMAXCONN)
                 port = self._listener.getsockname()[1]
             except OSError as error:
-                self._fault = f"rank 0 on {self._host} can open no port for it ({error})"
+                self._fault = f"rank 0 on {self._host} cannot open a port for it ({error})"
         address, port, self._fault, token = runtime.broadcast((address, port, self._fault, secrets.token_hex(16)))
         self._settings: dict[str, Any] = {
             "rank": runtime.rank,
@@ -157,7 +159,7 @@ class _Guard:
         self.watch = Watch()
 
     def start(self) -> str | None:
-        """Starts the child. Returns None when it has reached the hub, else why it has not."""
+        """Starts the child. Returns None if it reaches the hub, else the reason why not."""
         if self._fault:
             return self._fault
         ours, theirs = socket.socketpair()
@@ -176,9 +178,9 @@ class _Guard:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[descriptor for descriptor in (theirs.fileno(), board, listener) if descriptor is not None],
-                start_new_session=True,  # Out of reach of the terminal's signals.
+                start_new_session=True,  # The terminal's signals do not reach it.
             )
-            theirs.close()  # From here on only the child holds it, so that its end shows.
+            theirs.close()  # Only the child keeps it open, so that its death closes the connection.
             ours.settimeout(START_S)
             self._post.send({**self._settings, "board": board})
             answer, *_ = self._post.receive()
@@ -191,7 +193,7 @@ class _Guard:
         return answer.get("reason")
 
     def close(self) -> None:
-        """Ends the child, because another rank has none."""
+        """Ends the child: the watch is off because another rank's child cannot start."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -201,10 +203,10 @@ class _Guard:
             self._listener.close()
 
     def say_goodbye(self, state: str, code: int, why: str = "") -> None:
-        """Reports to the child how this rank ends, and why, so that its end does not count as a loss."""
+        """Reports to the child how this rank ends and why, so that its end does not count as a loss."""
         self._goodbye = state
         assert self._post is not None
-        with contextlib.suppress(OSError):  # The child has died, and `listen` has said so.
+        with contextlib.suppress(OSError):  # The child has died, and `listen` has reported it.
             why = " ".join(without_secrets(why).split())[:WHY_CHARACTERS]
             self._post.send({"state": state, "code": code, "why": why})
 
@@ -217,18 +219,18 @@ class _Guard:
                     if message["kind"] == "stop":
                         self._stop.request(ANOTHER_RANK)
                         continue
-                    if message["kind"] == "lost" and self._is_meant(message):
-                        self._leave(message)
+                    if message["kind"] == "lost" and self._applies(message):
+                        self._end_process(message)
                     self.settled.set()
         except OSError as error:
             if not self.settled.is_set():
-                self._go_without(error)
+                self._run_unwatched(error)
 
-    def _is_meant(self, verdict: Message) -> bool:
-        """A rank that ends with an error of its own ignores the verdict."""
+    def _applies(self, verdict: Message) -> bool:
+        """Whether this rank obeys the verdict: not if it ends with an error of its own, which may be the cause."""
         return self._goodbye is None or (self._goodbye == WAITS and verdict["rank"] != self._rank)
 
-    def _leave(self, verdict: Message) -> None:
+    def _end_process(self, verdict: Message) -> None:
         if verdict["speaker"] == self._rank or self._prints:
             stacks = "" if self._logs is None else f"; the stacks of all ranks are in {self._logs}"
             _say(f"error: {verdict['text']}{stacks}")
@@ -247,13 +249,13 @@ class _Guard:
                 self.on_loss(verdict["exit_code"], verdict["text"])
             except SfaError as error:
                 _say(f"rank {self._rank} on {self._host}: {error}")
-        with contextlib.suppress(OSError, ValueError):  # Nobody reads them any more.
+        with contextlib.suppress(OSError, ValueError):  # Nobody reads stdout any more.
             sys.stdout.flush()
-        # Not by an exception: the main thread waits in a collective that will never end.
+        # Not by an exception: the main thread waits in a collective that never ends.
         os._exit(verdict["exit_code"])
 
-    def _go_without(self, error: OSError) -> None:
-        """The child has died. Other ranks must not take that for the death of this rank."""
+    def _run_unwatched(self, error: OSError) -> None:
+        """Reports that the child has died, which the hub must not take for the death of this rank."""
         assert self._process is not None
         code = self._process.wait()
         who = f"rank {self._rank} on {self._host}"
@@ -272,17 +274,17 @@ class _Guard:
                 lines.send({**{key: settings[key] for key in ("token", "rank", "host")}, **report})
                 lines.receive()
         except OSError as unreachable:
-            _say(f"{who} cannot tell the hub of the watch ({unreachable}); it may take this rank for lost")
+            _say(f"{who} cannot reach the hub of the watch ({unreachable}), which may take this rank for lost")
 
     def _turn_away(self) -> NoReturn:
-        """Answers in place of the hub that the watch is off, without reading the requests."""
+        """Answers every connection, in place of the hub, that the watch is off. It does not read the requests."""
         assert self._listener is not None
         self._listener.setblocking(True)
         answered: deque[socket.socket] = deque()
         while True:
             with contextlib.suppress(OSError):
                 stream, _ = self._listener.accept()
-                answered.append(stream)  # Kept open: closing it with its request unread would lose the answer.
+                answered.append(stream)  # Kept open: to close it with unread input would discard the answer.
                 stream.setblocking(False)
                 Lines(stream).send({"kind": "off"})
             if len(answered) > ANSWERED:
@@ -290,8 +292,7 @@ class _Guard:
 
 
 def _shared_memory() -> int:
-    """A descriptor of as many bytes as the board has: memory without a name, or a file without one on systems that
-    have no such memory. Raises OSError."""
+    """A descriptor of BOARD.size bytes: anonymous memory, or an unnamed file on systems without it. Raises OSError."""
     try:
         board = os.memfd_create("watch")
         os.truncate(board, BOARD.size)
@@ -303,5 +304,5 @@ def _shared_memory() -> int:
 
 
 def _say(line: str) -> None:
-    # Past Python's stderr: the main thread may hold its lock.
+    # Not through sys.stderr: the main thread may hold its lock.
     os.write(2, f"{for_terminal(without_secrets(line))}\n".encode())

@@ -1,7 +1,7 @@
-"""One JSON object a line over a stream socket: the protocol of the watch. Standard library only.
+"""The protocol of the watch: one JSON object per line over a stream socket. Standard library only.
 
-Anyone who reaches the port may write to it, so a line has a maximum length, which is checked before parsing, and
-a line that is not an object is a ValueError.
+Any program that reaches the port can write to it. So a line has a maximum length, checked before it is parsed, and a
+line that is not a JSON object raises ValueError.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST_LINE = 16_384  # Bytes; no rank sends more: an error's 500 characters take at most 6,000 as JSON.
+LONGEST_LINE = 16_384  # Bytes. No rank sends more: an error's 500 characters take at most 6,000 bytes as JSON.
 
 Message = dict[str, Any]
 
 
 class Lines:
-    """Sends and receives messages; waits for them only if `stream` is a blocking socket."""
+    """Sends and receives messages. `receive` waits only if `stream` is a blocking socket."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
         self._rest = b""
 
     def send(self, message: Message) -> None:
-        """Raises OSError when the other end is gone or has long stopped reading."""
+        """Sends a message. Raises OSError if the other end is gone or does not read."""
         line = json.dumps(message).encode() + b"\n"
         if self.stream.send(line) != len(line):
             raise BlockingIOError("the other end does not read")
 
     def receive(self) -> Iterator[Message]:
-        """The messages received so far; each is parsed when it is taken.
+        """The messages received so far, each parsed when the iterator gets to it.
 
-        Raises OSError when the other end is gone, ValueError for a line that is not a message.
+        Raises OSError if the other end is gone, ValueError for a line that is not a message.
         """
         try:
             chunk = self.stream.recv(LONGEST_LINE)
@@ -46,11 +46,11 @@ class Lines:
         return map(_parsed, lines)
 
     def close(self) -> None:
-        """Closes the socket; what was sent still arrives."""
+        """Closes the socket. Messages already sent still arrive."""
         self.stream.close()
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The socket's descriptor, for selectors."""
         return self.stream.fileno()
 
 
@@ -60,13 +60,13 @@ def _parsed(line: bytes) -> Message:
     except RecursionError as error:
         raise ValueError("a line that is nested too deeply") from error
     if not isinstance(message, dict):
-        raise ValueError("a line that is no JSON object")
+        raise ValueError("a line that is not a JSON object")
     return message
 
 
 def typed(message: Message, **fields: type) -> Message:
-    """The message, if its fields are there and of these types exactly. Raises ValueError."""
+    """The message itself. Raises ValueError if a field is missing or not exactly of the given type."""
     for name, kind in fields.items():
         if type(message.get(name)) is not kind:
-            raise ValueError(f"a message whose {name} is no {kind.__name__}")
+            raise ValueError(f"a message whose {name} is not of type {kind.__name__}")
     return message

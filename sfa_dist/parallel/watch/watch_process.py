@@ -1,16 +1,16 @@
-"""The child process that watches over one rank: reports its parent's state to the hub, and a lost rank to its parent.
+"""The child process that watches one rank: it reports the rank's state to the hub, and a lost rank to its parent.
 
     rank 0 ─ child 0 ─┐        parent and child: a socket pair, and a few bytes of shared memory for the phase
     rank 1 ─ child 1 ─┼─ hub   children and hub: TCP; the hub is a thread of child 0
     rank 2 ─ child 2 ─┘
 
-A thread of the rank would not do: a long call into C that holds the interpreter's lock would look like a death. The
-file is started by its path and needs the standard library only, so that it is there in some 50 ms.
+A thread of the rank would not do: a long C call that holds the interpreter's lock would look like a death. The file is
+started by its path and imports the standard library only, so that it starts in some 50 ms.
 
     parent -> child  {"rank", "host", "world_size", "hub": [address, port], "token", "listener", "board"}   settings
                      {"state", "code", "why"}                                                               goodbye
     child -> parent  {"kind": "ready"}, or {"kind": "failed", "reason"}
-                     {"kind": "lost", ...} as the hub said it, {"kind": "stop"}, {"kind": "off"}, {"kind": "end"}
+                     {"kind": "lost", ...} as the hub sent it, {"kind": "stop"}, {"kind": "off"}, {"kind": "end"}
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from sfa_dist.parallel.watch.hub import BEAT_S, SUSPENDED_S, TICK_S, Hub
 from sfa_dist.parallel.watch.lines import Lines, Message, typed
 from sfa_dist.parallel.watch.verdict import ENDED, GONE, LOST, RUNS, SILENT_S, STOPPED, RankState, describe
 
-BOARD = struct.Struct("<q24s?")  # What a rank records: step, phase, whether it was asked to stop.
+BOARD = struct.Struct("<q24s?")  # The rank's shared memory: step, phase, whether it was asked to stop.
 STOP_AT = BOARD.size - 1
 
 # Seconds.
 CONNECT_S = 10.0
-RETRY_S = 5.0  # For a connection that broke.
-LEAVE_S = 8.0  # For a rank that was asked to leave.
-LINGER_S = 20.0  # For the hub, after rank 0 has ended.
+RETRY_S = 5.0  # To restore a broken connection.
+LEAVE_S = 8.0  # For a rank to end after the verdict.
+LINGER_S = 20.0  # For the hub to finish after rank 0 has ended.
 
-# Terminals, launchers and Slurm signal every process of a job; this one goes by its parent alone.
+# Terminals, launchers and Slurm signal every process of a job; this process ends with its parent, not by a signal.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
 
 
 class Child:
-    """Watches the process `parent`, at the other end of `post`, until it has ended or the watch is over."""
+    """Watches the process `parent`, at the other end of `post`, until it ends or the watch is over."""
 
     def __init__(self, parent: int, post: Lines, settings: Message) -> None:
         self._parent, self._post, self._settings = parent, post, settings
         self._board = mmap.mmap(settings["board"], BOARD.size, prot=mmap.PROT_READ)
         self._state, self._code, self._why = RUNS, 0, ""
-        self._over = self._stop_sent = self._stop_heard = False
+        self._over = self._stop_sent = self._stop_received = False
         self._hub_heard, self._hub_progress = time.monotonic(), ("start", 0)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(post, selectors.EVENT_READ, self._hear_parent)
-        end = _end_of(parent)
+        self._selector.register(post, selectors.EVENT_READ, self._read_parent)
+        end = _pidfd(parent)
         self._polls = end is None
         if end is not None:
             self._selector.register(end, selectors.EVENT_READ, self._parent_ended)
         self._link = self._connect()
 
     def run(self) -> None:
-        """Returns when the parent has ended, all ranks have, or one is lost and the parent has left."""
+        """Returns when the parent has ended, or all ranks have, or one is lost and the parent has left."""
         next_beat, last = 0.0, time.monotonic()
         while not self._over:
             for key, _ in self._selector.select(TICK_S):
@@ -81,50 +81,50 @@ class Child:
             last = now
             if now >= next_beat or self._stop_asked() != self._stop_sent:
                 next_beat = now + BEAT_S
-                self._look()
+                self._check_parent()
                 self._report()
             if now - self._hub_heard > SILENT_S:
                 self._lose_hub()
 
     # -------------------------------------------------------------------------------------------- the parent
 
-    def _look(self) -> None:
+    def _check_parent(self) -> None:
         """Updates the parent's state, unless it has already reported how it ends."""
         if self._state in (RUNS, STOPPED):
             kernel = state_of(self._parent) if os.getppid() == self._parent else None
-            # "T" is a stop by a signal; "t" is a debugger's, and no loss.
+            # "T" is a stop by a signal; "t", a stop by a debugger, is not a loss.
             self._state = GONE if kernel is None else STOPPED if kernel == "T" else RUNS
 
     def _parent_ended(self) -> None:
-        self._hear_parent()  # Its goodbye may be waiting.
+        self._read_parent()  # Its goodbye may be waiting.
         if self._state in (RUNS, STOPPED):
             self._state = GONE
         self._report()
         self._over = True
 
-    def _hear_parent(self) -> None:
+    def _read_parent(self) -> None:
         try:
             for message in self._post.receive():
                 self._state, self._code, self._why = message["state"], message["code"], message["why"]
                 self._report()
         except ConnectionResetError:
-            with contextlib.suppress(KeyError):  # Heard before.
+            with contextlib.suppress(KeyError):  # Already unregistered.
                 self._selector.unregister(self._post)
 
     def _send_parent(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # It has ended; the kernel reports that.
+        with contextlib.suppress(OSError):  # It has ended, which the kernel reports.
             self._post.send(message)
 
     # -------------------------------------------------------------------------------------------- the hub
 
     def _connect(self) -> Lines:
-        """A connection that the hub has answered. Raises OSError, or ValueError where another program answers."""
+        """A connection that the hub has answered. Raises OSError, or ValueError if another program answers."""
         link = Lines(socket.create_connection(tuple(self._settings["hub"]), timeout=CONNECT_S))
         link.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.send(self._message())
         answers = link.receive()
         link.stream.setblocking(False)
-        self._selector.register(link, selectors.EVENT_READ, self._hear_hub)
+        self._selector.register(link, selectors.EVENT_READ, self._read_hub)
         self._take(answers)
         return link
 
@@ -152,22 +152,22 @@ class Child:
         except OSError:
             self._reconnect()
 
-    def _hear_hub(self) -> None:
+    def _read_hub(self) -> None:
         try:
             self._take(self._link.receive())
         except (OSError, ValueError):
             self._reconnect()
 
     def _take(self, messages: Iterable[Message]) -> None:
-        """Raises ValueError for a message that no hub sends."""
+        """Acts on the hub's messages. Raises ValueError for a message that no hub sends."""
         for message in messages:
             kind = typed(message, kind=str)["kind"]
             self._hub_heard = time.monotonic()
             if kind == "beat":
                 typed(message, phase=str, step=int, stop=bool)
                 self._hub_progress = (message["phase"], message["step"])
-                if message["stop"] and not self._stop_heard:
-                    self._stop_heard = True
+                if message["stop"] and not self._stop_received:
+                    self._stop_received = True
                     self._send_parent({"kind": "stop"})
             elif kind in ("lost", "off", "end"):
                 if kind == "lost":
@@ -178,7 +178,7 @@ class Child:
                 self._see_off(message)
 
     def _reconnect(self) -> None:
-        """After a broken connection: a new one, or the conclusion that the hub's node is gone."""
+        """Replaces a broken connection, or concludes that the hub's node is gone."""
         self._selector.unregister(self._link)
         self._link.close()
         end = time.monotonic() + RETRY_S
@@ -192,7 +192,7 @@ class Child:
                 time.sleep(TICK_S)
 
     def _lose_hub(self) -> None:
-        """Rank 0 and its child are both silent, so their node is gone."""
+        """Reports rank 0 as lost: it and its child are both silent, so their node is gone."""
         if self._state != ENDED:
             rank_state = RankState(0, self._hub_heard)
             rank_state.host, (rank_state.phase, rank_state.step) = self._settings["hub"][0], self._hub_progress
@@ -201,23 +201,23 @@ class Child:
         self._over = True
 
     def _see_off(self, verdict: Message) -> None:
-        """Waits until the parent has left, as the verdict asks it to; one that cannot is killed."""
+        """Waits until the parent has left, as the verdict demands; kills it if it does not leave in time."""
         end = time.monotonic() + LEAVE_S
         while self._state in (RUNS, STOPPED):
             if self._state == STOPPED:
-                os.kill(self._parent, signal.SIGCONT)  # It can only leave once it runs again.
+                os.kill(self._parent, signal.SIGCONT)  # It must run to leave.
             if time.monotonic() > end:
                 if verdict["speaker"] == self._settings["rank"]:
                     print(f"error: {verdict['text']}", file=sys.stderr)
                 os.kill(self._parent, signal.SIGKILL)
                 return
             time.sleep(0.05)
-            self._hear_parent()  # It may be on its way out with an error of its own.
-            self._look()
+            self._read_parent()  # It may be about to end with an error of its own.
+            self._check_parent()
 
 
 def main() -> None:
-    """Serves the parent whose socket is the file descriptor of the first argument."""
+    """Watches the parent, whose socket is the file descriptor given as the first argument."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -242,8 +242,8 @@ def main() -> None:
         hub.join(LINGER_S)
 
 
-def _end_of(pid: int) -> int | None:
-    """A descriptor that can be read once the process has ended; None on systems without (Linux before 5.3)."""
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None on systems without it (Linux before 5.3)."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -253,7 +253,7 @@ def _end_of(pid: int) -> int | None:
 def _serve(hub: Hub) -> None:
     try:
         hub.run()
-    except BaseException:  # noqa: BLE001 (half a child is worse than none: then rank 0 says that the watch is off)
+    except BaseException:  # noqa: BLE001 (a child without its hub is worse than none: rank 0 then switches the watch off)
         traceback.print_exc()
         os._exit(1)
 

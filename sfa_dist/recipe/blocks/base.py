@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-MAX_NAME_BYTES = 255  # Of one name in a file system.
+MAX_NAME_BYTES = 255  # File systems allow no longer name.
 
 
 def _folder_name(name: str) -> str:
@@ -18,7 +18,7 @@ def _folder_name(name: str) -> str:
     if name.strip() != name or not name:
         why = "it is empty, or begins or ends with a space"
     elif name in (".", "..") or "/" in name:
-        why = "it leads to another folder (a run's place is --run-dir)"
+        why = "it leads to another folder (--run-dir chooses where a run is)"
     elif name.startswith("-"):
         why = "a command takes it for an option"
     elif any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
@@ -26,7 +26,7 @@ def _folder_name(name: str) -> str:
     elif len(name.encode()) > MAX_NAME_BYTES:
         why = f"it is longer than {MAX_NAME_BYTES} bytes"
     if why:
-        raise ValueError(f"name: a run's name is one folder's name, and {name[:60]!r} is none: {why}")
+        raise ValueError(f"name: a run's name is the name of one folder, and {name[:60]!r} is not: {why}")
     return name
 
 
@@ -39,16 +39,16 @@ Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Mark(Enum):
-    """What a key may do between a run and its continuation; each key of a block says it by its type."""
+    """Whether a key may change between a run and its continuation; the type of each key says it."""
 
     FIXED = auto()
     FREE = auto()
 
 
 T = TypeVar("T")
-# A key that the result depends on: whoever changes it has another run.
+# A key that the result depends on: with another value it is another run.
 Fixed = Annotated[T, Mark.FIXED]
-# A key that says where and how the result is computed, not what it is. Shards and starting weights are free because
+# A key that says where and how the result is computed, not what it is. Shards and starting weights are free, because
 # hashes of their content are compared instead.
 Free = Annotated[T, Mark.FREE]
 
@@ -56,7 +56,8 @@ Free = Annotated[T, Mark.FREE]
 class RecipeBlock(BaseModel):
     """Base of all blocks: immutable, no unknown keys, no silent type conversion.
 
-    Each key is `Fixed[...]` or `Free[...]`, but for one that holds a block: the keys of that block say it.
+    Each key is `Fixed[...]` or `Free[...]`, except one that holds a block: the keys of that block are marked instead.
+    The docstring below each key says what it does, in which unit, and what null or 0 means; docs/recipe.md lists them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -18,38 +18,72 @@ POSITION_STD = 0.02  # The official code's.
 
 
 class ModelBlock(RecipeBlock):
-    """The factorised encoder. `size` gives the five dimensions at the end; each may be overridden.
+    """The factorised encoder.
 
-    `classes` is the number of logits. For clips that have a noun and a verb in place of one label,
-    `class_heads: {noun: 300, verb: 97}` divides them, and `classes` is their sum and may be left out.
-    `gelu` and `norm_eps` are those of the spatial encoder, as its image checkpoint needs them (docs/weights.md); null
-    is tanh and 1.0e-06, the official code's, which the temporal encoder always has. `position_std` is the standard
-    deviation of the spatial encoder's positions where they start at random (docs/learning.md); those of the temporal
-    encoder start with 0.02. `positions: sincos` are fixed ones of the spatial encoder: sines and cosines of row and
-    column.
-    `subtract` takes what does not move away from the pixels: each clip's own mean or median over its frames.
-    `centre` takes from the vectors of a clip's tubelet steps their mean, before the adapter.
+    `gelu` and `norm_eps` belong to the spatial encoder and have to match its image checkpoint (docs/weights.md). The
+    temporal encoder always has the official code's values.
     """
 
     size: Fixed[Literal["tiny", "B", "L", "H", "g"]]
+    """Size of the model: it sets `width`, `depth`, `heads`, `mlp` and `patch`, each of which may be overridden."""
+
     classes: Fixed[Classes]
+    """Number of logits; may be left out where `class_heads` gives them."""
+
     class_heads: Fixed[dict[str, Classes] | None] = None
+    """Logits of each head for clips with a noun and a verb: `{noun: 300, verb: 97}`. null: one label a clip."""
+
     temporal_depth: Fixed[NonNegative] = 4
+    """Blocks of the temporal encoder; 0 takes the mean over time instead."""
+
     image_size: Fixed[Positive] = 224
+    """Side of the square crop, pixels; a multiple of `patch`."""
+
     tubelet: Fixed[Positive] = 2
+    """Frames of one tubelet."""
+
     pooling: Fixed[Literal["cls", "gap"]] = "cls"
+    """How tokens become one vector, in both encoders: the `cls` token, or `gap`, their mean."""
+
     drop_path: Fixed[Fraction] = 0.0
+    """Rate of stochastic depth at the last block; it grows linearly from 0 at the first one."""
+
     gelu: Fixed[Literal["tanh", "erf", "quick"] | None] = None
+    """GELU of the spatial encoder; null is `tanh`, the official code's."""
+
     norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
+    """Epsilon of the spatial encoder's layer norms; null is 1.0e-06, the official code's."""
+
     positions: Fixed[Literal["learned", "sincos"]] = "learned"
+    """Positions of the spatial encoder: `learned`, or `sincos`, fixed sines and cosines of row and column
+    (docs/learning.md)."""
+
     subtract: Fixed[Literal["none", "mean", "median"]] = "none"
+    """Take from a clip's pixels their `mean` or `median` over its frames, which removes what does not move
+    (docs/learning.md)."""
+
     centre: Fixed[bool] = False
+    """Take from the pooled vectors of a clip their mean over its tubelet steps, before the adapter
+    (docs/learning.md)."""
+
     position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = POSITION_STD
+    """Standard deviation of the spatial encoder's learned positions where they start from random values; the temporal
+    encoder's is always the official code's (docs/learning.md)."""
+
     width: Fixed[Positive | None] = None
+    """Width of the tokens; null: by `size`."""
+
     depth: Fixed[Positive | None] = None
+    """Blocks of the spatial encoder; null: by `size`."""
+
     heads: Fixed[Positive | None] = None
+    """Attention heads of each block; null: by `size`."""
+
     mlp: Fixed[Positive | None] = None
+    """Width of the MLP in each block; null: by `size`."""
+
     patch: Fixed[Positive | None] = None
+    """Side of a patch, pixels; null: by `size`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +111,7 @@ class ModelBlock(RecipeBlock):
     @model_validator(mode="after")
     def _fixed_positions_have_no_scale(self) -> ModelBlock:
         if self.positions == "sincos" and self.position_std != POSITION_STD:
-            raise field_error("position_std", "is of positions that are learned: leave it out with positions: sincos")
+            raise field_error("position_std", "applies to learned positions: leave it out with positions: sincos")
         return self
 
     @property
@@ -87,8 +121,14 @@ class ModelBlock(RecipeBlock):
 
 
 class AdapterBlock(RecipeBlock):
-    """The two-layer MLP between spatial and temporal encoder. `hidden` is its width as a multiple of the model's."""
+    """The two-layer MLP between spatial and temporal encoder. It starts as the identity where it is residual."""
 
     hidden: Fixed[Annotated[float, Field(gt=0.0, le=8.0)]] = 0.5
+    """Width of its hidden layer as a multiple of the model's width."""
+
     residual: Fixed[bool] = True
+    """Add its output to its input."""
+
     placement: Fixed[Literal["pooled", "tokens"]] = "pooled"
+    """What it works on: the `pooled` vector of each tubelet step, or all `tokens` of the spatial encoder, whose mean is
+    added to that vector."""

@@ -10,27 +10,32 @@ from sfa_dist.recipe.blocks.base import Fixed, Free, NonNegative, Positive, Reci
 
 
 class TestBlock(RecipeBlock):
-    """The final test. Scores are averaged over temporal x spatial views.
-
-    `also_views` is a list of further [temporal, spatial] that are tested before, such as [[1, 1]] for a single view.
-    `average` is what is averaged over the views: logits (the official code) or their softmax. `predictions` is the kind
-    of file in which the scores of each clip are kept. `shuffled_frames` adds a control run in which the frames of each
-    clip are in random order: how much of the score does not need time.
-    """
+    """The final test. Scores are averaged over temporal x spatial views (docs/evaluation.md)."""
 
     temporal_views: Fixed[Positive] = 1
+    """Clips of each video: 1 is its centre, more are spread evenly from its start to its end."""
+
     spatial_views: Fixed[Literal[1, 3]] = 1
+    """Crops of each clip: 1 (the centre), or 3 along the longer side."""
+
     also_views: Fixed[list[Annotated[list[int], Field(min_length=2, max_length=2)]]] = []
+    """Further [temporal, spatial] views to test before, such as [[1, 1]] for a single view."""
+
     average: Fixed[Literal["logits", "softmax"]] = "logits"
+    """What is averaged over the views: `logits`, as in the official code, or their `softmax`."""
+
     predictions: Fixed[Literal["npz", "parquet"] | None] = "npz"
+    """Format of the file that keeps the scores of each clip; null keeps none."""
+
     shuffled_frames: Fixed[bool] = False
+    """Test once more with the frames of each clip in random order: how much of the score does not need time."""
 
     @model_validator(mode="after")
     def _views_are_views(self) -> TestBlock:
         for temporal, spatial in self.also_views:
             if temporal < 1 or spatial not in (1, 3):
                 raise field_error(
-                    "also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial"
+                    "also_views", f"[{temporal}, {spatial}] is not [temporal, spatial] with 1 or 3 spatial views"
                 )
         return self
 
@@ -43,19 +48,24 @@ class TestBlock(RecipeBlock):
 
 
 class LogBlock(RecipeBlock):
-    """`every` is in optimizer steps. `wandb: auto` is online with a key and offline without."""
+    """What a run logs, and where to."""
 
     every: Free[Positive] = 10
+    """Optimizer steps between two `train` lines of log.jsonl."""
+
     wandb: Free[Literal["auto", "online", "offline", "off"]] = "auto"
+    """Mode of Weights & Biases; `auto` is online with a key and offline without."""
+
     wandb_project: Free[str] = "sfa_dist"
+    """Project in Weights & Biases."""
 
 
 class StopBlock(RecipeBlock):
-    """What a stop request is, beside Ctrl-C: the run saves its state and leaves with 75.
-
-    SIGUSR1 and SIGUSR2 are for schedulers; take one out that a library uses. `same_failures` attempts in a row that end
-    at the same step with the same error, without a step made, are the last: the next one is refused (0: never).
-    """
+    """What stops a run, beside Ctrl-C. A run that is asked to stop saves its state and exits with 75."""
 
     signals: Free[list[Literal["SIGTERM", "SIGUSR1", "SIGUSR2"]]] = ["SIGTERM", "SIGUSR1"]
+    """Signals that ask a run to stop; schedulers send SIGUSR1 or SIGUSR2. Leave out one that a library uses."""
+
     same_failures: Free[NonNegative] = 3
+    """Starts in a row that end at the same step with the same error, after which the next is refused; 0 never
+    refuses."""

@@ -10,12 +10,16 @@ from sfa_dist.recipe.blocks.base import Finite, Fixed, Fraction, Free, Positive,
 
 
 class BatchBlock(RecipeBlock):
-    """`size` is the global batch in clips; `micro` is what one rank holds at a time, at most. Ranks give the rest:
-    how many micro-batches one accumulates, and how large they are."""
+    """The global batch and its parts. The number of ranks sets the size and number of each rank's micro-batches."""
 
     size: Fixed[Positive] = 64
+    """Global batch, clips."""
+
     micro: Free[Positive] = 1
+    """Most clips that one rank holds at a time."""
+
     eval_micro: Free[Positive | None] = None
+    """Clips that a rank holds at a time in validation and test; null is `micro`."""
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each rank takes for one global batch."""
@@ -28,44 +32,70 @@ class BatchBlock(RecipeBlock):
 
 
 class OptimizerBlock(RecipeBlock):
-    """SGD with momentum (the paper's) or AdamW. `clip_norm` 0 clips nothing."""
+    """SGD with momentum (the paper's) or AdamW."""
 
     name: Fixed[Literal["sgd", "adamw"]] = "sgd"
+    """Optimizer."""
+
     lr: Fixed[Finite]
+    """Peak learning rate, reached at the end of the warm-up."""
+
     momentum: Fixed[Fraction] = 0.9
+    """Momentum of `sgd`."""
+
     betas: Fixed[Annotated[list[float], Field(min_length=2, max_length=2)]] = [0.9, 0.999]
+    """Decay rates of the two moments of `adamw`."""
+
     eps: Fixed[Finite] = 1e-8
+    """Term that `adamw` adds to its denominator."""
+
     weight_decay: Fixed[Finite] = 0.0
+    """Weight decay of weight matrices; biases, norms, cls tokens and positions have none."""
+
     clip_norm: Fixed[Finite] = 1.0
+    """Norm to which the gradient of a step is clipped; 0 does not clip."""
+
     label_smoothing: Fixed[Fraction] = 0.0
+    """Part of a label's probability that is spread over all classes."""
 
 
 class ScheduleBlock(RecipeBlock):
-    """Linear warm-up, then cosine to zero. `max_steps` ends the stage early without changing the curve."""
+    """Linear warm-up, then a half cosine down to zero."""
 
     epochs: Fixed[Positive]
+    """Epochs of the stage."""
+
     warmup_epochs: Fixed[Finite] = 2.5
+    """Epochs of the warm-up; may be a fraction."""
+
     max_steps: Free[Positive | None] = None
+    """Optimizer steps after which the stage ends early, on the same curve; null: its whole schedule."""
 
 
 class EngineBlock(RecipeBlock):
-    """What shards and steps the trainable module.
-
-    `zero` is the ZeRO stage of `deepspeed`; `fsdp` (torch's FSDP2) shards everything and does not look at it.
-    `cpu_offload` keeps master weights and moments in the host's memory and steps there.
-    `shard_ranks` ranks, neighbours in order, share one copy of the state, and gradients are averaged over the copies
-    (FSDP2's hybrid sharding): with the number of GPUs of a node, gathers stay inside of it. null, or more than there
-    are: all ranks share one copy.
-    `reduction: tree` adds gradients in an order that does not depend on the number of ranks, so that 1, 2, 4, ...
-    ranks give the same bits. It replicates everything, so neither `name` nor `zero` matters: it is for audits.
-    """
+    """What shards and steps the trainable module."""
 
     name: Free[Literal["deepspeed", "fsdp"]] = "deepspeed"
+    """`deepspeed` (ZeRO), or `fsdp` (torch's FSDP2), which shards parameters, gradients and optimizer state."""
+
     zero: Free[Annotated[int, Field(ge=0, le=3)]] = 2
+    """ZeRO stage of `deepspeed`; `fsdp` ignores it."""
+
     precision: Free[Literal["bf16", "fp32"]] = "bf16"
+    """Precision of the computation; master weights are always fp32."""
+
     cpu_offload: Free[bool] = False
+    """Keep master weights and moments in host memory, and take the optimizer step there."""
+
     reduction: Free[Literal["native", "tree"]] = "native"
+    """`tree` adds gradients in an order that does not depend on the number of ranks, so that 1, 2, 4, ... ranks give
+    the same bits. It is for audits: it replicates everything, whatever `name` and `zero` say. `native` leaves the
+    order to the engine."""
+
     shard_ranks: Free[Positive | None] = None
+    """Ranks, neighbours in order, that share one copy of the state under `fsdp` (hybrid sharding); gradients are
+    averaged over the copies. With a node's number of GPUs, gathers stay inside the node. null, or more than there
+    are: all ranks share one copy."""
 
     @property
     def is_exact(self) -> bool:
@@ -122,7 +152,7 @@ class EngineBlock(RecipeBlock):
             raise field_error("shard_ranks", "has no effect: engine.reduction is tree, which shards nothing; remove it")
         raise field_error(
             "shard_ranks",
-            "is of engine.name: fsdp; DeepSpeed has deepspeed.zero_optimization.zero_hpz_partition_size for ZeRO 3",
+            "needs engine.name: fsdp; for ZeRO 3 set deepspeed.zero_optimization.zero_hpz_partition_size",
         )
 
     def refusal_of(self, world_size: int, micro_batches: int) -> str | None:
@@ -145,12 +175,14 @@ class EngineBlock(RecipeBlock):
 
 
 class CheckpointBlock(RecipeBlock):
-    """A checkpoint is written every `every_steps` steps and at the end of each epoch (null: only there).
-
-    The newest `keep` stay. `asynchronous` copies the state to host memory (4 bytes for each master value and moment
-    that the rank owns) and writes from there while the training goes on; false waits until it is on disk.
-    """
+    """A checkpoint is written at the end of each epoch, and in between as `every_steps` says."""
 
     every_steps: Free[Positive | None] = None
+    """Optimizer steps between two checkpoints; null: only at the end of each epoch."""
+
     asynchronous: Free[bool] = True
+    """Copy the state to host memory (4 bytes for each master value and moment that the rank owns) and write from there
+    while training goes on; false waits until it is on disk."""
+
     keep: Free[Positive] = 2
+    """Newest checkpoints that are kept."""

@@ -19,20 +19,25 @@ FramesOrAuto = Annotated[int | Literal["auto"], PlainValidator(_frames_or_auto)]
 
 
 class CacheBlock(RecipeBlock):
-    """The feature cache: what the frozen trunk puts out for `views` augmented views of each video (docs/cache.md).
-
-    `phases` of the tubelet x stride temporal phases are stored, all of which make every temporal crop exact.
-    `dir` null is the run directory's own `cache/`. `live_fraction` of the clips of each epoch run through the trunk as
-    without a cache; `refresh` more of them do from the epoch on in which stored views are seen again. `mixup` is the
-    alpha of mixup on features, 0 for none.
-    """
+    """The feature cache: the frozen trunk's output for augmented views of each video (docs/cache.md)."""
 
     views: Fixed[Positive] = 4
+    """Augmented views of each video that are stored."""
+
     phases: Fixed[Positive] = 1
+    """Temporal phases that are stored, at most tubelet x stride; with all of them every temporal crop is exact."""
+
     dir: Free[PathText | None] = None
+    """Folder of the cache; null is the run directory's own `cache/`."""
+
     live_fraction: Fixed[Fraction] = 0.0
+    """Fraction of each epoch's clips that run through the trunk as without a cache."""
+
     refresh: Fixed[Fraction] = 0.0
+    """Further fraction of clips that do so from the epoch on in which stored views repeat."""
+
     mixup: Fixed[Fraction] = 0.0
+    """Alpha of mixup on features; 0 for none."""
 
     @property
     def runs_trunk(self) -> bool:
@@ -46,7 +51,7 @@ class CacheBlock(RecipeBlock):
     @model_validator(mode="after")
     def _live_shares(self) -> CacheBlock:
         if self.live_fraction + self.refresh > 1:
-            raise field_error("refresh", "live_fraction and refresh are shares of the same clips: at most 1 together")
+            raise field_error("refresh", "live_fraction and refresh share the same clips: their sum is at most 1")
         if self.mixup and self.runs_trunk:
-            raise field_error("mixup", "mixes stored features: set live_fraction and refresh to 0, or mixup")
+            raise field_error("mixup", "mixes stored features: set mixup to 0, or live_fraction and refresh")
         return self

@@ -25,7 +25,7 @@ from sfa_dist.models.weights_file import checked_sha256
 from sfa_dist.run.attempts import Attempts
 from sfa_dist.run.lock import held
 from sfa_dist.run.record import collect_results
-from sfa_dist.run.report import write_report
+from sfa_dist.run.report.page import write_report
 
 DEEP = 100_000
 WEIGHTS = "stage1/weights.safetensors"
@@ -178,7 +178,7 @@ def test_inodes_that_have_run_out_are_told_as_such(tmp_path: Path, monkeypatch: 
     full = OSError(errno.ENOSPC, "No space left on device")
     room = {"f_bavail": 18 * 2**20, "f_frsize": 1, "f_files": 1000, "f_favail": 0}
     monkeypatch.setattr(disk.os, "statvfs", lambda _: SimpleNamespace(**room))
-    assert "all 1000 inodes of the file system are taken" in disk.explain(full, tmp_path, 2**20)
+    assert "all 1000 inodes of the file system are used" in disk.explain(full, tmp_path, 2**20)
     room |= {"f_favail": 7}
     assert "no space left, needed 1.0 MiB, have 18.0 MiB" in disk.explain(full, tmp_path, 2**20)
     room |= {"f_favail": 0, "f_files": 0}  # btrfs and its like count none.

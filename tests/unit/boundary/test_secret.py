@@ -161,7 +161,7 @@ def test_another_signature_is_no_other_recipe(write_recipe: WriteRecipe) -> None
 )
 def test_what_a_run_directory_does_not_keep_is_asked_for(source: str) -> None:
     assert is_masked(source)
-    with pytest.raises(RecipeError, match=r"does not keep: give the shards anew, by --set .*--shards"):
+    with pytest.raises(RecipeError, match=r"does not keep: give the shards again, by --set .*--shards"):
         expand_shards([source], RemoteBlock(allow=["https", "pipe"], cache_dir="x"))
 
 

@@ -64,14 +64,14 @@ class TestRun:
     def test_the_member_that_a_sweeps_test_chose(self, tmp_path: Path) -> None:
         text = RECIPE.replace("16}", "16, cache: {views: 1}}") + "sweep: {seed: [0, 1]}\n"
         recipe = write(tmp_path, "stage1", "stage2/members/m1", recipe=text)
-        with refused(CheckpointError, "not tested yet"):
+        with refused(CheckpointError, "not been tested yet"):
             finished_of_run(recipe, tmp_path, None)
         (tmp_path / "result.json").write_text(json.dumps({"best": "m1"}))
         found = finished_of_run(recipe, tmp_path, None)
         assert found.weights.parent == found.recipe_file.parent == tmp_path / "stage2" / "members" / "m1"
 
     def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
-        with refused(UsageError, "no run directory"):
+        with refused(UsageError, "not a run directory"):
             recipe_of_run(tmp_path)
 
 

@@ -41,7 +41,7 @@ def model_of(folder: Path, **keys: Any) -> Model:
 def test_windows_of_a_timeline_are_clips(tmp_path: Path, keys: dict[str, Any], length: int, hop: int) -> None:
     model = model_of(tmp_path, **keys)
     video = torch.randint(0, 256, (length, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    found = list(slide(iter(video), Windows(8, 1, 2, hop), model.steps, model.windows, chunk_rows=3))
+    found = list(slide(iter(video), Windows(8, 1, 2, hop), model.steps, model.windows, chunk=3))
     assert [scored.start for scored in found] == (list(range(0, length - 7, hop)) if length >= 8 else [0])
     for scored in found:
         clip = video[torch.arange(scored.start, scored.start + 8) % length].transpose(0, 1).unsqueeze(0)

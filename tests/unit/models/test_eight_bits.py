@@ -74,7 +74,7 @@ def test_the_scale_multiplies_what_it_divided() -> None:
 
 def test_fp8_names_a_width_that_it_cannot_take() -> None:
     odd = MODEL.model_copy(update={"width": 24, "heads": 3})
-    with pytest.raises(RecipeError, match="multiples of 16, and the model has a layer from 24 to 72"):
+    with pytest.raises(RecipeError, match="multiples of 16, but the model has a linear layer from 24 to 72"):
         frozen_of("fp8", odd)
 
 

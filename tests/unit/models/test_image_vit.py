@@ -73,7 +73,7 @@ def test_a_trunk_computes_what_timm_computes(tmp_path: Path, theirs: dict[str, A
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(image), pre_logits=True)
-        given = trunk.forward_rows(torch.stack([torch.zeros_like(image), image], dim=2))
+        given = trunk.forward_tubelets(torch.stack([torch.zeros_like(image), image], dim=2))
     torch.testing.assert_close(given, expected, atol=2e-5, rtol=2e-5)
 
 
@@ -120,7 +120,7 @@ def test_a_norm_after_the_mean_is_refused(tmp_path: Path, changes: dict[str, Any
     ("changes", "why"),
     [
         ({"block_fn": timm.models.vision_transformer.ResPostBlock}, "its blocks have a ResPostBlock"),
-        ({"global_pool": "avg", "fc_norm": False}, "with a cls token beside"),
+        ({"global_pool": "avg", "fc_norm": False}, "beside a cls token"),
         ({"global_pool": "max", "fc_norm": False}, "it pools its tokens by 'max'"),
         ({"act_layer": "silu"}, "its activation is SiLU"),
         ({"norm_layer": "rmsnorm"}, "its norms are not LayerNorm"),
@@ -178,7 +178,7 @@ def test_weights_of_ours_tell_their_function(tmp_path: Path) -> None:
     save_file(state, tmp_path / "old.safetensors", {"model": json.dumps({**model, "gelu": None})})
     assert not load_image_vit(trunk, str(tmp_path / "old.safetensors"), HALF).doubt
     save_file(state, tmp_path / "odd.safetensors", {"model": "[]"})
-    with pytest.raises(CheckpointError, match="does not tell what model"):
+    with pytest.raises(CheckpointError, match="does not describe its model"):
         function_of_own(tmp_path / "odd.safetensors")
 
 

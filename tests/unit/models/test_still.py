@@ -10,7 +10,7 @@ from torch import Tensor
 from trunk_samples import CPU, MODEL, clips, trunk_of
 
 from sfa_dist.models.frozen import FrozenTrunk
-from sfa_dist.models.still import still_of, still_rows
+from sfa_dist.models.still import still_of, still_of_tubelets
 from sfa_dist.models.vivit import Tail, ViViT, build, centred, normalise
 from sfa_dist.parallel.engines.offload import HostLink
 
@@ -33,9 +33,9 @@ def test_mean_and_median_on_known_pixels() -> None:
     assert mean[:, 0].flatten().tolist() == [30.0, 8.0]
     assert median[:, 0].flatten().tolist() == [0.0, 8.0]
     assert still_of(pixels, "none") is None
-    rows = still_rows(mean, slice(1, 4), steps=2)
-    assert rows is not None
-    assert rows[:, 0].flatten().tolist() == [30.0, 8.0, 8.0]
+    repeated = still_of_tubelets(mean, slice(1, 4), steps=2)
+    assert repeated is not None
+    assert repeated[:, 0].flatten().tolist() == [30.0, 8.0, 8.0]
 
 
 def test_the_same_is_taken_before_and_after_normalisation() -> None:
@@ -74,14 +74,15 @@ def test_chunks_and_offload_change_nothing(subtract: str, pooled: bool) -> None:
     torch.testing.assert_close(offloaded, whole, atol=1e-5, rtol=0)
 
 
-def test_it_is_not_folded_and_rows_without_their_clip_are_refused() -> None:
+def test_it_is_not_folded_and_tubelets_without_their_still_image_are_refused() -> None:
     frozen = frozen_of("mean", 8)
     assert frozen.folded is None
     assert frozen_of("none", 8).folded is not None
-    rows = frozen.trunk.rows(clips())
-    for given, still in ((frozen, None), (frozen_of("none", 8), torch.zeros(8, 3, 16, 16))):
-        with pytest.raises(TypeError, match="need the clips they are of"):
-            given.run_rows(rows, still)
+    tubelets = frozen.trunk.cut_tubelets(clips())
+    with pytest.raises(TypeError, match="mean needs the still image of each tubelet's clip"):
+        frozen.run_tubelets(tubelets)
+    with pytest.raises(TypeError, match="none takes no still images"):
+        frozen_of("none", 8).run_tubelets(tubelets, torch.zeros(8, 3, 16, 16))
 
 
 def test_centred_vectors_have_no_mean_over_the_steps() -> None:

@@ -12,7 +12,7 @@ from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 
 from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
-from sfa_dist.models.frozen import FrozenTrunk, copy_rows, cut_rows
+from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, normalise
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.recipe.blocks import AdapterBlock
@@ -23,13 +23,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-# ------------------------------------------------------------------------------------------------ rows
+# ------------------------------------------------------------------------------------------------ tubelets
 
 
 @pytest.mark.parametrize("span", [slice(0, 1), slice(1, 7), slice(0, 8), slice(3, 5)])
-def test_cut_rows_are_the_rows(span: slice) -> None:
+def test_cut_tubelets_are_the_clips(span: slice) -> None:
     given = clips()
-    assert torch.equal(cut_rows(given, 2, span), trunk_of().rows(given)[span])
+    assert torch.equal(frozen_of(False).cut_tubelets(given, span), trunk_of().cut_tubelets(given)[span])
 
 
 # ------------------------------------------------------------------------------------------------ folded = normalised
@@ -38,22 +38,22 @@ def test_cut_rows_are_the_rows(span: slice) -> None:
 @pytest.mark.parametrize(("mean", "std"), [HALF, IMAGENET])
 def test_folded_embedding_is_the_normalised_one(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """fp32: 2e-6 of the norm. bf16: no further from fp32 than normalising first is, to a tenth."""
-    trunk, rows = trunk_of(), trunk_of().rows(clips())
-    exact = trunk.embed(normalise(rows, mean, std, torch.float32))
+    trunk, tubelets = trunk_of(), trunk_of().cut_tubelets(clips())
+    exact = trunk.embed(normalise(tubelets, mean, std, torch.float32))
 
     def error(tokens: Tensor, wanted: Tensor) -> float:
         return ((tokens.float() - wanted).norm() / wanted.norm()).item()
 
     folded = FrozenTrunk(trunk, 8, mean=mean, std=std, dtype=torch.float32).folded
     assert folded is not None
-    assert error(folded(rows), exact) < 2e-6
+    assert error(folded(tubelets), exact) < 2e-6
     half = trunk_of().bfloat16()
-    rounded = half.float().embed(normalise(rows, mean, std, torch.float32))  # The same weights, exact arithmetic.
+    rounded = half.float().embed(normalise(tubelets, mean, std, torch.float32))  # The same weights, exact arithmetic.
     half = half.bfloat16()
-    slow = error(half.embed(normalise(rows, mean, std, torch.bfloat16)), rounded)
+    slow = error(half.embed(normalise(tubelets, mean, std, torch.bfloat16)), rounded)
     folded = FrozenTrunk(half, 8, mean=mean, std=std).folded
     assert folded is not None
-    assert error(folded(rows), rounded) < max(1.1 * slow, 5e-3)
+    assert error(folded(tubelets), rounded) < max(1.1 * slow, 5e-3)
 
 
 def test_folding_leaves_no_trace_in_weights_and_hash() -> None:
@@ -174,7 +174,7 @@ def test_chunks_come_in_either_order() -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_equal_eager_ones() -> None:
-    """fp32, 1e-5; the second call has another number of rows."""
+    """fp32, 1e-5; the second call has another number of tubelets."""
     eager, compiled = frozen_of(False, 8, pooled=True), frozen_of(True, 8, pooled=True)
     compiled.compile_blocks()
     for frames in (8, 6):
@@ -187,8 +187,8 @@ def test_compiled_blocks_equal_eager_ones() -> None:
 
 
 def test_the_largest_chunk_within_a_quarter_of_free_memory() -> None:
-    def need(rows: int) -> int:
-        return 10 + 100 * rows
+    def need(tubelets: int) -> int:
+        return 10 + 100 * tubelets
 
     assert chunk_that_fits(need, free=10**9, tubelet=2) == LARGEST_CHUNK_FRAMES
     assert chunk_that_fits(need, free=4 * 810, tubelet=2) == 16
@@ -321,7 +321,7 @@ def test_storage_peak_counts_what_is_alive() -> None:
     assert (storages.now, storages.peak) == (0, 12000)
 
 
-def test_copy_rows_fills_a_given_buffer() -> None:
+def test_copy_tubelets_fills_a_given_buffer() -> None:
     out = torch.zeros(3, 3, 2, 16, 16, dtype=torch.uint8)
-    copy_rows(clips(), 2, slice(2, 5), out)
-    assert torch.equal(out, trunk_of().rows(clips())[2:5])
+    frozen_of(False).copy_tubelets(clips(), slice(2, 5), out)
+    assert torch.equal(out, trunk_of().cut_tubelets(clips())[2:5])

@@ -114,11 +114,11 @@ def test_clips_are_encoded_frame_by_frame() -> None:
     """The trunk sees one tubelet at a time; the temporal encoder puts them together."""
     model = build_tiny()
     clips = torch.randint(0, 256, (2, 3, 8, 16, 16), dtype=torch.uint8)
-    rows = model.trunk.rows(clips)
-    assert rows.shape == (8, 3, 2, 16, 16)
-    assert torch.equal(rows[5], clips[1, :, 2:4])
-    features = model.trunk.forward_rows(normalise(rows, (0.5,) * 3, (0.5,) * 3, torch.float32))
-    alone = model.trunk.forward_rows(normalise(rows[5:6], (0.5,) * 3, (0.5,) * 3, torch.float32))
+    tubelets = model.trunk.cut_tubelets(clips)
+    assert tubelets.shape == (8, 3, 2, 16, 16)
+    assert torch.equal(tubelets[5], clips[1, :, 2:4])
+    features = model.trunk.forward_tubelets(normalise(tubelets, (0.5,) * 3, (0.5,) * 3, torch.float32))
+    alone = model.trunk.forward_tubelets(normalise(tubelets[5:6], (0.5,) * 3, (0.5,) * 3, torch.float32))
     torch.testing.assert_close(features[5:6], alone)
     logits = model.tail(features.unflatten(0, (2, 4)))
     torch.testing.assert_close(logits, model(clips))
@@ -200,7 +200,7 @@ def test_pooling(pooling: str) -> None:
 
 def test_dropped_branches_are_whole_clips_without_rescale() -> None:
     torch.manual_seed(0)
-    kept = drop_branch(torch.ones(200 * 4, 3, 2), rate=0.3, rows_per_clip=4).view(200, -1)
+    kept = drop_branch(torch.ones(200 * 4, 3, 2), rate=0.3, per_clip=4).view(200, -1)
     assert ((kept == 0).all(1) | (kept == 1).all(1)).all()
     assert 0.2 < (kept[:, 0] == 0).float().mean() < 0.4
 

@@ -49,9 +49,9 @@ def test_a_clip_of_one_image_gives_the_image_vits_features(saved: Path) -> None:
     trunk = trunk_for()
     load_image_vit(trunk, str(saved))
     image = torch.randn(2, 3, 32, 32)
-    rows = torch.stack([torch.randn(2, 3, 32, 32), image], dim=2)
+    tubelets = torch.stack([torch.randn(2, 3, 32, 32), image], dim=2)
     expected = image_vit(act_layer=lambda: nn.GELU(approximate="tanh")).forward_features(image)[:, 0]
-    torch.testing.assert_close(trunk.forward_rows(rows), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trunk.forward_tubelets(tubelets), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_pth_file_loads_like_safetensors(saved: Path, tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_our_own_stage_is_an_image_checkpoint(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "own.safetensors")
     trunk = trunk_for()
     load_image_vit(trunk, str(tmp_path / "own.safetensors"))
-    rows = normalise(torch.randint(0, 256, (1, 3, 2, 32, 32)), (0.5,) * 3, (0.5,) * 3, torch.float32)
-    assert torch.equal(trunk.forward_rows(rows), model.trunk.forward_rows(rows))
+    tubelets = normalise(torch.randint(0, 256, (1, 3, 2, 32, 32)), (0.5,) * 3, (0.5,) * 3, torch.float32)
+    assert torch.equal(trunk.forward_tubelets(tubelets), model.trunk.forward_tubelets(tubelets))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])

@@ -7,9 +7,9 @@ import pytest
 from sfa_dist.errors import LostRankError
 from sfa_dist.parallel.joining import GLOO_VARIABLE, NCCL_VARIABLE, require_interface
 from sfa_dist.parallel.launch import Launch
-from sfa_dist.parallel.rendezvous import arrange
+from sfa_dist.parallel.rendezvous import read_rendezvous
 
-MEETING = arrange({"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}, Launch("torchrun", 1, 2, 0, 1))
+CONFIG = read_rendezvous({"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}, Launch("torchrun", 1, 2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ MEETING = arrange({"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}, Launch("torc
     [(GLOO_VARIABLE, ""), (GLOO_VARIABLE, "lo"), (NCCL_VARIABLE, "l"), (NCCL_VARIABLE, "^docker0,lo")],
 )
 def test_what_is_there_is_taken(variable: str, wanted: str) -> None:
-    require_interface(MEETING, variable, wanted)
+    require_interface(CONFIG, variable, wanted)
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_what_is_there_is_taken(variable: str, wanted: str) -> None:
 def test_what_is_not_there_is_named(variable: str, wanted: str) -> None:
     """gloo takes whole names, NCCL starts of names, but for `=`."""
     with pytest.raises(LostRankError, match=f"rank 1 of 2 on .*: {variable}={wanted}, but this node has no interface"):
-        require_interface(MEETING, variable, wanted)
+        require_interface(CONFIG, variable, wanted)

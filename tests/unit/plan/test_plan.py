@@ -37,9 +37,9 @@ def test_operations_are_those_that_torch_counts(placement: Any, pooling: Any) ->
     model, adapter = ModelBlock(**TINY, pooling=pooling), AdapterBlock(placement=placement)
     with torch.device("meta"):
         trunk, tail = Trunk(model), Tail(model, 8, adapter)
-        rows = torch.empty(4, 3, 2, 32, 32)
+        tubelets = torch.empty(4, 3, 2, 32, 32)
     with FlopCounterMode(display=False) as counted, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        features = trunk.forward_rows(rows, pooled=not tail.takes_tokens)
+        features = trunk.forward_tubelets(tubelets, pooled=not tail.takes_tokens)
         of_trunk = counted.get_total_flops()
         tail(features.unflatten(0, (1, 4)))
     macs = forward_macs(model, 8, adapter)

@@ -43,7 +43,7 @@ from sfa_dist.recipe.schema import load_recipe
         ),
         (
             "engine: {zero: 0}\nactivation: checkpoint\nactivation_backend: deepspeed",
-            "a.yaml:7: activation_backend: deepspeed forgets the autocast that bf16 is here: use torch",
+            "a.yaml:7: activation_backend: deepspeed recomputes without the autocast that bf16 needs here: use torch",
         ),
     ],
 )
@@ -84,7 +84,7 @@ def test_unknown_keys_come_with_a_suggestion(write_recipe: WriteRecipe, line: st
         ("val: [a.tar, http://h/a.tar]", "data.val: 'http://h/a.tar': http is off: set data.remote.allow: [http] if"),
         ("test: ['pipe:cat a']", "data.test: 'pipe:cat a': pipe is off: set data.remote.allow: [pipe] and data.remote"),
         ("train: [hf://a/b.tar]", "data.train: 'hf://a/b.tar': hf:// is not read, only local paths, s3://, https://, "),
-        ("remote: {allow: [pipe]}", "data.remote.allow: what a pipe gives is kept on disk: set data.remote.cache_dir"),
+        ("remote: {allow: [pipe]}", "data.remote.allow: a pipe's output is kept on disk: set data.remote.cache_dir"),
         ("remote: {cache_gib: 9}", "data.remote.cache_gib: limits a cache that is off: set data.remote.cache_dir to a"),
         ("remote: {allow: [ftp]}", "data.remote.allow[0]: expected 'http', 'https' or 'pipe', got 'ftp'"),
         ("remote: {retrys: 1}", "unknown key 'data.remote.retrys'; did you mean 'retries'?"),
@@ -141,7 +141,10 @@ SWEPT = MINIMAL + "stage2: {frames: 8, cache: {views: 1}}\n"
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ("{optimizer.lr.x: [1.0]}", "cannot vary 'optimizer.lr.x' (with dots, as one key); it can vary adapter.hidden"),
+        (
+            "{optimizer.lr.x: [1.0]}",
+            "cannot vary 'optimizer.lr.x'; as one key with dots it can vary adapter.hidden",
+        ),
         ("{optimizer.block.key: [1]}", "cannot vary 'optimizer.block.key'"),
         ("{optimizer.: [1]}", "cannot vary 'optimizer.'"),
         ("{optimizer.rate: [1]}", "optimizer.momentum"),

@@ -64,7 +64,7 @@ def test_delete_drops_what_the_base_had(write_recipe: WriteRecipe) -> None:
 def test_circular_bases_are_named(write_recipe: WriteRecipe) -> None:
     write_recipe("_base_: a.yaml\n", "b.yaml")
     error = errors_of(write_recipe("\n_base_: b.yaml\n"))
-    assert error == "b.yaml:1: _base_ goes round in a circle: a.yaml -> b.yaml -> a.yaml"
+    assert error == "b.yaml:1: _base_ leads back to the same file: a.yaml -> b.yaml -> a.yaml"
 
 
 def test_a_base_reached_twice_is_no_circle(write_recipe: WriteRecipe) -> None:

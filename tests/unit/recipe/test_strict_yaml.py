@@ -61,7 +61,7 @@ def test_quoted_scalars_stay_text() -> None:
         ("seed: &x 3", "a.yaml:5: anchor '&x' is not allowed"),
         ("seed: *x", "a.yaml:5: alias '*x' is not allowed"),
         ("log: {<<: *x}", "a.yaml:5: alias"),
-        ("optimizer: {lr: 1}", "a.yaml:5: duplicate key 'optimizer'; it stands on line 2 already"),
+        ("optimizer: {lr: 1}", "a.yaml:5: duplicate key 'optimizer'; it is already on line 2"),
         ("log: {every: 1, every: 2}", "a.yaml:5: duplicate key 'every'"),
         ("1: 2", "a.yaml:5: the key 1 is not text"),
         ("true: 2", "a.yaml:5: the key true is not text"),

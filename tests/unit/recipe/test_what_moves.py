@@ -40,7 +40,7 @@ SUBTRACT, CENTRE = {"subtract": "median"}, {"centre": True}
         ),
         (SUBTRACT, {}, {}, "model.subtract has to be the same in both"),
         (CENTRE, {}, {}, "model.centre has to be the same in both"),
-        (CENTRE, CENTRE, {"adapter": {"placement": "tokens"}}, "model.centre is of pooled vectors"),
+        (CENTRE, CENTRE, {"adapter": {"placement": "tokens"}}, "model.centre works on pooled vectors"),
         (SUBTRACT, None, {"data": {"stride": 0}}, "leaves nothing of a static clip: set model.subtract: none"),
         (SUBTRACT | {"tubelet": 1}, None, {"frames": 1}, "leaves nothing of a static clip"),
         (CENTRE, None, {"data": {"stride": 0}}, "set model.centre: false"),

@@ -151,7 +151,7 @@ def said_by(epochs: int, warmup: float, lines: list[dict[str, Any]], progress: P
     log = TrainLog("stage1", stage, 3, progress, None, tracker)  # type: ignore[arg-type]
     for line in lines:
         progress.step += 3
-        log.say_if_it_guesses(line)
+        log.warn_if_guessing(line)
     return said
 
 

@@ -14,7 +14,7 @@ import pytest
 import wandb
 
 from sfa_dist.recipe.blocks import LogBlock
-from sfa_dist.run.report import read_log
+from sfa_dist.run.report.run_files import read_log
 from sfa_dist.run.tracking import Tracker, clock, eval_line, train_line
 
 TRAIN = {

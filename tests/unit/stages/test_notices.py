@@ -120,8 +120,8 @@ def test_a_pattern_that_matches_nothing_tells_what_lies_there(tmp_path: Path) ->
     (tmp_path / "own" / "val-000000.tar").touch()
     (tmp_path / "empty").mkdir()
     for pattern, words in {
-        "own/test-*.tar": "lie 'train-*.tar', 'val-*.tar'",
-        "empty/*.tar": "no .tar file lies in",
+        "own/test-*.tar": "has 'train-*.tar', 'val-*.tar'",
+        "empty/*.tar": "there is no .tar file in",
         "none/*.tar": "there is no folder",
         "*/none-*.tar": "stands for folders without such files",
     }.items():

@@ -49,7 +49,7 @@ def trained(folder: Path, stage: Stage1, told: dict[str, Any] | None = None) -> 
 def test_stage_2_starts_at_stage_1s_function_or_not_at_all(tmp_path: Path, keys: dict[str, Any], line: str) -> None:
     weights = trained(tmp_path, stage1(**keys))
     assert assemble_stage2(stage2(**keys), weights, "").frozen
-    with pytest.raises(RecipeError, match=f"put their values into the recipe: model: {{{line}}}"):
+    with pytest.raises(RecipeError, match=f"put theirs into the recipe: model: {{{line}}}"):
         assemble_stage2(stage2(), weights, "")
     plain = trained(tmp_path, stage1())
     with pytest.raises(RecipeError, match=r"model: {(subtract: none|centre: false|positions: learned)}"):
@@ -79,7 +79,7 @@ def test_weights_of_before_mean_whole_pixels_and_vectors(tmp_path: Path) -> None
     weights = trained(tmp_path, stage1(), told=MODEL)
     assert assemble_stage2(stage2(), weights, "").frozen
     for keys, _ in KEYS:
-        with pytest.raises(RecipeError, match="of another function"):
+        with pytest.raises(RecipeError, match="trained with other settings"):
             assemble_stage2(stage2(**keys), weights, "")
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sfa_dist.run.command_line import EXIT_CODES, Parser
 from sfa_dist.run.train_options import add_arguments
 from sfa_dist.tools import cli
@@ -33,7 +35,7 @@ COMMANDS = {
     "sfa predict": (
         "videos --run --recipe --weights --trunk-weights --stage --set --device --top --timeline --hop --out --json"
     ),
-    "sfa report": "run_dir",
+    "sfa report": "run_dir --compare --out",
     "sfa recipes": "--json",
     "sfa submit": (
         "--recipe --set --run-dir --name --nodes --gpus-per-node --cpus-per-task --time --account --partition "
@@ -63,6 +65,15 @@ def test_options_of_sfa() -> None:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     assert words_of(parser) == "--version"
     assert {f"sfa {name}": words_of(command) for name, command in commands.choices.items()} == COMMANDS
+
+
+def test_no_line_of_a_help_text_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """argparse wraps the options only: descriptions are wrapped here, and examples stay as they are written."""
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = cli.build_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for each in (parser, *commands.choices.values()):
+        assert [line for line in each.format_help().splitlines() if len(line) > 120] == []
 
 
 def test_the_help_of_train_py_ends_with_one_line_an_exit_code_and_needs_no_torch() -> None:

@@ -58,7 +58,7 @@ def test_a_recipe_that_fits_what_was_packed(clips, capsys):
         )
         assert (stage.data.mean, stage.data.std) == (facts["mean"], facts["std"])
     assert main(["init", "sub/mine.yaml", "--shards", "own"]) == 64
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_a_recipe_is_compared_with_what_is_packed(clips, capsys):
@@ -120,9 +120,9 @@ def test_spans_do_not_loop(length):
         (["shard"], (None, None), ("shard", None, None)),
         (["one"], (None, None), ("one", None, None)),
         (["one", "two"], ("two", "one"), ("two", "one", "one")),
-        (["one", "two"], (None, None), "Give --train"),
+        (["one", "two"], (None, None), "give --train"),
         (["train"], ("x", None), "--train x: the packs are train"),
-        (["train"], (None, "train"), "is what is trained on"),
+        (["train"], (None, "train"), "is the pack to train on"),
     ],
 )
 def test_which_packs_a_recipe_takes(names, options, chosen):

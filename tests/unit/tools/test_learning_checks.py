@@ -104,8 +104,8 @@ def checks(**verdicts: str) -> list[Check]:
     ("verdicts", "passed", "says"),
     [
         ({"baselines": "ok", "overfit": "ok", "learn": "ok"}, True, "It learns"),
-        ({"baselines": "ok", "overfit": "ok", "learn": "note"}, True, "The clips hold their labels"),
-        ({"baselines": "note", "overfit": "ok", "learn": "note"}, True, "Nothing told the classes apart"),
+        ({"baselines": "ok", "overfit": "ok", "learn": "note"}, True, "The clips show their labels"),
+        ({"baselines": "note", "overfit": "ok", "learn": "note"}, True, "Nothing separated the classes"),
         ({"baselines": "ok", "overfit": "undecided", "learn": "ok"}, False, "give more --seconds"),
         ({"baselines": "ok", "overfit": "fail", "learn": "ok"}, False, "Do not train yet: overfit failed"),
         ({"classes": "fail"}, False, "Do not train yet: classes failed"),

@@ -12,11 +12,12 @@ from PIL import Image
 
 from sfa_dist.data.batches.planned import LoaderSettings
 from sfa_dist.data.batches.stream import train_loader
+from sfa_dist.data.sampling.clip_sampling import spread_frames
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.recipe.blocks import BatchBlock
 from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import main
-from sfa_dist.tools.contact_sheet import Column, draw_sheet, shown_frames
+from sfa_dist.tools.contact_sheet import Column, draw_sheet
 from sfa_dist.tools.show_sheets import Show, drawn_clip
 
 ALWAYS = {"sampling", "looping", "scale_jitter", "chain", "test_views"}
@@ -134,7 +135,7 @@ def test_a_drawn_clip_is_no_mirror_image_and_moves() -> None:
 
 
 def test_frames_are_spread_from_first_to_last(tmp_path: Path) -> None:
-    assert shown_frames(128, 4) == [0, 42, 85, 127]
-    assert shown_frames(2, 5) == [0, 1]
+    assert spread_frames(128, 4) == [0, 42, 85, 127]
+    assert spread_frames(2, 5) == [0, 1]
     frames = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
     assert draw_sheet(tmp_path / "a" / "b.png", "t", [Column("c", frames)], 2) == tmp_path / "a" / "b.png"

@@ -46,5 +46,5 @@ def test_a_plan_tells_what_it_works_out() -> None:
     }
     told: list[str] = []
     recipe = Recipe.model_validate({"name": "t", "stage1": stage})
-    plan_recipe(recipe, card_of_size(8.0), 1, clips=9, search=False, tell=told.append)
+    plan_recipe(recipe, card_of_size(8.0), 1, clips=9, search=False, report=told.append)
     assert told == ["stage1: memory of 4 frames", "stage1: clips of the data set"]

@@ -1,4 +1,4 @@
-"""What is to be packed, from the lists that the owners of data sets hand out or from a table of one's own."""
+"""Reads lists of clips to pack: official lists of data sets, the user's own tables, and folders of class folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfa_dist.data.packing.annotations.rows import ClipRow, Say, VideoFiles, som
 from sfa_dist.data.packing.annotations.tables import rows_of_csv
 from sfa_dist.errors import DataError, UsageError
 
-# In the order in which they are tried; a csv that is none of them has the columns path and label.
+# In the order in which they are tried; a source that matches none is a table with the columns path and label.
 OFFICIAL = {
     "hmdb51": hmdb,
     "activitynet": activitynet,
@@ -30,10 +30,11 @@ def read_rows(
 ) -> tuple[str, list[ClipRow]]:
     """(format, all clips) of an annotation file or a folder of class folders.
 
-    `videos` is the folder below which the files lie; a table's paths start there, or at the table. Whether the files
-    exist is not looked at here. What is left out, or read in another way than it stands, is told to `say`.
+    `videos` is the folder that holds the files; the paths of a table are relative to it, or to the table's folder.
+    Whether the files exist is not checked here. say(line) is called for whatever is left out, guessed or read
+    differently from how it is written.
 
-    Raises DataError for a source that cannot be understood, with the line, UsageError where an official list comes
+    Raises DataError, with the line, for a source that cannot be understood, and UsageError for an official list
     without `videos`.
     """
     chosen = _sniff(source) if format == "auto" else format
@@ -43,9 +44,9 @@ def read_rows(
         return chosen, rows_of_csv(source, videos, say)
     if videos is None:
         own = " (a list of your own is a csv with the header path,label)" if chosen in ("moments", "something") else ""
-        raise UsageError(f"{source} has the form of {chosen}{own}: say where the videos are, --videos DIR")
+        raise UsageError(f"{source} has the form of {chosen}{own}: give the folder of the videos, --videos DIR")
     if not videos.is_dir():
-        raise DataError(f"--videos {videos}: no such folder")
+        raise DataError(f"--videos {videos}: no such folder, correct its path")
     rows = OFFICIAL[chosen].read(source, VideoFiles(videos), say)
     if unnamed := [row.where for row in rows if not all(row.labels.values())]:
         raise DataError(f"{unnamed[0]}: a clip without a label ({len(unnamed)} in all): correct the list")
@@ -53,7 +54,7 @@ def read_rows(
 
 
 def _sniff(source: Path) -> str:
-    """The format by its form. Raises DataError for a source that cannot be read."""
+    """Detects the format of a source. Raises DataError for one that cannot be read."""
     if source.is_dir():
         return "hmdb51" if hmdb.matches(source) else "folder"
     return next((name for name, module in OFFICIAL.items() if module.matches(source)), "table")
@@ -62,8 +63,10 @@ def _sniff(source: Path) -> str:
 def select_split(
     rows: Sequence[ClipRow], column: str | None, split: str | None, say: Say = lambda line: None
 ) -> list[ClipRow]:
-    """The rows whose `column` is `split`; all of them without a split. Raises DataError where that leaves none, or
-    where there is no such column."""
+    """The rows whose `column` (None: "split") is `split`; all rows where `split` is None.
+
+    Raises DataError where no row is left, or where no row has the column.
+    """
     columns = sorted({name for row in rows for name in row.extra})
     if column is not None and column not in columns:
         raise DataError(f"--split-column {column}: no row has such a column (they have: {some(columns)})")

@@ -1,4 +1,4 @@
-"""ActivityNet 1.2 and 1.3: one JSON of all videos, each with parts that have a label."""
+"""Reads the list of ActivityNet 1.2 and 1.3: one JSON of all videos, each with labelled parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfa_dist.errors import DataError
 
 
 def matches(source: Path) -> bool:
-    """Whether it is a JSON file with a database of videos."""
+    """Whether a file is JSON with a database of videos."""
     if source.suffix.lower() != ".json":
         return False
     content = _content(source)
@@ -20,14 +20,16 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """One clip for each part that has a label, cut out of `v_<id>.mp4` or another container; `split` is its subset:
-    training or validation. Videos without labels (the test set) and parts that end before they start are left out, and
-    told. Raises DataError for what has another form."""
+    """One clip for each labelled part, cut out of `v_<id>.mp4` or another container.
+
+    Its `split` is the video's subset: training or validation. Videos without labels (the test set) and parts that do
+    not end after their start are left out and reported. Raises DataError for a file of another form.
+    """
     content = _content(source)
     if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
-        raise DataError(f"{source}: no list of ActivityNet, {{version, taxonomy, database: {{id: ...}}}}")
+        raise DataError(f"{source}: not a list of ActivityNet, {{version, taxonomy, database: {{id: ...}}}}")
     rows: list[ClipRow] = []
-    unlabelled, odd = [], []
+    unlabelled, empty = [], []
     for video, entry in content["database"].items():
         try:
             subset, parts = str(entry["subset"]), list(entry["annotations"])
@@ -41,15 +43,15 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
         for number, (label, times) in enumerate(found):
             name = f"{video}_{number}"
             if len(times) != 2 or not 0 <= times[0] < times[1] < float("inf"):
-                odd.append(name)
+                empty.append(name)
                 continue
             where = f"{source.name}, video {video}, part {number}"
             extra = {"id": str(video), "split": subset}
             rows.append(ClipRow(path, name, {SINGLE: label}, where, extra, cut=(times[0], times[1])))
     if unlabelled:
         say(f"{len(unlabelled)} videos have no label (the test set) and are left out: {some(unlabelled, 3)}")
-    if odd:
-        say(f"{len(odd)} parts do not end after their start and are left out: {some(odd, 3)}")
+    if empty:
+        say(f"{len(empty)} parts do not end after their start and are left out: {some(empty, 3)}")
     if not rows:
         raise DataError(f"{source}: no part of any video has a label")
     return rows

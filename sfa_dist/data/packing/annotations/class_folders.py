@@ -1,4 +1,4 @@
-"""Data of one's own in a folder with one sub-folder a class. Nothing in it is passed over without a word."""
+"""Reads a folder with one sub-folder per class. Whatever is left out of it is reported."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing",
 
 
 def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
-    """One row for each file of frames in the sub-folders of `source`, whose names are the labels; of a kind that is
-    not read too, so that it is reported. Raises DataError where there is none, or where they are splits."""
+    """One row for each video and picture in the sub-folders of `source`, whose names are the labels.
+
+    Files of unsupported kinds have rows too, so that packing reports them. Raises DataError where there is no row, or
+    where the sub-folders are splits.
+    """
     if not source.is_dir():
-        raise DataError(f"{source} is no folder of class folders: give one, or another --format")
+        raise DataError(f"{source} is not a folder of class folders: give one, or another --format")
     entries = sorted(source.iterdir())
     folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     _refuse_splits(source, folders)
@@ -42,19 +45,19 @@ def rows_of_folder(source: Path, say: Say) -> list[ClipRow]:
         linked += _links(folder)
     loose = [path.name for path in entries if path.is_file() and not path.name.startswith(".") and _has_frames(path)]
     if not rows:
-        beside = f", and {len(loose)} files of frames beside them" if loose else ""
-        raise DataError(f"{source} has no sub-folder with clips{beside}: give a csv, or one sub-folder a class")
+        beside = f", and {len(loose)} videos or pictures beside them" if loose else ""
+        raise DataError(f"{source} has no sub-folder with clips{beside}: give a csv, or one sub-folder per class")
     for path in entries:
         if path.name not in loose and path not in folders:
             left[_kind(path)] += 1
-    _tell(say, "files beside the class folders, left out since they have no label", loose)
-    _tell(say, "folders without a clip, which are no class", empty)
-    _tell(say, "clips deeper than their class folder, whose name is their label all the same", deeper)
-    _tell(say, "links to folders that were followed", [place.relative_to(source) for place in linked])
-    _tell(say, "clips that are reached by two paths", repeated)
+    _report(say, "files beside the class folders, left out because they have no label", loose)
+    _report(say, "folders without a clip, which are not classes", empty)
+    _report(say, "clips in deeper folders, labelled by their class folder", deeper)
+    _report(say, "links to folders that are followed", [path.relative_to(source) for path in linked])
+    _report(say, "clips that are reached by two paths", repeated)
     if left := +left:
         counts = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
-        say(f"other files that are left out: {left.total()} ({counts})")
+        say(f"other files, left out: {left.total()} ({counts})")
     return rows
 
 
@@ -62,16 +65,16 @@ def _refuse_splits(source: Path, folders: list[Path]) -> None:
     if len(folders) < 1 or not all(folder.name.lower() in _SPLITS for folder in folders):
         return
     if not any(path.is_dir() for folder in folders for path in folder.iterdir()):
-        return  # clips without classes below: the names may be meant
+        return  # clips directly below: these may be the classes
     names = [folder.name for folder in folders]
     commands = "; ".join(f"sfa pack {source / name} OUT --prefix {name}" for name in names)
-    raise DataError(f"{source} holds the splits {', '.join(names)}, not classes: pack each by itself, {commands}")
+    raise DataError(f"{source} holds the splits {', '.join(names)}, not classes: pack each on its own, {commands}")
 
 
 def _clips(folder: Path, left: Counter[str]) -> Iterator[Path]:
-    """The files of frames below a class folder in order; all others are counted in `left` by their kind."""
+    """The videos and pictures below a class folder, in order; all other files are counted in `left`, by kind."""
     for level in levels_below(folder):
-        left["folders that a link leads back to"] += len(level.again)
+        left["links to folders already seen"] += len(level.repeated)
         if any(part.startswith(".") for part in level.folder.relative_to(folder.parent).parts):
             left["in hidden folders"] += len(level.files)
             continue
@@ -84,7 +87,7 @@ def _clips(folder: Path, left: Counter[str]) -> Iterator[Path]:
 
 
 def _has_frames(path: Path) -> bool:
-    """Whether a file is, or calls itself, a video or a picture."""
+    """Whether a file is a video or a picture, by its name or its content."""
     if suffix_of(path) in FRAME_SUFFIXES:
         return True
     if not path.is_file():
@@ -106,13 +109,13 @@ def _kind(path: Path) -> str:
 
 
 def _links(folder: Path) -> Iterator[Path]:
-    """Links to folders: the class folder itself, and those below it."""
+    """The links to folders: the class folder itself, and those below it."""
     if folder.is_symlink():
         yield folder
     for level in levels_below(folder):
         yield from (level.folder / name for name in level.folders if (level.folder / name).is_symlink())
 
 
-def _tell(say: Say, what: str, names: list[str] | list[Path]) -> None:
+def _report(say: Say, what: str, names: list[str] | list[Path]) -> None:
     if names:
         say(f"{what}: {len(names)} ({visible(some(names, 3))})")

@@ -1,4 +1,4 @@
-"""EPIC-Kitchens-100: actions of a verb and a noun, cut out of long videos or out of folders of frames."""
+"""Reads the lists of EPIC-Kitchens-100: actions of a verb and a noun, parts of long videos or of folders of frames."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from sfa_dist.data.packing.annotations.tables import columns_of, records_of, req
 from sfa_dist.errors import DataError
 
 COLUMNS = frozenset({"narration_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame"})
-USUAL_FPS = 59.94  # of the videos that EPIC-Kitchens-55 had already; the later ones have 50
+USUAL_FPS = 59.94  # of the videos of EPIC-Kitchens-55; the later ones have 50
 _KEPT = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
 
 
 def matches(source: Path) -> bool:
-    """Whether a file's header is that of EPIC-Kitchens-100."""
+    """Whether a file has the header of EPIC-Kitchens-100."""
     return set(columns_of(source)) >= COLUMNS
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
     """The segments of EPIC_100_train.csv or EPIC_100_validation.csv.
 
-    `<video_id>.MP4` anywhere below `videos` is cut by time stamps; where there is only a folder `<video_id>` of frames,
-    its frames `start_frame` to `stop_frame` are taken. Raises DataError for the test list, which has no classes.
+    `<video_id>.MP4`, anywhere below `videos`, is cut by time stamps. Where there is only a folder `<video_id>` of
+    frames, its frames `start_frame` to `stop_frame` are taken. Raises DataError for the test list, which has no
+    classes, and for a row that cannot be understood.
     """
     if not {"verb_class", "noun_class"} <= set(columns_of(source)):
         raise DataError(f"{source}: no columns verb_class and noun_class (a test list?): pack train and validation")
@@ -34,7 +35,7 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
 
 
 def _frame_rates(info: Path) -> dict[str, float]:
-    """Frames a second by video, from the official table where it lies beside the annotations."""
+    """Frames a second by video, from the official table beside the annotations; empty without it."""
     if not info.is_file():
         return {}
     require_columns(info, ("video_id", "fps"), "table of the videos")
@@ -47,14 +48,14 @@ def _rate(text: str, where: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise DataError(f"{where}: {text!r} is no number of frames a second")
+        raise DataError(f"{where}: {text!r} is not a number of frames a second")
     return rate
 
 
 def _frame(record: dict[str, str], column: str, where: str) -> int:
     text = record[column]
     if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{where}: {column} {text!r} is no number of a frame")
+        raise DataError(f"{where}: {column} {text!r} is not the number of a frame")
     return int(text)
 
 
@@ -74,12 +75,12 @@ def _row(where: str, record: dict[str, str], videos: VideoFiles, rates: dict[str
 
 
 def seconds_of(text: str, where: str) -> float:
-    """`00:01:02.50` in seconds. Raises DataError."""
+    """Seconds of a time stamp such as `00:01:02.50`. Raises DataError for another form."""
     try:
         hours, minutes, seconds = text.split(":")
         time = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     except ValueError:
         time = math.nan
     if not 0 <= time < math.inf:
-        raise DataError(f"{where}: {text!r} is no time stamp HH:MM:SS.ss")
+        raise DataError(f"{where}: {text!r} is not a time stamp HH:MM:SS.ss")
     return time

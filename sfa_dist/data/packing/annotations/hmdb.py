@@ -1,4 +1,4 @@
-"""HMDB51: a folder of `<class>_test_split<1..3>.txt`, each with `<file>.avi <0, 1 or 2>` a line."""
+"""Reads the lists of HMDB51: a folder of `<class>_test_split<1..3>.txt` with lines of `<file>.avi <0, 1 or 2>`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """Every video of all classes once, with its use in each of the columns split1, split2 and split3: train, test or
-    unused. Raises DataError for a single file, and where a list is missing or cannot be understood."""
+    """Every video of all classes once; its columns split1, split2 and split3 are train, test or unused.
+
+    Raises DataError for a single file, and where a list is missing or cannot be understood.
+    """
     if not source.is_dir():
         raise DataError(f"{source} lists one class of HMDB51: give its folder, and --split-column split1 --split train")
     uses: dict[tuple[str, str], dict[str, str]] = {}

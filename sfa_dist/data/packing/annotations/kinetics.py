@@ -1,4 +1,4 @@
-"""Kinetics-400, 600 and 700: `label,youtube_id,time_start,time_end,split`, a header and one clip a line."""
+"""Reads the lists of Kinetics-400, 600 and 700: a csv of `label,youtube_id,time_start,time_end,split`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ COLUMNS = frozenset({"youtube_id", "time_start", "time_end"})
 
 
 def matches(source: Path) -> bool:
-    """Whether a file's header is that of Kinetics."""
+    """Whether a file has the header of Kinetics."""
     return set(columns_of(source)) >= COLUMNS
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """The clips of an official list. Files are `<id>_<start>_<end>` with six digits each, as the usual downloads name
-    them, or `<id>`; both hold the trimmed clip. Raises DataError for the test list that has no labels."""
+    """The clips of an official list; files hold the trimmed clips.
+
+    They are named `<id>_<start>_<end>`, in seconds of six digits, as the usual downloads do, or `<id>`. Raises
+    DataError for the test list, which has no labels, and for a row that cannot be understood.
+    """
     if "label" not in columns_of(source):
         raise DataError(f"{source}: it has no column label (a test list without labels?): pack train and validation")
     require_columns(source, COLUMNS, "list of Kinetics")
@@ -35,4 +38,4 @@ def _seconds(text: str, where: str) -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise DataError(f"{where}: {text[:40]!r} is no number of seconds") from None
+        raise DataError(f"{where}: {text[:40]!r} is not a number of seconds") from None

@@ -1,4 +1,4 @@
-"""Moments in Time, version 1: `<class>/<file>.mp4,<class>,<votes for>,<votes against>`, without a header."""
+"""Reads the lists of Moments in Time 1: `<class>/<file>.mp4,<class>,<votes for>,<votes against>`, no header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUB_FOLDERS = ("", "training", "validation")
 
 
 def matches(source: Path) -> bool:
-    """Whether the first line is a video in a folder, the class that the folder is called by, and two votes."""
+    """Whether the first line is a video in a class folder, the name of the class, and two votes."""
     first = columns_of(source)
     if len(first) != 4 or not all(vote.isdigit() for vote in first[2:]):
         return False
@@ -23,8 +23,11 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """The clips of trainingSet.csv or validationSet.csv; files lie below `videos`, or in its folders training and
-    validation. Raises DataError for a line with several classes (Multi-Moments in Time)."""
+    """The clips of trainingSet.csv or validationSet.csv.
+
+    Their files are in `videos`, or in its folders training and validation. Raises DataError for a line with several
+    classes (Multi-Moments in Time) or of another form.
+    """
     rows = []
     for where, fields in fields_of(source):
         if len(fields) < 2 or not fields[0] or not fields[1]:
@@ -32,7 +35,7 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
         path, label, *votes = fields
         if not all(vote.isdigit() for vote in votes):
             raise DataError(f"{where}: several labels for one clip; only version 1 with one label each can be packed")
-        places = [videos.root / folder / path for folder in _SUB_FOLDERS]
-        found = next((place for place in places if os.path.isfile(place)), places[0])
+        candidates = [videos.root / folder / path for folder in _SUB_FOLDERS]
+        found = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
         rows.append(ClipRow(found, path, {SINGLE: label}, where))
     return rows

@@ -11,18 +11,18 @@ from typing import NamedTuple
 from sfa_dist.data.shards.shard_walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sfa_dist.data.video.file_kinds import FRAME_SUFFIXES, suffix_of
 
-SINGLE = "label"  # The head of a data set that has one label a clip.
-Say = Callable[[str], None]  # Takes a line on what was left out, guessed or read in another way than it stands.
+SINGLE = "label"  # The only head of a data set with one label per clip.
+Say = Callable[[str], None]  # Reports what is left out, guessed or read differently from how it is written.
 
 
 @dataclass(frozen=True)
 class ClipRow:
     """One clip to pack.
 
-    `name` is what the source calls it, `where` the place in the source for messages. `labels` has one entry a head:
-    {"label": "walk"}, or {"verb": "3", "noun": "14"}. `cut` is (start, end) in seconds where the clip is a part of the
-    video; `frames` is (first, last) where `path` is a folder of numbered pictures, `fps` of them a second. `extra` is
-    kept with the clip.
+    `name` is its name in the source and `where` its position there, for messages. `labels` has one entry per head:
+    {"label": "walk"}, or {"verb": "3", "noun": "14"}. `cut` is (start, end) in seconds for a part of a video. `frames`
+    is (first, last), both included, where `path` is a folder of numbered pictures, `fps` of them a second. `extra` is
+    stored with the clip.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class ClipRow:
 
     @property
     def suffix(self) -> str:
-        """Of the file, in lower case and without the dot."""
+        """The file's suffix, in lower case and without the dot."""
         return suffix_of(self.path)
 
 
@@ -47,22 +47,24 @@ def some(things: Iterable[object], most: int = 5) -> str:
 
 
 def visible(text: str) -> str:
-    """A name for messages and reports: what cannot be printed, such as an escape sequence, is escaped."""
+    """A name for messages and reports, with unprintable characters, such as terminal sequences, escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class Level(NamedTuple):
-    """A folder, with the names in it, each sorted. `again` are sub-folders that were there already."""
+    """A folder and the names in it, sorted; `repeated` are the sub-folders that the walk has already seen."""
 
     folder: Path
     folders: list[str]
     files: list[str]
-    again: list[str]
+    repeated: list[str]
 
 
 def levels_below(root: Path) -> Iterator[Level]:
-    """`root` and all folders below it. Links to folders are followed, but not up to where the walk came from, nor to a
-    folder that was there already."""
+    """`root` and all folders below it.
+
+    Links to folders are followed, except to a folder above `root` or one that the walk has already seen.
+    """
     seen: set[tuple[int, int]] = set()
     for folder in (root, *root.resolve().parents):
         _is_new(folder, seen)
@@ -73,8 +75,11 @@ def levels_below(root: Path) -> Iterator[Level]:
 
 
 class VideoFiles:
-    """The videos below a folder, found by name without suffix: data sets are stored flat, or with a folder a class, a
-    split or a participant, and in the container that the download gave. Links to folders are followed."""
+    """The videos below a folder, found by name without suffix. Links to folders are followed.
+
+    Data sets are stored flat or with a folder per class, split or participant, and in the container that the download
+    had.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -89,11 +94,13 @@ class VideoFiles:
                 self._folders.setdefault(name, []).append(level.folder / name)
 
     def find(self, stems: Sequence[str], class_name: str = "") -> Path:
-        """The file of the first of `stems` that is there; of several, the one in the folder of its class, and one of a
-        kind that is read. Where there is none, the path at which it was to be."""
+        """The file of the first of `stems` that exists; otherwise the path where the file would be expected.
+
+        Of several files, one in the folder of its class is preferred, then one of a supported kind.
+        """
         for stem in stems:
             if found := self._files.get(stem):
-                return min(found, key=lambda path: (not _in_folder_of(class_name, path), not _is_read(path), path))
+                return min(found, key=lambda path: (not _in_folder_of(class_name, path), not _is_supported(path), path))
         return self.root / f"{stems[0]}.mp4"
 
     def folder(self, name: str) -> Path | None:
@@ -109,15 +116,14 @@ def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
         state = folder.stat()
     except OSError:  # a link to nowhere
         return False
-    place = (state.st_dev, state.st_ino)
-    new = place not in seen
-    seen.add(place)
+    identity = (state.st_dev, state.st_ino)
+    new = identity not in seen
+    seen.add(identity)
     return new
 
 
 def plain(name: str) -> str:
-    """What is left of a name without case and separators: `Playing Guitar`, `playing_guitar` and `playing+guitar` are
-    the same folder name."""
+    """A name without case and separators: `Playing Guitar`, `playing_guitar` and `playing+guitar` become the same."""
     return " ".join(name.casefold().replace("_", " ").replace("+", " ").split())
 
 
@@ -125,5 +131,5 @@ def _in_folder_of(class_name: str, path: Path) -> bool:
     return plain(path.parent.name) == plain(class_name)
 
 
-def _is_read(path: Path) -> bool:
+def _is_supported(path: Path) -> bool:
     return suffix_of(path) in VIDEO_SUFFIXES

@@ -1,8 +1,8 @@
-"""Something-Something v2, and the splits of Something-Else over its videos: a JSON list of {id, template, ...}.
+"""Reads the lists of Something-Something v2 and Something-Else: a JSON list of {id, template, ...}.
 
 A class is a template without its brackets: "Putting [something] into [something]" is "Putting something into
-something". Something-Else hands out lists of the same form for its compositional and few-shot splits, each with a
-label list of its own.
+something". Something-Else has lists of the same form for its compositional and few-shot splits of the same videos,
+each with a label list of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from sfa_dist.errors import DataError
 
 
 def matches(source: Path) -> bool:
-    """Whether it is a JSON file."""
+    """Whether a file is called JSON; activitynet is tried before."""
     return source.suffix.lower() == ".json"
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """The clips of a list; files are `<id>.webm` or another container. Raises DataError for a test list, which has no
-    templates, and for anything that is no such list."""
+    """The clips of a list; files are `<id>.webm` or another container.
+
+    Raises DataError for a test list, which has no templates, and for a file of another form.
+    """
     rows = []
     for number, entry in enumerate(_entries(source)):
         where = f"{source.name} entry {number}"

@@ -1,4 +1,4 @@
-"""Data of one's own in a table: a path and a label in each line."""
+"""Reads the user's own table, with a path and a label in each line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfa_dist.data.video.file_kinds import FRAME_SUFFIXES, suffix_of
 from sfa_dist.errors import DataError
 
 HEADS = ((SINGLE,), ("verb", "noun"))
-OWN_FACTS = frozenset({"duration", "fps", "frames", "label_name", "verb_name", "noun_name"})  # written of each clip
+OWN_FACTS = frozenset({"duration", "fps", "frames", "label_name", "verb_name", "noun_name"})  # written for each clip
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 MAX_BYTES = 1 << 30
 _NOT_TEXT = (
@@ -29,16 +29,15 @@ _NOT_TEXT = (
 _SPACED = re.compile(r"(\S.*?\.\w+)\s+(\S+)\s*")  # `a video.mp4 3`: the label is one word
 _ADVICE = "save it as a csv in UTF-8, with the header path,label"
 
-Line = tuple[str, list[str]]  # where it is, and its fields
+Line = tuple[str, list[str]]  # its position, for messages, and its fields
 
 
 def rows_of_csv(source: Path, root: Path | None, say: Say) -> list[ClipRow]:
-    """Rows of a table whose header has `path` and either `label` or `verb` and `noun`; other columns are kept. Without
-    a header, rows of two columns are a path and a label. Columns are separated by commas, tabs or semicolons, two
-    columns also by spaces.
+    """The rows of a table whose header has `path` and either `label` or `verb` and `noun`; other columns are kept.
 
-    Relative paths are relative to `root`, or to the csv itself. Raises DataError, with the line, for what cannot be
-    understood.
+    Without a header, rows of two columns are a path and a label. Columns are separated by commas, tabs or semicolons,
+    two columns also by spaces. Relative paths are relative to `root`, or to the folder of the table. Raises DataError,
+    with the line, for a table that cannot be understood.
     """
     heads, records = _records(source, say)
     rows = [_row(where, record, heads, root or source.parent) for where, record in records]
@@ -46,12 +45,12 @@ def rows_of_csv(source: Path, root: Path | None, say: Say) -> list[ClipRow]:
         say(f"the first column of {source.name} has no name and is left out")
     replaced = sorted(OWN_FACTS & {name for row in rows[:1] for name in row.extra})
     if replaced:
-        say(f"columns whose values are replaced by those of the files and classes: {some(replaced)}")
+        say(f"columns replaced by the values of the files and classes: {some(replaced)}")
     return rows
 
 
 def _records(source: Path, say: Say) -> tuple[tuple[str, ...], Iterator[tuple[str, dict[str, str]]]]:
-    """The heads, and the records with a path and a label of each."""
+    """(heads, records), each record with a path and a label for each head."""
     first = first_line(source)
     separator = _separator(first)
     if separator is None:
@@ -65,14 +64,14 @@ def _records(source: Path, say: Say) -> tuple[tuple[str, ...], Iterator[tuple[st
         return heads, records_of(source, separator)
     if len(columns) != 2 or not _is_video(columns[0]):
         raise _no_columns(source, columns)
-    say(f"{source.name} has no header: its columns are taken for path and label")
+    say(f"{source.name} has no header: its columns are read as path and label")
     return (SINGLE,), _without_header(source, separator)
 
 
 def _no_columns(source: Path, columns: list[str]) -> DataError:
     if columns and _is_video(columns[0]):
-        what = f"its first line has {len(columns)} columns and is no header: write one above it"
-        return DataError(f"{source}, line 1: {what} that says which of them are path and label")
+        what = f"its first line has {len(columns)} columns and is not a header"
+        return DataError(f"{source}, line 1: {what}: add one that names the columns path and label")
     return DataError(
         f"{source}, line 1: the header needs the columns path and label (or path, verb and noun), it has: "
         f"{some((repr(name) for name in columns), 12)}"
@@ -85,13 +84,13 @@ def _row(where: str, record: dict[str, str], heads: tuple[str, ...], root: Path)
     if not path or not all(labels.values()):
         raise DataError(f"{where}: {' and '.join(('path', *heads))} must not be empty")
     if any(character < " " for character in path):
-        raise DataError(f"{where}: the path {path!r} has characters that cannot be seen: rename the file")
-    record.pop("", None)  # The column without a name that some programs write.
+        raise DataError(f"{where}: the path {path!r} has invisible characters: rename the file")
+    record.pop("", None)  # the unnamed column that some programs write
     return ClipRow(root / path, path, labels, where, record)
 
 
 def _separator(first: str) -> str | None:
-    """What separates the columns of the first line; None for spaces, or a single column."""
+    """The separator of the columns in the first line; None for spaces or a single column."""
     return next((separator for separator in SEPARATORS if len(_split(first, separator)) > 1), None)
 
 
@@ -106,12 +105,12 @@ def _is_video(name: str) -> bool:
 def _without_header(source: Path, separator: str) -> Iterator[tuple[str, dict[str, str]]]:
     for where, fields in fields_of(source, separator):
         if len(fields) != 2:
-            raise DataError(f"{where}: not 2 columns as the first line has: quote fields with a separator in them")
+            raise DataError(f"{where}: not 2 columns as in the first line: quote fields that contain a separator")
         yield where, {"path": fields[0], SINGLE: fields[1]}
 
 
 def _spaced_records(source: Path, say: Say) -> Iterator[tuple[str, dict[str, str]]]:
-    """Lines of `path label`, with or without these words above."""
+    """The records of lines of `path label`, with or without these words above."""
     say(f"{source.name} has lines of a path and a label, separated by spaces")
     for number, line in enumerate(text_of(source).splitlines(), 1):
         where = f"{source.name} line {number}"
@@ -119,13 +118,13 @@ def _spaced_records(source: Path, say: Say) -> Iterator[tuple[str, dict[str, str
             continue
         match = _SPACED.fullmatch(line.strip())
         if match is None or not _is_video(match[1]):
-            advice = "write a csv with the header path,label where a name has spaces or there are more columns"
+            advice = "write a csv with the header path,label if names have spaces or there are more columns"
             raise DataError(f"{where}: {line[:80]!r} is not a video and a label of one word: {advice}")
         yield where, {"path": match[1], SINGLE: match[2]}
 
 
 def columns_of(source: Path, separator: str = ",") -> list[str]:
-    """The first line of a csv, its header where it has one."""
+    """The fields of the first line of a csv, which is its header if it has one."""
     return next((fields for _, fields in fields_of(source, separator)), [])
 
 
@@ -135,23 +134,25 @@ def require_columns(source: Path, wanted: Iterable[str], what: str) -> None:
     missing = sorted(set(wanted) - set(columns))
     if missing:
         has = some((repr(name) for name in columns), 12)
-        raise DataError(f"{source}, line 1: a {what} has the columns {', '.join(missing)} too, this one has: {has}")
+        raise DataError(f"{source}, line 1: a {what} needs the columns {', '.join(missing)} too, this one has: {has}")
 
 
 def records_of(source: Path, separator: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, {column: stripped value}) of each row of a csv with a header. Raises DataError for a row with more or
-    fewer fields, and where there is none."""
+    """(position, {column: stripped value}) of each row of a csv with a header.
+
+    Raises DataError for a row with more or fewer fields than the header, and where there is no row.
+    """
     columns: list[str] = []
     count = 0
     for where, fields in fields_of(source, separator):
         if not columns:
             columns = fields
             if repeated := sorted({name for name in columns if columns.count(name) > 1}):
-                raise DataError(f"{where}: the column {repeated[0]!r} is there twice: remove one of them")
+                raise DataError(f"{where}: the column {repeated[0]!r} appears twice: remove one of them")
             continue
         if len(fields) != len(columns):
             what = f"{len(fields)} fields, and the header has {len(columns)}"
-            raise DataError(f"{where}: {what}: quote fields with a separator in them")
+            raise DataError(f"{where}: {what}: quote fields that contain a separator")
         count += 1
         yield where, dict(zip(columns, fields, strict=True))
     if count == 0:
@@ -159,8 +160,11 @@ def records_of(source: Path, separator: str = ",") -> Iterator[tuple[str, dict[s
 
 
 def fields_of(source: Path, separator: str = ",") -> Iterator[Line]:
-    """(place, stripped fields) of each line of a csv that is not empty. A line is a row: a quote that is not closed in
-    its line would swallow those below. Raises DataError where it cannot be read."""
+    """(position, stripped fields) of each non-empty line of a csv.
+
+    Each line is a row: a quote left open at the end of its line would swallow the lines below. Raises DataError where
+    the file cannot be read.
+    """
     before = 0
     reader = csv.reader(_lines(source), delimiter=separator, skipinitialspace=True, strict=True)
     try:
@@ -174,42 +178,44 @@ def fields_of(source: Path, separator: str = ",") -> Iterator[Line]:
         if reader.line_num != before + 1 or "unexpected end" in str(error):
             raise _unclosed(source, before + 1) from error
         raise DataError(
-            f"{source.name} line {reader.line_num}: not a row of a csv ({error}): write quotes in a quoted field twice"
+            f"{source.name} line {reader.line_num}: not a row of a csv ({error}): double the quotes in a quoted field"
         ) from error
 
 
 def _unclosed(source: Path, line: int) -> DataError:
     return DataError(
-        f"{source.name} line {line}: a quoted field does not end in its line, and would swallow those below: close the "
-        "quote, or leave it out"
+        f"{source.name} line {line}: a quoted field does not end in its line, and would swallow the lines below: close "
+        "the quote, or leave it out"
     )
 
 
 def first_line(source: Path) -> str:
-    """The first line that is not empty, as it stands; "" where there is none."""
+    """The first non-empty line, unchanged; "" where there is none."""
     return next((line.strip("\r\n") for line in _lines(source) if line.strip()), "")
 
 
 def _lines(source: Path) -> Iterator[str]:
     text = text_of(source)
     if text.lstrip()[:1] in ("{", "["):
-        raise DataError(f"{source} is JSON, or lines of it, of no known data set: {_ADVICE}")
+        raise DataError(f"{source} is JSON, or lines of JSON, of no known data set: {_ADVICE}")
     return iter(io.StringIO(text, newline=""))
 
 
 def text_of(source: Path) -> str:
-    """A list's text. Raises DataError for what is no text in UTF-8, and says what it is."""
+    """The text of a list. Raises DataError, naming the kind of file, for anything but text in UTF-8."""
     try:
         state = source.stat()
         if not stat.S_ISREG(state.st_mode):
-            raise DataError(f"{source} is not a file: give a csv, or a folder with one sub-folder a class")
+            raise DataError(f"{source} is not a file: give a csv, or a folder with one sub-folder per class")
         if state.st_size > MAX_BYTES:
-            raise DataError(f"{source} has {state.st_size} bytes, too many for a list of clips (at most {MAX_BYTES})")
+            raise DataError(
+                f"{source} has {state.st_size} bytes, but lists of clips are limited to {MAX_BYTES}: split it"
+            )
         data = source.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{source} cannot be read ({reason}): give a csv or a folder with one sub-folder a class"
+            f"{source} cannot be read ({reason}): give a csv or a folder with one sub-folder per class"
         ) from error
     if kind := next((kind for start, kind in _NOT_TEXT if data.startswith(start)), ""):
         raise DataError(f"{source} is {kind}: {_ADVICE}")

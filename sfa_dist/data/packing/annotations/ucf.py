@@ -1,4 +1,4 @@
-"""UCF101: trainlist01.txt with `<class>/<file>.avi <number from 1>` a line, testlist01.txt without the number."""
+"""Reads the lists of UCF101: lines of `<class>/<file>.avi <number from 1>`, without the number in the test lists."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
-    """The clips of a list; a label is the name of the folder, and its number is compared with classInd.txt beside the
-    list. Raises DataError where that is not there, or says something else."""
+    """The clips of a list; a label is the name of the folder.
+
+    Its number is compared with classInd.txt beside the list. Raises DataError where that file is missing or gives
+    another number, and for a line that cannot be understood.
+    """
     classes = source.parent / CLASSES
     if not classes.is_file():
-        raise DataError(f"{source}: the official {CLASSES} has to lie beside it, which says which number a class has")
+        raise DataError(f"{source}: the official {CLASSES}, which numbers the classes, has to lie beside it")
     numbers = {name: number for number, name in enumerate(read_class_list(classes, say), 1)}
     rows = []
     for count, line in enumerate(text_of(source).splitlines(), 1):
@@ -37,7 +40,7 @@ def read(source: Path, videos: VideoFiles, say: Say) -> list[ClipRow]:
         label, stem, number = match["label"], match["stem"], match["number"]
         if number is not None and numbers.get(label) != int(number):
             raise DataError(f"{where}: the class {label} has the number {number} here, another or none in {CLASSES}")
-        # The files of one class are called v_HandStandPushups, its folder HandstandPushups; some copies mend that.
+        # The folder HandstandPushups has files named v_HandStandPushups; some copies correct that.
         stems = [stem, stem.replace("HandStand", "Handstand")]
         rows.append(ClipRow(videos.find(stems, class_name=label), f"{label}/{stem}", {SINGLE: label}, where))
     return rows

@@ -7,8 +7,9 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from data_samples import eval_transform
 
-from sfa_dist.data.batches.augment import Color, SpatialViews, TrainView, adjust_color, eval_transform, train_transform
+from sfa_dist.data.batches.augment import Color, SpatialViews, TrainView, adjust_color, train_transform
 from sfa_dist.data.batches.resizing import resized
 from sfa_dist.data.sampling.randomness import below, permutation, sample_rng
 from sfa_dist.data.video.bad_sample import BadSample

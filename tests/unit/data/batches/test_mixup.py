@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from data_samples import video_bytes, write_shard, write_shards
+from data_samples import batch_ids, video_bytes, write_shard, write_shards
 from pydantic import ValidationError
 
 from sfa_dist.data.batches.batch import Batch
@@ -65,7 +65,7 @@ def test_pairs_shares_and_pixels_over_the_global_batch(index: SampleIndex) -> No
     plan = SamplePlan(index.shard_sizes, 3, 6, DATA.shuffle_shards)
     [batches] = train(index)
     for step, batch in enumerate(batches):
-        ids = plan.batch_ids(1, step).tolist()
+        ids = batch_ids(plan, 1, step).tolist()
         share = beta_share(sample_rng(3, 1, step, "mixup"), ALPHA)
         rows = by_id([batch], "clips", "partners", "shares", "labels")
         assert sorted(rows) == sorted(sample for sample in ids if sample >= 0)
@@ -137,7 +137,7 @@ def test_an_even_micro_batch_holds_whole_pairs() -> None:
                     if micro % 2 == 0:
                         assert set(mirrored(places, size)) == set(places)
             assert sorted(seen) == list(range(size))
-        assert set(paired.batch_ids(0, 1)) == set(plain.batch_ids(0, 1))
+        assert set(batch_ids(paired, 0, 1)) == set(batch_ids(plain, 0, 1))
 
 
 def test_what_is_no_clip_is_not_mixed_in(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_what_is_no_clip_is_not_mixed_in(tmp_path: Path) -> None:
         batches = [batch for rank in train(index, micro=micro, ranks=ranks) for batch in rank]
         rows = by_id(batches, "shares", "weights", "clips")
         plan = SamplePlan(index.shard_sizes, 3, 6, DATA.shuffle_shards)
-        ids = plan.batch_ids(1, 0).tolist()
+        ids = batch_ids(plan, 1, 0).tolist()
         pair = ids[5 - ids.index(2)]
         assert {sample for sample, (share, *_) in rows.items() if float(share) == 1.0} == {2, pair}
         assert (float(rows[2][1]), rows[2][2].any(), float(rows[pair][1])) == (0.0, False, 1.0)

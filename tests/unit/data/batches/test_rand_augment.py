@@ -142,5 +142,5 @@ def test_it_takes_the_place_of_colour():
     views = [train_transform(clip, 32, 32, augment, rng(seed)) for seed in range(8)]
     assert any(not torch.equal(view, plain) for view in views)
     assert all(view.shape == plain.shape and view.dtype == torch.uint8 and view.is_contiguous() for view in views)
-    with pytest.raises(ValueError, match="takes the place of color and gray"):
+    with pytest.raises(ValueError, match="replaces color and gray"):
         AugmentBlock(rand_augment=RandAugmentBlock())

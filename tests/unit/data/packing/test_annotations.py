@@ -15,7 +15,7 @@ from sfa_dist.data.packing.annotations import read_rows
 from sfa_dist.data.packing.annotations.classes import class_lists, read_class_list
 from sfa_dist.data.packing.annotations.epic import seconds_of
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.packing.pack_probe import Reading
+from sfa_dist.data.packing.pack_settings import PackSettings, Reading
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import DataError, UsageError
@@ -61,7 +61,9 @@ def kinetics(tmp_path: Path) -> Path:
 
 def test_kinetics(kinetics, tmp_path):
     out = tmp_path / "out"
-    report = pack(kinetics / "k400.csv", out, videos=kinetics / "videos", split="train", max_bad_fraction=0.5)
+    report = pack(
+        kinetics / "k400.csv", out, PackSettings(videos=kinetics / "videos", split="train", max_bad_fraction=0.5)
+    )
     assert (report["format"], report["listed"], report["packed"]) == ("kinetics", 3, 2)
     assert [entry["path"] for entry in report["missing"]] == ["gone1234567_000000_000010"]
     assert report["classes"]["label"] == {"playing guitar": {"listed": 2, "missing": 1, "packed": 1}}
@@ -70,7 +72,7 @@ def test_kinetics(kinetics, tmp_path):
     assert facts["abcdefghijk_000012_000022"]["frames"] == 7
     assert facts["abcdefghijk_000012_000022"]["label_name"] == "air drumming"
     assert load_index(expand_shards([str(out / "*.tar")])).classes == ["air drumming", "playing guitar"]
-    pack(kinetics / "k400.csv", out, videos=kinetics / "videos", split="val")
+    pack(kinetics / "k400.csv", out, PackSettings(videos=kinetics / "videos", split="val"))
     assert json.loads((out / "manifest.json").read_text())["samples"] == 3
 
 
@@ -94,17 +96,17 @@ def test_kinetics_lists_that_cannot_be_packed(kinetics):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     for seconds in ("1e999", "nan", "9" * 500):
         (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", f",{seconds},"))
-        with pytest.raises(DataError, match=r"odd\.csv line 5: .* is no number of seconds"):
+        with pytest.raises(DataError, match=r"odd\.csv line 5: .* is not a number of seconds"):
             read_rows(kinetics / "odd.csv", videos=kinetics)
     (kinetics / "odd.csv").write_text(KINETICS.replace(",121,", ",soon,"))
-    with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is no number"):
+    with pytest.raises(DataError, match=r"odd.csv line 5: 'soon' is not a number"):
         read_rows(kinetics / "odd.csv", videos=kinetics)
     with pytest.raises(UsageError, match="--videos DIR"):
         read_rows(kinetics / "k400.csv")
     (kinetics / "other.csv").write_text(KINETICS.replace("time_end", "until"))
-    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics has the columns time_end too"):
+    with pytest.raises(DataError, match=r"other.csv, line 1: a list of Kinetics needs the columns time_end too"):
         read_rows(kinetics / "other.csv", "kinetics", kinetics)
-    with pytest.raises(DataError, match="no folder of class folders"):
+    with pytest.raises(DataError, match="not a folder of class folders"):
         read_rows(kinetics / "k400.csv", "folder")
     with pytest.raises(DataError, match="no such folder"):
         read_rows(kinetics / "k400.csv", videos=kinetics / "nowhere")
@@ -120,7 +122,7 @@ def test_moments(tmp_path):
     write_video(tmp_path / "videos" / "training" / "praying" / "a,b_2.mp4", 6)
     out = tmp_path / "out"
     classes = tmp_path / "moments_categories.txt"
-    report = pack(tmp_path / "trainingSet.csv", out, videos=tmp_path / "videos", classes=classes)
+    report = pack(tmp_path / "trainingSet.csv", out, PackSettings(videos=tmp_path / "videos", classes=classes))
     assert (report["format"], report["packed"]) == ("moments", 2)
     assert report["classes"]["label"] == {"adult+female+singing": {"listed": 0}}
     assert {path: each["label"] for path, each in packed(out).items()} == {
@@ -160,7 +162,7 @@ def test_something(tmp_path, entries, labels_name):
     write_video(tmp_path / "videos" / "78687.webm", 5)
     write_video(tmp_path / "videos" / "42326.mp4", 6)
     out = tmp_path / "out"
-    report = pack(tmp_path / "train.json", out, videos=tmp_path / "videos")
+    report = pack(tmp_path / "train.json", out, PackSettings(videos=tmp_path / "videos"))
     assert (report["format"], report["packed"]) == ("something", 2)
     facts = packed(out)
     assert facts["78687"]["label_name"] == "Holding something next to something"
@@ -218,7 +220,9 @@ def epic(tmp_path: Path) -> Path:
 
 def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
     out = tmp_path / "out"
-    report = pack(epic / "EPIC_100_train.csv", out, videos=epic / "videos", workers=2, readings=(Reading("pyav"),))
+    report = pack(
+        epic / "EPIC_100_train.csv", out, PackSettings(videos=epic / "videos", workers=2, readings=(Reading("pyav"),))
+    )
     assert (report["format"], report["packed"]) == ("epic", 3)
     facts = packed(out)
     assert {name: each["frames"] for name, each in facts.items()} == {"P01_01_0": 6, "P01_01_1": 7, "P02_07_5": 4}
@@ -233,7 +237,8 @@ def test_epic_is_cut_from_videos_and_from_frames(epic, tmp_path):
 
 
 def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
-    from sfa_dist.data.packing.reencode import Encoding, encode_frames
+    from sfa_dist.data.packing.pack_settings import Encoding
+    from sfa_dist.data.packing.reencode import encode_frames
     from sfa_dist.data.video.decode_pyav import PyAVVideo
 
     folder = epic / "videos" / "P02" / "rgb_frames" / "P02_07"
@@ -241,7 +246,9 @@ def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
     levels = PyAVVideo(data, LimitsBlock()).frames_at(range(4)).float().mean(dim=(1, 2, 3))
     assert levels.numpy() == pytest.approx([frame_level(number) for number in range(2, 6)], abs=3)
     (folder / "frame_0000000004.jpg").unlink()
-    report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", videos=epic / "videos", max_bad_fraction=0.5)
+    report = pack(
+        epic / "EPIC_100_train.csv", tmp_path / "out", PackSettings(videos=epic / "videos", max_bad_fraction=0.5)
+    )
     [corrupt] = report["corrupt"]
     assert (corrupt["path"], "frame 4 is not in" in corrupt["reason"]) == ("P02_07_5", True)
 
@@ -250,10 +257,10 @@ def test_epic_frames_are_the_ones_asked_for(epic, tmp_path):
     ("old", "new", "message"),
     [
         ("00:00:00.95", "00:00:00.10", "line 2: the action ends at 00:00:00.10, before it starts"),
-        ("00:00:00.95", "soon", "line 2: 'soon' is no time stamp"),
-        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is no time stamp"),
+        ("00:00:00.95", "soon", "line 2: 'soon' is not a time stamp"),
+        ("00:00:00.95", "00:00:nan", "line 2: '00:00:nan' is not a time stamp"),
         ("verb_class", "verb_klass", "a test list"),
-        (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is no number of a frame"),
+        (",2,5,wash", ",two,5,wash", "line 4: start_frame 'two' is not the number of a frame"),
     ],
 )
 def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
@@ -261,32 +268,32 @@ def test_epic_lists_that_cannot_be_packed(epic, old, new, message):
     with pytest.raises(DataError, match=message):
         read_rows(epic / "odd.csv", videos=epic / "videos")
     (epic / "odd.csv").write_text(EPIC.replace("stop_frame", "last", 1))
-    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 has the columns stop_frame too"):
+    with pytest.raises(DataError, match="line 1: a list of EPIC-Kitchens-100 needs the columns stop_frame too"):
         read_rows(epic / "odd.csv", "epic", epic / "videos")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos has the columns video_id too"),
-        ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is no number of frames a second"),
-        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes has the columns id, key too"),
+        ("EPIC_100_video_info.csv", "video,fps\nP02_07,50\n", "a table of the videos needs the columns video_id too"),
+        ("EPIC_100_video_info.csv", "video_id,fps\nP02_07,fast\n", "line 2: 'fast' is not a number of frames a second"),
+        ("EPIC_100_verb_classes.csv", "number;name\n0;take\n", "a list of classes needs the columns id, key too"),
     ],
 )
 def test_tables_beside_an_epic_list_that_cannot_be_read(epic, tmp_path, name, text, message):
     (epic / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        pack(epic / "EPIC_100_train.csv", tmp_path / "out", videos=epic / "videos")
+        pack(epic / "EPIC_100_train.csv", tmp_path / "out", PackSettings(videos=epic / "videos"))
 
 
-def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
-    """It says of parts what packing them would, without encoding any."""
+def test_check_inspects_long_videos_and_folders_of_frames(epic, tmp_path):
+    """It reports on parts what packing them would, without encoding any."""
     late = "P01_01_9,P01,P01_01,00:00:09,00:00:09.00,00:00:09.50,90,95,x,open,3,door,3,['door'],[3]\n"
     half = "P01_01_8,P01,P01_01,00:00:09,00:00:01.50,00:00:04.50,15,45,x,open,3,door,3,['door'],[3]\n"
     (epic / "EPIC_100_train.csv").write_text(EPIC + late + half)
     (epic / "videos" / "P02" / "rgb_frames" / "P02_07" / "frame_0000000004.jpg").unlink()
     arguments = {"videos": epic / "videos", "max_bad_fraction": 1.0, "min_frames": 7}
-    checked = pack(epic / "EPIC_100_train.csv", tmp_path / "out", check=True, **arguments)
+    checked = pack(epic / "EPIC_100_train.csv", tmp_path / "out", PackSettings(check=True, **arguments))
     assert [entry["path"] for entry in checked["short"]] == ["P01_01_0"]
     assert {entry["path"]: entry["reason"][:9] for entry in checked["corrupt"]} == {
         "P02_07_5": "frame 4 i",
@@ -294,12 +301,12 @@ def test_check_looks_into_long_videos_and_folders_of_frames(epic, tmp_path):
         "P01_01_8": "the video",
     }
     assert "the video ends at 1.90 s, the part goes from 1.50 to 4.50 s" in str(checked["corrupt"])
-    packed_report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", **arguments)
+    packed_report = pack(epic / "EPIC_100_train.csv", tmp_path / "out", PackSettings(**arguments))
     for report in (checked, packed_report):
         del report["clips"]  # of parts that are not cut out no pixels are looked at
     assert checked == packed_report
-    with pytest.raises(UsageError, match="--decode-all looks at whole files"):
-        pack(epic / "EPIC_100_train.csv", tmp_path / "other", decode_all=True, **arguments)
+    with pytest.raises(UsageError, match="--decode-all checks whole files"):
+        pack(epic / "EPIC_100_train.csv", tmp_path / "other", PackSettings(decode_all=True, **arguments))
 
 
 def test_a_name_that_no_file_can_have_is_a_missing_clip(epic, tmp_path):
@@ -326,15 +333,15 @@ def test_a_table_of_verbs_and_nouns(tmp_path):
     assert manifest["heads"] == {"verb": ["cut"], "noun": ["apple", "bread"]}
     assert manifest["packs"]["shard"]["per_class"] == {"verb": [2], "noun": [1, 1]}
     (tmp_path / "names.txt").write_text("x\n")
-    with pytest.raises(DataError, match="verb and noun take no single class list"):
+    with pytest.raises(DataError, match="verb and noun have no single class list"):
         class_lists(read_rows(tmp_path / "own.csv")[1], tmp_path / "own.csv", "table", tmp_path / "names.txt")
 
 
 def test_check_says_the_same_and_writes_nothing(kinetics, tmp_path):
     arguments = {"videos": kinetics / "videos", "split": "train", "max_bad_fraction": 0.5}
-    checked = pack(kinetics / "k400.csv", tmp_path / "out", check=True, **arguments)
+    checked = pack(kinetics / "k400.csv", tmp_path / "out", PackSettings(check=True, **arguments))
     assert not (tmp_path / "out").exists()
-    assert checked == pack(kinetics / "k400.csv", tmp_path / "out", **arguments)
+    assert checked == pack(kinetics / "k400.csv", tmp_path / "out", PackSettings(**arguments))
     text = summary(checked, tmp_path / "out", None)
     assert "2 of 3 clips can be packed" in text
     assert "playing guitar (1 of 2)" in text
@@ -385,7 +392,7 @@ def ucf(tmp_path: Path) -> Path:
 
 def test_ucf101(ucf, tmp_path):
     for split, count in (("train", 2), ("test", 1)):
-        report = pack(ucf / f"{split}list01.txt", tmp_path / "out", videos=ucf / "UCF-101", prefix=split)
+        report = pack(ucf / f"{split}list01.txt", tmp_path / "out", PackSettings(videos=ucf / "UCF-101", prefix=split))
         assert (report["format"], report["packed"]) == ("ucf101", count)
     assert {name: each["label"] for name, each in packed(tmp_path / "out").items()} == {
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01": 0,
@@ -401,7 +408,7 @@ def test_ucf101(ucf, tmp_path):
         with pytest.raises(DataError, match=message):
             read_rows(ucf / "trainlist02.txt", videos=ucf)
     (ucf / "classInd.txt").unlink()
-    with pytest.raises(DataError, match=r"classInd.txt has to lie beside it"):
+    with pytest.raises(DataError, match=r"classInd.txt, which numbers the classes, has to lie beside it"):
         read_rows(ucf / "trainlist01.txt", videos=ucf)
 
 
@@ -419,10 +426,10 @@ def test_hmdb51(tmp_path):
         for number, name in enumerate(videos):
             write_video((tmp_path / "hmdb51" / label / name).with_suffix(".mp4"), 5 + number + len(label))
     arguments = {"videos": tmp_path / "hmdb51", "split_column": "split1"}
-    report = pack(lists, tmp_path / "out", split="train", **arguments)
+    report = pack(lists, tmp_path / "out", PackSettings(split="train", **arguments))
     assert (report["format"], report["packed"]) == ("hmdb51", 2)
     assert report["notes"] == ["rows of other splits, left out: 1 of 3 (1 of 'test')"]
-    pack(lists, tmp_path / "out", split="test", **arguments)
+    pack(lists, tmp_path / "out", PackSettings(split="test", **arguments))
     facts = packed(tmp_path / "out")
     assert {name: (each["label_name"], each["split3"]) for name, each in facts.items()} == {
         "brush_hair/#a_brush_hair_u_nm.avi": ("brush_hair", "test"),
@@ -430,7 +437,7 @@ def test_hmdb51(tmp_path):
         "wave/c.d_wave.avi": ("wave", "train"),
     }
     with pytest.raises(DataError, match="--split-column, one of split1, split2, split3"):
-        pack(lists, tmp_path / "out", split="train", videos=tmp_path / "hmdb51")
+        pack(lists, tmp_path / "out", PackSettings(split="train", videos=tmp_path / "hmdb51"))
     with pytest.raises(DataError, match="lists one class of HMDB51: give its folder"):
         read_rows(lists / "wave_test_split1.txt", videos=tmp_path)
     (lists / "wave_test_split2.txt").write_text("c.d_wave.avi 3\n")
@@ -458,7 +465,7 @@ def test_activitynet(tmp_path):
     write_video(tmp_path / "videos" / "v_AbC-1_x.mp4", 19)
     write_video(tmp_path / "videos" / "v_other.mkv", 18)
     out = tmp_path / "out"
-    report = pack(source, out, videos=tmp_path / "videos", split="training", readings=(Reading("pyav"),))
+    report = pack(source, out, PackSettings(videos=tmp_path / "videos", split="training", readings=(Reading("pyav"),)))
     assert (report["format"], report["packed"]) == ("activitynet", 2)
     assert report["notes"] == [
         "1 videos have no label (the test set) and are left out: secret",

@@ -12,6 +12,7 @@ from data_samples import encode, video_bytes
 
 from sfa_dist.data.packing.annotations import read_rows
 from sfa_dist.data.packing.pack import pack
+from sfa_dist.data.packing.pack_settings import PackSettings
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.data.video.decode import choose_decoder
@@ -98,7 +99,7 @@ def test_what_other_files_are():
     assert to_mp4("a b.mp4").endswith(" OUT.mp4")  # not onto itself
 
 
-def test_all_that_is_left_out_of_a_folder_is_told(tmp_path):
+def test_all_that_is_left_out_of_a_folder_is_reported(tmp_path):
     source = tmp_path / "videos"
     put(source / "walk" / "a.mp4", 5)
     put(source / "walk" / "scene" / "b.mp4", 6)
@@ -119,19 +120,18 @@ def test_all_that_is_left_out_of_a_folder_is_told(tmp_path):
         *("run/c.mp4", "run/gone.mp4", "walk/a.mp4", "walk/more/d.mp4", "walk/scene/b.mp4")
     ]
     assert said == [
-        "files beside the class folders, left out since they have no label: 1 (loose.mp4)",
-        "folders without a clip, which are no class: 1 (empty)",
-        "clips deeper than their class folder, whose name is their label all the same: "
-        "2 (walk/more/d.mp4, walk/scene/b.mp4)",
-        "links to folders that were followed: 1 (walk/more)",
-        "other files that are left out: 9 (3 hidden, 2 .txt, 1 folders that a link leads back to, 1 links to nowhere, "
+        "files beside the class folders, left out because they have no label: 1 (loose.mp4)",
+        "folders without a clip, which are not classes: 1 (empty)",
+        "clips in deeper folders, labelled by their class folder: 2 (walk/more/d.mp4, walk/scene/b.mp4)",
+        "links to folders that are followed: 1 (walk/more)",
+        "other files, left out: 9 (3 hidden, 2 .txt, 1 links to folders already seen, 1 links to nowhere, "
         "1 in hidden folders, 1 without suffix)",
     ]
 
 
 def test_a_folder_without_classes_is_refused_in_words(tmp_path):
     put(tmp_path / "a.mp4")
-    with pytest.raises(DataError, match="no sub-folder with clips, and 1 files of frames beside them") as caught:
+    with pytest.raises(DataError, match="no sub-folder with clips, and 1 videos or pictures beside them") as caught:
         read_rows(tmp_path)
     assert "('" not in str(caught.value)  # no list of Python's
 
@@ -154,26 +154,26 @@ def test_clips_that_contradict_each_other_are_not_packed(tmp_path):
     with pytest.raises(DataError, match=r"2 contradictory of 5 clips.*first: a.mp4 \(list.csv line 2\): b.mp4 .*'y'"):
         pack(tmp_path / "list.csv", tmp_path / "out")
     for options in ({}, {"check": True}):
-        report = pack(tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=0.5, **options)
+        report = pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(max_bad_fraction=0.5, **options))
         assert (report["packed"], [entry["path"] for entry in report["duplicate"]]) == (1, ["d.mp4", "c.mp4"])
         assert [entry["path"] for entry in report["contradictory"]] == ["a.mp4", "b.mp4"]
 
 
-def test_clips_of_another_split_are_told(tmp_path):
+def test_clips_of_another_split_are_reported(tmp_path):
     for name, frames in (("a", 5), ("b", 6), ("c", 7)):
         put(tmp_path / f"{name}.mp4", frames)
     (tmp_path / "copy.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     rows = "a.mp4,x,train\nb.mp4,y,train\ncopy.mp4,x,test\nb.mp4,y,test\nc.mp4,x,test\n"
     (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
     said: list[str] = []
-    pack(tmp_path / "list.csv", tmp_path / "out", split="train", say=said.append)
+    pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(split="train"), say=said.append)
     assert said == [
         "rows of other splits, left out: 3 of 5 (3 of 'test')",
-        "clips in several splits, so that what is tested is trained on: 1 (b.mp4)",
+        "clips in several splits, which are trained on and tested: 1 (b.mp4)",
     ]
-    report = pack(tmp_path / "list.csv", tmp_path / "out", split="test")
+    report = pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(split="test"))
     assert report["shared"] == {"train": ["b.mp4", "copy.mp4"]}
-    assert report["notes"][-1] == "clips of test that train has too, by their content: 2 (b.mp4, copy.mp4)"
+    assert report["notes"][-1] == "clips of test that are in train too, by content: 2 (b.mp4, copy.mp4)"
     assert json.loads((tmp_path / "out" / "report-test.json").read_text()) == report
 
 

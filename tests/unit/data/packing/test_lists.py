@@ -44,9 +44,9 @@ def read(tmp_path: Path, content: str | bytes, classes: str | None = None, name:
         ("\n" + HEADER + "\na b.mp4,x\n\nb.mp4,y z\n\n", None),
         ("path\tlabel\na b.mp4\tx\nb.mp4\ty z\n", "separated by tabs"),
         ("path;label\na b.mp4;x\nb.mp4;y z\n", "separated by semicolons"),
-        ("a b.mp4,x\nb.mp4,y z\n", "no header: its columns are taken for path and label"),
+        ("a b.mp4,x\nb.mp4,y z\n", "no header: its columns are read as path and label"),
         (",path,label\n0,a b.mp4,x\n1,b.mp4,y z\n", "first column of list.csv has no name and is left out"),
-        ("path,frames,label\na b.mp4,30,x\nb.mp4,20,y z\n", "replaced by those of the files and classes: frames"),
+        ("path,frames,label\na b.mp4,30,x\nb.mp4,20,y z\n", "replaced by the values of the files and classes: frames"),
     ],
 )
 def test_tables_that_can_be_read(tmp_path, content, word):
@@ -76,14 +76,14 @@ def test_lines_with_spaces(tmp_path, header):
         ((HEADER + "a.mp4,\xe9\n").encode("latin1"), "is not text in UTF-8"),
         (b"PK\x03\x04\x14\x00", "is an Excel workbook or another zip file"),
         (b"PAR1\x15\x04", "is a Parquet file"),
-        ('{"path": "a.mp4", "label": "x"}\n', "is JSON, or lines of it"),
-        ("a.mp4,30,1\nb.mp4,20,0\n", "its first line has 3 columns and is no header"),
+        ('{"path": "a.mp4", "label": "x"}\n', "is JSON, or lines of JSON"),
+        ("a.mp4,30,1\nb.mp4,20,0\n", "its first line has 3 columns and is not a header"),
         ("a.mp4,x\nb.mp4,x,y\n", "line 2: not 2 columns"),
         ("a.mp4 x\nb.mp4 30 1\n", "line 2: 'b.mp4 30 1' is not a video and a label of one word"),
         ("Path,Label\na.mp4,x\n", "header needs the columns path and label .*: 'Path', 'Label'"),
         ("path\na.mp4\n", "header needs the columns path and label"),
         ("", "header needs the columns path and label"),
-        (HEADER + "a\x1b[2J.mp4,x\n", r"the path 'a\\x1b\[2J.mp4' has characters that cannot be seen"),
+        (HEADER + "a\x1b[2J.mp4,x\n", r"the path 'a\\x1b\[2J.mp4' has invisible characters"),
     ],
 )
 def test_tables_that_are_refused(tmp_path, content, message):
@@ -94,17 +94,17 @@ def test_tables_that_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("-1", "0"), "line 2: the label '-1' is a number, but no class number"),
+        (("-1", "0"), "line 2: the label '-1' is a number but not a class number"),
         (("0", "3.0"), "line 3: the label '3.0' is a number"),
         (("1e3", "x"), "the label '1e3' is a number"),
-        (("\u0663", "0"), "is a number, but no class number"),
+        (("\u0663", "0"), "is a number but not a class number"),
         (("3", "walk"), r"labels are numbers \('3', list.csv line 2\) and names \('walk', list.csv line 3\)"),
         (("nan", "walk"), "what programs write for an empty cell"),
         (("Walk", "walk"), r"written in several ways: 1, such as 'Walk' \(list.csv line 2\) and 'walk'"),
         (("pick_up", "pick  up"), "written in several ways"),
         (("cafe\u0301", "caf\xe9"), "written in several ways"),
-        (("walk\u200b", "run"), "characters that cannot be seen"),
-        (("\x1b[31mred", "run"), "characters that cannot be seen"),
+        (("walk\u200b", "run"), "has invisible characters"),
+        (("\x1b[31mred", "run"), "has invisible characters"),
         (("", "run"), "path and label must not be empty"),
     ],
 )
@@ -118,7 +118,7 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(tmp_path, labels, messa
     [
         (("1", "2"), 3, "the labels go from 1 to 2, and class numbers count from 0"),
         (("0", "4"), 5, "no clip has 3 of the class numbers 0 to 4: 1, 2, 3"),
-        (("00", "01"), 2, "labels such as '00' are class numbers: 00 is 0"),
+        (("00", "01"), 2, "labels such as '00' are read as class numbers: 00 is 0"),
     ],
 )
 def test_how_numbers_are_read_is_said(tmp_path, labels, count, word):
@@ -161,26 +161,26 @@ def test_class_lists_of_every_form_give_the_same(tmp_path, classes):
         ("run\n\nwalk\n", "line 2 is empty"),
         ("run\nwalk\nrun\n", "repeats 'run'"),
         ("0,run\n2,walk\n", "its numbers are not 0 to 1, nor 1 to 2, each once"),
-        ("0,run\n1,walk\nsit\n3,lie\n", "line 3, 'sit', is not a number and a name as the others"),
+        ("0,run\n1,walk\nsit\n3,lie\n", "line 3, 'sit', is not a number and a name like the others"),
         ("id,key,instances\n0,run,\"['a', 'b']\"\n1,walk,[]\n", "line 2 has 3 columns"),
         ('[{"id": 0, "name": "run", "label": "x"}]', "have the keys id, name, label, not one id and one name"),
         ("[0, 1]", "neither names alone nor objects"),
-        ('{"run": true, "walk": 0}', "True is no class number"),
-        ('{"run": 1.0, "walk": 0}', "1.0 is no class number"),
-        ('{"run": 0, "run": 1}', "a key is there twice"),
-        ('{"categories": [{"id": 0, "name": "run"}]}', "is no class number"),
+        ('{"run": true, "walk": 0}', "True is not a class number"),
+        ('{"run": 1.0, "walk": 0}', "1.0 is not a class number"),
+        ('{"run": 0, "run": 1}', "a JSON object has a key twice"),
+        ('{"categories": [{"id": 0, "name": "run"}]}', "is not a class number"),
         ("[" * 5000, "cannot be read as JSON"),
         ('{"run": ' + "9" * 5000 + "}", "cannot be read as JSON"),
-        ("run\nwalk\u200b\n", "is no name that can be printed"),
+        ("run\nwalk\u200b\n", "is not a printable name"),
         ("-1,none\n0,run\n1,walk\n", "line 1, '-1,none', is not a number and a name"),
-        ("-1,none\n0,run\n", "line 1 '-1,none' has a number in a form"),
-        ("0: run\n1: walk\n", "line 1 '0: run' has a number in a form"),
-        ("0. run\n1. walk\n", "line 1 '0. run' has a number in a form"),
-        ("1) run\n2) walk\n", r"line 1 '1\) run' has a number in a form"),
-        ("1|run\n2|walk\n", r"line 1 '1\|run' has a number in a form"),
-        ("0.0,run\n1.0,walk\n", "line 1 '0.0,run' has a number in a form"),
-        ("run=0\nwalk=1\n", "line 1 'run=0' has a number in a form"),
-        ("run 0\nwalk 1\n", "line 1 'run 0' has a number in a form"),
+        ("-1,none\n0,run\n", "line 1 '-1,none' has a number in an unsupported form"),
+        ("0: run\n1: walk\n", "line 1 '0: run' has a number in an unsupported form"),
+        ("0. run\n1. walk\n", "line 1 '0. run' has a number in an unsupported form"),
+        ("1) run\n2) walk\n", r"line 1 '1\) run' has a number in an unsupported form"),
+        ("1|run\n2|walk\n", r"line 1 '1\|run' has a number in an unsupported form"),
+        ("0.0,run\n1.0,walk\n", "line 1 '0.0,run' has a number in an unsupported form"),
+        ("run=0\nwalk=1\n", "line 1 'run=0' has a number in an unsupported form"),
+        ("run 0\nwalk 1\n", "line 1 'run 0' has a number in an unsupported form"),
         ("- run\n- walk\n", "line 1 '- run' is of another kind of file"),
         ("names:\n  0: run\n  1: walk\n", "line 1 'names:' is of another kind of file"),
         ("# classes\nrun\nwalk\n", "line 1 '# classes' is of another kind of file"),
@@ -197,7 +197,7 @@ def test_numbers_beside_a_class_list(tmp_path):
     numbers = HEADER + "a.mp4,0\nb.mp4,1\n"
     rows, _, said = read(tmp_path, numbers, "run\nwalk\n")
     assert rows == [("a.mp4", 0), ("b.mp4", 1)]
-    assert said == ["the labels are numbers, and are taken as places in the class list, from 0 = 'run' on"]
+    assert said == ["the labels are numbers and are read as positions in the class list, from 0 = 'run' on"]
     with pytest.raises(DataError, match=r"outside the 2 classes: '1' \(list.csv line 3\)"):
         read(tmp_path, HEADER + "a.mp4,run\nb.mp4,1\n", "run\nwalk\n")
     with pytest.raises(DataError, match="count from 1, and the labels are numbers too"):

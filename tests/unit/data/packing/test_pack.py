@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from shard_tools import run_tool
 
 from sfa_dist.data.packing.annotations.rows import ClipRow
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.packing.pack_probe import Reading, VideoProbe, VideoProber
-from sfa_dist.data.packing.reencode import Encoding
+from sfa_dist.data.packing.pack_probe import VideoProbe, VideoProber
+from sfa_dist.data.packing.pack_settings import DEFAULTS, Encoding, PackSettings, Reading
 from sfa_dist.data.shards.shard_index import load_index, verify_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.errors import CheckpointError, DataError, PreemptedError, UsageError
+from sfa_dist.tools.cli import build_parser
+from sfa_dist.tools.pack import settings_of
 
 GOOD = 9
 
@@ -41,7 +44,7 @@ def add_rows(videos: Path, *rows: str) -> None:
 
 def test_round_trip(videos, tmp_path):
     out = tmp_path / "out"
-    report = pack(videos / "list.csv", out, prefix="all", shard_size=4, workers=1)
+    report = pack(videos / "list.csv", out, PackSettings(prefix="all", shard_size=4, workers=1))
     assert (report["packed"], report["bad_fraction"]) == (GOOD, 0.0)
     shards = expand_shards([str(out / "all-{000000..000002}.tar")])
     assert verify_index(shards) == []
@@ -71,7 +74,7 @@ def test_round_trip(videos, tmp_path):
 
 def test_same_source_gives_the_same_bytes(videos, tmp_path):
     for name in ("one", "two"):
-        pack(videos / "list.csv", tmp_path / name, shard_bytes=5_000)
+        pack(videos / "list.csv", tmp_path / name, PackSettings(shard_bytes=5_000))
     first, second = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
     assert [path.name for path in first] == [path.name for path in second]
     assert sum(path.suffix == ".tar" for path in first) > 1
@@ -82,7 +85,9 @@ def test_splits_share_folder_and_classes(videos, tmp_path):
     out = tmp_path / "out"
     (videos / "classes.txt").write_text("c\nb\na\n")
     for split, count in (("train", 6), ("val", 3)):
-        assert pack(videos / "list.csv", out, split=split, classes=videos / "classes.txt")["packed"] == count
+        assert (
+            pack(videos / "list.csv", out, PackSettings(split=split, classes=videos / "classes.txt"))["packed"] == count
+        )
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["classes"], manifest["samples"], sorted(manifest["packs"])) == (
         ["c", "b", "a"],
@@ -91,26 +96,26 @@ def test_splits_share_folder_and_classes(videos, tmp_path):
     )
     assert sorted(load_index(expand_shards([str(out / "val-*.tar")])).label.tolist()) == [0, 1, 2]
     with pytest.raises(DataError, match="same --classes"):
-        pack(videos / "list.csv", out, prefix="other")
+        pack(videos / "list.csv", out, PackSettings(prefix="other"))
     with pytest.raises(DataError, match="already holds train-000000"):
-        pack(videos / "list.csv", out, split="train", classes=videos / "classes.txt")
+        pack(videos / "list.csv", out, PackSettings(split="train", classes=videos / "classes.txt"))
     with pytest.raises(DataError, match=r"no row has split = 'test'.*values are: train, val"):
-        pack(videos / "list.csv", out, split="test")
+        pack(videos / "list.csv", out, PackSettings(split="test"))
     with pytest.raises(DataError, match=r"--split-column who: no row has such a column.*note, split"):
-        pack(videos / "list.csv", out, split_column="who")
+        pack(videos / "list.csv", out, PackSettings(split_column="who"))
 
 
 def test_shards_of_a_longer_name_are_not_touched(videos, tmp_path):
     out = tmp_path / "out"
-    pack(videos / "list.csv", out, prefix="train-extra")
-    pack(videos / "list.csv", out, prefix="train", shard_size=4)
-    pack(videos / "list.csv", out, prefix="train", overwrite=True)
+    pack(videos / "list.csv", out, PackSettings(prefix="train-extra"))
+    pack(videos / "list.csv", out, PackSettings(prefix="train", shard_size=4))
+    pack(videos / "list.csv", out, PackSettings(prefix="train", overwrite=True))
     assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "train-extra-000000.tar"]
     assert sorted(json.loads((out / "manifest.json").read_text())["packs"]) == ["train", "train-extra"]
     for prefix in ("a/b", "../b", "", ".", "*"):
         if prefix:
             with pytest.raises(UsageError, match="--prefix"):
-                pack(videos / "list.csv", out, prefix=prefix)
+                pack(videos / "list.csv", out, PackSettings(prefix=prefix))
     with pytest.raises(UsageError, match="is a file"):
         pack(videos / "list.csv", videos / "list.csv")
 
@@ -130,11 +135,24 @@ def test_packs_that_run_at_the_same_time_share_the_manifest(videos, tmp_path):
 
     def beside(done: int, total: int) -> None:
         if done == total:
-            pack(videos / "list.csv", out, split="val")
+            pack(videos / "list.csv", out, PackSettings(split="val"))
 
-    pack(videos / "list.csv", out, split="train", progress=beside)
+    pack(videos / "list.csv", out, PackSettings(split="train"), progress=beside)
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["samples"], sorted(manifest["packs"])) == (GOOD, ["train", "val"])
+
+
+def test_the_command_line_has_each_setting():
+    def settings(*options: str) -> PackSettings:
+        return settings_of(build_parser().parse_args(["pack", "source", "out", *options]), None)
+
+    assert settings() == PackSettings()
+    words = "--format table --videos v --classes c --split-column s --split a --prefix p --shard-size 7 --shard-bytes 8"
+    words += " --min-frames 2 --max-bad-fraction 0.5 --seed 3 --workers 4 --decoder pyav --gop 5 --short-side 6 --crf 1"
+    given = settings(*words.split(), "--decode-all", "--overwrite", "--check")
+    names = [field.name for field in fields(PackSettings)]
+    assert [name for name in names if getattr(given, name) == getattr(DEFAULTS, name)] == []
+    assert (given.shard_size, given.encoding) == (7, Encoding(short_side=6, gop=5, crf=1))
 
 
 def test_ctrl_c_keeps_what_was_looked_at(videos, tmp_path, monkeypatch):
@@ -165,11 +183,13 @@ def test_trouble_with_the_disk_is_not_the_clips_fault(videos, tmp_path):
     (videos / "folder.mp4").mkdir()
     add_rows(videos, "folder.mp4,a,train,x", f"{'x' * 300}.mp4,a,train,x")
     with pytest.raises(DataError, match="1 missing, 1 corrupt"):
-        pack(videos / "list.csv", tmp_path / "out", max_bad_fraction=0.0)
+        pack(videos / "list.csv", tmp_path / "out", PackSettings(max_bad_fraction=0.0))
     journal = (tmp_path / "out" / ".shard-work" / "journal.jsonl").read_text()
     assert journal.count('"key"') == GOOD
     (tmp_path / "file").touch()
-    prober = VideoProber((Reading("pyav"),), 1, False, tmp_path / "file" / "work", Encoding(short_side=16))
+    prober = VideoProber(
+        PackSettings(readings=(Reading("pyav"),), encoding=Encoding(short_side=16)), tmp_path / "file" / "work"
+    )
     with pytest.raises(CheckpointError, match="make room there") as caught:
         prober(ClipRow(videos / "v0.MP4", "v0", {"label": "a"}, "line 2"))
     assert caught.value.exit_code == 74
@@ -209,7 +229,7 @@ def test_a_folder_of_class_folders(tmp_path):
         (tmp_path / "src" / label).mkdir(parents=True)
         (tmp_path / "src" / label / f"{label}.x.mp4").write_bytes(video_bytes(5 + len(label)))
         (tmp_path / "src" / label / "notes.txt").write_text("x")
-    pack(tmp_path / "src", tmp_path / "out", overwrite=True)
+    pack(tmp_path / "src", tmp_path / "out", PackSettings(overwrite=True))
     index = load_index(expand_shards([str(tmp_path / "out/shard-*.tar")]))
     assert (index.classes, sorted(index.label.tolist())) == (["run", "walk"], [0, 1])
 
@@ -230,7 +250,7 @@ def test_whole_numbers_are_class_numbers(videos, tmp_path):
     [
         ("file,label\na.mp4,x\n", "needs the columns path and label"),
         ("path,label\n", "no rows"),
-        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' is there twice"),
+        ("path,label,label\na.mp4,x,y\n", "line 1: the column 'label' appears twice"),
         ("path,label\na.mp4\n", r"line 2: 1 fields, and the header has 2"),
         ("path,label\na.mp4,x,y\n", r"line 2: 3 fields, and the header has 2"),
         ("path,label\na.mp4,\n", r"line 2: path and label must not be empty"),
@@ -242,7 +262,7 @@ def test_sources_that_cannot_be_understood(tmp_path, content, message):
     (tmp_path / "list.csv").write_text(content)
     (tmp_path / "classes.txt").write_text("x\ny\n")
     with pytest.raises(DataError, match=message):
-        pack(tmp_path / "list.csv", tmp_path / "out", classes=tmp_path / "classes.txt")
+        pack(tmp_path / "list.csv", tmp_path / "out", PackSettings(classes=tmp_path / "classes.txt"))
 
 
 def test_index_tool(videos, tmp_path, capsys):

@@ -12,7 +12,8 @@ import pytest
 from data_samples import frame_level, video_bytes
 
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.packing.reencode import Encoding, reencode, target_size
+from sfa_dist.data.packing.pack_settings import Encoding, PackSettings
+from sfa_dist.data.packing.reencode import reencode, target_size
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_names import expand_shards
@@ -104,7 +105,7 @@ def write_sources(folder: Path) -> Path:
 def test_packed_clips_are_the_encoded_ones(tmp_path):
     source, out = write_sources(tmp_path / "src"), tmp_path / "out"
     encoding = Encoding(short_side=32, gop=2)
-    report = pack(source, out, encoding=encoding, max_bad_fraction=0.5)
+    report = pack(source, out, PackSettings(encoding=encoding, max_bad_fraction=0.5))
     assert (report["packed"], len(report["corrupt"])) == (3, 1)
     index = load_index(expand_shards([str(out / "*.tar")]))
     for sample in range(3):
@@ -127,7 +128,7 @@ def test_an_interrupted_pack_goes_on_with_what_it_has_encoded(tmp_path, monkeypa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source, out, encoding=Encoding(gop=2), max_bad_fraction=0.5, progress=stop_after_two)
+        pack(source, out, PackSettings(encoding=Encoding(gop=2), max_bad_fraction=0.5), progress=stop_after_two)
     work = out / ".shard-work"
     assert len(list(work.glob("*.mp4"))) == seen == 2
     with (work / "journal.jsonl").open("a") as file:
@@ -136,10 +137,10 @@ def test_an_interrupted_pack_goes_on_with_what_it_has_encoded(tmp_path, monkeypa
     monkeypatch.setattr(
         "sfa_dist.data.packing.pack_probe.reencode", lambda *given: calls.append(given) or reencode(*given)
     )
-    whole = pack(source, out, encoding=Encoding(gop=2), max_bad_fraction=0.5)
+    whole = pack(source, out, PackSettings(encoding=Encoding(gop=2), max_bad_fraction=0.5))
     assert len(calls) == 1  # the third clip; the cut one is found out before it is encoded
     assert not work.exists()
-    again = pack(source, tmp_path / "again", encoding=Encoding(gop=2), max_bad_fraction=0.5)
+    again = pack(source, tmp_path / "again", PackSettings(encoding=Encoding(gop=2), max_bad_fraction=0.5))
     assert whole == again
     assert (out / "shard-000000.tar").read_bytes() == (tmp_path / "again" / "shard-000000.tar").read_bytes()
 

@@ -249,7 +249,7 @@ def test_a_hash_of_an_index_names_no_file_elsewhere(tmp_path: Path) -> None:
     entry = {**remote_index.read_raw(tmp_path)["x.tar"], "sha256": "../../../evil"}
     (tmp_path / "index.json").write_bytes(format_index({"x.tar": entry}))
     block = HTTP.model_copy(update={"cache_dir": str(tmp_path / "a" / "cache")})
-    with file_server(tmp_path) as server, pytest.raises(DataError, match=r"'\.\./\.\./\.\./evil' is no sha256"):
+    with file_server(tmp_path) as server, pytest.raises(DataError, match=r"'\.\./\.\./\.\./evil' is not a sha256"):
         read_clip_bytes(load_index([f"{server.url}/x.tar"], block), 0)
 
 

@@ -314,7 +314,7 @@ def test_without_stage_files_are_read_where_they_are(server: FileServer, tmp_pat
     remote = RemoteBlock(cache_dir=str(tmp_path / "c"), retries=0)
     read_clip_bytes(load_index(sorted(server.folder.glob("*.tar")), remote), 0)
     assert not (tmp_path / "c").exists()
-    with pytest.raises(ValueError, match="has no place for the shards"):
+    with pytest.raises(ValueError, match="has no folder for the shards"):
         RemoteBlock(stage=True)
 
 

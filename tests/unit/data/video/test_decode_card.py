@@ -80,7 +80,7 @@ def test_a_missing_driver_library_is_not_made_up_for_on_the_cpu(monkeypatch: pyt
     torchcodec.require_card_decodes(torch.device("cpu"))  # What it opens, opens.
     status = "[NVDEC] Fallback status: Falling back due to: NVcuvid unavailable"
     monkeypatch.setattr(torchcodec, "_opened", lambda data, device: SimpleNamespace(cpu_fallback=status))
-    with pytest.raises(RecipeError, match=r"libnvcuvid\.so\.1 is not here"):
+    with pytest.raises(RecipeError, match=r"libnvcuvid\.so\.1 is missing"):
         torchcodec.require_card_decodes(torch.device("cuda", 0))
 
 

@@ -14,7 +14,8 @@ from shard_tools import run_tool
 from test_decode import DECODERS, both, each_decoder
 
 from sfa_dist.data.packing.pack import pack
-from sfa_dist.data.packing.reencode import Encoding, reencode
+from sfa_dist.data.packing.pack_settings import Encoding, PackSettings
+from sfa_dist.data.packing.reencode import reencode
 from sfa_dist.data.shards.shard_index import load_index
 from sfa_dist.data.shards.shard_names import expand_shards
 from sfa_dist.data.video.bad_sample import BadSample
@@ -146,7 +147,7 @@ def test_pack_looks_as_the_recipe_reads(folder: Path, listed: Callable[[Path], P
 
 @pytest.mark.parametrize("name", ["h264.avi", "hevc_trimmed.mkv", "mpeg2_trimmed.mkv"])
 def test_pack_decodes_all_of_what_is_shown(folder: Path, listed: Callable[[Path], Path], tmp_path: Path, name: str):
-    report = pack(listed(make(name, folder)), tmp_path / "out", decode_all=True)
+    report = pack(listed(make(name, folder)), tmp_path / "out", PackSettings(decode_all=True))
     assert report["packed"] == 1
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sfa_dist.data.packing.reencode import Encoding, encode_frames, reencode
+from sfa_dist.data.packing.pack_settings import Encoding
+from sfa_dist.data.packing.reencode import encode_frames, reencode
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import choose_decoder
 from sfa_dist.data.video.decode_pyav import PyAVVideo
@@ -176,7 +177,7 @@ def test_matrices_that_change_nothing(matrix, plain, tmp_path):
 @pytest.mark.parametrize("name", DECODERS)
 def test_other_angles_are_refused_by_name(name, matrix, plain):
     data = with_matrix(plain, track=matrix)
-    with pytest.raises(BadSample, match=r"turns the picture by \d+ degrees, which is no multiple of 90"):
+    with pytest.raises(BadSample, match=r"turns the picture by \d+ degrees, which is not a multiple of 90"):
         choose_decoder(name).open(data).frames_at([0])
 
 

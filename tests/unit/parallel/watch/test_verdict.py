@@ -177,7 +177,7 @@ def test_the_lowest_rank_that_can_speaks(states: tuple[str | tuple[str, int], ..
     [
         (GONE, "rank 3 on node3 was lost in phase forward at step 120 (its process was killed"),
         (STOPPED, "rank 3 on node3 was lost in phase forward at step 120 (its process has been stopped for 11 s)"),
-        (RUNS, "rank 3 on node3 was lost in phase forward at step 120 (nothing was heard of it for 11 s"),
+        (RUNS, "rank 3 on node3 was lost in phase forward at step 120 (no report for 11 s"),
         ((ENDED, 65), "rank 3 on node3 ended with code 65 in phase forward at step 120"),
     ],
 )

@@ -16,7 +16,7 @@ from sfa_dist.errors import LostRankError
 from sfa_dist.parallel import joining, rendezvous
 from sfa_dist.parallel.joining import _endpoint_key, _unreached
 from sfa_dist.parallel.launch import Launch
-from sfa_dist.parallel.rendezvous import RendezvousConfig, arrange
+from sfa_dist.parallel.rendezvous import RendezvousConfig, read_rendezvous
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch.guard import _Guard
 from sfa_dist.parallel.watch.lines import Lines
@@ -56,7 +56,7 @@ def meeting(ranks_on_node: int, address: str = "127.0.0.1") -> RendezvousConfig:
     with socket.create_server((address, 0)) as free:
         port = free.getsockname()[1]
     environ = {"MASTER_ADDR": address, "MASTER_PORT": str(port), rendezvous.LIMIT_VARIABLE: "5"}
-    return arrange(environ, Launch("torchrun", 0, 2, 0, ranks_on_node))
+    return read_rendezvous(environ, Launch("torchrun", 0, 2, 0, ranks_on_node))
 
 
 def listens_at(port: int) -> set[str]:
@@ -65,47 +65,47 @@ def listens_at(port: int) -> set[str]:
     for name in ("tcp", "tcp6"):
         with open(f"/proc/net/{name}", encoding="ascii") as file:
             for line in list(file)[1:]:
-                place, state = line.split()[1], line.split()[3]
-                if state == "0A" and int(place.rpartition(":")[2], 16) == port:
-                    packed = bytes.fromhex(place.rpartition(":")[0])[::-1]
+                address, state = line.split()[1], line.split()[3]
+                if state == "0A" and int(address.rpartition(":")[2], 16) == port:
+                    packed = bytes.fromhex(address.rpartition(":")[0])[::-1]
                     found.add(socket.inet_ntoa(packed) if name == "tcp" else "::")
     return found
 
 
 def test_the_store_of_one_node_listens_to_that_node_alone_and_outlives_strangers() -> None:
-    place = meeting(2)
-    store = rendezvous._host(place)
-    assert listens_at(place.port) == {"127.0.0.1"}
+    config = meeting(2)
+    store = rendezvous._serve_store(config)
+    assert listens_at(config.port) == {"127.0.0.1"}
     random_ = random.Random(0)
     for _ in range(50):
-        with socket.create_connection((place.host, place.port), timeout=5) as stranger:
+        with socket.create_connection((config.host, config.port), timeout=5) as stranger:
             stranger.sendall(
                 random_.choice((b"GET / HTTP/1.1\r\n\r\n", random_.randbytes(300), b"\0" * 100, b"[" * 9999))
             )
-    guest = dist.TCPStore(place.host, place.port, 2, False, datetime.timedelta(seconds=5), wait_for_workers=False)
+    guest = dist.TCPStore(config.host, config.port, 2, False, datetime.timedelta(seconds=5), wait_for_workers=False)
     guest.set("a", "b")
     assert store.get("a") == b"b"
     with pytest.raises(LostRankError, match="the port is in use"):
-        rendezvous._host(place)
+        rendezvous._serve_store(config)
 
 
 def test_the_store_of_several_nodes_listens_to_all() -> None:
-    place = meeting(1)
-    store = rendezvous._host(place)
-    assert listens_at(place.port) & {"::", "0.0.0.0"}
+    config = meeting(1)
+    store = rendezvous._serve_store(config)
+    assert listens_at(config.port) & {"::", "0.0.0.0"}
     del store
 
 
 @pytest.mark.parametrize("said", ["", "[", "{}", "[1, 2]", "null", "[" * 5000])
-def test_a_door_that_no_rank_has_written_is_an_error(said: str) -> None:
+def test_an_endpoint_that_no_rank_has_written_is_an_error(said: str) -> None:
     store = dist.HashStore()
     store.set(_endpoint_key(1), said)
-    with pytest.raises(LostRankError, match="another program than this one answers for rank 1"):
+    with pytest.raises(LostRankError, match="another program answers for rank 1"):
         _unreached(meeting(1), store)
 
 
-def test_no_door_is_open_on_one_node() -> None:
+def test_no_endpoint_is_open_on_one_node() -> None:
     store = dist.HashStore()
-    place = meeting(2)
-    with joining._publish_endpoint(place, store, {}):
+    config = meeting(2)
+    with joining._publish_endpoint(config, store, {}):
         assert b", 0]" in store.get(_endpoint_key(0))

@@ -1,0 +1,133 @@
+"""Pictures of some tested clips, right and wrong ones: a few small JPEGs, where the shards can be read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sfa_dist.data.sampling.clip_sampling import spread_frames
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import SampleIndex, load_index
+from sfa_dist.data.shards.shard_names import expand_shards, shard_name
+from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.errors import SfaError
+from sfa_dist.recipe.blocks import DataBlock
+from sfa_dist.run.report.document import Block, Clip, Clips, Section, Text
+from sfa_dist.run.report.outcomes import NoOutcomesError, Outcomes, read_outcomes
+from sfa_dist.run.report.run_files import RunFiles
+
+MOST_CLIPS = 6  # Of each kind.
+FRAMES = 4  # Of a clip.
+HEIGHT, WIDEST = 80, 160  # Pixels of a frame.
+QUALITIES = (72, 50, 30, 10)  # Of the JPEG, the first that needs no more than MOST_BYTES.
+MOST_BYTES = 20_000
+HOW = (
+    "Right ones first, then wrong ones, of each kind those of which the model is surest and different classes first. "
+    f"Each shows {FRAMES} frames from the first to the last of its video."
+)
+
+
+def clip_section(run: RunFiles) -> Section:
+    """The pictures; in words why there are none, or fewer."""
+    try:
+        outcomes = read_outcomes(run.directory)
+    except NoOutcomesError as error:
+        return Section("Clips", [Text(f"No clips are shown: {error}.")])
+    chosen = [row for is_right in (True, False) for row in choose(outcomes, is_right)]
+    blocks: list[Block] = []
+    try:
+        shown = _clips(run, outcomes, chosen)
+    except (OSError, SfaError, ImportError, NoOutcomesError) as error:
+        blocks.append(Text(f"No clips are shown: their shards cannot be read here ({error})."))
+    else:
+        lost = len(chosen) - len(shown)
+        blocks += [Text(HOW), *_doubt(run, outcomes), Clips(shown)]
+        blocks += [Text(f"{lost} of {len(chosen)} clips cannot be shown: unreadable, or changed.")] if lost else []
+    return Section("Clips", blocks)
+
+
+def _doubt(run: RunFiles, outcomes: Outcomes) -> list[Text]:
+    """That the recorded scores give another top-1 than the test: equal scores, or files of two tests."""
+    counted, recorded = round(run.result["acc1"] * run.result["samples"]), int(outcomes.right.sum())
+    if counted == recorded:
+        return []
+    return [Text(f"The test counted {counted:,} right clips, its recorded scores give {recorded:,}.")]
+
+
+def choose(outcomes: Outcomes, is_right: bool) -> list[int]:
+    """Rows of at most MOST_CLIPS clips: a class's surest clip before the second one of any class."""
+    rows = np.flatnonzero(outcomes.right == is_right)
+    if outcomes.probability is not None:
+        rows = rows[np.argsort(-outcomes.probability[rows], kind="stable")]
+    seen: dict[tuple[int, ...], int] = {}
+    rounds = []
+    for row in rows.tolist():
+        label = tuple(outcomes.labels[row].tolist())
+        rounds.append((seen.get(label, 0), row))
+        seen[label] = seen.get(label, 0) + 1
+    return [row for _, row in sorted(rounds, key=lambda pair: pair[0])][:MOST_CLIPS]
+
+
+def _clips(run: RunFiles, outcomes: Outcomes, rows: Sequence[int]) -> list[Clip]:
+    """Those of the rows that can be decoded. Raises SfaError, OSError, NoOutcomesError where none can."""
+    if not run.stages:
+        raise NoOutcomesError("the run has no recipe that this version reads")
+    data = list(run.stages.values())[-1].data
+    wanted = {outcomes.shards[row] for row in rows}
+    # Local shards alone: a report waits for no network, and no pipe of a recipe is run for it.
+    shards = [shard for shard in expand_shards(data.test or data.val) if shard_name(shard) in wanted]
+    if not shards:
+        return []
+    index = load_index(shards)
+    samples = {(shard_name(index.shards[index.shard[n]]), index.keys[n]): n for n in range(len(index))}
+    shown = []
+    for row in rows:
+        sample = samples.get((outcomes.shards[row], outcomes.keys[row]))
+        jpeg = None if sample is None else _picture(index, sample, data)
+        if jpeg is not None:
+            shown.append(_clip(outcomes, row, jpeg))
+    return shown
+
+
+def _clip(outcomes: Outcomes, row: int, jpeg: bytes) -> Clip:
+    return Clip(
+        f"{outcomes.shards[row]}/{outcomes.keys[row]}",
+        outcomes.words(outcomes.labels[row]),
+        outcomes.words(outcomes.predicted[row]),
+        None if outcomes.probability is None else float(outcomes.probability[row]),
+        bool(outcomes.right[row]),
+        jpeg,
+    )
+
+
+def _picture(index: SampleIndex, sample: int, data: DataBlock) -> bytes | None:
+    """FRAMES frames of a clip side by side; None where it is not readable."""
+    cpu = data.model_copy(update={"decode_device": "cpu"})
+    try:
+        video = decoder_of(cpu).open(read_clip_bytes(index, sample))
+        frames = video.frames_at(np.array(spread_frames(video.num_frames, FRAMES), dtype=np.int64))
+    except BadSample:
+        return None  # Counted by the caller.
+    return strip(frames)
+
+
+def strip(frames: torch.Tensor) -> bytes:
+    """uint8 (T, H, W, 3) -> a JPEG of the frames side by side, each at most HEIGHT high and WIDEST wide."""
+    _, height, width, _ = frames.shape
+    scale = min(HEIGHT / height, WIDEST / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    smooth = Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
+    whole = Image.new("RGB", ((size[0] + 2) * len(frames) - 2, size[1]))
+    for place, frame in enumerate(frames):
+        whole.paste(Image.fromarray(frame.numpy()).resize(size, smooth), (place * (size[0] + 2), 0))
+    for quality in QUALITIES:
+        out = io.BytesIO()
+        whole.save(out, "JPEG", quality=quality)
+        if out.tell() <= MOST_BYTES:
+            break
+    return out.getvalue()

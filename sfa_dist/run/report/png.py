@@ -1,0 +1,35 @@
+"""Plots as PNG, for what shows no SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sfa_dist.boundary.plain import for_figure
+from sfa_dist.run.report.document import Plot
+
+MARKED_POINTS = 40  # Up to so many each has a mark.
+
+
+def draw_png(plots: Sequence[Plot], path: Path) -> Path:
+    """Writes the plots beside each other. Raises OSError."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(4.2 * len(plots), 3), layout="tight")
+    for axis, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        for each in plot.series:
+            xs, ys = [x for x, _ in each.points], [float("nan") if y is None else y for _, y in each.points]
+            mark = "o" if len(xs) < MARKED_POINTS else None
+            axis.plot(xs, ys, marker=mark, markersize=3, linewidth=1.4, label=for_figure(each.name))
+            if len(xs) == 1:
+                axis.set_xlim(xs[0] - 1, xs[0] + 1)
+        axis.set(title=for_figure(plot.title), xlabel=plot.across)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.grid(alpha=0.3)
+        if plot.series:
+            axis.legend(fontsize=8)
+        if plot.top is not None:
+            axis.set_ylim(0, plot.top)
+    figure.savefig(path, dpi=110)
+    return path
