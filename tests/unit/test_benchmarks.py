@@ -131,3 +131,27 @@ def test_precision_trains_and_compares(tmp_path: Path) -> None:
     assert [row[0] for row in told["rows"]] == ["auto", "fp8"]
     assert told["rows"][0][3:] == ["+0.000", told["rows"][0][4], "1.00000", "1.00000", "0.00%"]
     assert 0.9 < float(told["rows"][1][6]) < 0.99999
+
+
+def test_the_demo_curve_has_the_points_of_both_stages(tmp_path: Path) -> None:
+    """Stage 2 begins where stage 1 ends; seconds are those of the steps."""
+    train = {"kind": "train", "step_time": 2.0, "loss": 1.0}
+    evaluation = {"kind": "eval", "views": 1}
+    records = [
+        record | {"stage": stage, "step": step, "acc1": score}
+        for stage, scores in (("stage1", (0.2, 0.5)), ("stage2", (0.6, 0.8)))
+        for step, score in zip((5, 10), scores, strict=True)
+        for record in (train, evaluation)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "result.json").write_text(json.dumps({"acc1": 0.8, "acc1_shuffled_frames": 0.3, "chance_acc1": 0.05}))
+    (tmp_path / "env.json").write_text(json.dumps({"ranks": [{"device": "a CPU"}]}))
+    command = [sys.executable, str(BENCHMARKS / "demo_curve.py"), str(tmp_path), str(tmp_path / "demo.svg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-4:] == [
+        "| stage1 | 10 | 0.200 |",
+        "| stage1 | 20 | 0.500 |",
+        "| stage2 | 30 | 0.600 |",
+        "| stage2 | 40 | 0.800 |",
+    ]
+    assert "seconds of training" in (tmp_path / "demo.svg").read_text()
