@@ -1,5 +1,7 @@
-"""What comes with the package: recipes and Slurm scripts, beside it in a clone and inside it where it is installed, and
-weights, always inside it."""
+"""The recipes, Slurm scripts and weights that come with the package.
+
+Recipes and scripts are beside it in a clone and inside it where it is installed; weights are always inside it.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,12 @@ def shipped_weights() -> list[str]:
 
 
 def weights_path(source: str) -> Path:
-    """The file of weights: that of the package for `sfa:NAME`, else `source` itself. Raises RecipeError for a name that
-    the package does not have."""
+    """The file of `sfa:NAME` in the package; for any other source, the path that it is.
+
+    Raises RecipeError for a name that the package does not have.
+    """
     if not source.startswith(WEIGHTS_PREFIX):
         return Path(source)
     if source not in shipped_weights():
-        raise RecipeError(f"no weights {source} come with the package: it has {', '.join(shipped_weights())}")
+        raise RecipeError(f"the package has no weights {source}: it has {', '.join(shipped_weights())}")
     return _WEIGHTS / f"{source.removeprefix(WEIGHTS_PREFIX)}.safetensors"

@@ -1,4 +1,4 @@
-"""`sfa motion-prior`: a small trunk that knows motion, from generated clips alone."""
+"""`sfa motion-prior`: trains a small trunk on generated clips, so that it knows motion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _EPILOG = """\
 examples:
   sfa motion-prior --out motion.safetensors
   sfa motion-prior --out motion.safetensors --seed 1 --steps 400 --json
-Then, in a recipe, stage1.image_checkpoint: motion.safetensors. The one that comes with the package is sfa:motion-tiny.
-docs/motion_prior.md tells what it knows."""
+
+A recipe starts from it with stage1.image_checkpoint: motion.safetensors. The one that comes with the package is
+sfa:motion-tiny; docs/motion_prior.md describes it."""
 LICENCE = "Apache-2.0"
 STEPS = 1200
-# What `--size` names: trunks that a recipe's model has to be like.
+# The models of `--size`: a recipe that starts from one has the same trunk.
 SIZES = {"motion-tiny": {"size": "tiny", "image_size": 32, "pooling": "gap"}}
 
 
@@ -28,30 +29,30 @@ def add_parser(commands: Any) -> None:
     """Registers the sub-command."""
     parser = commands.add_parser(
         "motion-prior",
-        help="a small trunk that knows motion, from generated clips",
-        description="Trains a trunk on generated clips to tell where things are and how they move, and writes it as an "
-        "image checkpoint, with what it knows of clips that it has not seen.",
+        help="train a small trunk on generated clips, so that it knows motion",
+        description="Trains a small trunk on generated clips to predict where objects are and how they move, writes "
+        "it as an image checkpoint, and prints how well it predicts on new clips.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
-    add("--size", choices=sorted(SIZES), default="motion-tiny", help="which trunk (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the weights and the clips (default: %(default)s)")
-    add("--steps", type=int, default=STEPS, help="training steps of 32 clips (default: %(default)s)")
-    add("--json", action="store_true", help="print JSON, and nothing else")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    add("--size", choices=sorted(SIZES), default="motion-tiny", help="the model (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the weights and the clips (default: %(default)s)")
+    add("--steps", type=int, default=STEPS, help="training steps, of 32 clips each (default: %(default)s)")
+    add("--json", action="store_true", help="print JSON, and nothing else, to stdout")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, writes and prints. Raises UsageError, and CheckpointError where the file cannot be written."""
+    """Trains, writes and prints. Raises UsageError; CheckpointError where the file cannot be written."""
     if arguments.out.suffix != ".safetensors":
-        raise UsageError(f"--out {arguments.out}: its name has to end with .safetensors")
+        raise UsageError(f"--out {arguments.out}: the name has to end with .safetensors")
     if arguments.out.exists():
-        raise UsageError(f"--out {arguments.out} is there already: give another name, or remove it")
+        raise UsageError(f"--out {arguments.out} exists already: give another name, or remove it")
     if arguments.steps < 1 or arguments.seed < 0:
         raise UsageError("--steps has to be 1 or more, and --seed 0 or more")
-    import torch  # Here: --help does without.
+    import torch  # Imported here: --help does not need it.
 
     from sfa_dist.checkpoint import write_weights
     from sfa_dist.tools.motion_training import PIXELS, held_out_r2, train_prior
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"file": str(arguments.out), **described, "held_out_r2": r2, "cpu_seconds": seconds}))
         return 0
     print(f"{arguments.out}: {described['size']:,} bytes, sha256 {described['sha256']}, {seconds:g} CPU-seconds")
-    print("R2 on generated clips that it has not seen (1: all, 0: no more than the mean):")
+    print("R2 on new generated clips (1: all of the variance, 0: no more than the mean):")
     for name, value in r2.items():
         print(f"  {name:13}{value:6.3f}")
     return 0

@@ -1,7 +1,7 @@
-"""A small trunk learns motion from generated clips: where things are and how they move, from its pooled vector.
+"""Trains a small trunk on generated clips: its pooled vector learns where objects are and how they move.
 
-A linear head regresses the labels of 2-frame clips; then it is thrown away. The learned positions of the grid start at
-N(0, 1), without which the pooled vector does not tell places.
+A linear head regresses the labels of 2-frame clips, and is discarded afterwards. The learned positions of the grid
+start at N(0, 1): with smaller ones the pooled vector does not learn places.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sfa_dist.models.vivit import Trunk, build, normalise
 from sfa_dist.recipe.blocks import ModelBlock
 
 FRAMES = 2  # One tubelet.
-HELD_OUT = range(2**40, 2**40 + 1024)  # Indices that no training comes to.
+HELD_OUT = range(2**40, 2**40 + 1024)  # Indices that no training reaches.
 BATCH, WARMUP, LAST = 32, 50, 0.02
 LEARNING_RATE, CLIP_NORM = 6e-4, 1.0
 POSITIONS_STD = 1.0
-PIXELS = ([0.45, 0.45, 0.45], [0.25, 0.25, 0.25])  # Mean and standard deviation, as of most videos.
+PIXELS = ([0.45, 0.45, 0.45], [0.25, 0.25, 0.25])  # Mean and standard deviation of common videos.
 TOLD_EVERY = 50  # Steps.
-# Each group of labels: what it is divided by, so that its values are about 1, and its weight in the loss.
+# For each group of labels: its scale, by which it is divided, and its weight in the loss.
 TARGETS = {
     "position": (0.25, 1.0),
     "displacement": (0.05, 1.0),
@@ -36,7 +36,7 @@ WIDTHS = {"position": 2, "displacement": 2, "ground": 2, "cover": CELLS**2, "flo
 
 
 def target_groups(labels: MotionLabels) -> dict[str, Tensor]:
-    """The labels of 2-frame clips that are regressed, each (B, n), of size about 1."""
+    """The regressed labels of 2-frame clips, each (B, n), scaled to about 1."""
     raw = {
         "position": labels.centres[:, -1] - 0.5,
         "displacement": labels.steps[:, -1],
@@ -48,13 +48,13 @@ def target_groups(labels: MotionLabels) -> dict[str, Tensor]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear to LAST of the highest rate."""
+    """The learning rate at `step`: linear warm-up, then linear decay to LAST times the highest rate."""
     down = 1 - (1 - LAST) * max(0, step - WARMUP) / max(1, steps - WARMUP)
     return LEARNING_RATE * min((step + 1) / WARMUP, down)
 
 
 class Regression(nn.Module):
-    """A trunk and a linear head on its pooled vector: uint8 clips (B, 3, 2, H, W) -> the target groups."""
+    """A trunk, and a linear head on its pooled vector that predicts the target groups."""
 
     def __init__(self, model: ModelBlock) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class Regression(nn.Module):
         self.head = nn.Linear(self.trunk.width, sum(WIDTHS.values()))
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        """Each group of targets, (B, n), in fp32."""
+        """uint8 clips (B, 3, 2, H, W) -> each group of targets, (B, n), in fp32."""
         tubelets = normalise(self.trunk.cut_tubelets(clips), *PIXELS, dtype=torch.float32)
         found = self.head(self.trunk.forward_tubelets(tubelets))
         return dict(zip(WIDTHS, found.split(list(WIDTHS.values()), dim=1), strict=True))
 
 
 def train_prior(model: ModelBlock, seed: int, steps: int, tell: Callable[[str], None]) -> Regression:
-    """Trains from random weights; the same for the same seed, machine and number of threads."""
+    """Trains from random weights; `tell` gets the progress. Seed, machine and number of threads fix the result."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         regression = Regression(model)
@@ -98,8 +98,7 @@ def _loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def held_out_r2(regression: Regression, seed: int, size: int, clips: range = HELD_OUT) -> dict[str, float]:
-    """The share of the variance of each group that the head tells, of clips that training has not seen: 1 is all of it,
-    0 is what the mean tells."""
+    """R2 of each group on clips that training has not seen: the share of its variance that the head explains."""
     pixels, labels = made_clips(seed, clips, FRAMES, size)
     found, wanted = regression(pixels), target_groups(labels)
     return {name: _r2(found[name], wanted[name]) for name in TARGETS}

@@ -1,4 +1,7 @@
-"""The pixels of generated clips, and the labels: where the labelled thing is, how it moves, and what moves where."""
+"""The pixels and labels of generated clips.
+
+Shape legend: B clips, N things, T frames, H = W pixels of a side.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,25 @@ from sfa_dist.data.motion.paths import Paths, draw_paths
 from sfa_dist.data.motion.shapes import Shapes
 from sfa_dist.data.motion.textures import draw_colours, draw_tiles, look_up
 
-THINGS = 4  # At most, the labelled one included.
-PLAIN = 0.6  # The share of the clips with one thing, before a ground that does not move.
-SHOWN = (1.0, 0.6, 0.4, 0.3)  # The share of the other clips in which each thing is seen.
+THINGS = 4  # The most things in a clip, including the labelled one.
+PLAIN = 0.6  # The fraction of clips with one thing over a ground that does not move.
+SHOWN = (1.0, 0.6, 0.4, 0.3)  # The fraction of the other clips that show each thing.
 CELLS = 4  # The frame is divided into CELLS x CELLS for `cover` and `flow`.
-_TEXELS = (14.0, 56.0)  # Of the ground's tile along a frame's side.
-_ON_A_THING = (4.0, 16.0)  # Of its tile along a thing's radius.
-_NOISE = 0.05  # The most that a pixel is off by, of the sensor.
+_TEXELS = (14.0, 56.0)  # Texels of the ground along a frame's side.
+_ON_A_THING = (4.0, 16.0)  # Texels of a thing along its radius.
+_NOISE = 0.05  # The largest amplitude of sensor noise, of pixels from 0 to 1.
 
 
 class MotionLabels(NamedTuple):
-    """What is known of B clips of T frames, in float32; lengths are shares of the side.
+    """The labels of B clips of T frames, in float32; lengths are fractions of the side.
 
-    `centres` (B, T, 2): where the centre of the labelled thing is, which is the largest of those that move by
-    themselves. `steps` (B, T - 1, 2): its displacement from frame to frame, which goes on over a border that it wraps
-    around. `pan` (B, T - 1, 2): the displacement of the ground. `cover` (B, T, CELLS, CELLS): the share of each cell
-    that things which move by themselves cover, `flow` (B, T - 1, CELLS, CELLS, 2) their displacement times that share
-    in the later frame.
+    The labelled thing is the largest of those that move by themselves.
+
+    - `centres` (B, T, 2): its centre.
+    - `steps` (B, T - 1, 2): its displacement between frames, which does not jump where it wraps around a border.
+    - `pan` (B, T - 1, 2): the displacement of the ground.
+    - `cover` (B, T, CELLS, CELLS): the fraction of each cell covered by things that move by themselves.
+    - `flow` (B, T - 1, CELLS, CELLS, 2): their displacement times the cover of the later frame.
     """
 
     centres: Tensor
@@ -43,14 +48,14 @@ class MotionLabels(NamedTuple):
 
 
 def motion_clip(seed: int, index: int, frames: int, size: int) -> tuple[npt.NDArray[np.uint8], MotionLabels]:
-    """One clip, uint8 (T, H, W, 3), and its labels, without the axis of clips: a pure function of its arguments."""
+    """One clip, uint8 (T, H, W, 3), and its labels without the axis B: a pure function of its arguments."""
     clips, labels = motion_clips(seed, [index], frames, size)
     pixels = np.ascontiguousarray(clips[0].permute(1, 2, 3, 0).numpy())
     return pixels, MotionLabels(*(value[0] for value in labels))
 
 
 def motion_clips(seed: int, indices: Sequence[int], frames: int, size: int) -> tuple[Tensor, MotionLabels]:
-    """Clips as a model takes them, uint8 (B, 3, T, H, W), and their labels. Each clip is that of `motion_clip`."""
+    """Clips as a model takes them, uint8 (B, 3, T, H, W), and their labels. Each clip equals that of `motion_clip`."""
     draws = Draws(seed, indices)
     plain = draws.chance(PLAIN)
     paths = draw_paths(draws, frames, THINGS, plain)
@@ -67,7 +72,7 @@ def motion_clips(seed: int, indices: Sequence[int], frames: int, size: int) -> t
     pixels = _between(colours[:, 0], ground)
     for thing in (0, *range(THINGS - 1, 0, -1), 0):
         cover = covers[:, thing]
-        if thing == 0:  # Painted first where it goes behind, and last where it does not.
+        if thing == 0:  # Painted first where it is behind, and last otherwise.
             cover = cover * behind
             behind = 1 - behind
         pixels = pixels + (_between(colours[:, thing + 1], inside[:, thing]) - pixels) * cover[:, None]
@@ -103,7 +108,7 @@ def _ground(draws: Draws, tiles: Tensor, paths: Paths, size: int) -> Tensor:
     """The ground's noise (B, T, H, W), as the camera moves over it."""
     texels, offset = tensor(draws.logarithmic(*_TEXELS, 1)), tensor(draws.uniform(0, 64, 2))
     pan, zoom = tensor(paths.pan), tensor(paths.zoom)[..., None]
-    # A place of the ground is seen at 0.5 + (place - 0.5 - pan) * zoom, as things that stand on it.
+    # A place of the ground is seen at 0.5 + (place - 0.5 - pan) * zoom, like the things that stand on it.
     x, y = ((_places(size) - 0.5) / zoom + 0.5 + way[..., None] for way in pan.unbind(-1))
     x, y = (v * texels[..., None] + o[:, None, None] for v, o in zip((x, y), offset.unbind(-1), strict=True))
     frames = pan.shape[1]

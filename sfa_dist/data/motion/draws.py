@@ -1,4 +1,4 @@
-"""What is drawn for a clip: uniform numbers keyed by (seed, index), by name, and how they are spread."""
+"""The random numbers of clips, from a generator for each (seed, index)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PURPOSE = "motion"
 
 
 class Draws:
-    """The uniform numbers of some clips, taken one after another; each clip has its own, whatever else is drawn."""
+    """Random numbers of some clips, in the order of the calls. Those of a clip do not depend on the other clips."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._generators = [sample_rng(seed, 0, index, _PURPOSE) for index in indices]
@@ -27,14 +27,14 @@ class Draws:
         return low + (high - low) * drawn
 
     def logarithmic(self, low: float, high: float, *shape: int) -> Numbers:
-        """Float64 (clips, *shape) from [low, high): as many from each octave."""
+        """Float64 (clips, *shape) from [low, high), uniform in the logarithm."""
         return np.exp(self.uniform(float(np.log(low)), float(np.log(high)), *shape))
 
     def chance(self, share: float, *shape: int) -> npt.NDArray[np.bool_]:
-        """Bool (clips, *shape): true for `share` of them."""
+        """Bool (clips, *shape), true with probability `share`."""
         return self.uniform(0.0, 1.0, *shape) < share
 
 
 def tensor(values: npt.NDArray[np.generic]) -> Tensor:
-    """Float32, as pixels are computed."""
+    """The values as a float32 tensor."""
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

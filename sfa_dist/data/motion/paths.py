@@ -1,4 +1,4 @@
-"""Where things are in each frame: straight on and reflected by the borders, wrapping around them, or in circles."""
+"""The positions of things in each frame: straight and reflected by the borders, wrapping around them, or circling."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy.typing as npt
 
 from sfa_dist.data.motion.draws import Draws, Numbers
 
-SPEED = (0.01, 0.16)  # Of a thing, in sides a frame.
+SPEED = (0.01, 0.16)  # Of a thing, in sides per frame.
 RADIUS = (0.05, 0.3)
-LESS = 0.6  # What else moves has at most so much of the radius of the thing that is labelled.
+LESS = 0.6  # The largest radius of other moving things, as a fraction of the labelled thing's.
 _LEAST_RADIUS, _MOST_RADIUS = 0.03, 0.4
 _ORBIT = (0.08, 0.35)
-_PAN, _ZOOM, _GROWTH, _TURN = 0.06, 0.03, 0.04, 0.35  # At most, a frame: sides, shares, shares, radians.
+_PAN, _ZOOM, _GROWTH, _TURN = 0.06, 0.03, 0.04, 0.35  # The most per frame: sides, relative, relative, radians.
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Of B clips with N things in T frames. Thing 0 is the one that is labelled: the largest that moves by itself.
+    """The paths of N things in B clips of T frames. Thing 0 is the labelled one: the largest that moves by itself.
 
-    `centres` (B, N, T, 2), `steps` (B, N, T - 1, 2) between frames, `radii` and `angles` (B, N, T). `wraps` (B,) says
-    whose things come in again on the other side, `still` (B, N) which of them stand on the ground. `pan` (B, T, 2) and
+    `centres` (B, N, T, 2); `steps` (B, N, T - 1, 2) between frames; `radii` and `angles` (B, N, T). `wraps` (B,) marks
+    clips whose things reappear on the other side, `still` (B, N) things that stand on the ground. `pan` (B, T, 2) and
     `zoom` (B, T) are the camera's.
     """
 
@@ -37,8 +37,10 @@ class Paths:
 
 
 def draw_paths(draws: Draws, frames: int, things: int, plain: npt.NDArray[np.bool_]) -> Paths:
-    """The camera stands still in `plain` clips (B,). Half of the things beside the first stand on the ground, of any
-    size; the others move and are smaller."""
+    """Draws the paths of `things` things; the camera stands still in `plain` clips (B,).
+
+    Except for the first, half of the things stand on the ground and have any size; the others move and are smaller.
+    """
     times = np.arange(frames)
     pan, zoom = _camera(draws, times, plain)
     radii = draws.logarithmic(*RADIUS, things)
@@ -79,7 +81,7 @@ def draw_paths(draws: Draws, frames: int, things: int, plain: npt.NDArray[np.boo
 
 
 def _camera(draws: Draws, times: npt.NDArray[np.int64], plain: npt.NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
-    """Pan (B, T, 2) and zoom (B, T): a quarter of the cameras that move zoom too."""
+    """Pan (B, T, 2) and zoom (B, T); a quarter of the cameras that move also zoom."""
     moves, zooms = ~plain, draws.chance(0.25)
     pan = draws.uniform(-_PAN, _PAN, 2) * moves[:, None]
     zoom = 1 + draws.uniform(-_ZOOM, _ZOOM) * (moves & zooms)
@@ -87,5 +89,5 @@ def _camera(draws: Draws, times: npt.NDArray[np.int64], plain: npt.NDArray[np.bo
 
 
 def _triangle(x: Numbers) -> Numbers:
-    """Goes from 0 to 1 and back to 0 while x goes from 0 to 2: a way that is reflected at 0 and at 1."""
+    """A triangle wave, 0 to 1 and back to 0 for x from 0 to 2: a straight path that is reflected at 0 and at 1."""
     return 1 - np.abs(1 - x % 2)

@@ -1,6 +1,6 @@
-"""What a thing covers: ellipses, boxes, rings and bent strokes like those of handwriting, with soft edges.
+"""The shapes of things: ellipses, boxes, rings and bent strokes like those of handwriting, with soft edges.
 
-A shape is a signed distance in the thing's own coordinates, in which its radius is 1: below 0 inside, above 0 outside.
+A shape is a signed distance in the thing's own coordinates, in which its radius is 1; it is negative inside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from sfa_dist.data.motion.draws import Draws, tensor
 
 KINDS = 4  # Ellipses, boxes, rings, strokes.
-_POINTS = 5  # Of a stroke.
+_POINTS = 5  # Points of a stroke.
 _LEAST = 1e-6
 
 
@@ -29,9 +29,9 @@ class Shapes:
         self.points = tensor(points - points.mean(axis=2, keepdims=True))
 
     def cover(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """How much of each pixel (B, N, T, H, W) a thing covers, from 0 to 1.
+        """The fraction of each pixel that a thing covers, (B, N, T, H, W).
 
-        `x` and `y` are the pixels' places in the thing's own coordinates, `radii` (B, N, T) its radius in pixels.
+        `x` and `y` are the pixels' positions in the thing's own coordinates, `radii` (B, N, T) its radius in pixels.
         """
         aspects, widths = self.aspects[..., None, None, None], self.widths[..., None, None, None]
         long_y = y / aspects
@@ -44,7 +44,7 @@ class Shapes:
         return (0.5 - distance * radii[..., None, None]).clamp(0, 1)
 
     def _from_points(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance to the nearest piece of the bent stroke."""
+        """The distance to the nearest segment of the stroke."""
         nearest = torch.full_like(x, torch.inf)
         for first, second in zip(self.points.unbind(2)[:-1], self.points.unbind(2)[1:], strict=True):
             ax, ay = (value[..., None, None, None] for value in first.unbind(-1))

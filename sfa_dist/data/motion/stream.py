@@ -1,6 +1,6 @@
-"""Batches of generated clips without an end: made in blocks, each clip taken a few times before its block is renewed.
+"""Endless batches of generated clips, from blocks of clips that are replaced in turn.
 
-Making a clip takes about as long as a step of the smallest model on it, so each is shown about four times.
+Generating a clip takes about as long as a step of the smallest model on it, so each is used about four times.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from sfa_dist.data.motion.clips import MotionLabels, motion_clips
 from sfa_dist.data.sampling.randomness import sample_rng
 
 MotionBatch = tuple[torch.Tensor, MotionLabels]
-_MADE_TOGETHER = 64  # Clips; more at a time leave the processor's cache.
+_MADE_TOGETHER = 64  # Clips generated at a time; more do not fit into the processor's cache.
 
 
 @dataclass(frozen=True)
 class MotionStream(IterableDataset[MotionBatch]):
-    """Endless batches of `batch` clips, uint8 (B, 3, T, H, W), with their labels: the same for the same arguments.
+    """Endless batches of `batch` clips, uint8 (B, 3, T, H, W), with their labels; the arguments determine them.
 
-    A block is `block` clips, of consecutive indices from 0 on. There is a new one every `renewed_after` batches, and
-    the `blocks` latest are drawn from, each clip as often as another.
+    A block has `block` clips with consecutive indices, from 0 on. Every `renewed_after` batches a new one is generated.
+    Clips are drawn uniformly from the latest `blocks` blocks.
     """
 
     seed: int
@@ -36,7 +36,7 @@ class MotionStream(IterableDataset[MotionBatch]):
     renewed_after: int = 64
 
     def __iter__(self) -> Iterator[MotionBatch]:
-        """From the first batch on."""
+        """Starts at the first batch."""
         pool: list[MotionBatch] = []
         step = 0
         while True:
@@ -53,7 +53,7 @@ class MotionStream(IterableDataset[MotionBatch]):
 
 
 def made_clips(seed: int, indices: range, frames: int, size: int) -> MotionBatch:
-    """The clips of these indices and their labels, as `motion_clips` makes them, a few at a time."""
+    """The clips of `indices` and their labels, as `motion_clips` makes them, a few at a time."""
     parts = [
         motion_clips(seed, indices[first : first + _MADE_TOGETHER], frames, size)
         for first in range(0, len(indices), _MADE_TOGETHER)

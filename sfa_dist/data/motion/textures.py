@@ -1,4 +1,4 @@
-"""Textures: tiles of noise in octaves, seen through coordinates, between two colours."""
+"""Textures: tiles of noise in octaves, looked up by coordinates, between two colours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sfa_dist.data.motion.draws import Draws, Numbers, tensor
 
-TILE = 64  # Texels along a side; beyond its border a tile is seen mirrored.
+TILE = 64  # Texels along a side; beyond its border a tile is mirrored.
 _OCTAVES = (4, 8, 16, 32)
-_APART = 0.35  # The least difference of a thing's mean colour from the ground's.
+_APART = 0.35  # The smallest difference between the mean colours of a thing and of the ground.
 
 
 def draw_tiles(draws: Draws, layers: int) -> Tensor:
-    """Noise (B, layers, TILE, TILE) from 0 to 1: more or less rough, from soft to nearly two values."""
+    """Noise (B, layers, TILE, TILE) from 0 to 1, of varying roughness, from soft to nearly two values."""
     rough = tensor(draws.uniform(0.4, 1.1, layers))
     noise = torch.zeros(())
     for octave, side in enumerate(_OCTAVES):
@@ -35,8 +35,8 @@ def look_up(tiles: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def draw_colours(draws: Draws, things: int) -> tuple[Tensor, Tensor]:
-    """Two colours of each layer, (B, things + 1, 2, 3) from 0 to 1, the ground first; and what all pixels are
-    multiplied by and raised by, (B, 2).
+    """Two colours of each layer, (B, things + 1, 2, 3) from 0 to 1, the ground first; gain and offset of all pixels,
+    (B, 2).
 
     A third of the clips are grey, a sixth have a flat ground, an eighth a black one; half of the things are bright.
     """
@@ -57,7 +57,7 @@ def draw_colours(draws: Draws, things: int) -> tuple[Tensor, Tensor]:
 
 
 def _away(middles: Numbers, ground: Numbers) -> Numbers:
-    """Colours that are far enough from the ground's to be seen."""
+    """Moves colours that are too close to the ground's away from it."""
     difference = (middles - ground).mean(axis=-1, keepdims=True)
     room = np.where(ground.mean(axis=-1, keepdims=True) > 0.5, -1.0, 1.0)
     near = np.abs(difference) < _APART

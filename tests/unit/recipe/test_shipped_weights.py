@@ -26,7 +26,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str, write_recipe:
         weights_path(name)
     error = errors_of(write_recipe(MINIMAL.replace("{frames: 4}", f"{{image_checkpoint: '{name}'}}")))
     assert error.startswith("a.yaml:4: stage1.image_checkpoint: ")
-    assert error.endswith(f"no weights {name} come with the package: it has sfa:motion-tiny")
+    assert error.endswith(f"the package has no weights {name}: it has sfa:motion-tiny")
 
 
 def test_a_recipe_may_name_them(write_recipe: WriteRecipe) -> None:

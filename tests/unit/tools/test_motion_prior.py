@@ -78,7 +78,7 @@ def test_the_same_seed_makes_the_same_file(tmp_path: Path, capsys: pytest.Captur
     ("words", "says"),
     [
         (["--out", "a.pth"], "has to end with .safetensors"),
-        (["--out", "there.safetensors"], "is there already"),
+        (["--out", "there.safetensors"], "exists already"),
         (["--out", "a.safetensors", "--steps", "0"], "--steps has to be 1 or more"),
         (["--out", "a.safetensors", "--size", "motion-huge"], "motion-tiny"),
     ],
