@@ -1,4 +1,4 @@
-"""What a report tells of single classes: how many of their clips are right, what they are taken for, and the confusion
+"""What a report says of single classes: how many of their clips are right, what they are taken for, and the confusion
 matrix as a picture where it is small enough to be looked at."""
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def confusion_counts(table: dict[str, Any]) -> tuple[list[int], npt.NDArray[np.i
     numbers = sorted({number for pair in table["confusion"] for number in pair[:2]})
     if len(numbers) > MATRIX_CLASSES:
         return numbers, np.zeros((0, 0), dtype=np.int64)
-    place = {number: row for row, number in enumerate(numbers)}
+    position = {number: row for row, number in enumerate(numbers)}
     counts = np.zeros((len(numbers), len(numbers)), dtype=np.int64)
     for label, taken_for, clips in table["confusion"]:
-        counts[place[label], place[taken_for]] = clips
+        counts[position[label], position[taken_for]] = clips
     return numbers, counts
 
 
@@ -126,4 +126,4 @@ def shortened(names: list[str]) -> list[str]:
     """Cut where they are long; with a number where that makes two the same."""
     cut = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in names]
     counts = Counter(cut)
-    return [f"{place} {name}" if counts[name] > 1 else name for place, name in enumerate(cut)]
+    return [f"{number} {name}" if counts[name] > 1 else name for number, name in enumerate(cut)]

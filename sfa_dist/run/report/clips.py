@@ -123,8 +123,8 @@ def strip(frames: torch.Tensor) -> bytes:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smooth = Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
     whole = Image.new("RGB", ((size[0] + 2) * len(frames) - 2, size[1]))
-    for place, frame in enumerate(frames):
-        whole.paste(Image.fromarray(frame.numpy()).resize(size, smooth), (place * (size[0] + 2), 0))
+    for number, frame in enumerate(frames):
+        whole.paste(Image.fromarray(frame.numpy()).resize(size, smooth), (number * (size[0] + 2), 0))
     for quality in QUALITIES:
         out = io.BytesIO()
         whole.save(out, "JPEG", quality=quality)

@@ -35,10 +35,10 @@ def write_comparison(run_dirs: Sequence[Path], page_file: Path) -> Path:
     try:
         page = comparison_page(_named(run_dirs))
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        told = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"a file of {', '.join(map(str, run_dirs))} is not what this program writes ({told}): `sfa report` of each "
-            "run alone tells which"
+            f"a file of {', '.join(map(str, run_dirs))} is not what this program writes ({why}): `sfa report` of each "
+            "run alone names it"
         ) from error
     write_whole(page_file.with_suffix(".md"), markdown_page(page).encode())
     write_whole(page_file, html_page(page).encode())
@@ -77,10 +77,10 @@ def _verdict(first: str, other: str, runs: Named) -> list[str]:
         lacking = " and ".join(name for name in (first, other) if not runs[name].result)
         return [f"{other} cannot be compared with {first}: no test result of {lacking} yet."]
     points = (mine["acc1"] - base["acc1"]) * 100
-    told = f"{other}: top-1 {mine['acc1']:.2%}, {abs(points):.2f} points {'above' if points >= 0 else 'below'} {first}"
+    text = f"{other}: top-1 {mine['acc1']:.2%}, {abs(points):.2f} points {'above' if points >= 0 else 'below'} {first}"
     if base["total_seconds"]:
-        told += f", in {mine['total_seconds'] / base['total_seconds']:.2f} times its seconds of training"
-    return [f"{told}."]
+        text += f", in {mine['total_seconds'] / base['total_seconds']:.2f} times its seconds of training"
+    return [f"{text}."]
 
 
 def _scores(runs: Named) -> Table:
@@ -138,7 +138,7 @@ def _curves(runs: Named) -> list[Section]:
 
 
 def _plot(kind: str, over: str, logs: dict[str, StageLog | None]) -> Plot | None:
-    """One kind of curve of all runs; None where none has it. Every run keeps its place, and so its colour."""
+    """One kind of curve of all runs; None where none has it. Every run keeps its position, and so its colour."""
     key, top = KINDS[kind]
     series = []
     for name, log in logs.items():
@@ -161,12 +161,12 @@ def _settings(run: RunFiles) -> dict[str, Any] | None:
 def _differences(runs: Named) -> list[Block]:
     known = {name: settings for name, run in runs.items() if (settings := _settings(run)) is not None}
     lacking = [name for name in runs if name not in known]
-    told: list[Block] = [Text(f"Without a recipe that this version reads: {', '.join(lacking)}.")] if lacking else []
+    blocks: list[Block] = [Text(f"Without a recipe that this version reads: {', '.join(lacking)}.")] if lacking else []
     if len(known) < 2:
-        return told
+        return blocks
     keys = list(dict.fromkeys(key for settings in known.values() for key in settings))
     values = {key: [str(settings.get(key, "not there")) for settings in known.values()] for key in keys}
     rows = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
     if not rows:
-        return [*told, Text("Apart from names and seeds their recipes do not differ.")]
-    return [*told, Table("Keys of the recipes", ["key", *known], rows, long=True)]
+        return [*blocks, Text("Apart from names and seeds their recipes do not differ.")]
+    return [*blocks, Table("Keys of the recipes", ["key", *known], rows, long=True)]

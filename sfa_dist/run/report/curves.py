@@ -40,11 +40,11 @@ class StageLog:
         self._clock = _clock(train)
 
     def points(self, rows: Sequence[Record], value: Callable[[Record], Any], over: str = STEP) -> list[Point]:
-        """(step or second, value) of each row; a row without a place on the clock is left out."""
+        """(step or second, value) of each row; a row that is not on the clock is left out."""
         if over == STEP:
             return [(row["step"], number(value(row))) for row in rows]
-        places = ((self._second(row["step"]), number(value(row))) for row in rows)
-        return [(second, found) for second, found in places if second is not None]
+        timed = ((self._second(row["step"]), number(value(row))) for row in rows)
+        return [(second, found) for second, found in timed if second is not None]
 
     def _second(self, step: int) -> float | None:
         """When a step ended, between two lines of the log by its share."""
@@ -115,7 +115,7 @@ def _word(over: str) -> str:
 
 
 def pictures_of(run: RunFiles) -> dict[str, list[Plot]]:
-    """What Markdown shows in place of the curves, by file name: plots of all stages beside each other."""
+    """What Markdown shows instead of the curves, by file name: plots of all stages beside each other."""
     logs = stage_logs(run)
     wanted = {
         "train_loss": [Plot(name, STEP, log.losses(STEP)) for name, log in logs.items() if log.train],

@@ -166,10 +166,10 @@ def _events(run: RunFiles) -> list[Block]:
 
 
 def _looped(run: RunFiles) -> list[Block]:
-    told = [
+    lines = [
         f"{each.get('stage')}: {each['text']}" for each in run.events("notice") if "looped" in str(each.get("text"))
     ]
-    return [Text(line) for line in dict.fromkeys(told)] or [Text("No looped clips were reported.")]
+    return [Text(line) for line in dict.fromkeys(lines)] or [Text("No looped clips were reported.")]
 
 
 def _bad_clips(run: RunFiles) -> list[Block]:

@@ -32,9 +32,9 @@ def write_report(run_dir: Path) -> Path:
         write_whole(run_dir / REPORT_PAGE, html_page(page).encode())
         return run_dir / REPORT_PAGE
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        told = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({told})"
+            f"{run_dir}: log.jsonl, result.json, env.json or test/classes.json is not what this program writes ({why})"
         ) from error
 
 

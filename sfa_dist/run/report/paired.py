@@ -52,15 +52,15 @@ def _pair(
     only_first = sum(one[clip][1] and not other[clip][1] for clip in both)
     only_second = sum(other[clip][1] and not one[clip][1] for clip in both)
     p = mcnemar(only_first, only_second)
-    told = (
+    counts = (
         f"On the {len(both):,} clips that both were tested on, {only_first:,} are right in {names[0]} alone and "
         f"{only_second:,} in {names[1]} alone"
     )
     rest = max(len(one), len(other)) - len(both)
-    told += f" ({rest:,} further clips are in one test only)" if rest else ""
+    counts += f" ({rest:,} further clips are in one test only)" if rest else ""
     if p >= SURE:
-        words = f"{told}: no difference is shown (McNemar, exact, p = {p:.2g})."
+        words = f"{counts}: no difference is shown (McNemar, exact, p = {p:.2g})."
     else:
         better = names[0] if only_first > only_second else names[1]
-        words = f"{told}: {better} is better on them (McNemar, exact, p = {p:.2g})."
+        words = f"{counts}: {better} is better on them (McNemar, exact, p = {p:.2g})."
     return Paired(names, len(both), only_first, only_second, p, words)

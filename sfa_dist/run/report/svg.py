@@ -24,11 +24,11 @@ def draw(plot: Plot) -> str:
     xs, ys = [x for x, _ in numbers], [y for _, y in numbers]
     across = ticks(min(xs, default=0.0), max(xs, default=1.0), 1.0 if plot.whole else 0.0)
     up = ticks(0.0, plot.top) if plot.top is not None else ticks(min(ys, default=0.0), max(ys, default=1.0))
-    place = _Place(across, up)
-    lines = "".join(place.curve(number, each.points) for number, each in enumerate(thinned))
+    axes = _Axes(across, up)
+    lines = "".join(axes.curve(number, each.points) for number, each in enumerate(thinned))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{for_html(in_words(plot))}">'
-        f"{place.frame(plot.across)}{lines}</svg>"
+        f"{axes.frame(plot.across)}{lines}</svg>"
     )
 
 
@@ -45,13 +45,13 @@ def legend(names: Sequence[str]) -> str:
 
 def in_words(plot: Plot) -> str:
     """What a plot shows, for who does not see it."""
-    told = []
+    curves = []
     for each in plot.series:
         numbers = [y for _, y in each.points if y is not None]
         if numbers:
             ends = f"from {numbers[0]:.4g} to {numbers[-1]:.4g}, lowest {min(numbers):.4g}, highest {max(numbers):.4g}"
-            told.append(f"{each.name} {ends}")
-    return f"{plot.title} by {plot.across}: {'; '.join(told) or 'no numbers'}"
+            curves.append(f"{each.name} {ends}")
+    return f"{plot.title} by {plot.across}: {'; '.join(curves) or 'no numbers'}"
 
 
 def thin(points: Sequence[Point]) -> Sequence[Point]:
@@ -75,12 +75,12 @@ def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
 
 
 def tick_words(values: Sequence[float]) -> list[str]:
-    """The numbers of ticks, with as many digits as tell them apart; with an exponent where they are tiny or huge."""
+    """The numbers of ticks, with the digits that they need to differ; with an exponent if they are tiny or huge."""
     largest, apart = max(map(abs, values)), values[1] - values[0]
     if not 1e-3 <= largest < 1e6:
         return [_with_exponent(value) if abs(value) > apart / 2 else "0" for value in values]
-    places = max(0, -math.floor(math.log10(apart) + 1e-9))
-    return [f"{value if abs(value) > apart / 2 else 0.0:,.{places}f}" for value in values]
+    digits = max(0, -math.floor(math.log10(apart) + 1e-9))
+    return [f"{value if abs(value) > apart / 2 else 0.0:,.{digits}f}" for value in values]
 
 
 def _with_exponent(value: float) -> str:
@@ -88,7 +88,7 @@ def _with_exponent(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-class _Place:
+class _Axes:
     """Where numbers lie on the drawing."""
 
     def __init__(self, across: list[float], up: list[float]) -> None:

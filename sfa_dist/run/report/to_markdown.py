@@ -77,4 +77,4 @@ def _(block: Clips) -> list[str]:
 @_block.register(Matrix)
 @_block.register(Code)
 def _(block: Plots | Matrix | Code) -> list[str]:
-    return []  # Of the web page alone: pictures and tables tell the same, the recipe lies beside it.
+    return []  # Of the web page alone: pictures and tables show the same, the recipe lies beside it.

@@ -34,7 +34,7 @@ def verdict_lines(run: RunFiles) -> list[str]:
 
 
 def _chance(result: dict[str, Any]) -> list[str]:
-    """Of each head that is better than chance, or that nobody knows; `verdicts` tell the others."""
+    """Of each head that is better than chance, or of which that is not recorded; `verdicts` has the others."""
     lines = []
     for head in heads_of(result):
         guessed, titled = guessing(result, head), f"{head.removesuffix('_')}: " if head else ""
@@ -57,12 +57,12 @@ def interval_words(interval: tuple[float, float] | None) -> str:
 
 
 def _interval(result: dict[str, Any]) -> list[str]:
-    told = [
+    intervals = [
         (f"{head.removesuffix('_')} " if head else "") + interval_words(interval_of(result, head))
         for head in heads_of(result)
     ]
     return [
-        f"95 % interval of top-1 by clips (Wilson): {'; '.join(told)}. It says how far other clips would move the "
+        f"95 % interval of top-1 by clips (Wilson): {'; '.join(intervals)}. It says how far other clips would move the "
         "score, and nothing of other seeds."
     ]
 
@@ -71,23 +71,23 @@ def _shuffled(result: dict[str, Any]) -> str:
     shuffled, interval = result.get("acc1_shuffled_frames"), interval_of(result)
     if shuffled is None:
         return "The control with shuffled frames was not measured (test.shuffled_frames: true measures it)."
-    told = f"With the frames of each clip in random order top-1 is {shuffled:.2%}"
+    text = f"With the frames of each clip in random order top-1 is {shuffled:.2%}"
     if interval is None:
-        return f"{told}."
+        return f"{text}."
     if shuffled < interval[0]:
-        return f"{told}, below that interval: the score depends on the order of the frames."
+        return f"{text}, below that interval: the score depends on the order of the frames."
     if shuffled > interval[1]:
-        return f"{told}, above that interval: the order of the frames does not help this model."
-    return f"{told}, within that interval: that the order of the frames counts is not shown by these clips."
+        return f"{text}, above that interval: the order of the frames does not help this model."
+    return f"{text}, within that interval: that the order of the frames counts is not shown by these clips."
 
 
 def _cost(result: dict[str, Any]) -> list[str]:
     ranks = sum(stage.get("gpu_seconds", 0) for stage in result.get("stages", {}).values())
-    told = f"Training took {result['total_seconds']:,.0f} s ({ranks:,.0f} rank-seconds)"
+    text = f"Training took {result['total_seconds']:,.0f} s ({ranks:,.0f} rank-seconds)"
     ratio = result.get("cost_ratio")
     if ratio is None:
-        return [f"{told}. Its cost beside end-to-end training is not in result.json (cost_ratio)."]
-    return [f"{told}, {ratio:.2f} times what end-to-end training costs (cost_ratio)."]
+        return [f"{text}. Its cost beside end-to-end training is not in result.json (cost_ratio)."]
+    return [f"{text}, {ratio:.2f} times what end-to-end training costs (cost_ratio)."]
 
 
 def said(run: RunFiles) -> list[str]:

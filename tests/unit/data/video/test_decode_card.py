@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_samples import encode, video_bytes, write_shard
+from data_samples import encode, eval_transform, video_bytes, write_shard
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfa_dist.data.batches.augment import eval_transform, train_transform
+from sfa_dist.data.batches.augment import train_transform
 from sfa_dist.data.batches.feed import FeedSettings, feed
 from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
 from sfa_dist.data.batches.rand_augment import OPERATIONS
