@@ -28,7 +28,8 @@ class Model:
     """Trunk and tail of a finished stage on a device, in the precision of its engine.
 
     Clips are scored in one call (`logits`), or in two: `steps` turns each tubelet step into a vector, and `windows`
-    scores the vectors of a window. The second way computes a step once, however many windows contain it.
+    scores the vectors of a window. The second way computes a step once, however many windows contain it. `windows`
+    also does what depends on the window: with `model.centre` it runs the adapter, with `model.subtract` the trunk too.
 
     Scores that are not finite raise SfaError.
     """
@@ -60,16 +61,29 @@ class Model:
         """uint8 (B, 3, T, S, S) -> fp32 (B, classes) on the CPU."""
         return self._checked(self.tail(self.trunk(clips)))
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether a step through the trunk is the same in all windows that it is in."""
+        return self.stage.model.subtract == "none"
+
     @torch.inference_mode()
     def steps(self, tubelets: Tensor) -> Tensor:
-        """uint8 tubelet steps (R, 3, t, S, S) -> vectors (R, D) on the device, adapter included."""
+        """uint8 tubelet steps (R, 3, t, S, S) -> vectors (R, D) on the device, for `windows`.
+
+        The adapter is included, except with `model.centre`; with `model.subtract` the steps come back as they are.
+        """
+        if not self.shares_steps:
+            return tubelets
         features = self.trunk.run_tubelets(tubelets.to(self.trunk.device, non_blocking=True))
-        return self.tail.adapted(features.unsqueeze(0)).squeeze(0)
+        return features if self.tail.centre else self.tail.adapted(features.unsqueeze(0)).squeeze(0)
 
     @torch.inference_mode()
     def windows(self, steps: Tensor) -> Tensor:
-        """Vectors of `steps` (B, F, D) -> fp32 logits (B, classes) on the CPU."""
-        return self._checked(self.tail.over_time(steps))
+        """Outputs of `steps` (B, F, ...) -> fp32 logits (B, classes) on the CPU."""
+        if not self.shares_steps:
+            clips = steps.transpose(1, 2).flatten(2, 3)  # (B, 3, T, S, S)
+            return torch.cat([self.logits(clip) for clip in clips.split(1)])
+        return self._checked(self.tail(steps) if self.tail.centre else self.tail.over_time(steps))
 
     def _checked(self, logits: Tensor) -> Tensor:
         if not logits.isfinite().all():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sfa_dist.models.chunked import ChunkedFeatures
 from sfa_dist.models.eight_bits import EightBits, to_eight_bits
 from sfa_dist.models.folding import FoldedEmbed
+from sfa_dist.models.still import still_of, still_of_tubelets
 from sfa_dist.models.vivit import Trunk, normalise
 
 
@@ -68,6 +69,8 @@ class FrozenTrunk(nn.Module):
         self.trunk = cast(trunk, dtype).requires_grad_(False)
         self.pooled, self.dtype = pooled, dtype
         self.mean, self.std = tuple(mean), tuple(std)
+        # The folded weights rely on pixels that are whole numbers, which differences from a still image are not.
+        fold = fold and trunk.subtract == "none"
         self.folded = FoldedEmbed(trunk.embed, mean, std) if fold else None
         if eight_bits is not None:
             to_eight_bits(self.trunk, eight_bits)
@@ -95,7 +98,8 @@ class FrozenTrunk(nn.Module):
 
         Autograd can save the features. With a `link`, tokens come back in chunks that the host's memory holds.
         """
-        batch, tubelets = len(clips), len(clips) * (clips.shape[2] // self.trunk.tubelet)
+        batch, steps = len(clips), clips.shape[2] // self.trunk.tubelet
+        tubelets = batch * steps
         size = max(1, self.chunk_frames // self.trunk.tubelet)
         spans = [slice(start, min(start + size, tubelets)) for start in range(0, tubelets, size)]
         row_shape = (self.trunk.width,) if self.pooled else (self.trunk.tokens, self.trunk.width)
@@ -105,8 +109,10 @@ class FrozenTrunk(nn.Module):
         # Allocated outside inference mode: the tail cannot save an inference tensor for backward.
         features = torch.empty((tubelets, *row_shape), dtype=self.dtype, device=self.device)
         with torch.inference_mode():
+            still = still_of(clips, self.trunk.subtract)
             for span in spans:
-                self.put_tubelets(features, span, self.run_tubelets(self.cut_tubelets(clips, span)))
+                chunk, own_still = self.cut_tubelets(clips, span), still_of_tubelets(still, span, steps)
+                self.put_tubelets(features, span, self.run_tubelets(chunk, own_still))
         return features.unflatten(0, (batch, -1))
 
     def _offloaded(self, clips: Tensor, spans: list[slice], row_shape: tuple[int, ...]) -> Tensor | ChunkedFeatures:
@@ -114,18 +120,28 @@ class FrozenTrunk(nn.Module):
         store = self.link.store(len(clips), spans, row_shape, self.dtype)
         pixels = (clips.shape[1], self.trunk.tubelet, *clips.shape[3:])
         inward = self.link.inward(lambda i, out: self.copy_tubelets(clips, spans[i], out), spans, pixels, clips.dtype)
+        steps = clips.shape[2] // self.trunk.tubelet
         with torch.inference_mode():
+            still = still_of(clips, self.trunk.subtract)  # Computed in the host's memory, which holds all frames.
+            still = None if still is None else still.to(self.device)
             for index, span in enumerate(spans):
-                store.put(span, self.run_tubelets(inward.load(index)))
+                store.put(span, self.run_tubelets(inward.load(index), still_of_tubelets(still, span, steps)))
         # A pooled tail takes all frames at once.
         return store.whole() if self.pooled else store
 
-    def run_tubelets(self, tubelets: Tensor) -> Tensor:
-        """uint8 tubelets (r, C, t, H, W) on the device -> (r, D) or (r, L, D) in `dtype`: the work on one chunk."""
+    def run_tubelets(self, tubelets: Tensor, still: Tensor | None = None) -> Tensor:
+        """uint8 tubelets (r, C, t, H, W) on the device -> (r, D) or (r, L, D) in `dtype`: the work on one chunk.
+
+        `still` (r, C, H, W) is the still image of each tubelet's clip. Raises TypeError where `model.subtract` needs it
+        and it is missing, and the other way round.
+        """
+        if (still is None) != (self.trunk.subtract == "none"):
+            needs = "takes no still images" if still is not None else "needs the still image of each tubelet's clip"
+            raise TypeError(f"a trunk with model.subtract: {self.trunk.subtract} {needs}")
         if self.folded is not None:
             tokens = self.folded(tubelets)
         else:
-            tokens = self.trunk.embed(normalise(tubelets, self.mean, self.std, self.dtype))
+            tokens = self.trunk.embed(normalise(tubelets, self.mean, self.std, self.dtype, still))
         tokens = self.trunk.encoder(tokens)
         return self.trunk.encoder.pool(tokens) if self.pooled else tokens
 

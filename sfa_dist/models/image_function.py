@@ -1,4 +1,5 @@
-"""What tensors do not say about the encoder they were trained in: GELU, epsilon, heads, pooling and pixel statistics.
+"""What tensors do not say about the model they were trained in: GELU, epsilon, heads, pooling, positions, and what is
+done to the pixels and to the pooled vectors.
 
 Where their source says it, it is compared with the recipe, and a difference is refused.
 """
@@ -17,8 +18,8 @@ from safetensors import safe_open
 from torch import nn
 
 from sfa_dist.errors import CheckpointError, RecipeError
-from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, Gelu, apply_gelu
-from sfa_dist.models.vivit import dims_of
+from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Gelu, apply_gelu
+from sfa_dist.models.vivit import Trunk, dims_of
 from sfa_dist.recipe.blocks import ModelBlock
 
 Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation of each channel, of pixels from 0 to 1.
@@ -31,16 +32,19 @@ EPS_APART = 1e-3  # Relative.
 
 @dataclass(frozen=True)
 class ImageFunction:
-    """What the tensors of an encoder do not say; `pixels` is None where their source does not say it either."""
+    """What the tensors of a trunk do not say; `pixels` is None where their source does not say it either."""
 
     gelu: tuple[Gelu, ...]  # Any of these fits; the first is the one to recommend.
     norm_eps: float
     heads: int
     pooling: str
     pixels: Pixels | None = None
+    subtract: str = "none"
+    positions: str = "learned"
 
-    def refuse_other(self, encoder: Encoder, pixels: Pixels | None, source: str) -> None:
-        """Raises RecipeError, with the keys to set in the recipe, where `encoder` would compute another function."""
+    def refuse_other(self, trunk: Trunk, pixels: Pixels | None, source: str) -> None:
+        """Raises RecipeError, with the keys to set in the recipe, where `trunk` would compute another function."""
+        encoder = trunk.encoder
         model: dict[str, Any] = {}
         if encoder.gelu not in self.gelu:
             model["gelu"] = self.gelu[0]
@@ -50,16 +54,25 @@ class ImageFunction:
             model["heads"] = self.heads
         if encoder.pooling != self.pooling:
             model["pooling"] = self.pooling
+        if encoder.positions != self.positions:
+            model["positions"] = self.positions
+        if trunk.subtract != self.subtract:
+            model["subtract"] = self.subtract
         data = {}
         for name, own, given in zip(("mean", "std"), self.pixels or ((), ()), pixels or ((), ()), strict=True):
             if own and given and any(abs(a - b) > PIXELS_APART for a, b in zip(own, given, strict=True)):
                 data[name] = [round(value, 4) for value in own]
-        blocks = [f"{block}: {_braces(keys)}" for block, keys in (("model", model), ("data", data)) if keys]
-        if blocks:
-            raise RecipeError(
-                f"weights from {source} were trained with other settings than the recipe's; "
-                f"put theirs into the recipe: {' and '.join(blocks)} (docs/weights.md)"
-            )
+        _refuse_differences(source, model, data)
+
+
+def _refuse_differences(source: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raises RecipeError where a block has a key that the recipe has to set otherwise."""
+    blocks = [f"{block}: {_braces(keys)}" for block, keys in (("model", model), ("data", data)) if keys]
+    if blocks:
+        raise RecipeError(
+            f"weights from {source} were trained with other settings than the recipe's; "
+            f"put theirs into the recipe: {' and '.join(blocks)} (docs/weights.md)"
+        )
 
 
 def _braces(keys: Mapping[str, Any]) -> str:
@@ -120,6 +133,26 @@ def pooled_norm_error(source: str) -> RecipeError:
 
 def function_of_own(path: Path) -> ImageFunction | None:
     """The function of weights that a stage has saved, by their metadata; None without any. Raises CheckpointError."""
+    saved = _saved_settings(path)
+    if saved is None:
+        return None
+    model, pixels = saved
+    gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
+    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, pixels, model.subtract, model.positions)
+
+
+def refuse_other_centring(model: ModelBlock, path: Path) -> None:
+    """Checks that the tail in a stage's weights file was trained with the `model.centre` of `model`.
+
+    Raises RecipeError where it was not, CheckpointError as `function_of_own`.
+    """
+    saved = _saved_settings(path)
+    if saved is not None and saved[0].centre != model.centre:
+        _refuse_differences(str(path), {"centre": str(saved[0].centre).lower()}, {})
+
+
+def _saved_settings(path: Path) -> tuple[ModelBlock, Pixels | None] | None:
+    """The model and the pixel statistics in the metadata of a stage's weights file; None where they have no model."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -131,8 +164,7 @@ def function_of_own(path: Path) -> ImageFunction | None:
         pixels = json.loads(metadata.get("pixels", "null"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"the metadata of {path} does not describe its model") from error
-    gelu, eps = model.gelu or GELU, model.norm_eps or LAYER_NORM_EPS
-    return ImageFunction((gelu,), eps, dims_of(model).heads, model.pooling, tuple(pixels) if pixels else None)
+    return model, tuple(pixels) if pixels else None
 
 
 def timm_config_beside(path: Path) -> Path | None:

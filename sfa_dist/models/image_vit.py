@@ -31,6 +31,7 @@ from sfa_dist.models.weights import (
     resize_grid_positions,
 )
 from sfa_dist.models.weights_file import checked_sha256
+from sfa_dist.recipe.shipped import weights_path
 
 TIMM_PREFIX = "timm:"
 REACH_S = 5.0  # Seconds for the hub to answer; without a network its own client tries for over a minute.
@@ -53,22 +54,23 @@ def load_image_vit(trunk: Trunk, source: str, pixels: Pixels | None = None) -> L
     """Initialises a trunk from an image ViT, and describes what was loaded.
 
     `source` is `timm:<name>` (pretrained weights by timm), `timm:<name>@<file>` (that architecture, weights from a
-    local file in any format that timm reads), or a .safetensors/.pth file with timm's ViT names or those of this
-    project's stages. `pixels` are the recipe's data.mean and data.std. Raises CheckpointError when the weights cannot
-    be read, RecipeError when they are of another architecture or would compute another function in this trunk.
+    local file in any format that timm reads), `sfa:<name>` (weights that come with the package), or a .safetensors/.pth
+    file with timm's ViT names or those of this project's stages. `pixels` are the recipe's data.mean and data.std.
+    Raises CheckpointError when the weights cannot be read, RecipeError when they are of another architecture or would
+    compute another function in this trunk.
     """
     function: ImageFunction | None
     if source.startswith(TIMM_PREFIX):
         state, function = _from_timm(source.removeprefix(TIMM_PREFIX))
     else:
-        state, function = _from_file(Path(source))
-    if any(key.startswith("trunk.") for key in state):
-        own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
-    else:
-        with fitting(source):
+        state, function = _from_file(weights_path(source))
+    with fitting(source):
+        if any(key.startswith("trunk.") for key in state):
+            own = trunk_state_from_own(state, trunk)
+        else:
             own = trunk_state_from_timm(state, trunk, source)
     if function is not None:
-        function.refuse_other(trunk.encoder, pixels, source)
+        function.refuse_other(trunk, pixels, source)
     load_exactly(trunk, own, source)
     notes = [f"{len(own)} tensors", *_notes(state, trunk)]
     return Loaded(f"{source}: loaded {', '.join(notes)}", _doubt(function, trunk, pixels))
@@ -81,6 +83,8 @@ def _doubt(function: ImageFunction | None, trunk: Trunk, pixels: Pixels | None) 
     encoder = trunk.encoder
     mean, std = pixels or ((), ())
     about = f"model.gelu {encoder.gelu}, model.norm_eps {encoder.norm.eps:g}, {encoder.heads} heads"
+    if trunk.subtract != "none":
+        about += f", model.subtract {trunk.subtract}"
     if pixels:
         about += f", data.mean {_numbers(mean)}, data.std {_numbers(std)}"
     return (
@@ -170,6 +174,15 @@ def _hub_answers(endpoint: str) -> bool:
     return True
 
 
+def trunk_state_from_own(state: State, trunk: Trunk) -> dict[str, Tensor]:
+    """The trunk's tensors in the weights of a stage, with positions resized to the grid of `trunk`."""
+    own = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
+    table = own.get("encoder.pos_embed")
+    if table is not None and table.dim() == 3:  # If it is not, load_exactly names it.
+        own["encoder.pos_embed"] = resize_grid_positions(table, trunk.tokens, trunk.encoder.pooling == "cls")
+    return own
+
+
 def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, Tensor]:
     """Maps timm's ViT names to a trunk's: central-frame tubelet kernel, positions resized to the trunk's grid,
     LayerScale multiplied into the linear layers before it.
@@ -234,7 +247,8 @@ def _notes(state: State, trunk: Trunk) -> list[str]:
     """What was changed or left out, in words."""
     notes = []
     wanted = grid_side(trunk.tokens - (trunk.encoder.pooling == "cls"))
-    count = state["pos_embed"].shape[1] if "pos_embed" in state else trunk.tokens  # This project's own: same grid.
+    table = next((state[key] for key in ("pos_embed", "trunk.encoder.pos_embed") if key in state), None)
+    count = trunk.tokens if table is None else table.shape[1]
     side = grid_side(count) or grid_side(count - 1)
     if side != wanted:
         notes.append(f"resized positions {side}x{side} -> {wanted}x{wanted}")

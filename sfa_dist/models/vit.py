@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfa_dist.recipe.blocks.model import POSITION_STD
+
 Pooling = Literal["cls", "gap"]
+Positions = Literal["learned", "sincos"]
 Gelu = Literal["tanh", "erf", "quick"]
 GELU: Gelu = "tanh"  # As in the official code; the encoder of an image checkpoint may need another.
 LAYER_NORM_EPS = 1e-6
@@ -111,12 +114,20 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
         gelu: Gelu = GELU,
         norm_eps: float = LAYER_NORM_EPS,
+        positions: Positions = "learned",
     ) -> None:
         super().__init__()
         self.pooling, self.heads, self.gelu = pooling, heads, gelu
         if pooling == "cls":
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens + (pooling == "cls"), width))
+        if positions == "sincos" and width % 4:
+            raise ValueError(f"model.positions: sincos needs a width that is a multiple of 4, not {width}")
+        self.positions: Positions = positions
+        table = torch.empty(1, tokens + (pooling == "cls"), width)
+        if positions == "learned":
+            self.pos_embed = nn.Parameter(table)
+        else:  # It follows from the shape, so weights files do not hold it.
+            self.register_buffer("pos_embed", table, persistent=False)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
@@ -125,7 +136,8 @@ class Encoder(nn.Module):
         """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling. A clip is `per_clip` sequences."""
         if self.pooling == "cls":
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        x = x + self.pos_embed
+        # Engines leave a buffer in fp32.
+        x = x + (self.pos_embed if self.positions == "learned" else self.pos_embed.to(self.norm.weight.dtype))
         for block in self.blocks:
             x = block(x, per_clip)
         return self.norm(x)
@@ -136,14 +148,18 @@ class Encoder(nn.Module):
 
 
 @torch.no_grad()
-def init_encoder(encoder: Encoder) -> None:
+def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
     """Initialises an encoder as the official code does (scenic, projects/vivit/model.py).
 
-    Xavier for each D -> D matrix, positions N(0, 0.02), a cls token of zeros.
+    Xavier for each D -> D matrix, a cls token of zeros, and learned positions N(0, `position_std`), with the official
+    code's 0.02 as the default. Fixed positions are computed.
     """
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
-    encoder.pos_embed.normal_(std=0.02)
+    if encoder.positions == "learned":
+        encoder.pos_embed.normal_(std=position_std)
+    else:
+        encoder.pos_embed.copy_(sincos_positions(encoder.pos_embed.shape[1], encoder.pos_embed.shape[2]))
     for module in encoder.modules():
         if isinstance(module, Attention):
             for third in module.qkv.weight.chunk(3):
@@ -156,6 +172,21 @@ def init_encoder(encoder: Encoder) -> None:
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+def sincos_positions(tokens: int, width: int) -> Tensor:
+    """Fixed positions (1, tokens, width) of a square grid, after a zero for the cls token where there is one.
+
+    A quarter of the width each is sine and cosine of the column, then of the row, at frequencies from 1 to 1/10000
+    (MAE, arXiv 2111.06377).
+    """
+    side = math.isqrt(tokens)
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, D / 4)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, D / 2)
+    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    table = torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
+    return torch.cat([table.new_zeros(1, tokens - side * side, width), table], dim=1)
 
 
 @torch.no_grad()

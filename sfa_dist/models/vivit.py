@@ -2,6 +2,7 @@
 
     clip (B, C, T, H, W) uint8
       -> normalise -> tubelet embedding -> spatial encoder            Trunk:  what stage 2 freezes
+         (after `model.subtract`, where the recipe sets it)
       -> pooled (B, F, D), or tokens (B, F, L, D)
       -> adapter -> temporal encoder -> head -> logits (B, classes)   Tail:   what stage 2 trains
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from sfa_dist.models.adapter import Adapter
 from sfa_dist.models.chunked import ChunkedFeatures
+from sfa_dist.models.still import still_of, still_of_tubelets
 from sfa_dist.models.vit import GELU, LAYER_NORM_EPS, Encoder, init_encoder, init_lecun_normal
 from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
 
@@ -59,11 +61,21 @@ def dims_of(model: ModelBlock) -> Dims:
     )
 
 
-def normalise(clips: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """uint8 pixels (R, C, ...) -> (x / 255 - mean) / std in `dtype`, computed in fp32."""
+def normalise(
+    clips: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, still: Tensor | None = None
+) -> Tensor:
+    """uint8 pixels (R, C, ...) -> (x / 255 - mean) / std in `dtype`, computed in fp32.
+
+    With still images (R, C, H, W) for tubelets (R, C, t, H, W), it is the difference of both, normalised:
+    (x - still) / 255 / std, where the mean cancels out.
+    """
     x = clips.float()
+    if still is not None:
+        x.sub_(still.unsqueeze(2))
     for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
-        x[:, channel].mul_(1.0 / (255.0 * s)).sub_(m / s)
+        x[:, channel].mul_(1.0 / (255.0 * s))
+        if still is None:
+            x[:, channel].sub_(m / s)
     return x.to(dtype)
 
 
@@ -105,6 +117,7 @@ class Trunk(nn.Module):
             raise ValueError(f"model.image_size {model.image_size} is not a multiple of the patch {dims.patch}")
         self.tubelet = model.tubelet
         self.width = dims.width
+        self.position_std, self.subtract = model.position_std, model.subtract
         # Whether the recipe states what a weights file may not say.
         self.function_is_stated = model.gelu is not None and model.norm_eps is not None
         self.embed = TubeletEmbed(dims.width, model.tubelet, dims.patch)
@@ -119,6 +132,7 @@ class Trunk(nn.Module):
             drop_path=model.drop_path,
             gelu=model.gelu or GELU,
             norm_eps=model.norm_eps or LAYER_NORM_EPS,
+            positions=model.positions,
         )
 
     @property
@@ -137,18 +151,22 @@ class Trunk(nn.Module):
         return self.encoder.pool(tokens) if pooled else tokens
 
     def init_weights(self) -> None:
-        """Random weights, as in scenic."""
+        """Random weights, as in scenic, with positions N(0, `model.position_std`)."""
         init_lecun_normal(self.embed.weight, fan_in=self.embed.weight[0].numel())
         nn.init.zeros_(self.embed.bias)
-        init_encoder(self.encoder)
+        init_encoder(self.encoder, self.position_std)
 
 
 class Tail(nn.Module):
-    """Adapter (optional), temporal encoder and head. With a temporal depth of 0 the mean over time is the encoder."""
+    """Adapter (optional), temporal encoder and head. With a temporal depth of 0 the mean over time is the encoder.
+
+    With `model.centre` the mean over a clip's tubelet steps is taken from its pooled vectors first.
+    """
 
     def __init__(self, model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> None:
         super().__init__()
         dims = dims_of(model)
+        self.centre = model.centre
         self.adapter = (
             Adapter(dims.width, adapter.hidden, adapter.residual, adapter.placement, model.pooling) if adapter else None
         )
@@ -176,9 +194,13 @@ class Tail(nn.Module):
         return self.over_time(self.adapted(features))
 
     def adapted(self, features: Tensor | ChunkedFeatures) -> Tensor:
-        """The input of the temporal encoder, (B, F, D). Each tubelet step is taken by itself. Raises as `forward`."""
+        """The input of the temporal encoder, (B, F, D). Each tubelet step is taken by itself, except for centring.
+
+        Raises as `forward`.
+        """
         if isinstance(features, Tensor):
-            x = features.to(self.head.bias.dtype)
+            x = centred(features) if self.centre else features
+            x = x.to(self.head.bias.dtype)
             return x if self.adapter is None else self.adapter(x)
         if self.adapter is None or not self.takes_tokens:
             raise TypeError("features in chunks are for an adapter on tokens")
@@ -197,6 +219,12 @@ class Tail(nn.Module):
             init_encoder(self.temporal)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+
+def centred(features: Tensor) -> Tensor:
+    """Pooled vectors (B, F, D) -> in fp32, with the mean over each clip's steps taken from them."""
+    x = features.float()
+    return x - x.mean(dim=1, keepdim=True)
 
 
 class ViViT(nn.Module):
@@ -218,7 +246,8 @@ class ViViT(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """uint8 clips (B, C, T, H, W) -> logits (B, classes) in fp32."""
         batch, steps = clips.shape[0], clips.shape[2] // self.trunk.tubelet
-        tubelets = normalise(self.trunk.cut_tubelets(clips), self.mean, self.std, self.trunk.embed.bias.dtype)
+        still = still_of_tubelets(still_of(clips, self.trunk.subtract), slice(0, batch * steps), steps)
+        tubelets = normalise(self.trunk.cut_tubelets(clips), self.mean, self.std, self.trunk.embed.bias.dtype, still)
         features = self.trunk.forward_tubelets(tubelets, steps, pooled=not self.tail.takes_tokens)
         return self.tail(features.unflatten(0, (batch, steps)))
 

@@ -44,16 +44,16 @@ class PlannedTrunk(FrozenTrunk):
         self._trace = trace
         self._seen: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
 
-    def run_tubelets(self, tubelets: Tensor) -> Tensor:
+    def run_tubelets(self, tubelets: Tensor, still: Tensor | None = None) -> Tensor:
         """As FrozenTrunk's; a shape that has run before returns an empty tensor."""
         if self._trace is None:
-            return super().run_tubelets(tubelets)
+            return super().run_tubelets(tubelets, still)
         if tubelets.shape in self._seen:
             rise, shape, dtype = self._seen[tubelets.shape]
             self._trace.bump(rise)
             return torch.empty(shape, dtype=dtype, device=tubelets.device)
         with self._trace.transient() as risen:
-            out = super().run_tubelets(tubelets)
+            out = super().run_tubelets(tubelets, still)
         self._seen[tubelets.shape] = (risen[0], out.shape, out.dtype)
         return out
 

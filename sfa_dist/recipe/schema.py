@@ -108,6 +108,11 @@ class Recipe(RecipeBlock):
             )
         if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
             raise field_error("stage1", "image_checkpoint is stage:image, but there is no image block")
+        if self.stage1 and self.stage2:
+            first, second = self.stage1.model, self.stage2.model
+            for key in ("positions", "subtract", "centre"):
+                if getattr(first, key) != getattr(second, key):
+                    raise field_error("stage2", f"starts from stage1: model.{key} has to be the same in both")
         return self
 
     @model_validator(mode="after")

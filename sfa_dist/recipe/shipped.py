@@ -1,11 +1,18 @@
-"""The recipes and Slurm scripts that come with the package: beside it in a clone, inside it where it is installed."""
+"""The recipes, Slurm scripts and weights that come with the package.
+
+Recipes and scripts are beside it in a clone and inside it where it is installed; weights are always inside it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sfa_dist.errors import RecipeError
+
 RECIPES, SLURM = "recipes", "slurm"
+WEIGHTS_PREFIX = "sfa:"
 _PACKAGE = Path(__file__).resolve().parents[1]
+_WEIGHTS = _PACKAGE / "weights"
 
 
 def shipped(folder: str) -> Path:
@@ -32,3 +39,20 @@ def shipped_recipes() -> list[str]:
     root = shipped(RECIPES)
     files = (file.relative_to(root) for file in root.rglob("*.yaml"))
     return sorted(str(Path(RECIPES) / file) for file in files if "_base_" not in file.parts)
+
+
+def shipped_weights() -> list[str]:
+    """The names of the weights that come with the package, `sfa:motion-tiny`."""
+    return sorted(WEIGHTS_PREFIX + file.stem for file in _WEIGHTS.glob("*.safetensors"))
+
+
+def weights_path(source: str) -> Path:
+    """The file of `sfa:NAME` in the package; for any other source, the path that it is.
+
+    Raises RecipeError for a name that the package does not have.
+    """
+    if not source.startswith(WEIGHTS_PREFIX):
+        return Path(source)
+    if source not in shipped_weights():
+        raise RecipeError(f"the package has no weights {source}: it has {', '.join(shipped_weights())}")
+    return _WEIGHTS / f"{source.removeprefix(WEIGHTS_PREFIX)}.safetensors"

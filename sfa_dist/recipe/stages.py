@@ -30,6 +30,7 @@ from sfa_dist.recipe.blocks import (
     field_error,
     free_keys,
 )
+from sfa_dist.recipe.shipped import weights_path
 
 STAGE_BLOCKS = (
     *("model", "data", "augment", "batch", "optimizer", "schedule", "engine", "checkpoint", "deepspeed"),
@@ -147,6 +148,17 @@ class StageBlock(RecipeBlock):
         return self
 
     @model_validator(mode="after")
+    def _something_moves(self) -> StageBlock:
+        model, static = self.model, self.data.stride == 0
+        if model.subtract != "none" and (static or self.frames == 1):
+            raise field_error("model", "subtract leaves nothing of a static clip: set model.subtract: none")
+        if model.centre and (static or self.frames == model.tubelet):
+            raise field_error(
+                "model", "centre leaves nothing of a static clip, or of one tubelet step: set model.centre: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_fits_the_stage(self) -> StageBlock:
         engine, batch = self.engine, self.batch
         if self.deepspeed and engine.zero_stage is None:
@@ -188,8 +200,8 @@ class Stage1(StageBlock):
     """Length of a clip, frames; a multiple of `model.tubelet`."""
 
     image_checkpoint: Free[PathText | None] = None
-    """Weights that the spatial encoder starts from: `timm:NAME`, a file, or `stage:image`; null starts from random
-    weights (docs/weights.md)."""
+    """Weights that the spatial encoder starts from: `timm:NAME`, `sfa:NAME` (weights of the package), a file, or
+    `stage:image`; null starts from random weights (docs/weights.md)."""
 
     weights: Free[PathText | None] = None
     """Weights of a finished stage 1, which is then not trained; null trains it."""
@@ -197,6 +209,15 @@ class Stage1(StageBlock):
     @property
     def given_weights(self) -> str | None:
         return self.weights or None
+
+    @field_validator("image_checkpoint")
+    @classmethod
+    def _is_shipped(cls, value: str | None) -> str | None:
+        try:
+            weights_path(value or "")
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class Stage2(StageBlock):
@@ -257,6 +278,12 @@ class Stage2(StageBlock):
                 "holds pooled features, and adapter.placement is tokens: four views of all tokens of Kinetics-400 are "
                 "about 20 TB, pooled 0.1 TB; set adapter.placement: pooled, or cache: null",
             )
+        if self.model.subtract != "none":
+            raise field_error(
+                "cache",
+                f"holds the steps of whole videos, and with model.subtract: {self.model.subtract} a step depends on "
+                "the clip that it is in: set cache: null, or model.subtract: none (model.centre works with a cache)",
+            )
         pitch = self.model.tubelet * self.data.stride
         if not pitch or self.data.frame_order != "time":
             raise field_error("cache", "needs frames in time: data.stride of at least 1 and data.frame_order: time")
@@ -267,6 +294,16 @@ class Stage2(StageBlock):
         if self.cache.phases > pitch:
             raise field_error(
                 "cache", f"phases {self.cache.phases}: there are only {pitch} (model.tubelet x data.stride)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pooled_vectors_are_centred(self) -> Stage2:
+        if self.model.centre and self.adapter is not None and self.adapter.placement == "tokens":
+            raise field_error(
+                "adapter",
+                "placement is tokens, but model.centre works on pooled vectors: set placement: pooled, or "
+                "model.centre: false",
             )
         return self
 

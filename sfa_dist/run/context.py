@@ -14,6 +14,7 @@ from sfa_dist.parallel.runtime import Runtime
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.parallel.watch.guard import Watch
 from sfa_dist.recipe.schema import Recipe, Stage1, Stage2, StageBlock
+from sfa_dist.recipe.shipped import weights_path
 from sfa_dist.run.tracking import Tracker
 
 IMAGE_STAGE = "stage:image"
@@ -46,7 +47,7 @@ class Run:
         return Path(given) if given else self.directory / "cache"
 
     def source(self, stage: StageBlock) -> str | None:
-        """The weights that a stage starts from: a file, a `timm:` name, or None for random weights."""
+        """The weights that a stage starts from: a file, a `timm:` or `sfa:` name, or None for random weights."""
         if isinstance(stage, Stage2):
             return str(self.weights("stage1"))
         if isinstance(stage, Stage1) and stage.image_checkpoint:
@@ -59,8 +60,8 @@ class Run:
         Collective.
         """
         source = self.source(stage) or ""
-        name = shown_source(source)
-        return self.runtime.on_main(lambda: checked_sha256(Path(source)) if Path(source).is_file() else name)
+        name, file = shown_source(source), weights_path(source)
+        return self.runtime.on_main(lambda: checked_sha256(file) if file.is_file() else name)
 
 
 def leave_if_asked(run: Run, when: str) -> None:

@@ -24,6 +24,7 @@ from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe.blocks.model import POSITION_STD
 from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
 from sfa_dist.recipe.stages import FREE_KEYS
@@ -34,6 +35,15 @@ RESULT_NUMBERS = (
     "optimizer_bytes_per_rank",
 )
 HUGE = 10**18  # A larger number in a result is an error.
+# The model of run directories from before these keys existed: the official one.
+OFFICIAL_MODEL: dict[str, Any] = {
+    "model.gelu": "tanh",
+    "model.norm_eps": 1e-6,
+    "model.position_std": POSITION_STD,
+    "model.positions": "learned",
+    "model.subtract": "none",
+    "model.centre": False,
+}
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -59,7 +69,7 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":
         del flat["data.decode_device"]
-    for key, official in (("model.gelu", "tanh"), ("model.norm_eps", 1e-6)):  # null means the official value.
+    for key, official in OFFICIAL_MODEL.items():  # null means the official value.
         if flat.get(key) in (None, official):
             flat.pop(key, None)
     if flat.get("augment.resize") == "official":

@@ -17,7 +17,7 @@ from sfa_dist.data.shards.shard_index import ClassNames
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.assembly import freeze, tail_of, trunk_of, whole_model
 from sfa_dist.models.frozen import FrozenTrunk
-from sfa_dist.models.image_function import function_of_own
+from sfa_dist.models.image_function import function_of_own, refuse_other_centring
 from sfa_dist.models.image_vit import Loaded, load_image_vit
 from sfa_dist.models.vivit import Tail, Trunk, ViViT, build
 from sfa_dist.models.weights import (
@@ -75,6 +75,8 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
     """
     trunk, tail = trunk_of(stage), tail_of(stage)
     state = read_state(stage1) if stage1 else None
+    if stage1 is not None:
+        refuse_other_centring(stage.model, stage1)
     if cached_trunk is not None:
         parts = Parts(tail, None, (cached_trunk, trunk_parameters(stage)))
     else:
@@ -104,11 +106,15 @@ def _built_frozen(
     with torch.random.fork_rng(devices=[]):
         build(trunk)
     if state is not None and source is not None:
-        function = function_of_own(source)
-        if function is not None:
-            function.refuse_other(trunk.encoder, (stage.data.mean, stage.data.std), str(source))
+        _refuse_other_trunk(trunk, stage, source)
         load_trunk(trunk, state, str(source))
     return freeze(trunk, stage, pooled)
+
+
+def _refuse_other_trunk(trunk: Trunk, stage: StageBlock, source: Path) -> None:
+    function = function_of_own(source)
+    if function is not None:
+        function.refuse_other(trunk, (stage.data.mean, stage.data.std), str(source))
 
 
 def save_final(
@@ -143,12 +149,14 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, 
     if not isinstance(stage, Stage2):
         parts = assemble_end_to_end(stage, None)
         assert isinstance(parts.trainable, ViViT)
+        _refuse_other_trunk(parts.trainable.trunk, stage, weights)
+        refuse_other_centring(stage.model, weights)
         state = read_state(weights)
         state = fit_time_positions(state, parts.trainable.tail, "tail.") if any_frames else state
         load_exactly(parts.trainable, state, str(weights))
     else:
         parts = assemble_stage2(stage, trunk_weights, classes="")
-        _load_tail(parts.trainable, weights, any_frames)
+        _load_tail(parts.trainable, stage, weights, any_frames)
         expected = read_metadata(weights).get("trunk_sha256")
         if parts.frozen is not None and parts.frozen.sha256() != expected:
             raise RecipeError(f"{weights} was trained on another trunk than that of {trunk_weights}")
@@ -166,14 +174,15 @@ def trained_classes(path: Path) -> ClassNames | None:
 def load_tail_for_test(stage: Stage2, weights: Path, trunk_sha256: str) -> nn.Module:
     """The tail of a finished stage 2 for evaluation; raises RecipeError where it was trained on another trunk."""
     tail = assemble_stage2(stage, None, classes="", cached_trunk=trunk_sha256).trainable
-    _load_tail(tail, weights)
+    _load_tail(tail, stage, weights)
     if read_metadata(weights).get("trunk_sha256") != trunk_sha256:
         raise RecipeError(f"{weights} was trained on another trunk than that of stage 1")
     _make_ready(tail, stage)
     return tail
 
 
-def _load_tail(tail: nn.Module, weights: Path, any_frames: bool = False) -> None:
+def _load_tail(tail: nn.Module, stage: Stage2, weights: Path, any_frames: bool = False) -> None:
+    refuse_other_centring(stage.model, weights)
     state: Mapping[str, Tensor] = {key.removeprefix("tail."): value for key, value in read_state(weights).items()}
     if any_frames and isinstance(tail, Tail):
         state = fit_time_positions(state, tail)

@@ -111,6 +111,7 @@ def _key(stage: Stage2, trunk: str, index: SampleIndex) -> Key:
         # Older caches have the official values without recording them.
         **({"model.gelu": model.gelu} if model.gelu not in (None, GELU) else {}),
         **({"model.norm_eps": model.norm_eps} if model.norm_eps not in (None, LAYER_NORM_EPS) else {}),
+        **({"model.positions": model.positions} if model.positions != "learned" else {}),
         "data.resize": data.resize,
         "data.stride": data.stride,
         "data.fps": data.fps or "its own",

@@ -19,6 +19,7 @@ from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.weights import load_exactly
 from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.recipe.schema import Stage2, StageBlock
+from sfa_dist.recipe.shipped import WEIGHTS_PREFIX
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import refuse_other_inputs, setup_table
 from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
@@ -208,7 +209,8 @@ def _report_other_depth(run: Run, name: str, stage: StageBlock) -> None:
 
 def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | None) -> Parts:
     source = run.source(stage)
-    made_here = source is not None and not source.startswith("timm:") and Path(source).is_relative_to(run.directory)
+    named = source is not None and source.startswith(("timm:", WEIGHTS_PREFIX))
+    made_here = source is not None and not named and Path(source).is_relative_to(run.directory)
     if source is not None and made_here and not Path(source).is_file():
         if not run.dry_run:
             raise CheckpointError(

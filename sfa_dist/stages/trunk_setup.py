@@ -13,6 +13,7 @@ from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES, set_recompute
 from sfa_dist.models.compiled import compile_blocks
 from sfa_dist.models.footprint import offloads, peak_bytes, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.still import still_of, still_of_tubelets
 from sfa_dist.parallel.engines.activation import treat_activations
 from sfa_dist.parallel.engines.offload import HostLink
 from sfa_dist.parallel.runtime import Runtime
@@ -88,7 +89,9 @@ def chunk_need(frozen: FrozenTrunk, stage: Stage2, tubelets: int) -> int:
 
     @torch.inference_mode()
     def work() -> object:
-        return frozen.run_tubelets(torch.zeros(shape, dtype=torch.uint8, device=frozen.device))
+        pixels = torch.zeros(shape, dtype=torch.uint8, device=frozen.device)
+        still = still_of_tubelets(still_of(pixels, stage.model.subtract), slice(0, tubelets), 1)
+        return frozen.run_tubelets(pixels, still)
 
     work()  # The first run allocates what stays: workspaces, compiled code.
     return peak_bytes(work, frozen.device)

@@ -21,6 +21,7 @@ from sfa_dist.tools import (
     evaluate,
     index,
     init,
+    motion_prior,
     pack,
     plan,
     predict,
@@ -53,7 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_arguments(training)
     training.set_defaults(run=train.run)
-    modules = (pack, init, index, show, plan, check_learning, cache, evaluate, predict, report, recipes, submit, chaos)
+    modules = (
+        *(pack, init, index, show, plan, check_learning, motion_prior, cache, evaluate, predict, report, recipes),
+        *(submit, chaos),
+    )
     for module in modules:
         module.add_parser(commands)
     for command in commands.choices.values():

@@ -125,7 +125,7 @@ def _timeline(video: str, arguments: argparse.Namespace, model: Model) -> None:
     with ExitStack() as stack:
         source = stack.enter_context(open_source(video, stage.data.fps, stage.data.limits))
         windows = _windows(source, arguments, stage)
-        head = _head(video, source.fps, windows)
+        head = _head(video, source.fps, windows, model.shares_steps)
         _say(f"{shown_source(video)}: {_words(head)}")
         file = stack.enter_context(TimelineFile(Path(f"{stem}.timeline.json"), head))
         stack.callback(_finish, stem, curve, model, source, video)
@@ -143,7 +143,7 @@ def _windows(source: FrameSource, arguments: argparse.Namespace, stage: StageBlo
     return Windows(stage.frames, stride, tubelet, snapped_hop(seconds, source.fps, tubelet, stride))
 
 
-def _head(video: str, fps: float, windows: Windows) -> dict[str, Any]:
+def _head(video: str, fps: float, windows: Windows, shared: bool) -> dict[str, Any]:
     return {
         "video": shown_source(video),
         "fps": fps,
@@ -151,7 +151,7 @@ def _head(video: str, fps: float, windows: Windows) -> dict[str, Any]:
         "window_seconds": windows.span / fps,
         "hop_frames": windows.hop,
         "hop_seconds": windows.hop / fps,
-        "trunk_runs_per_pitch": windows.every,
+        "trunk_runs_per_pitch": windows.every if shared else windows.frames * windows.stride / windows.hop,
     }
 
 

@@ -105,6 +105,15 @@ def test_models_know_nothing_of_ranks() -> None:
         assert "distributed" not in {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
 
 
+def test_generated_clips_need_nothing_else_of_the_package() -> None:
+    allowed = ("errors", "recipe", "data.motion", "data.sampling.randomness")
+    files = list((ROOT / PACKAGE / "data" / "motion").glob("*.py"))
+    assert files
+    for file in files:
+        for name in imports_of(file, PACKAGE):
+            assert name.removeprefix(f"{PACKAGE}.").startswith(allowed), f"{file.name} imports {name}"
+
+
 def test_one_file_imports_deepspeed() -> None:
     assert [part.name for part in FILES if imports_of(part, "deepspeed")] == ["zero.py"]
 

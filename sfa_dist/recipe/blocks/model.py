@@ -14,6 +14,9 @@ Classes = Annotated[int, Field(ge=2, lt=2**31)]
 LABEL_HEADS = ("noun", "verb")
 
 
+POSITION_STD = 0.02  # The official code's.
+
+
 class ModelBlock(RecipeBlock):
     """The factorised encoder.
 
@@ -51,6 +54,22 @@ class ModelBlock(RecipeBlock):
     norm_eps: Fixed[Annotated[float, Field(gt=0.0, le=0.01)] | None] = None
     """Epsilon of the spatial encoder's layer norms; null is 1.0e-06, the official code's."""
 
+    positions: Fixed[Literal["learned", "sincos"]] = "learned"
+    """Positions of the spatial encoder: `learned`, or `sincos`, fixed sines and cosines of row and column
+    (docs/learning.md)."""
+
+    subtract: Fixed[Literal["none", "mean", "median"]] = "none"
+    """Take from a clip's pixels their `mean` or `median` over its frames, which removes what does not move
+    (docs/learning.md)."""
+
+    centre: Fixed[bool] = False
+    """Take from the pooled vectors of a clip their mean over its tubelet steps, before the adapter
+    (docs/learning.md)."""
+
+    position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = POSITION_STD
+    """Standard deviation of the spatial encoder's learned positions where they start from random values; the temporal
+    encoder's is always the official code's (docs/learning.md)."""
+
     width: Fixed[Positive | None] = None
     """Width of the tokens; null: by `size`."""
 
@@ -87,6 +106,12 @@ class ModelBlock(RecipeBlock):
         if self.classes != sum(self.class_heads.values()):
             total = " + ".join(map(str, self.class_heads.values()))
             raise field_error("classes", f"{self.classes} is not {total}, the sum of model.class_heads: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_positions_have_no_scale(self) -> ModelBlock:
+        if self.positions == "sincos" and self.position_std != POSITION_STD:
+            raise field_error("position_std", "applies to learned positions: leave it out with positions: sincos")
         return self
 
     @property

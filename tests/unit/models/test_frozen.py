@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -14,10 +16,10 @@ from sfa_dist.recipe.blocks import AdapterBlock, ModelBlock
 MODEL = ModelBlock(size="tiny", classes=5, temporal_depth=2, image_size=16)
 
 
-def stage1(frames: int = 8) -> ViViT:
+def stage1(frames: int = 8, model_block: ModelBlock = MODEL) -> ViViT:
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = ViViT(MODEL, frames)
+        model = ViViT(model_block, frames)
     build(model)
     nn.init.normal_(model.tail.head.weight)
     return model.eval()
@@ -29,9 +31,9 @@ def clips(frames: int = 8, batch: int = 2) -> torch.Tensor:
     )
 
 
-def tail_of(model: ViViT, frames: int, adapter: AdapterBlock | None = None) -> Tail:
+def tail_of(model: ViViT, frames: int, adapter: AdapterBlock | None = None, model_block: ModelBlock = MODEL) -> Tail:
     with torch.device("meta"):
-        tail = Tail(MODEL, frames, adapter)
+        tail = Tail(model_block, frames, adapter)
     build(tail)
     load_stage1_into_tail(tail, model.state_dict(), keep_head=True, source="test")
     return tail
@@ -48,6 +50,24 @@ def test_stage2_starts_at_stage1s_function(adapter: AdapterBlock | None) -> None
             frozen = FrozenTrunk(model.trunk, 16, not tail.takes_tokens, dtype=torch.float32, fold=fold)
             scale = expected.abs().max().item()
             torch.testing.assert_close(tail(frozen(clips())), expected, atol=tolerance * scale, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"subtract": "mean"}, {"subtract": "median"}, {"centre": True, "position_std": 0.5}, {"positions": "sincos"}],
+)
+def test_stage2_starts_at_stage1s_function_of_what_moves(keys: dict[str, Any]) -> None:
+    """Invariant 2, in chunks that cut clips; and it is another function than without the key."""
+    block = MODEL.model_copy(update=keys)
+    model, plain = stage1(model_block=block), stage1()
+    plain.load_state_dict(model.state_dict(), strict=False)  # Fixed positions are not part of it.
+    tail = tail_of(model, 8, AdapterBlock(), block)
+    with torch.no_grad():
+        expected = model(clips())
+        scale = expected.abs().max().item()
+        got = tail(FrozenTrunk(model.trunk, 6, dtype=torch.float32)(clips()))
+        torch.testing.assert_close(got, expected, atol=1e-5 * scale, rtol=0)
+        assert (plain(clips()) - expected).abs().max() > 0.01 * scale
 
 
 @pytest.mark.parametrize("chunk", [2, 6, 8, 100])

@@ -44,7 +44,7 @@ def image_vit(**changes: Any) -> Any:
 
 def refuse_another(trunk: Trunk, function: ImageFunction, pixels: Any = HALF) -> str:
     with pytest.raises(RecipeError) as caught:
-        function.refuse_other(trunk.encoder, pixels, "it")
+        function.refuse_other(trunk, pixels, "it")
     return str(caught.value)
 
 
@@ -69,7 +69,7 @@ def test_a_trunk_computes_what_timm_computes(tmp_path: Path, theirs: dict[str, A
     trunk = trunk_for(**ours)
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     load_image_vit(trunk, str(tmp_path / "vit.safetensors"))
-    function_of_timm(model, "it").refuse_other(trunk.encoder, None, "it")  # Knows it for the same.
+    function_of_timm(model, "it").refuse_other(trunk, None, "it")  # Knows it for the same.
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(image), pre_logits=True)
@@ -95,7 +95,7 @@ def test_other_heads_and_pixels_are_refused() -> None:
     assert "model: {heads: 6} and data: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}" in text
     rounded = ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))
     clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-    ImageFunction(("tanh",), 1e-6, 3, "cls", clip).refuse_other(trunk.encoder, rounded, "it")
+    ImageFunction(("tanh",), 1e-6, 3, "cls", clip).refuse_other(trunk, rounded, "it")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_names_of_the_recipes_and_docs_are_of_our_function(name: str, size: str,
     with torch.device("meta"):
         model = timm.create_model(name)
         trunk = Trunk(ModelBlock.model_validate({"size": size, "classes": 2, **changes}))
-    function_of_timm(model, name).refuse_other(trunk.encoder, pixels, name)
+    function_of_timm(model, name).refuse_other(trunk, pixels, name)
 
 
 def test_without_network_a_name_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@ computes."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from sfa_dist.models.adapter import Adapter
@@ -136,6 +138,46 @@ def test_normalise_is_exact_on_known_pixels() -> None:
     pixels = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 3, 1, 1, 1)
     out = normalise(pixels, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1), torch.float32).flatten()
     torch.testing.assert_close(out, torch.tensor([-1.0, (127 / 255 - 0.4) / 0.2, 7.0]))
+
+
+def test_the_recipe_scales_the_spatial_positions_and_no_others() -> None:
+    """All other weights are the same: one draw, scaled."""
+    given, scaled = (dict(build_tiny(**keys).state_dict()) for keys in ({}, {"position_std": 0.5}))
+    table = "trunk.encoder.pos_embed"
+    torch.testing.assert_close(scaled.pop(table), given.pop(table) * 25)
+    assert all(torch.equal(scaled[key], value) for key, value in given.items())
+    assert given["tail.temporal.pos_embed"].std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "gap"])
+def test_sincos_positions_are_fixed_and_those_of_mae(pooling: str) -> None:
+    """Against the formula, entry by entry; no weights file holds them, and none has a gradient."""
+    model = build_tiny(positions="sincos", pooling=pooling)
+    encoder, side, width = model.trunk.encoder, 2, 96
+    assert model.trunk.tokens == side * side + (pooling == "cls")
+    assert not any(name.startswith("trunk.encoder.pos_embed") for name in model.state_dict())
+    assert "trunk.encoder.pos_embed" not in dict(model.named_parameters())
+    table = encoder.pos_embed[0]
+    if pooling == "cls":
+        assert not table[0].any()
+        table = table[1:]
+    for token, found in enumerate(table):
+        row, column = divmod(token, side)
+        wanted = [
+            function(place / 10_000 ** (4 * k / width))
+            for place in (column, row)
+            for function in (math.sin, math.cos)
+            for k in range(width // 4)
+        ]
+        torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-6, rtol=0)
+    assert "tail.temporal.pos_embed" in model.state_dict()
+
+
+def test_sincos_positions_need_quarters_of_the_width() -> None:
+    with pytest.raises(ValueError, match="multiple of 4, not 30"):
+        Encoder(30, 1, 3, 24, tokens=4, positions="sincos")
+    with pytest.raises(ValidationError, match="leave it out with positions: sincos"):
+        tiny(positions="sincos", position_std=0.5)
 
 
 def test_time_order_matters_only_with_a_temporal_encoder() -> None:

@@ -103,6 +103,20 @@ def test_our_own_stage_is_an_image_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(trunk.forward_tubelets(tubelets), model.trunk.forward_tubelets(tubelets))
 
 
+@pytest.mark.parametrize("pooling", ["cls", "gap"])
+def test_our_own_positions_are_resized_as_timms_are(tmp_path: Path, pooling: str) -> None:
+    """A trunk of 4 x 4 patches in one of 6 x 6: corners and the cls entry stay, and it is told."""
+    small, large = trunk_for(pooling=pooling), trunk_for(pooling=pooling, image_size=48)
+    save_file({f"trunk.{key}": value for key, value in small.state_dict().items()}, tmp_path / "own.safetensors")
+    loaded = load_image_vit(large, str(tmp_path / "own.safetensors"))
+    assert loaded.text.endswith(f"loaded {len(small.state_dict())} tensors, resized positions 4x4 -> 6x6")
+    first = int(pooling == "cls")
+    table, given = large.encoder.pos_embed[0], small.encoder.pos_embed[0]
+    torch.testing.assert_close(table[first:].view(6, 6, 48)[::5, ::5], given[first:].view(4, 4, 48)[::3, ::3])
+    assert torch.equal(table[:first], given[:first])
+    assert torch.equal(large.embed.weight, small.embed.weight)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

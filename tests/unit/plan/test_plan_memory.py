@@ -178,3 +178,13 @@ def described(module: nn.Module) -> list[Any]:
     return [(name, type(part)) for name, part in module.named_modules()] + [
         (name, p.shape, p.dtype, p.requires_grad) for name, p in module.named_parameters()
     ]
+
+
+@pytest.mark.parametrize(("subtract", "offload"), [("mean", "off"), ("median", "on")])
+def test_what_moves_takes_a_still_image_of_each_clip_more(subtract: str, offload: str) -> None:
+    """Also where the clip is in the host's memory: of 96 frames less than 64 MiB, in fp32 and with an index."""
+    keys = ("batch.micro=1", f"stage2.offload={offload}")
+    plain, moving = (
+        predict(stage2("h_96f", *keys, f"model.subtract={value}"), 8).peak_bytes for value in ("none", subtract)
+    )
+    assert abs(moving - plain) < 64 * MIB

@@ -27,6 +27,7 @@ COMMANDS = {
     "sfa show": "--recipe --set --stage --out --draws --rows --generated",
     "sfa plan": ("--recipe --set --stage --card --gib --ranks --nodes --gpus-per-node --clips --probe --table4 --json"),
     "sfa check-learning": "--recipe --set --stage --seconds --json --debug",
+    "sfa motion-prior": "--out --size --seed --steps --json",
     "sfa cache": TRAINING,
     "sfa evaluate": (
         "run_dir --recipe --weights --trunk-weights --stage --set --views --shards --frames --out --json "
