@@ -1,6 +1,6 @@
-"""The linear layers of a frozen trunk in eight bits.
+"""The linear layers of a frozen trunk's blocks in eight bits.
 
-Nothing else changes: norms, attention, positions, the patch embedding and the features stay in bf16.
+Nothing else changes: norms, attention, positions, the patch embedding, attention pooling and the features stay in bf16.
 
     int8   y = (x W8) s + b       the weights only, with one symmetric scale s for each output channel; the product is
                                   in the dtype of x, which holds every int8 exactly

@@ -84,8 +84,8 @@ class FrozenTrunk(nn.Module):
         return super().train(False)
 
     def compile_blocks(self) -> None:
-        """Compiles the transformer blocks in place. They share one graph, which takes any number of tubelets."""
-        for block in self.trunk.encoder.blocks:
+        """Compiles the blocks and the attention pool in place. Each kind is one graph for any number of tubelets."""
+        for block in (*self.trunk.encoder.blocks, *self.trunk.encoder.attn_pool):
             block.compile(dynamic=True)
 
     @property

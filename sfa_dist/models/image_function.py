@@ -25,7 +25,7 @@ from sfa_dist.recipe.blocks import ModelBlock
 Pixels = tuple[Sequence[float], Sequence[float]]  # Mean and standard deviation of each channel, of pixels from 0 to 1.
 
 # timm's tags of weights that Google's JAX code trained with tanh, although timm's own forward has erf.
-JAX_TAGS = re.compile(r"(augreg_|orig_|sam_)")
+JAX_TAGS = re.compile(r"(augreg_|orig_|sam_|(v2_)?webli)")
 PIXELS_APART = 0.002  # Recipes round 0.48145466 to 0.481.
 EPS_APART = 1e-3  # Relative.
 
@@ -94,14 +94,16 @@ def function_of_timm(model: nn.Module, name: str) -> ImageFunction:
     if not isinstance(model.fc_norm, nn.Identity):
         raise pooled_norm_error(name)
     norms = [model.norm, *(norm for b in blocks for norm in (b.norm1, b.norm2))]
+    if model.global_pool == "map":
+        norms.append(model.attn_pool.norm)
     if not all(isinstance(norm, nn.LayerNorm) for norm in norms) or len({norm.eps for norm in norms}) > 1:
         raise _other(name, "its norms are not LayerNorm of one eps")
     config: Any = getattr(model, "pretrained_cfg", {})
     gelu = _gelu_of(blocks[0].mlp.act, name)
     by_jax = gelu == "erf" and JAX_TAGS.match(str(config.get("tag") or ""))
     pixels = (config["mean"], config["std"]) if config.get("mean") and config.get("std") else None
-    pooling = {"token": "cls", "": "cls", "avg": "gap"}.get(model.global_pool)
-    if pooling is None or (pooling == "gap" and model.cls_token is not None):
+    pooling = {"token": "cls", "": "cls", "avg": "gap", "map": "attention"}.get(model.global_pool)
+    if pooling is None or (pooling != "cls" and model.cls_token is not None):
         with_cls = " beside a cls token" if model.cls_token is not None else ""
         raise _other(name, f"it pools its tokens by {model.global_pool!r}{with_cls}")
     return ImageFunction(

@@ -38,6 +38,7 @@ REACH_S = 5.0  # Seconds for the hub to answer; without a network its own client
 SHOWN_CHARS = 700
 # The parts of an image ViT that classify images: a trunk has none.
 IMAGE_HEAD_KEYS = ("head.", "head_dist.", "pre_logits.")
+TIMM_POOL, OWN_POOL = "attn_pool.", "attn_pool.0."
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(?:ls([12])\.gamma|gamma_([12]))")
 SCALED = {"1": "attn.proj", "2": "mlp.fc2"}
 
@@ -193,11 +194,7 @@ def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, 
     if any(key.startswith("fc_norm.") for key in state):
         raise pooled_norm_error(source)
     with_cls = trunk.encoder.pooling == "cls"
-    is_vit = "patch_embed.proj.weight" in state  # If it is not, load_exactly names the keys.
-    if is_vit and with_cls and "cls_token" not in state:
-        raise RecipeError(f"{source} has no cls token; set model.pooling: gap")
-    if not with_cls and "cls_token" in state:
-        raise RecipeError(f"{source} has a cls token, to which all its tokens attend; set model.pooling: cls")
+    _require_pooling(state, trunk, source)
     _require_shapes(state, source)
     out: dict[str, Tensor] = {}
     for key, value in without_layer_scale(state, source).items():
@@ -212,8 +209,22 @@ def trunk_state_from_timm(state: State, trunk: Trunk, source: str) -> dict[str, 
                 value = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
             out["encoder.pos_embed"] = resize_grid_positions(value, trunk.tokens, with_cls)
         else:
-            out[f"encoder.{key}"] = value
+            out[f"encoder.{key.replace(TIMM_POOL, OWN_POOL)}"] = value
     return out
+
+
+def _require_pooling(state: State, trunk: Trunk, source: str) -> None:
+    """Raises RecipeError where the weights of an image ViT pool otherwise than the trunk."""
+    pooling = trunk.encoder.pooling
+    if "cls_token" in state:
+        if pooling != "cls":
+            raise RecipeError(f"{source} has a cls token, to which all its tokens attend; set model.pooling: cls")
+        return
+    own = "attention" if any(key.startswith(TIMM_POOL) for key in state) else "gap"
+    is_vit = "patch_embed.proj.weight" in state  # If it is not, load_exactly names the keys.
+    if is_vit and pooling != own:
+        has = "pools its tokens by attention" if own == "attention" else "has no cls token and no attention pool"
+        raise RecipeError(f"{source} {has}; set model.pooling: {own}")
 
 
 def _require_shapes(state: State, source: str) -> None:

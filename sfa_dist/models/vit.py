@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfa_dist.recipe.blocks.model import POSITION_STD
 
-Pooling = Literal["cls", "gap"]
+Pooling = Literal["cls", "gap", "attention"]
 Positions = Literal["learned", "sincos"]
 Gelu = Literal["tanh", "erf", "quick"]
 GELU: Gelu = "tanh"  # As in the official code; the encoder of an image checkpoint may need another.
@@ -74,6 +74,32 @@ def apply_gelu(x: Tensor, kind: Gelu) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
 
+class AttentionPool(nn.Module):
+    """Tokens (R, L, D) -> one vector each, (R, D): the MAP head of big_vision's models/vit.py.
+
+    A learned probe attends to all tokens, then comes an MLP with a residual: x + mlp(norm(x)). Tensors have the names
+    of timm's AttentionPoolLatent.
+    """
+
+    def __init__(self, width: int, heads: int, mlp: int, gelu: Gelu = GELU, norm_eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__()
+        self.heads = heads
+        self.latent = nn.Parameter(torch.empty(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp, gelu)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(R, L, D) -> (R, D)."""
+        count, length, width = tokens.shape
+        k, v = self.kv(tokens).view(count, length, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.q(self.latent).view(1, self.heads, 1, -1).expand(count, -1, -1, -1)  # One for all sequences.
+        x = self.proj(F.scaled_dot_product_attention(q, k, v).reshape(count, width))
+        return x + self.mlp(self.norm(x))
+
+
 class TransformerBlock(nn.Module):
     """One pre-LN transformer block. LayerNorm computes its statistics in fp32 whatever the dtype of the input."""
 
@@ -98,7 +124,7 @@ class TransformerBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A cls token (with `cls` pooling), positions, `depth` blocks and a final norm.
+    """A cls token (with `cls` pooling), positions, `depth` blocks, a final norm, and what pools the tokens.
 
     The rate of drop-path grows linearly from 0 in the first block to `drop_path` in the last.
     """
@@ -131,9 +157,12 @@ class Encoder(nn.Module):
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp, rate, gelu, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
+        # In a list, whose entries are units of the engines, of activation checkpoints and of compilation, as blocks.
+        pools = [AttentionPool(width, heads, mlp, gelu, norm_eps)] if pooling == "attention" else []
+        self.attn_pool = nn.ModuleList(pools)
 
     def forward(self, x: Tensor, per_clip: int = 1) -> Tensor:
-        """(R, N, D) -> normalised tokens (R, L, D), or (R, N, D) with `gap` pooling. A clip is `per_clip` sequences."""
+        """(R, N, D) -> normalised tokens (R, L, D), with L = N except for `cls`. A clip is `per_clip` sequences."""
         if self.pooling == "cls":
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         # Engines leave a buffer in fp32.
@@ -143,7 +172,9 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """(..., L, D) -> (..., D): the cls token, or the mean over all tokens."""
+        """(R, L, D) -> (R, D): the cls token, the mean over all tokens, or what attention gathers from them."""
+        if self.pooling == "attention":
+            return self.attn_pool[0](tokens)
         return tokens[..., 0, :] if self.pooling == "cls" else tokens.mean(dim=-2)
 
 
@@ -152,7 +183,8 @@ def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
     """Initialises an encoder as the official code does (scenic, projects/vivit/model.py).
 
     Xavier for each D -> D matrix, a cls token of zeros, and learned positions N(0, `position_std`), with the official
-    code's 0.02 as the default. Fixed positions are computed.
+    code's 0.02 as the default. Fixed positions are computed. An attention pool starts as big_vision's: Xavier, its
+    probe included.
     """
     if encoder.pooling == "cls":
         encoder.cls_token.zero_()
@@ -167,6 +199,12 @@ def init_encoder(encoder: Encoder, position_std: float = POSITION_STD) -> None:
             nn.init.xavier_uniform_(module.proj.weight)
             module.qkv.bias.zero_()
             module.proj.bias.zero_()
+        elif isinstance(module, AttentionPool):
+            nn.init.xavier_uniform_(module.latent[0])
+            for matrix in (module.q.weight, *module.kv.weight.chunk(2), module.proj.weight):
+                nn.init.xavier_uniform_(matrix)
+            for linear in (module.q, module.kv, module.proj):
+                linear.bias.zero_()
         elif isinstance(module, Mlp):
             init_mlp(module)
         elif isinstance(module, nn.LayerNorm):

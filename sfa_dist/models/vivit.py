@@ -118,6 +118,7 @@ class Trunk(nn.Module):
         self.tubelet = model.tubelet
         self.width = dims.width
         self.position_std, self.subtract = model.position_std, model.subtract
+        self.tubelet_init = model.tubelet_init
         # Whether the recipe states what a weights file may not say.
         self.function_is_stated = model.gelu is not None and model.norm_eps is not None
         self.embed = TubeletEmbed(dims.width, model.tubelet, dims.patch)
@@ -151,10 +152,25 @@ class Trunk(nn.Module):
         return self.encoder.pool(tokens) if pooled else tokens
 
     def init_weights(self) -> None:
-        """Random weights, as in scenic, with positions N(0, `model.position_std`)."""
+        """Random weights, as in scenic, with positions N(0, `model.position_std`), and `model.tubelet_init`."""
         init_lecun_normal(self.embed.weight, fan_in=self.embed.weight[0].numel())
+        if self.tubelet_init == "difference":
+            init_differences(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
         init_encoder(self.encoder, self.position_std)
+
+
+@torch.no_grad()
+def init_differences(kernel: Tensor) -> None:
+    """Makes the first half of the filters (D, C, t, p, p) differences of two frames.
+
+    They are w at frame t // 2, -w at the one before, and zero elsewhere; w keeps the variance of the outputs.
+    """
+    half, tubelet = kernel[: len(kernel) // 2], kernel.shape[2]
+    later = half[:, :, tubelet // 2] * (tubelet / 2) ** 0.5
+    half.zero_()
+    half[:, :, tubelet // 2] = later
+    half[:, :, tubelet // 2 - 1] = -later
 
 
 class Tail(nn.Module):

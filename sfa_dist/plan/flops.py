@@ -32,6 +32,11 @@ def block_macs(tokens: int, width: int, mlp: int) -> int:
     return 4 * tokens * width * width + 2 * tokens * tokens * width + 2 * tokens * width * mlp
 
 
+def pool_macs(tokens: int, width: int, mlp: int) -> int:
+    """Multiply-accumulates of attention pooling on one sequence, without its query, which is one for all sequences."""
+    return (2 * tokens + 1) * width * width + 2 * tokens * width + 2 * width * mlp
+
+
 def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = None) -> ForwardMacs:
     """Multiply-accumulates of the forward pass of one clip of `frames` frames."""
     dims = dims_of(model)
@@ -41,6 +46,9 @@ def forward_macs(model: ModelBlock, frames: int, adapter: AdapterBlock | None = 
     embed = steps * patches * 3 * dims.patch**2 * model.tubelet * dims.width
     spatial = steps * dims.depth * block_macs(patches + extra, dims.width, dims.mlp)
     temporal = model.temporal_depth * block_macs(steps + extra, dims.width, dims.mlp)
+    if model.pooling == "attention":
+        spatial += steps * pool_macs(patches, dims.width, dims.mlp) + dims.width**2
+        temporal += bool(temporal) * (pool_macs(steps, dims.width, dims.mlp) + dims.width**2)
     vectors = 0 if adapter is None else steps * (patches + extra if adapter.placement == "tokens" else 1)
     inner = 0 if adapter is None else max(1, round(dims.width * adapter.hidden))
     return ForwardMacs(embed + spatial, 2 * vectors * dims.width * inner, temporal, dims.width * model.classes)

@@ -110,7 +110,8 @@ class Recipe(RecipeBlock):
             raise field_error("stage1", "image_checkpoint is stage:image, but there is no image block")
         if self.stage1 and self.stage2:
             first, second = self.stage1.model, self.stage2.model
-            for key in ("positions", "subtract", "centre"):
+            given = self.stage1.given_weights is not None  # They say their own pooling.
+            for key in ("positions", "subtract", "centre", *(() if given else ("pooling",))):
                 if getattr(first, key) != getattr(second, key):
                     raise field_error("stage2", f"starts from stage1: model.{key} has to be the same in both")
         return self

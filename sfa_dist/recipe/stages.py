@@ -150,6 +150,8 @@ class StageBlock(RecipeBlock):
     @model_validator(mode="after")
     def _something_moves(self) -> StageBlock:
         model, static = self.model, self.data.stride == 0
+        if model.tubelet_init == "difference" and static:
+            raise field_error("model", "tubelet_init: difference is of frames that differ: a static clip needs random")
         if model.subtract != "none" and (static or self.frames == 1):
             raise field_error("model", "subtract leaves nothing of a static clip: set model.subtract: none")
         if model.centre and (static or self.frames == model.tubelet):
@@ -209,6 +211,16 @@ class Stage1(StageBlock):
     @property
     def given_weights(self) -> str | None:
         return self.weights or None
+
+    @model_validator(mode="after")
+    def _one_source_of_the_kernel(self) -> Stage1:
+        if self.image_checkpoint is not None and self.model.tubelet_init != "random":
+            raise field_error(
+                "model",
+                f"tubelet_init: {self.model.tubelet_init} has no effect, as stage1.image_checkpoint gives the kernel: "
+                "leave one of them out",
+            )
+        return self
 
     @field_validator("image_checkpoint")
     @classmethod
@@ -298,12 +310,20 @@ class Stage2(StageBlock):
         return self
 
     @model_validator(mode="after")
-    def _pooled_vectors_are_centred(self) -> Stage2:
-        if self.model.centre and self.adapter is not None and self.adapter.placement == "tokens":
+    def _adapter_takes_what_the_model_gives(self) -> Stage2:
+        if self.adapter is None or self.adapter.placement != "tokens":
+            return self
+        if self.model.centre:
             raise field_error(
                 "adapter",
                 "placement is tokens, but model.centre works on pooled vectors: set placement: pooled, or "
                 "model.centre: false",
+            )
+        if self.model.pooling == "attention":
+            raise field_error(
+                "adapter",
+                "placement is tokens, but model.pooling: attention pools them in the frozen trunk: set placement: "
+                "pooled, or model.pooling: cls or gap",
             )
         return self
 

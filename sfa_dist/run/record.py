@@ -41,6 +41,7 @@ OFFICIAL_MODEL: dict[str, Any] = {
     "model.norm_eps": 1e-6,
     "model.position_std": POSITION_STD,
     "model.positions": "learned",
+    "model.tubelet_init": "random",
     "model.subtract": "none",
     "model.centre": False,
 }

@@ -9,7 +9,7 @@ import pytest
 from commands import train, train_ranks
 from tiny_runs import SHORT, losses, make_workplace, sets
 
-KEYS = sets("model.subtract=median", "model.centre=true", "model.positions=sincos")
+KEYS = sets("model.subtract=median", "model.centre=true", "model.positions=sincos", "model.pooling=attention")
 
 Losses = dict[tuple[str, int], tuple[float, float]]
 
@@ -22,7 +22,7 @@ def agree(one: Losses, other: Losses) -> None:
 
 
 def test_engines_agree_on_two_ranks(tmp_path: Path) -> None:
-    """Fixed positions are no parameter, which each engine leaves whole."""
+    """Fixed positions are no parameter, which each engine leaves whole; an attention pool is a unit of its own."""
     place, found = make_workplace(tmp_path, SHORT), {}
     for name, engine in {"zero3": "engine.zero=3", "fsdp": "engine.name=fsdp"}.items():
         arguments = ("--recipe", "t.yaml", "--run-dir", name, *KEYS, *sets(engine))
@@ -36,7 +36,8 @@ def test_engines_agree_on_two_ranks(tmp_path: Path) -> None:
 def test_centred_vectors_of_a_cache_are_those_of_live_training(tmp_path: Path) -> None:
     """All phases are stored, so the clips are the same."""
     place = make_workplace(tmp_path, SHORT)
-    keys = sets("model.centre=true", "model.position_std=0.5", "stage2.cache={views: 1, phases: 2}")
+    model = ("model.centre=true", "model.position_std=0.5", "model.pooling=attention", "model.tubelet_init=difference")
+    keys = sets(*model, "stage2.cache={views: 1, phases: 2}")
     for name, own in (("cached", keys), ("live", keys[:-2])):
         finished = train(place, "--recipe", "t.yaml", "--run-dir", name, *own)
         assert finished.code == 0, finished.err

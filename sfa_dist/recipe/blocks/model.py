@@ -42,8 +42,9 @@ class ModelBlock(RecipeBlock):
     tubelet: Fixed[Positive] = 2
     """Frames of one tubelet."""
 
-    pooling: Fixed[Literal["cls", "gap"]] = "cls"
-    """How tokens become one vector, in both encoders: the `cls` token, or `gap`, their mean."""
+    pooling: Fixed[Literal["cls", "gap", "attention"]] = "cls"
+    """How tokens become one vector, in both encoders: the `cls` token; `gap`, their mean; or `attention`, a learned
+    query's attention to them and an MLP, with the heads and the MLP width of a block (docs/learning.md)."""
 
     drop_path: Fixed[Fraction] = 0.0
     """Rate of stochastic depth at the last block; it grows linearly from 0 at the first one."""
@@ -69,6 +70,10 @@ class ModelBlock(RecipeBlock):
     position_std: Fixed[Annotated[float, Field(gt=0.0, le=10.0)]] = POSITION_STD
     """Standard deviation of the spatial encoder's learned positions where they start from random values; the temporal
     encoder's is always the official code's (docs/learning.md)."""
+
+    tubelet_init: Fixed[Literal["random", "difference"]] = "random"
+    """How the tubelet kernel starts without an image checkpoint, which gives the kernel of its central frame: `random`,
+    or `difference`, where half of the filters are the difference of two successive frames (docs/learning.md)."""
 
     width: Fixed[Positive | None] = None
     """Width of the tokens; null: by `size`."""
@@ -112,6 +117,12 @@ class ModelBlock(RecipeBlock):
     def _fixed_positions_have_no_scale(self) -> ModelBlock:
         if self.positions == "sincos" and self.position_std != POSITION_STD:
             raise field_error("position_std", "applies to learned positions: leave it out with positions: sincos")
+        return self
+
+    @model_validator(mode="after")
+    def _a_difference_is_of_two_frames(self) -> ModelBlock:
+        if self.tubelet_init == "difference" and self.tubelet < 2:
+            raise field_error("tubelet_init", "difference needs two frames in a tubelet: set model.tubelet: 2")
         return self
 
     @property

@@ -61,8 +61,21 @@ NORM_5 = partial(nn.LayerNorm, eps=1e-5)
         ({"init_values": 0.1}, {"gelu": "erf"}),
         ({"no_embed_class": True}, {"gelu": "erf"}),
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, {"gelu": "erf", "pooling": "gap"}),
+        (
+            {"class_token": False, "global_pool": "map", "act_layer": "quick_gelu", "norm_layer": NORM_5},
+            {"pooling": "attention", "gelu": "quick", "norm_eps": 1e-5},
+        ),
     ],
-    ids=["erf", "tanh", "quick", "eps", "layer scale", "cls without position", "mean of normalised tokens"],
+    ids=[
+        "erf",
+        "tanh",
+        "quick",
+        "eps",
+        "layer scale",
+        "cls without position",
+        "mean of normalised tokens",
+        "attention",
+    ],
 )
 def test_a_trunk_computes_what_timm_computes(tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     model = image_vit(**theirs)
@@ -83,6 +96,7 @@ def test_a_trunk_computes_what_timm_computes(tmp_path: Path, theirs: dict[str, A
         ({}, "model: {gelu: erf}"),
         ({"act_layer": "quick_gelu", "norm_layer": NORM_5}, "model: {gelu: quick, norm_eps: 1.0e-05}"),
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "model: {gelu: erf, pooling: gap}"),
+        ({"class_token": False, "global_pool": "map"}, "model: {gelu: erf, pooling: attention}"),
     ],
 )
 def test_another_function_is_refused_with_the_lines_for_the_recipe(changes: dict[str, Any], line: str) -> None:
@@ -121,6 +135,7 @@ def test_a_norm_after_the_mean_is_refused(tmp_path: Path, changes: dict[str, Any
     [
         ({"block_fn": timm.models.vision_transformer.ResPostBlock}, "its blocks have a ResPostBlock"),
         ({"global_pool": "avg", "fc_norm": False}, "beside a cls token"),
+        ({"global_pool": "map"}, "it pools its tokens by 'map' beside a cls token"),
         ({"global_pool": "max", "fc_norm": False}, "it pools its tokens by 'max'"),
         ({"act_layer": "silu"}, "its activation is SiLU"),
         ({"norm_layer": "rmsnorm"}, "its norms are not LayerNorm"),
@@ -135,6 +150,23 @@ def test_a_cls_token_is_not_dropped(tmp_path: Path) -> None:
     save_file(image_vit().state_dict(), tmp_path / "vit.safetensors")
     with pytest.raises(RecipeError, match=r"set model\.pooling: cls"):
         load_image_vit(trunk_for(pooling="gap"), str(tmp_path / "vit.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("own", "pooling", "wanted"),
+    [
+        ("map", "gap", "attention"),
+        ("map", "cls", "attention"),
+        ("avg", "attention", "gap"),
+        ("token", "attention", "cls"),
+    ],
+)
+def test_another_pooling_is_refused_by_its_key(tmp_path: Path, own: str, pooling: str, wanted: str) -> None:
+    """Of a file that says nothing but its tensors."""
+    model = image_vit(class_token=own == "token", global_pool=own, fc_norm=False)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(RecipeError, match=rf"set model\.pooling: {wanted}$"):
+        load_image_vit(trunk_for(pooling=pooling), str(tmp_path / "vit.safetensors"))
 
 
 def test_what_was_done_is_told(tmp_path: Path) -> None:
@@ -188,6 +220,7 @@ def test_weights_of_ours_tell_their_function(tmp_path: Path) -> None:
         ("vit_large_patch16_224.augreg_in21k", "L", HALF, {}),
         ("vit_huge_patch14_224.orig_in21k", "H", HALF, {}),
         ("vit_base_patch16_224.augreg_in21k", "B", HALF, {}),
+        ("vit_base_patch16_siglip_224.webli", "B", HALF, {"pooling": "attention"}),
         ("vit_base_patch14_dinov2.lvd142m", "B", IMAGENET, {"patch": 14, "gelu": "erf"}),
     ],
 )

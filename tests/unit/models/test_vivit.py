@@ -149,6 +149,22 @@ def test_the_recipe_scales_the_spatial_positions_and_no_others() -> None:
     assert given["tail.temporal.pos_embed"].std().item() == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.parametrize("tubelet", [2, 4])
+def test_half_of_the_filters_start_as_differences_of_two_frames(tubelet: int) -> None:
+    """They see nothing of a still tubelet, and answer noise as loudly as the others, which are as without the key."""
+    given, plain = (build_tiny(tubelet=tubelet, tubelet_init=kind).state_dict() for kind in ("difference", "random"))
+    name = "trunk.embed.weight"
+    kernel, other = given.pop(name), plain.pop(name)
+    assert all(torch.equal(given[key], value) for key, value in plain.items())
+    assert torch.equal(kernel[48:], other[48:])
+    first, second = tubelet // 2 - 1, tubelet // 2
+    assert torch.equal(kernel[:48, :, first], -kernel[:48, :, second])
+    assert not kernel[:48].sum(2).any()
+    assert kernel[:48].count_nonzero() == 2 * kernel[:48, :, second].numel()
+    loud = kernel.flatten(1).square().sum(1)
+    assert loud[:48].mean().item() == pytest.approx(loud[48:].mean().item(), rel=0.05)
+
+
 @pytest.mark.parametrize("pooling", ["cls", "gap"])
 def test_sincos_positions_are_fixed_and_those_of_mae(pooling: str) -> None:
     """Against the formula, entry by entry; no weights file holds them, and none has a gradient."""

@@ -31,8 +31,10 @@ TINY = {"size": "tiny", "classes": 5, "image_size": 32, "temporal_depth": 1}
 # --- Time, disk, data ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooling", ["cls", "gap"])
-@pytest.mark.parametrize("placement", ["pooled", "tokens"])
+@pytest.mark.parametrize(
+    ("placement", "pooling"),
+    [("pooled", "cls"), ("pooled", "gap"), ("pooled", "attention"), ("tokens", "cls"), ("tokens", "gap")],
+)
 def test_operations_are_those_that_torch_counts(placement: Any, pooling: Any) -> None:
     model, adapter = ModelBlock(**TINY, pooling=pooling), AdapterBlock(placement=placement)
     with torch.device("meta"):

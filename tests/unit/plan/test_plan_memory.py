@@ -152,9 +152,9 @@ def test_offloaded_tokens_take_no_more_of_the_device_for_more_frames() -> None:
     assert many.host_bytes > 128 * 257 * 1280 * 2
 
 
-@pytest.mark.parametrize("placement", ["pooled", "tokens"])
-def test_it_traces_the_modules_that_training_builds(placement: str) -> None:
-    loaded = recipe("demo", f"stage2.adapter.placement={placement}", "stage2.chunk_frames=4", "engine.precision=bf16")
+@pytest.mark.parametrize("key", ["stage2.adapter.placement=tokens", "model.pooling=cls", "model.pooling=attention"])
+def test_it_traces_the_modules_that_training_builds(key: str) -> None:
+    loaded = recipe("demo", key, "stage2.chunk_frames=4", "engine.precision=bf16")
     assert loaded.stage1 is not None
     assert loaded.stage2 is not None
     for shapes, parts in (

@@ -25,10 +25,10 @@ FREE_SINCE: tuple[str, ...] = ()  # Keys that came later: a new `Free` one is ad
 
 
 # No stage can have all of them: fixed positions have no scale, and a cache refuses `subtract`.
-MOTION_KEYS = {"position_std", "positions", "subtract", "centre"}
+MOTION_KEYS = {"position_std", "positions", "subtract", "centre", "tubelet_init"}
 MOTION: dict[str, dict[str, Any]] = {
     "image": {"position_std": 0.5, "subtract": "mean"},
-    "stage1": {"positions": "sincos", "subtract": "mean", "centre": True},
+    "stage1": {"positions": "sincos", "subtract": "mean", "centre": True, "tubelet_init": "difference"},
     "stage2": {"position_std": 0.5, "centre": True},
 }
 

@@ -1,4 +1,4 @@
-"""`model.subtract` and `model.centre` are refused where they would leave nothing, or cannot be kept."""
+"""Keys of the model that let it see motion are refused where they would leave nothing, or cannot be kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def recipe_of(first: dict[str, Any], second: dict[str, Any] | None = None, stage
     return Recipe.model_validate({"name": "moves", **blocks})
 
 
-SUBTRACT, CENTRE = {"subtract": "median"}, {"centre": True}
+SUBTRACT, CENTRE, ATTENTION = {"subtract": "median"}, {"centre": True}, {"pooling": "attention"}
+DIFFERENCE = {"tubelet_init": "difference"}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,11 @@ SUBTRACT, CENTRE = {"subtract": "median"}, {"centre": True}
         (SUBTRACT | {"tubelet": 1}, None, {"frames": 1}, "leaves nothing of a static clip"),
         (CENTRE, None, {"data": {"stride": 0}}, "set model.centre: false"),
         (CENTRE, None, {"frames": 2}, "or of one tubelet step"),
+        (ATTENTION, {"pooling": "gap"}, {}, "model.pooling has to be the same in both"),
+        (ATTENTION, ATTENTION, {"adapter": {"placement": "tokens"}}, "model.pooling: attention pools them in the froz"),
+        (DIFFERENCE | {"tubelet": 1}, None, {}, "difference needs two frames in a tubelet"),
+        (DIFFERENCE, None, {"data": {"stride": 0}}, "of frames that differ"),
+        (DIFFERENCE, None, {"image_checkpoint": "sfa:motion-tiny"}, "image_checkpoint gives the kernel"),
     ],
 )
 def test_refused(first: dict[str, Any], second: dict[str, Any] | None, own: dict[str, Any], why: str) -> None:
@@ -58,3 +64,4 @@ def test_taken() -> None:
     assert recipe_of(CENTRE, CENTRE, adapter=None).stage2
     assert recipe_of(SUBTRACT, SUBTRACT, adapter={"placement": "tokens"}).stage2
     assert recipe_of({}, None, stage="image", data={"stride": 0}).image
+    assert recipe_of(ATTENTION, ATTENTION, cache={"views": 2}).stage2

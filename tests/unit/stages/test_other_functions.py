@@ -24,6 +24,7 @@ KEYS = [
     ({"subtract": "mean"}, "subtract: mean"),
     ({"centre": True}, "centre: true"),
     ({"positions": "sincos"}, "positions: sincos"),
+    ({"pooling": "attention"}, "pooling: attention"),
 ]
 
 
@@ -52,7 +53,7 @@ def test_stage_2_starts_at_stage_1s_function_or_not_at_all(tmp_path: Path, keys:
     with pytest.raises(RecipeError, match=f"put theirs into the recipe: model: {{{line}}}"):
         assemble_stage2(stage2(), weights, "")
     plain = trained(tmp_path, stage1())
-    with pytest.raises(RecipeError, match=r"model: {(subtract: none|centre: false|positions: learned)}"):
+    with pytest.raises(RecipeError, match=r"model: {(subtract: none|centre: false|positions: learned|pooling: cls)}"):
         assemble_stage2(stage2(**keys), plain, "")
 
 
