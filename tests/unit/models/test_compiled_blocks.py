@@ -15,7 +15,7 @@ from sfa_dist.recipe.schema import Stage1, Stage2
 from sfa_dist.stages.assemble import assemble_end_to_end, assemble_stage2
 from sfa_dist.stages.trunk_setup import prepare_trainable
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "frames": 4,
     "model": {"size": "tiny", "width": 32, "depth": 3, "heads": 2, "mlp": 64, "image_size": 16, "classes": 5},
     **{"data": {"train": ["x"]}, "optimizer": {"lr": 0.1}, "schedule": {"epochs": 1}},
@@ -39,12 +39,15 @@ def gradients(stage: Stage1) -> tuple[Tensor, dict[str, Tensor], list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["keep", "checkpoint", "checkpoint_offload"])
-def test_compiled_blocks_train_as_eager_ones(activation: str) -> None:
-    """fp32: 1e-5 of the largest logit and of each parameter's largest gradient."""
+@pytest.mark.parametrize(
+    ("activation", "pooling"), [("keep", "cls"), ("checkpoint", "attention"), ("checkpoint_offload", "cls")]
+)
+def test_compiled_blocks_train_as_eager_ones(activation: str, pooling: str) -> None:
+    """fp32: 1e-5 of the largest logit and of each parameter's largest gradient. An attention pool is a block too."""
     counters.clear()
-    wanted, expected, _ = gradients(stage1())
-    got, found, words = gradients(stage1(compile=True, activation=activation))
+    model = {**PLAIN["model"], "pooling": pooling}
+    wanted, expected, _ = gradients(stage1(model=model))
+    got, found, words = gradients(stage1(model=model, compile=True, activation=activation))
     assert words[0] == "trained blocks compiled"
     assert not counters["graph_break"], counters["graph_break"]
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
