@@ -65,3 +65,15 @@ def test_taken() -> None:
     assert recipe_of(SUBTRACT, SUBTRACT, adapter={"placement": "tokens"}).stage2
     assert recipe_of({}, None, stage="image", data={"stride": 0}).image
     assert recipe_of(ATTENTION, ATTENTION, cache={"views": 2}).stage2
+
+
+def test_given_weights_say_their_own_pooling() -> None:
+    """Stage 1 is not trained then, and the weights are compared with stage 2 when they are loaded."""
+    blocks = {
+        name: {**STAGE, "model": {"size": "tiny", "classes": 3, "pooling": pooling}}
+        for name, pooling in (("stage1", "cls"), ("stage2", "attention"))
+    }
+    with pytest.raises(ValidationError, match=r"model\.pooling has to be the same"):
+        Recipe.model_validate({"name": "given", **blocks})
+    blocks["stage1"]["weights"] = "stage1.safetensors"
+    assert Recipe.model_validate({"name": "given", **blocks})
