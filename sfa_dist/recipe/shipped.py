@@ -28,10 +28,15 @@ def is_repository(root: Path) -> bool:
 
 def find_recipe(path: Path) -> Path:
     """A recipe by its path. A path `recipes/...` that does not exist means the shipped recipe of that name."""
-    if path.is_absolute() or path.exists() or path.parts[:1] != (RECIPES,) or ".." in path.parts:
-        return path
+    return path if path.exists() else shipped_recipe(path) or path
+
+
+def shipped_recipe(path: Path) -> Path | None:
+    """The shipped recipe that a path `recipes/...` names; None for another path, or if there is none of that name."""
+    if path.is_absolute() or path.parts[:1] != (RECIPES,) or ".." in path.parts:
+        return None
     found = shipped(RECIPES).joinpath(*path.parts[1:])
-    return found if found.is_file() else path
+    return found if found.is_file() else None
 
 
 def shipped_recipes() -> list[str]:

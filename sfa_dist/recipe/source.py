@@ -17,7 +17,7 @@ from typing import Any
 
 from sfa_dist.boundary.secret import is_secret_variable, remember
 from sfa_dist.errors import RecipeError
-from sfa_dist.recipe.shipped import find_recipe
+from sfa_dist.recipe.shipped import shipped_recipe
 from sfa_dist.recipe.strict_yaml import Node, parse, plain
 
 MAX_BYTES = 1 << 20
@@ -137,8 +137,8 @@ class _Files:
 
 def _base_path(folder: Path, name: str) -> Path:
     """A base beside the file that names it, or one that comes with the package."""
-    path, shipped = Path(os.path.normpath(folder / name)), find_recipe(Path(name))
-    return shipped if shipped.is_absolute() and not path.exists() else path
+    path = Path(os.path.normpath(folder / name))
+    return path if path.exists() else shipped_recipe(Path(name)) or path
 
 
 def _unnamed(root: Node) -> Node:

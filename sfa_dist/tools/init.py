@@ -22,10 +22,11 @@ _TRAIN = ("train", "training", "shard")
 _TEST = ("test", "testing", "val", "valid", "validation")
 _VAL = ("val", "valid", "validation", "test", "testing")
 _PATTERN_CHARACTERS = "*?[]{}$"
-_FRAMES = (8, 14)  # Frames of the two stages, at most: those of BASE.
+_FRAMES = (8, 16)  # Frames of the two stages, at most: those of BASE.
 _TUBELET = 2  # That of BASE; the frames of a clip are a multiple of it.
-_BATCH = 10  # That of BASE.
-_DEFAULT_PIXELS = [0.45, 0.25]
+_COVERED = 0.75  # The share of a clip that a stage spans, if whole strides allow it.
+_BATCH = 16  # That of BASE.
+_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 120, 4, 60  # Of a stage: 120 steps of 16 clips were enough for a few hundred.
 
 
 class Span(NamedTuple):
@@ -45,8 +46,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
         help="write a commented recipe for your own packed clips",
-        description="Writes a recipe for clips that sfa pack has packed: their classes, shards and pixel statistics, "
-        f"and frames and strides that fit their lengths, on top of {BASE}.",
+        description="Writes a recipe for clips that sfa pack has packed: their classes and shards, frames and strides "
+        f"that fit their lengths, and epochs that fit their number, on top of {BASE}.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -134,11 +135,25 @@ def choose_packs(names: list[str], train: str | None, test: str | None) -> tuple
 
 def fitting_spans(length: int) -> tuple[Span, Span]:
     """The spans of the two stages that fit a clip of `length` frames: about as long, but at least one tubelet."""
-    spans = []
-    for most in _FRAMES:
-        frames = max(_TUBELET, min(most, length // _TUBELET * _TUBELET))
-        spans.append(Span(frames, max(1, (length - 1) // (frames - 1))))
-    return spans[0], spans[1]
+    few, many = _FRAMES
+    return _fitting_span(length, few), _fitting_span(length, many)
+
+
+def _fitting_span(length: int, most: int) -> Span:
+    """The most frames, up to `most`, that cover enough of the clip without looping; else those that cover most."""
+    most = min(most, max(_TUBELET, length // _TUBELET * _TUBELET))
+    choices = [
+        Span(frames, max(1, (length - 1) // (frames - 1)))
+        for frames in range(most, max(_TUBELET, most // 2) - 1, -_TUBELET)
+    ]
+    enough = (span for span in choices if span.length >= _COVERED * length)
+    return next(enough, max(choices, key=lambda span: span.length))
+
+
+def fitting_epochs(clips: int) -> int:
+    """The epochs of each stage: enough steps for a few clips, and not much more than they need for many."""
+    steps = -(-clips // _BATCH)
+    return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, -(-_STEPS // steps)))
 
 
 def span_lines(spans: tuple[Span, Span], lengths: Mapping[str, int]) -> list[str]:
@@ -170,11 +185,11 @@ def recipe_text(
         name: _pattern(arguments.shards, pack, list(manifest["packs"]))
         for name, pack in (("train", train), ("val", val), ("test", test))
     }
-    defaults = zip(("mean", "std"), _DEFAULT_PIXELS, strict=True)
-    pixels = {name: facts[name] or [default] * 3 for name, default in defaults}
     one, two = span_lines(spans, facts["lengths"])
     held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
     batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
+    epochs = fitting_epochs(count)
+    warmup = epochs / 10
     name = shlex.quote(str(arguments.recipe))
     before = f"# Before:   sfa check-learning --recipe {name}    checks whether it can learn them\n" if test else ""
     return f"""\
@@ -197,14 +212,18 @@ data:
   val: {json.dumps(patterns["val"])}{held_out}
   test: {json.dumps(patterns["test"])}
   stride: {spans[0].stride} # {one}
-  mean: {pixels["mean"]} # of the training clips' pixels, from 0 to 1
-  std: {pixels["std"]}
 
 augment:
   flip: 0.0 # left and right may be the label
 {batch}
+schedule:
+  epochs: {epochs} # {epochs * -(-count // _BATCH)} steps a stage
+  warmup_epochs: {warmup:g}
+
 stage1:
   frames: {spans[0].frames}
+  schedule:
+    warmup_epochs: {2 * warmup:g}
 
 stage2:
   frames: {spans[1].frames}

@@ -20,7 +20,7 @@ examples:
 A recipe starts from it with stage1.image_checkpoint: motion.safetensors. The one that comes with the package is
 sfa:motion-tiny; docs/motion_prior.md describes it."""
 LICENCE = "Apache-2.0"
-STEPS = 1200
+STEPS = 30_000  # Of the weights that come with the package: about 24 CPU-minutes.
 # The models of `--size`: a recipe that starts from one has the same trunk.
 SIZES = {"motion-tiny": {"size": "tiny", "image_size": 32, "pooling": "gap"}}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from recipe_files import MINIMAL, WriteRecipe, errors_of
 
 from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.recipe.shipped import shipped
 
 # ------------------------------------------------------------------------------------------------ bases
 
@@ -34,6 +37,18 @@ def test_base_paths_are_relative_to_the_file_they_stand_in(write_recipe: WriteRe
     write_recipe("_base_: er/root.yaml\n", "deep/mid.yaml")
     path = write_recipe("_base_: ../deep/mid.yaml\n", "top/a.yaml")
     assert load_recipe(path).origins["stage1.optimizer.lr"] == "deep/er/root.yaml:2"
+
+
+@pytest.mark.parametrize("folder", [".", "recipes"])
+def test_a_shipped_base_is_found_from_any_folder(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    path = write_recipe("_base_: recipes/demo.yaml\nmodel: {classes: 7}\n", "mine.yaml").resolve()
+    for place in (tmp_path, shipped("recipes").parent / folder):  # The clone itself is a folder like any other.
+        monkeypatch.chdir(place)
+        recipe = load_recipe(path, [], {}).recipe
+        assert recipe.stage1 is not None
+        assert (recipe.stage1.model.classes, recipe.stage1.model.size) == (7, "tiny")
 
 
 def test_errors_in_a_base_name_the_base(write_recipe: WriteRecipe) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sfa_dist.errors import UsageError
 from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import build_parser, main
-from sfa_dist.tools.init import choose_packs, fitting_spans
+from sfa_dist.tools.init import choose_packs, fitting_epochs, fitting_spans
 from sfa_dist.tools.pack import line_now_and_then
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -46,17 +46,16 @@ def test_a_recipe_that_fits_what_was_packed(clips, capsys):
     assert "sfa check-learning --recipe sub/mine.yaml" in Path("sub/mine.yaml").read_text()
     assert "2 classes, 8 training clips" in printed
     assert "stage1: 8 frames span 15; 1 of 8 clips are shorter and loop" in printed
-    assert "stage2: 14 frames span 14; 1 of 8 clips are shorter and loop" in printed
+    assert "stage2: 16 frames span 16; 1 of 8 clips are shorter and loop" in printed
     recipe = load_recipe(Path("sub/mine.yaml"), [], {}).recipe
-    facts = json.loads((clips / "own" / "manifest.json").read_text())["packs"]["train"]["clips"]
     assert recipe.stage1 is not None
     assert recipe.stage2 is not None
-    for stage, frames, stride in ((recipe.stage1, 8, 2), (recipe.stage2, 14, 1)):
+    for stage, frames, stride in ((recipe.stage1, 8, 2), (recipe.stage2, 16, 1)):
         assert (stage.model.classes, stage.frames, stage.data.stride) == (2, frames, stride)
         assert (stage.data.train, stage.data.val, stage.data.test) == (
             *(["own/train-*.tar"], ["own/val-*.tar"], ["own/val-*.tar"]),
         )
-        assert (stage.data.mean, stage.data.std) == (facts["mean"], facts["std"])
+        assert (stage.schedule.epochs, stage.batch.size) == (60, 8)
     assert main(["init", "sub/mine.yaml", "--shards", "own"]) == 64
     assert "exists already" in capsys.readouterr().err
 
@@ -66,7 +65,7 @@ def test_a_recipe_is_compared_with_what_is_packed(clips, capsys):
     assert main(["pack", "list.csv", "own", "--check", "--recipe", "mine.yaml"]) == 0
     printed = capsys.readouterr()
     assert "stage1: model.classes is 3, and the clips have 2 classes" in printed.out
-    assert "stage1: 8 frames span 22; 10 of 10 clips are shorter and loop" in printed.out
+    assert "stage2: 16 frames span 16; 1 of 10 clips are shorter and loop" in printed.out
     assert "all splits are packed together (8 of 'train', 2 of 'val')" in printed.err
     assert main(["pack", "list.csv", "own", "--recipe", "gone.yaml"]) == 78
     assert not (clips / "own").exists()
@@ -109,6 +108,15 @@ def test_spans_do_not_loop(length):
         assert span.frames % 2 == 0
         assert span.length <= max(length, 2)
         assert span.length > length / 2 or length == 1
+
+
+@given(st.integers(1, 100_000))
+def test_few_clips_get_enough_steps_and_many_not_many_epochs(clips):
+    epochs = fitting_epochs(clips)
+    steps = epochs * -(-clips // 16)
+    assert 4 <= epochs <= 60
+    assert steps >= 120 or epochs == 60
+    assert steps < 2 * 120 or epochs == 4
 
 
 @pytest.mark.parametrize(
