@@ -68,6 +68,12 @@ class LogBlock(RecipeBlock):
     mlflow_experiment: Free[str] = "sfa_dist"
     """Experiment in MLflow."""
 
+    baseline: Free[PathText | None] = None
+    """Run directory of the end-to-end training that `cost_ratio` compares with (docs/evaluation.md)."""
+
+    calibrate_steps: Free[NonNegative] = 0
+    """End-to-end steps of stage 2's frames to time after stage 2, for `cost_ratio` without a baseline; 0 times none."""
+
     @field_validator("trackers")
     @classmethod
     def _each_once(cls, value: list[str]) -> list[str]:
