@@ -15,6 +15,7 @@ LOCK = "lock"
 DONE = "done.json"  # Inputs and results of a finished stage.
 WEIGHTS = "weights.safetensors"  # Final weights of a finished stage.
 CHECKPOINTS = "checkpoints"
+CALIBRATION = "calibration.json"  # Of stage 2: how long end-to-end steps take, or why they were not timed.
 
 # Of the test.
 CLASSES = "classes.json"  # Scores of each class.

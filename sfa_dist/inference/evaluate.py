@@ -21,6 +21,7 @@ from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.run import out_of_memory
 from sfa_dist.run.chance import heads_of, shows_top5
 from sfa_dist.run.context import Run
+from sfa_dist.run.cost import RATIO, cost_of
 from sfa_dist.run.record import code_sha256, collect_results
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.stages.assemble import Parts, metadata_value, trained_classes
@@ -80,13 +81,14 @@ def _scores(run: Run, finished: FinishedStage, any_frames: bool, out: Path | Non
         run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
     parts = load_parts(run, stage, finished.weights, finished.trunk_weights, any_frames)
     result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
-    return {**result, "frames": stage.frames, **_record(finished, parts)}
+    return {**result, "frames": stage.frames, **_record(run.recipe, finished, parts)}
 
 
-def _record(finished: FinishedStage, parts: Parts) -> dict[str, Any]:
+def _record(recipe: Recipe, finished: FinishedStage, parts: Parts) -> dict[str, Any]:
     trainable, frozen = parts.parameters()
-    unknown = dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", "cost_ratio"))
-    trained = collect_results(finished.run_dir) if finished.run_dir else {"stages": {}, **unknown}
+    trained: dict[str, Any] = {"stages": {}, **dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", RATIO))}
+    if finished.run_dir:
+        trained = {**collect_results(finished.run_dir), **cost_of(finished.run_dir, recipe)}
     return {**trained, "trainable_parameters": trainable, "frozen_parameters": frozen}
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from sfa_dist.models.footprint import offloads
 from sfa_dist.plan.cards import Card
-from sfa_dist.plan.dataset import ClipCounts, count_clips
+from sfa_dist.plan.dataset import ClipCounts
 from sfa_dist.plan.engine_setting import Setting
 from sfa_dist.plan.feature_cache_plan import extraction_flops, mean_live_share
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.memory import MemoryPlan
-from sfa_dist.recipe.schema import Recipe, StageBlock, sweep_members
+from sfa_dist.recipe.schema import StageBlock
 
 LINK_BYTES_PER_SECOND = 25e9  # Between ranks and between host and device: PCIe 4, 16 lanes. Assumed.
 HOST_BYTES_PER_SECOND = 20e9  # A rank's share of the host's memory while it steps an optimizer there. Assumed.
@@ -105,24 +105,3 @@ def step_seconds(stage: StageBlock, card: Card, setting: Setting, plan: MemoryPl
         step += 2 * trained * width / setting.world / LINK_BYTES_PER_SECOND
         step += 2 * plan.optimizer_bytes_per_rank / HOST_BYTES_PER_SECOND
     return step
-
-
-def cost_ratio(recipe: Recipe, clips: int | None = None) -> float | None:
-    """Operations of stage 1, the feature cache and stage 2, over those of training stage 2's frames end to end.
-
-    The end-to-end training has as many epochs as stage 2. None where the recipe lacks one of the two stages. All
-    operations count as equally fast and loading is left out, so this is the least that the method can cost.
-    """
-    if recipe.stage1 is None or recipe.stage2 is None:
-        return None
-    first, second = recipe.stage1, recipe.stage2
-    macs = forward_macs(second.model, second.frames)
-    baseline = 6.0 * (macs.trunk + macs.tail) * second.schedule.epochs
-    members = [member.stage for member in sweep_members(recipe)] or [second]
-    own = sum(trained_flops(member) for member in members) * second.schedule.epochs
-    if second.cache is not None:
-        known = count_clips(second, clips)
-        own += extraction_flops(second, known) / known.train if known.train else 0.0
-    if not first.weights:
-        own += clip_flops(first, recomputed=True) * first.schedule.epochs
-    return own / baseline

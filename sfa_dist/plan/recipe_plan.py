@@ -12,8 +12,9 @@ from sfa_dist.models.footprint import takes_tokens, trunk_eight_bits
 from sfa_dist.parallel.engines.optimizers import moments_of
 from sfa_dist.plan.advice import Advice, cheapest_fit
 from sfa_dist.plan.cards import GIB, Card, largest_peak, reserve_bytes
+from sfa_dist.plan.cost import cost_ratio, why_above_one
 from sfa_dist.plan.dataset import ClipCounts, count_clips
-from sfa_dist.plan.duration import Duration, cost_ratio, extraction_hours, members_duration
+from sfa_dist.plan.duration import Duration, extraction_hours, members_duration
 from sfa_dist.plan.extraction_memory import predict_extraction
 from sfa_dist.plan.feature_cache_plan import cache_bytes
 from sfa_dist.plan.memory import MemoryPlan, predict_together, stages_of
@@ -141,6 +142,7 @@ class RecipePlan:
             "checkpoint_gib": sum(plan.checkpoint_bytes for plan in self.stages) / GIB,
             "advice": self.advice(),
             "cost_ratio": cost_ratio(self.recipe, self.last.clips.train),
+            "cost_ratio_why": why_above_one(self.recipe, self.last.clips.train),
             "card": {"name": self.card.name, "gib": self.card.gib, "ranks": self.world_size},
             "stages": {
                 **{plan.name: _stage_json(plan) for plan in self.stages},

@@ -18,13 +18,18 @@ ADVICE = (
 CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain RuntimeError.
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error is that of a device or a host without memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_TEXT in str(error)
+
+
 @contextmanager
 def reported(runtime: Runtime, watch: Watch) -> Iterator[None]:
     """Turns running out of memory inside the block into a LostRankError; the watch informs the other ranks."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_TEXT not in str(error):
+        if not is_out_of_memory(error):
             raise
         phase, step = watch.position
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -23,6 +23,7 @@ from sfa_dist.run.attempts import Attempts
 from sfa_dist.run.context import LOGS, Run
 from sfa_dist.run.lock import held
 from sfa_dist.run.record import code_sha256
+from sfa_dist.run.trackers.chosen import require_packages
 from sfa_dist.run.tracking import Tracker
 
 
@@ -80,6 +81,7 @@ class _Session:
 
     def _open_tracker(self) -> None:
         if self._dry_run:
+            require_packages(self._recipe.log)
             self.tracker = Tracker.console_only(self._recipe.log)
             return
         config = without_secrets_in(self._recipe.model_dump(mode="json"))

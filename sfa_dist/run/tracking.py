@@ -1,7 +1,7 @@
-"""The output of a run: console, log.jsonl and wandb, all from rank 0.
+"""The output of a run: console and log.jsonl, all from rank 0; the trackers (`trackers/`) get lines of log.jsonl.
 
-None of them may end a run: wandb is switched off if it fails, output to a terminal that is gone is dropped, and lines
-that a full disk does not take wait until there is room.
+None of them may end a run: a tracker is switched off if it fails, output to a terminal that is gone is dropped, and
+lines that a full disk does not take wait until there is room.
 """
 
 from __future__ import annotations
@@ -9,34 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sfa_dist.boundary.disk import print_line, write_if_new
+from sfa_dist.boundary.counted import counted
+from sfa_dist.boundary.disk import print_line
 from sfa_dist.boundary.file_names import CONSOLE, LOG
 from sfa_dist.boundary.plain import for_terminal
 from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.recipe.blocks import LogBlock
 from sfa_dist.run.chance import console_line, guessing
+from sfa_dist.run.trackers.background import Background
+from sfa_dist.run.trackers.chosen import sinks_of
 
-WANDB_URL = "https://api.wandb.ai"
-
-# wandb's groups for the kinds and keys of log.jsonl.
-PERFORMANCE_KEYS = ("step_time", "data_time", "samples_per_second", "memory_gib", "mfu")
-
-
-SIGNALS_APART = 1.0  # Seconds within which all processes of a run get a launcher's signal.
 _MAX_WAITING = 16 << 20  # Bytes of lines that wait for room on the disk.
 
 
@@ -101,20 +93,23 @@ class Tracker:
         environ: Mapping[str, str],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Opens the files, and begins the trackers that `log` names; `config` is the recipe that they show.
+
+        `stopping` returns whether the run was asked to stop. Raises RecipeError for a tracker that is not installed.
+        """
         self._jsonl: LineFile | None = None
-        self._wandb: Any = None
-        self._wandb_failed = False
+        self._trackers: Background | None = None
         self._consoles: list[Console] = []  # The terminal, then console.log.
         self._seen: set[str] = set()
-        self._stopping = stopping  # Returns whether the run was asked to stop.
         if run_dir is not None:
+            sinks = sinks_of(log, run_dir, config, environ, stopping)
             run_dir.mkdir(parents=True, exist_ok=True)
             self._jsonl = LineFile(run_dir / LOG)
             self._text = LineFile(run_dir / CONSOLE)
             # Fixed for the file; the terminal's console has the terminal's width.
             file = Console(file=cast("IO[str]", self._text), width=160, soft_wrap=True)
             self._consoles = [Terminal(soft_wrap=True), file]
-            self._start_wandb(run_dir, log, config, environ)
+            self._trackers = Background(sinks, stopping) if sinks else None
 
     @classmethod
     def console_only(cls, log: LogBlock, on_stderr: bool = False) -> Tracker:
@@ -157,13 +152,14 @@ class Tracker:
                 console.on_broken_pipe()
 
     def record(self, kind: str, **values: Any) -> None:
-        """Writes one line of log.jsonl, and sends it to wandb if its kind is `train` or `eval`."""
+        """Writes one line of log.jsonl, and sends it to the trackers if its kind is `train` or `eval`."""
         if self._jsonl is None:
             return
+        self._report_failures()
         line = {"kind": kind, **{key: _plain(without_secrets_in(value)) for key, value in values.items()}}
         self._jsonl.write(json.dumps(line) + "\n")
-        if self._wandb is not None and kind in ("train", "eval"):
-            self._send(kind, line)
+        if self._trackers is not None and kind in ("train", "eval"):
+            self._send(line, self._trackers)
 
     def event(self, event: str, **values: Any) -> None:
         """Writes a line of kind `event`."""
@@ -171,8 +167,9 @@ class Tracker:
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if self._wandb is not None or self._wandb_failed:
-            self._guard(self._end_wandb)
+        if self._trackers is not None:
+            self._close_trackers(self._trackers)
+            self._trackers = None
         if self._jsonl is not None:
             for file in (self._jsonl, self._text):
                 try:
@@ -181,94 +178,27 @@ class Tracker:
                     print_line(f"{file.path} may lack its last lines: {error.strerror}")
             self._jsonl, self._consoles = None, []
 
-    def _start_wandb(self, run_dir: Path, log: LogBlock, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-        if log.wandb == "off" or environ.get("WANDB_MODE") == "disabled":
-            return
-        mode: Any = log.wandb
-        if mode == "auto":
-            mode = environ.get("WANDB_MODE") or ("online" if _has_key(environ) else "offline")
-        if mode == "online" and not _has_key(environ):  # wandb would ask for one and wait.
-            print_line("wandb is offline: there is no key (WANDB_API_KEY or .netrc); `wandb sync` sends the run later")
-            mode = "offline"
+    def _send(self, line: Mapping[str, Any], trackers: Background) -> None:
+        if not trackers.send(line) and trackers.dropped == 1:
+            print_line(f"{trackers.names}: too far behind, lines are left out from here on; log.jsonl has all")
 
-        def begin() -> None:
-            import wandb
+    def _close_trackers(self, trackers: Background) -> None:
+        closed = trackers.close()
+        self._report_failures()
+        if not closed:
+            self.event("trackers_unfinished", trackers=trackers.names, seconds=trackers.flush_seconds)
+            seconds = f"{trackers.flush_seconds:g} s"
+            print_line(f"{trackers.names}: not done after {seconds}, the last lines are left out; log.jsonl has all")
+        if trackers.dropped:
+            self.event("trackers_dropped", trackers=trackers.names, lines=trackers.dropped)
+            print_line(f"{trackers.names}: {counted(trackers.dropped, 'line')} left out; log.jsonl has all")
 
-            id_file = run_dir / "wandb" / "run_id"
-            run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
-            id_file.parent.mkdir(exist_ok=True)
-            write_if_new(id_file, run_id)
-            self._wandb = wandb.init(
-                project=log.wandb_project,
-                name=run_dir.name,
-                id=run_id,
-                resume="allow" if mode == "online" else None,
-                mode=mode,
-                dir=str(run_dir),
-                config=dict(config),
-                # wandb's metadata holds the command line as it was typed, with its secrets.
-                settings=wandb.Settings(
-                    silent=True, console="off", x_disable_meta=any(without_secrets(word) != word for word in sys.argv)
-                ),
-            )
-
-        self._guard(begin)
-
-    def _end_wandb(self) -> None:
-        """Ends wandb's run and its service.
-
-        wandb's own exit handler prints a traceback if the service has gone before, as after a Ctrl-C.
-        """
-        import wandb
-
-        try:
-            if self._wandb is not None:
-                self._wandb.finish()
-        finally:
-            wandb.teardown()
-
-    def _send(self, kind: str, line: Mapping[str, Any]) -> None:
-        stage = line.get("stage")
-        group = {"train": "train", "eval": "test" if stage == "test" else "val"}[kind]
-        if "member" in line:  # Each member of a sweep has its own curves.
-            group = f"{group}/{line['member']}"
-        out: dict[str, Any] = {"stage": stage}
-        for key, value in line.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                out[f"{'perf' if key in PERFORMANCE_KEYS else group}/{key}"] = value
-        # The step is sent as a value: it starts anew in each stage, and wandb's own step may not.
-        self._guard(lambda: self._wandb.log(out))
-
-    def _guard(self, action: Any) -> None:
-        """Runs a call of wandb. The first failure is reported, and wandb is off from then on; the run goes on."""
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 (whatever wandb raises)
-            self._wandb = None
-            if self._wandb_failed:
-                return
-            self._wandb_failed = True
-            self.event("wandb_off", reason=f"{type(error).__name__}: {error}")
-            if not self._stops_soon():
-                print_line(f"wandb is off for this run: {type(error).__name__}: {error}")
-
-    def _stops_soon(self) -> bool:
-        """Whether the run is about to stop: a launcher's signal ends wandb's service too, and may reach it first."""
-        until = time.monotonic() + SIGNALS_APART
-        while not self._stopping() and time.monotonic() < until:
-            time.sleep(0.01)
-        return self._stopping()
-
-
-def _has_key(environ: Mapping[str, str]) -> bool:
-    """Whether wandb finds a key without asking for one."""
-    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(environ.get("WANDB_BASE_URL") or WANDB_URL).hostname or ""
-    try:
-        return netrc(environ.get("NETRC") or Path(environ.get("HOME", "/")) / ".netrc").authenticators(host) is not None
-    except (OSError, NetrcParseError, UnicodeDecodeError):
-        return False
+    def _report_failures(self) -> None:
+        """Reports the trackers that were switched off since the last line."""
+        for failure in self._trackers.failures() if self._trackers is not None else ():
+            self.event(f"{failure.name}_off", reason=failure.reason)
+            if not failure.quiet:
+                print_line(f"{failure.name} is off for this run: {failure.reason}")
 
 
 def train_line(position: str, values: Mapping[str, Any], remaining: float) -> str:

@@ -6,6 +6,7 @@
     feature_cache  what a cache depends on                    cache_build     the stage `cache`, with rank_sync
     scoring        the stage `test`                           trunk_fidelity  8-bit features compared with bf16
     sweep          many stage-2 members on one cache          sweep_scores    their test in one pass
+    calibrate      end-to-end steps timed, for the cost ratio
 
 `train.py` imports `pipeline`; `inference` and `tools` import the modules of a single stage.
 Start with `pipeline.run_recipe`.

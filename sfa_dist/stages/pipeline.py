@@ -39,6 +39,7 @@ from sfa_dist.run.report.page import write_report
 from sfa_dist.run.session import session
 from sfa_dist.stages.assemble import save_final
 from sfa_dist.stages.cache_build import run_cache_stage
+from sfa_dist.stages.calibrate import calibrate
 from sfa_dist.stages.feature_cache import cache_block
 from sfa_dist.stages.open_data import open_split, steps_per_epoch
 from sfa_dist.stages.prepare import Setup, given_checkpoint, prepare
@@ -77,6 +78,9 @@ def run_stages(run: Run, only: str | None) -> None:
             leave_if_asked(run, f"before {name}")
             train(run, name, stage)
             gc.collect()  # Reference cycles in an engine would hold a stage's memory while the next one is built.
+            if isinstance(stage, Stage2):
+                calibrate(run, stage)
+                gc.collect()
     if only in (None, TEST):
         leave_if_asked(run, "before the test")
         test(run, *list(stages.items())[-1], again=only == TEST)

@@ -28,6 +28,7 @@ from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
 from sfa_dist.run.context import Run
+from sfa_dist.run.cost import RATIO, REASON, cost_of, cost_words, with_present_cost
 from sfa_dist.run.record import collect_results, read_done, stage_inputs
 from sfa_dist.stages.assemble import Parts, load_for_test, trained_classes
 from sfa_dist.stages.open_data import check_classes, feed_settings, loader_settings, open_split
@@ -67,7 +68,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     tested = [member_directory(run, member) / run.weights(name).name for member in members] or [run.weights(name)]
     weights = tested[0]
     inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index, tested))
-    before = run.runtime.on_main(lambda: None if again else _done_before(run.directory, inputs))
+    before = run.runtime.on_main(lambda: None if again else _done_before(run, inputs))
     if before is not None:
         _print_result(run, before)
         run.tracker.say(f"finished: the test was done before; --stage {TEST} makes it again")
@@ -90,7 +91,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
         control = _line(_score(run, stage, parts, index, grid, "shuffled", None), grid)
         run.tracker.record("eval", stage=TEST, step=0, frame_order="shuffled", **control)
         result["acc1_shuffled_frames"] = control["acc1"]
-    summary = {**result, "frames": stage.frames, **extra, **collect_results(run.directory)}
+    summary = {**result, "frames": stage.frames, **extra, **run.runtime.on_main(lambda: _costs(run))}
     run.runtime.on_main(lambda: _write_result(run.directory, summary, inputs))
     _print_summary(run, summary)
 
@@ -117,12 +118,26 @@ def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex, weights:
     return {**inputs, "test": run.recipe.test.model_dump(mode="json")}
 
 
-def _done_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The content of result.json, if it is of a test of these inputs and unchanged since; else None."""
+def _done_before(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of result.json, if it is of a test of these inputs and unchanged since; else None.
+
+    Its cost ratio is that which the recipe asks for now: the baseline may have come later.
+    """
+    directory = run.directory
     done, path = read_done(directory / TEST, numbers=()), directory / RESULT
     if done is None or done.get("inputs") != inputs or not path.is_file():
         return None
-    return json.loads(path.read_text()) if done["result"] == {RESULT: ckpt.file_sha256(path)} else None
+    if done["result"] != {RESULT: ckpt.file_sha256(path)}:
+        return None
+    before = json.loads(path.read_text())
+    present = with_present_cost(before, directory, run.recipe)
+    if present != before:
+        _write_result(directory, present, inputs)
+    return present
+
+
+def _costs(run: Run) -> dict[str, Any]:
+    return {**collect_results(run.directory), **cost_of(run.directory, run.recipe)}
 
 
 def _write_result(directory: Path, summary: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -144,6 +159,11 @@ def _print_summary(run: Run, summary: dict[str, Any]) -> None:
     if "acc1_shuffled_frames" in summary:
         scores = f"acc1 {summary['acc1_shuffled_frames']:.4f}"
         run.tracker.say(f"{TEST}: {scores} with the frames of each clip in random order")
+    if summary.get(RATIO) is not None:
+        but = f"; {summary[REASON]}" if summary.get(REASON) else ""
+        run.tracker.say(f"{TEST}: cost ratio {summary[RATIO]:.2f} ({cost_words(summary)}{but})")
+    elif run.recipe.log.baseline or run.recipe.log.calibrate_steps:
+        run.tracker.say(f"{TEST}: cost ratio not known: {summary[REASON]}")
     run.tracker.say(f"result: {run.directory / RESULT} ({summary['total_seconds']:.0f} s of training)")
 
 

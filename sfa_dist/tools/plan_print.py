@@ -34,6 +34,8 @@ def print_plan(plan: RecipePlan, measured: bool) -> None:
         lines.append(f"GPU-hours    {whole['gpu_hours']:.1f} of training ({_speed(plan, measured)})")
     if whole["cost_ratio"] is not None:
         lines.append(f"cost ratio   {whole['cost_ratio']:.2f} = {_ratio_words(plan.recipe)}")
+    if whole["cost_ratio_why"] is not None:
+        lines.append(f"above 1      {whole['cost_ratio_why']}")
     lines.append(f"clips        {plan.last.clips.source}")
     lines += [f"decoder      {need.name}: {need.memory.decode}" for need in plan.needs if need.memory.decode]
     lines += [f"advice       {line}" for line in whole["advice"]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sfa_dist.recipe.blocks.base import Fixed, Free, NonNegative, Positive, RecipeBlock, field_error
+from sfa_dist.recipe.blocks.base import Fixed, Free, NonNegative, PathText, Positive, RecipeBlock, field_error
 
 
 class TestBlock(RecipeBlock):
@@ -58,6 +58,28 @@ class LogBlock(RecipeBlock):
 
     wandb_project: Free[str] = "sfa_dist"
     """Project in Weights & Biases."""
+
+    trackers: Free[list[Literal["csv", "tensorboard", "mlflow"]]] = []
+    """Other trackers to write to (docs/tracking.md)."""
+
+    mlflow_uri: Free[PathText | None] = None
+    """MLflow's tracking server; null is the one in `MLFLOW_TRACKING_URI`, or else files in the run directory."""
+
+    mlflow_experiment: Free[str] = "sfa_dist"
+    """Experiment in MLflow."""
+
+    baseline: Free[PathText | None] = None
+    """Run directory of the end-to-end training that `cost_ratio` compares with (docs/evaluation.md)."""
+
+    calibrate_steps: Free[NonNegative] = 0
+    """End-to-end steps of stage 2's frames to time after stage 2, for `cost_ratio` without a baseline; 0 times none."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a tracker twice")
+        return value
 
 
 class StopBlock(RecipeBlock):

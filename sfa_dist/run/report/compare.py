@@ -11,6 +11,7 @@ from typing import Any
 from sfa_dist.boundary.disk import write_whole
 from sfa_dist.boundary.secret import without_secrets_in
 from sfa_dist.errors import CheckpointError
+from sfa_dist.run.cost import cost_words
 from sfa_dist.run.record import flatten
 from sfa_dist.run.report.curves import SECONDS, STEP, StageLog, stage_logs
 from sfa_dist.run.report.document import Block, Items, Page, Plot, Plots, Section, Series, Table, Text
@@ -105,7 +106,7 @@ def _score_cells(result: dict[str, Any], base: dict[str, Any]) -> list[str]:
         f"{seconds:,.0f}",
         f"{seconds / base['total_seconds']:.2f}" if base and base["total_seconds"] else "",
         f"{sum(stage.get('gpu_seconds', 0) for stage in stages):,.0f}",
-        "not measured" if ratio is None else f"{ratio:.2f}",
+        "not measured" if ratio is None else f"{ratio:.2f} ({cost_words(result)})",
     ]
 
 

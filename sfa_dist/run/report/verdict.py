@@ -6,6 +6,7 @@ from typing import Any
 
 from sfa_dist.boundary.counted import counted
 from sfa_dist.run.chance import chance_words, guessing, heads_of, shows_top5, verdicts
+from sfa_dist.run.cost import REASON, cost_words
 from sfa_dist.run.intervals import wilson
 from sfa_dist.run.report.run_files import RunFiles
 
@@ -86,8 +87,10 @@ def _cost(result: dict[str, Any]) -> list[str]:
     text = f"Training took {result['total_seconds']:,.0f} s ({ranks:,.0f} rank-seconds)"
     ratio = result.get("cost_ratio")
     if ratio is None:
-        return [f"{text}. Its cost beside end-to-end training is not in result.json (cost_ratio)."]
-    return [f"{text}, {ratio:.2f} times what end-to-end training costs (cost_ratio)."]
+        why = f": {result[REASON]}" if result.get(REASON) else ""
+        return [f"{text}. Its cost beside end-to-end training is not in result.json (cost_ratio){why}."]
+    dear = "; sfa plan says why it is above 1" if ratio > 1 else ""
+    return [f"{text}, {ratio:.2f} times what end-to-end training costs ({cost_words(result)}){dear}."]
 
 
 def said(run: RunFiles) -> list[str]:

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfa_dist.errors import UsageError
 from sfa_dist.models.vivit import Tail, Trunk
 from sfa_dist.plan.cards import CARDS, card_of_size, find_card, peak_tflops
+from sfa_dist.plan.cost import cost_ratio, cost_shares, why_above_one
 from sfa_dist.plan.dataset import count_clips
-from sfa_dist.plan.duration import cost_ratio, stage_duration
+from sfa_dist.plan.duration import stage_duration
 from sfa_dist.plan.feature_cache_plan import clips_in_a_view
 from sfa_dist.plan.flops import clip_flops, forward_macs
 from sfa_dist.plan.recipe_plan import memory_line, plan_recipe
@@ -54,6 +55,45 @@ def test_cost_ratio_is_the_floor_of_the_method(name: str, ratio: float) -> None:
     """8 frames end to end, then a frozen forward pass: 8 / F + 1/3 and a little for the tail."""
     found = cost_ratio(recipe(name))
     assert found == pytest.approx(ratio, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (
+            ["stage1.schedule.epochs=600"],
+            "stage 1 1.25 (600 epochs x 8 frames; end to end 30 x 128), stage 2 0.34 (1% of the model's operations are "
+            "trained), as shares of end to end; lower with fewer epochs or frames in stage 1, or with more frames in "
+            "stage 2",
+        ),
+        (
+            ["stage1.schedule.epochs=450", "stage1.activation=checkpoint"],
+            "450 epochs x 8 frames; end to end 30 x 128, its activations computed twice",
+        ),
+        (["stage2.frames=8", "stage2.adapter=null", "stage1.activation=checkpoint"], "stage 2 0."),
+    ],
+)
+def test_a_ratio_above_one_is_explained(sets: list[str], words: str) -> None:
+    found = why_above_one(recipe("l_128f", *sets))
+    assert found is not None
+    assert words in found
+    assert "\n" not in found
+
+
+def test_the_costs_of_a_cache_are_explained() -> None:
+    many = recipe("l_128f_cached", "stage2.cache.views=64", "stage2.schedule.epochs=2")
+    shares = cost_shares(many, 240_436)
+    assert shares is not None
+    assert shares.cache > shares.stage1 > shares.stage2
+    words = why_above_one(many, 240_436)
+    assert words is not None
+    assert words.startswith(f"the cache {shares.cache:.2f} (64 views of whole videos for 2 epochs), stage 1 ")
+    assert "lower with fewer stage2.cache.views" in words
+
+
+def test_a_ratio_below_one_needs_no_explanation() -> None:
+    assert why_above_one(recipe("l_128f")) is None
+    assert why_above_one(recipe("l_128f", "stage2=null")) is None
 
 
 def test_hours_follow_from_operations_clips_and_ranks() -> None:

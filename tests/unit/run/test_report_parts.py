@@ -107,6 +107,11 @@ def run_of(result: dict[str, Any], directory: Path = Path("run")) -> RunFiles:
         ({"acc1_shuffled_frames": 0.9}, "above that interval"),
         ({}, "Its cost beside end-to-end training is not in result.json"),
         ({"cost_ratio": 0.62}, "0.62 times what end-to-end training costs"),
+        (
+            {"cost_ratio": 1.5, "cost_ratio_source": "measured", "cost_ratio_terms": {"baseline": "runs/b"}},
+            "costs (measured: runs/b); sfa plan says why it is above 1.",
+        ),
+        ({"cost_ratio_reason": "stage 2 is not finished"}, "result.json (cost_ratio): stage 2 is not finished."),
         ({"better_than_chance": False, "acc1": 0.5}, "No better than chance: top-1 50.00%"),
     ],
 )
