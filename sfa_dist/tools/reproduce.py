@@ -15,7 +15,7 @@ from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.tools.experiments.rows import EXPERIMENTS, Experiment
-from sfa_dist.tools.experiments.scales import SCALES, LeftOutError, Scale, find_scale
+from sfa_dist.tools.experiments.scales import OTHER, SCALES, LeftOutError, Scale, SmallScale, find_scale
 from sfa_dist.tools.experiments.steps import Step, steps_of
 
 TABLE4 = "table4"
@@ -71,20 +71,20 @@ def run(arguments: argparse.Namespace) -> None:
     scale, seeds = find_scale(arguments.scale or "demo"), 3 if arguments.seeds is None else arguments.seeds
     if seeds < 1 or (arguments.ranks is not None and arguments.ranks < 1):
         raise UsageError("--seeds and --ranks have to be 1 or more")
-    if scale.clips is not None and find_spec("sklearn") is None:
+    if isinstance(scale, SmallScale) and find_spec("sklearn") is None:
         raise UsageError(f"the clips of --scale {scale.name} are made from scikit-learn's digits: install scikit-learn")
     environ = environment()
     experiment = EXPERIMENTS[arguments.name]
     plan, left_out = plan_of(experiment, scale, range(seeds), environ)
     command = shlex.join(["sfa", *sys.argv[1:]])
     if arguments.slurm:
-        _make_clips(scale, StopFlag(), environ)
+        _make_clips(experiment, scale, StopFlag(), environ)
         _print_jobs(experiment, plan, command, environ)
         return
     out = arguments.out or Path("results") / scale.name
     stop = StopFlag()
     stop.install()
-    _make_clips(scale, stop, environ)
+    _make_clips(experiment, scale, stop, environ)
     _train(experiment, scale, plan, left_out, arguments, (out, command, stop, environ))
 
 
@@ -106,7 +106,8 @@ def plan_of(
         folder = directory / folder_name(number, row.name)
         plan[row.name] = {seed: steps_of(resolved, seed, folder / f"seed-{seed}", shared, environ) for seed in seeds}
     if not plan:
-        raise UsageError(f"--scale {scale.name}: none of the rows of {experiment.name} are there: {left_out}")
+        why = "; ".join(dict.fromkeys(left_out.values()))
+        raise UsageError(f"--scale {scale.name}: none of the rows of {experiment.name} are there: {why}")
     return plan, left_out
 
 
@@ -116,16 +117,22 @@ def folder_name(number: int, name: str) -> str:
     return "_".join([f"{number:02d}", *words])
 
 
-def _make_clips(scale: Scale, stop: StopFlag, environ: Mapping[str, str]) -> None:
-    if scale.clips is None:
+def _make_clips(experiment: Experiment, scale: Scale, stop: StopFlag, environ: Mapping[str, str]) -> None:
+    """Makes the clips of a small scale that are not there yet."""
+    if not isinstance(scale, SmallScale):
         return
-    from sfa_dist.tools.experiments.clips import make_clips  # Imported here: it loads av, which --help does not need.
+    # Imported here: it loads av, which --help does not need.
+    from sfa_dist.tools.experiments.clips import make_clips, make_first, make_other
     from sfa_dist.tools.working import working
 
-    folder = Path(environ.get("SFA_DATA") or "data") / f"reproduce_{scale.name}"
-    with stop.nothing_to_save(), working(f"making clips in {folder}"):
-        if make_clips(folder, scale.clips):
-            print(f"made the clips in {folder}", file=sys.stderr)
+    first = Path(environ.get("SFA_DATA") or "data") / scale.folder
+    kinds = {first: make_first}
+    if scale.needs_other(experiment):
+        kinds[first.with_name(first.name + OTHER)] = make_other
+    for folder, make in kinds.items():
+        with stop.nothing_to_save(), working(f"making clips in {folder}"):
+            if make_clips(folder, scale.clips, make):
+                print(f"made the clips in {folder}", file=sys.stderr)
 
 
 def _print_jobs(experiment: Experiment, plan: Plan, command: str, environ: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ light ground, diagonal directions, and other digits that share a label.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from sfa_dist.tools.experiments.scales import ClipCounts
 
 DIAGONALS = {"down-right": (1, 1), "down-left": (1, -1), "up-right": (-1, 1), "up-left": (-1, -1)}
 PAIRS = 5
-SEEDS = {"other_train": 5, "other_test": 6}
+SEEDS = {"train": 5, "test": 6}
 STAMP = "made"
 
 
@@ -36,16 +36,26 @@ def other_clips(count: int, train: bool, seed: int, frames: int) -> Iterator[tup
         yield f"{2 * pair}or{2 * pair + 1}_{direction}", 255 - demo_data.render(images[which], (dy, dx), frames, rng)
 
 
-def make_clips(folder: Path, counts: ClipCounts) -> bool:
-    """Makes the clips in `folder` in place of what is there, unless it has them already; whether it made them."""
+def make_first(folder: Path, counts: ClipCounts) -> None:
+    """Makes the first set, and the images, in place of what is in `folder`."""
+    demo_data.make(folder, counts.train, counts.test, counts.images, counts.frames)
+
+
+def make_other(folder: Path, counts: ClipCounts) -> None:
+    """Makes the second set, in place of what is in `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    labels = sorted(f"{2 * pair}or{2 * pair + 1}_{name}" for pair in range(PAIRS) for name in DIAGONALS)
+    for name, count in (("train", counts.train), ("test", counts.test)):
+        clips = other_clips(count, name == "train", SEEDS[name], counts.frames)
+        demo_data.write_split(folder, name, clips, labels)
+    shutil.rmtree(folder / "raw")
+
+
+def make_clips(folder: Path, counts: ClipCounts, make: Callable[[Path, ClipCounts], None]) -> bool:
+    """Makes a set in `folder`, unless it is there in this size; whether it made it."""
     stamp, wanted = folder / STAMP, " ".join(map(str, astuple(counts))) + "\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
-    demo_data.make(folder, counts.train, counts.test, counts.images, counts.frames)
-    labels = sorted(f"{2 * pair}or{2 * pair + 1}_{name}" for pair in range(PAIRS) for name in DIAGONALS)
-    for name, count in (("other_train", counts.train), ("other_test", counts.test)):
-        clips = other_clips(count, name == "other_train", SEEDS[name], counts.frames)
-        demo_data.write_split(folder, name, clips, labels)
-    shutil.rmtree(folder / "raw")
+    make(folder, counts)
     stamp.write_text(wanted)
     return True

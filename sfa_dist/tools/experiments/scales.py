@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sfa_dist.errors import UsageError
-from sfa_dist.tools.experiments.rows import ELSE, EPIC, K400, K600, MIT, SSV2, Training
+from sfa_dist.tools.experiments.rows import ELSE, EPIC, K400, K600, MIT, SSV2, TRAINED_TRUNK, Experiment, Training
 
 DEMO = "recipes/reproduce/demo.yaml"
 ALL, FEW = "stage2.frames", "stage1.frames"
 # As recipes/_base_/end_to_end.yaml: one clip at a time, activations recomputed, no stage 2.
 END_TO_END = ("batch.micro=1", "activation=checkpoint", "stage2=null")
+ALL_TRAINED = ("stage2.batch.micro=1", "stage2.activation=checkpoint")  # The same where stage 2 trains its trunk.
 SHIPPED = {
     (K400, "B"): "recipes/b_32f.yaml",
     (K400, "L"): "recipes/l_128f.yaml",
@@ -40,8 +41,9 @@ DEMO_SIZES: Mapping[str, tuple[str, ...]] = {
     "g": ("model.width=160", "model.heads=5", "model.mlp=640", "model.depth=6"),
 }
 TUBELET = 2
-# The generated clips that stand for a data set of the paper, by the beginning of their folders' names.
-STANDS_FOR = {"": "", K400: "", SSV2: "other_"}
+# The generated set that stands for a data set of the paper, by the end of its folder's name.
+OTHER = "_other"
+STANDS_FOR = {"": "", K400: "", SSV2: OTHER}
 SPLITS = (("train", "train"), ("val", "test"), ("test", "test"))
 
 
@@ -74,11 +76,6 @@ class Scale:
 
     name: str
 
-    @property
-    def clips(self) -> ClipCounts | None:
-        """The clips to generate; None where there are some."""
-        return None
-
     def resolve(self, training: Training) -> Resolved:
         """The recipe of a training. Raises LeftOutError."""
         data = training.data or self.name
@@ -92,6 +89,8 @@ class Scale:
         sets: tuple[str, ...] = (f"{ALL}={training.frames}", f"{FEW}={training.few}")
         if training.end_to_end:
             sets = (*END_TO_END, f"{FEW}={training.frames}")
+        if TRAINED_TRUNK[0] in training.sets:
+            sets = (*sets, *ALL_TRAINED)
         return Resolved(recipe, (*sets, *training.sets), first)
 
 
@@ -99,15 +98,15 @@ class Scale:
 class SmallScale(Scale):
     """Generated clips, a `recipe` of all stages, and `sets` that change it; `epochs` are those of the baseline."""
 
-    counts: ClipCounts
+    clips: ClipCounts
     epochs: int
     sets: tuple[str, ...] = ()
     recipe: str = DEMO
 
-    @property
-    def clips(self) -> ClipCounts:
-        """The clips to generate."""
-        return self.counts
+    def needs_other(self, experiment: Experiment) -> bool:
+        """Whether an experiment needs the second generated set."""
+        named = {name for row in experiment.rows if (of := row.training) for name in (of.data, of.stage1_data)}
+        return any(STANDS_FOR.get(name) == OTHER for name in named)
 
     def resolve(self, training: Training) -> Resolved:
         """The recipe of a training. Raises LeftOutError."""
@@ -130,14 +129,14 @@ class SmallScale(Scale):
         """The overrides that name the clips which stand for a data set of the paper."""
         if data not in STANDS_FOR:
             raise LeftOutError(f"no generated clips stand for {data}")
-        folder, kind = f"${{SFA_DATA:-data}}/{self.folder}", STANDS_FOR[data]
-        clips = [f'data.{split}=["{folder}/{kind}{part}/*.tar"]' for split, part in SPLITS]
+        folder = f"${{SFA_DATA:-data}}/{self.folder}"
+        clips = [f'data.{split}=["{folder}{STANDS_FOR[data]}/{part}/*.tar"]' for split, part in SPLITS]
         images = [f'image.data.{split}=["{folder}/image_{part}/*.tar"]' for split, part in SPLITS[:2]]
         return (*clips, *images)
 
     @property
     def folder(self) -> str:
-        """Its clips are in this folder of `${SFA_DATA:-data}`."""
+        """The folder of its first set in `${SFA_DATA:-data}`; the second one's ends with OTHER."""
         return f"reproduce_{self.name}"
 
 
@@ -145,9 +144,9 @@ SCALES: dict[str, Scale] = {
     "demo": SmallScale("demo", ClipCounts(train=6400, test=1000, images=8000), epochs=12),
     "quick": SmallScale(
         "quick",
-        ClipCounts(train=1600, test=400, images=3000),
+        ClipCounts(train=1600, test=400, images=2000),
         epochs=12,
-        sets=("batch.size=32", "batch.micro=16"),
+        sets=("batch.size=32", "batch.micro=16", "image.schedule.epochs=6"),
     ),
     **{data: Scale(data) for data in (K400, K600, MIT, SSV2, ELSE, EPIC)},
 }
