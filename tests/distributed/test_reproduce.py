@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Train, until
+from commands import ROOT, Train, program, run_command, until
 from tiny_runs import RECIPE, read_json, write_clips
 
 from sfa_dist.boundary.file_names import LOG
@@ -146,3 +146,19 @@ def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: py
     error = capsys.readouterr().err
     assert "table1 - seed 0: the run in runs/reproduce/shared_tiny/image-" in error
     assert "failed with exit code 65, and says why above" in error
+
+
+@pytest.mark.reproduce
+@pytest.mark.timeout(3600)
+def test_table1_at_the_scale_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to the table, by real processes on two ranks: ten minutes on two cores with nothing beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    done = run_command([program("sfa"), "reproduce", "table1", "--scale", "quick", "--seeds", "1"], tmp_path, 3600)
+    assert done.code == 0, done.err
+    record = read_json(tmp_path / "results" / "quick" / "table1.json")
+    rows = {row["row"]: row for row in record["rows"] if row["seeds"]}
+    assert list(rows) == TRAINED
+    assert record["complete"]
+    # Frozen rows skip the trunk's backward pass. Accuracies are not held: 600 steps are few.
+    assert rows["I"]["cost_ratio"] < 1 < rows["VI"]["cost_ratio"]

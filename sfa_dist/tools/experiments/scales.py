@@ -146,7 +146,7 @@ SCALES: dict[str, Scale] = {
         "quick",
         ClipCounts(train=1600, test=400, images=2000),
         epochs=12,
-        sets=("batch.size=32", "batch.micro=16", "image.schedule.epochs=6"),
+        sets=("batch.size=32", "batch.micro=16", "image.schedule.epochs=8"),
     ),
     **{data: Scale(data) for data in (K400, K600, MIT, SSV2, ELSE, EPIC)},
 }
