@@ -55,7 +55,7 @@ def finished_of_run(recipe: Recipe, run_dir: Path, stage: str | None) -> Finishe
         others = [f"--stage {other}" for other in present if other != name and (run_dir / other / WEIGHTS).is_file()]
         advice = " or ".join(["train it to the end first", *others])
         raise CheckpointError(f"{name} of {run_dir} has no weights yet ({weights}): {advice}")
-    return FinishedStage(file, name, weights, _existing(stage1) if name == "stage2" else None, run_dir)
+    return FinishedStage(file, name, weights, _existing(stage1) if _lacks_trunk(recipe, name) else None, run_dir)
 
 
 def _best_member(run_dir: Path) -> str:
@@ -85,12 +85,17 @@ def finished_of_weights(
         raise UsageError(f"{weights} does not name its stage: give --stage image, stage1 or stage2")
     if getattr(recipe, name, None) is None:
         raise RecipeError(f"{weights} is of {name}, and the recipe has no such stage")
-    if name != "stage2":
+    if not _lacks_trunk(recipe, name):
         return FinishedStage(recipe_file, name, weights, None)
     given = trunk_weights or (Path(recipe.stage1.weights) if recipe.stage1 and recipe.stage1.weights else None)
     if given is None:
         raise UsageError(f"{weights} is of stage2 and holds no trunk: give stage 1's weights with --trunk-weights")
     return FinishedStage(recipe_file, name, weights, _existing(given))
+
+
+def _lacks_trunk(recipe: Recipe, name: str) -> bool:
+    """Whether a stage's weights hold no trunk, because it was frozen."""
+    return bool(getattr(recipe, name).freezes_trunk)
 
 
 def _existing(weights: Path) -> Path:

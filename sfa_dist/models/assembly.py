@@ -35,9 +35,9 @@ def without_storage() -> Iterator[None]:
 
 
 def whole_model(stage: StageBlock) -> ViViT:
-    """The ViViT that a stage trains end to end, without storage. Raises as `without_storage`."""
+    """The ViViT, with its adapter, that a stage trains end to end, without storage. Raises as `without_storage`."""
     with without_storage():
-        return ViViT(stage.model, stage.frames, mean=stage.data.mean, std=stage.data.std)
+        return ViViT(stage.model, stage.frames, stage.adapter_block, mean=stage.data.mean, std=stage.data.std)
 
 
 def trunk_of(stage: StageBlock) -> Trunk:

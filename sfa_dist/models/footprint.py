@@ -59,7 +59,7 @@ def offloads(stage: StageBlock) -> bool:
     `auto` depends on the recipe alone, so that a run that is resumed elsewhere does the same: on for tokens that would
     take more than OFFLOAD_FROM_BYTES with their clips.
     """
-    if not isinstance(stage, Stage2):
+    if not isinstance(stage, Stage2) or not stage.freeze_trunk:
         return False
     if stage.offload != "auto":
         return stage.offload == "on"
@@ -72,7 +72,7 @@ def overlaps(stage: StageBlock, on_card: bool) -> bool:
     Offloaded tokens rule it out: the tail's chunks and the trunk's share one queue of copies. Raises RecipeError for
     `on` with offloaded tokens.
     """
-    if not isinstance(stage, Stage2):
+    if not isinstance(stage, Stage2) or not stage.freeze_trunk:
         return False
     queued = takes_tokens(stage) and offloads(stage)
     if stage.overlap == "on" and queued:

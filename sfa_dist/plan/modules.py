@@ -88,7 +88,7 @@ class Shapes:
 
 def shapes_of(stage: StageBlock) -> Shapes:
     """A stage's modules without storage. Raises RecipeError for sizes that do not fit together."""
-    if not isinstance(stage, Stage2):
+    if not isinstance(stage, Stage2) or not stage.freeze_trunk:
         return Shapes(whole_model(stage), None)
     trunk, tail = trunk_of(stage), tail_of(stage)
     with without_storage():

@@ -108,6 +108,8 @@ class Recipe(RecipeBlock):
             )
         if self.stage1 and self.stage1.image_checkpoint == "stage:image" and not self.image:
             raise field_error("stage1", "image_checkpoint is stage:image, but there is no image block")
+        if self.stage1 and not self.stage1.schedule.epochs and not self.stage2:
+            raise field_error("stage1", "schedule.epochs is 0, which trains nothing, and no stage2 starts from it")
         if self.stage1 and self.stage2:
             first, second = self.stage1.model, self.stage2.model
             given = self.stage1.given_weights is not None  # They say their own pooling.

@@ -83,6 +83,11 @@ class StageBlock(RecipeBlock):
     """Compile each trained block, and each block of stage 2's trunk, with torch.compile."""
 
     @property
+    def may_train_nothing(self) -> bool:
+        """Whether the stage may have no epochs, and pass on what it starts from."""
+        return False
+
+    @property
     def freezes_trunk(self) -> bool:
         """Whether the trunk is frozen, and only what comes behind it is trained."""
         return False
@@ -140,6 +145,12 @@ class StageBlock(RecipeBlock):
         except ValueError:
             raise ValueError("takes no .inf and no .nan") from None
         return value
+
+    @model_validator(mode="after")
+    def _trains(self) -> StageBlock:
+        if not self.schedule.epochs and not self.may_train_nothing:
+            raise field_error("schedule", "epochs is 0, which trains nothing: only stage1 may do that")
+        return self
 
     @model_validator(mode="after")
     def _frames_fill_tubelets(self) -> StageBlock:
@@ -209,6 +220,10 @@ class Stage1(StageBlock):
     """Weights of a finished stage 1, which is then not trained; null trains it."""
 
     @property
+    def may_train_nothing(self) -> bool:
+        return True
+
+    @property
     def given_weights(self) -> str | None:
         return self.weights or None
 
@@ -234,6 +249,10 @@ class Stage1(StageBlock):
 
 class Stage2(StageBlock):
     """Many frames; the trunk is frozen; adapter, temporal encoder and head are trained."""
+
+    freeze_trunk: Fixed[bool] = True
+    """Freeze the trunk; false trains it with the rest, at the cost of training end to end, and then the keys of a
+    frozen trunk (`chunk_frames`, `offload: auto`, `overlap: auto`) have no effect."""
 
     adapter: AdapterBlock | None = AdapterBlock()
     """MLP between the encoders; null trains without one."""
@@ -263,11 +282,11 @@ class Stage2(StageBlock):
 
     @property
     def freezes_trunk(self) -> bool:
-        return True
+        return self.freeze_trunk
 
     @property
     def runs_frozen_trunk(self) -> bool:
-        return self.cache is None or self.cache.runs_trunk
+        return self.freeze_trunk and (self.cache is None or self.cache.runs_trunk)
 
     @property
     def adapter_block(self) -> AdapterBlock | None:
@@ -307,6 +326,18 @@ class Stage2(StageBlock):
             raise field_error(
                 "cache", f"phases {self.cache.phases}: there are only {pitch} (model.tubelet x data.stride)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_a_frozen_trunk(self) -> Stage2:
+        wrong = {
+            "cache": self.cache is not None,
+            "trunk_precision": self.trunk_precision != "auto",
+            "offload": self.offload == "on",
+            "overlap": self.overlap == "on",
+        }
+        for key in (key for key, is_set in wrong.items() if is_set and not self.freeze_trunk):
+            raise field_error(key, "is for a frozen trunk, and stage2.freeze_trunk is false: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -66,6 +66,8 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
         if not any(key == skipped or key.startswith(skipped + ".") for skipped in FREE_KEYS)
     }
     # Run directories from before these keys existed lack them: a default value is left out, to match.
+    if flat.get("freeze_trunk") is True:
+        del flat["freeze_trunk"]
     if flat.get("trunk_precision") == "auto":
         del flat["trunk_precision"]
     if flat.get("data.decode_device") == "cpu":

@@ -89,6 +89,20 @@ def assemble_stage2(stage: Stage2, stage1: Path | None, classes: str, cached_tru
     return parts
 
 
+def assemble_unfrozen(stage: Stage2, stage1: Path | None, classes: str) -> Parts:
+    """The whole model of a stage 2 that freezes nothing, from stage 1's weights; else as `assemble_stage2`."""
+    parts = assemble_end_to_end(stage, None)
+    if stage1 is not None:
+        assert isinstance(parts.trainable, ViViT)
+        refuse_other_centring(stage.model, stage1)
+        _refuse_other_trunk(parts.trainable.trunk, stage, stage1)
+        state = read_state(stage1)
+        load_trunk(parts.trainable.trunk, state, str(stage1))
+        keep_head = stage.head == "auto" and read_metadata(stage1).get("classes") == classes
+        load_stage1_into_tail(parts.trainable.tail, state, keep_head, str(stage1))
+    return parts
+
+
 def trunk_parameters(stage: StageBlock) -> int:
     """Number of parameters of the trunk, without allocating them."""
     return sum(p.numel() for p in trunk_of(stage).parameters())
@@ -146,7 +160,7 @@ def load_for_test(stage: StageBlock, weights: Path, trunk_weights: Path | None, 
     number of frames than in training; its temporal positions are interpolated. Raises RecipeError where stage 2 was
     trained on another trunk.
     """
-    if not isinstance(stage, Stage2):
+    if not isinstance(stage, Stage2) or not stage.freeze_trunk:
         parts = assemble_end_to_end(stage, None)
         assert isinstance(parts.trainable, ViViT)
         _refuse_other_trunk(parts.trainable.trunk, stage, weights)

@@ -22,7 +22,7 @@ from sfa_dist.recipe.schema import Stage2, StageBlock
 from sfa_dist.recipe.shipped import WEIGHTS_PREFIX
 from sfa_dist.run.context import Run
 from sfa_dist.run.record import refuse_other_inputs, setup_table
-from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, metadata_value
+from sfa_dist.stages.assemble import Parts, assemble_end_to_end, assemble_stage2, assemble_unfrozen, metadata_value
 from sfa_dist.stages.feature_cache import FeatureCache
 from sfa_dist.stages.open_data import StageData, open_data
 from sfa_dist.stages.trunk_fidelity import report_fidelity
@@ -218,6 +218,8 @@ def _assemble(run: Run, stage: StageBlock, classes: str, cache: FeatureCache | N
             )
         source = None  # A dry run builds the stage with random weights, since the trained ones do not exist yet.
     if isinstance(stage, Stage2):
+        if not stage.freeze_trunk:
+            return assemble_unfrozen(stage, Path(source) if source else None, classes)
         cached_trunk = cache.trunk_sha256 if cache is not None and stage.reads_features else None
         return assemble_stage2(stage, Path(source) if source else None, classes, cached_trunk)
     return assemble_end_to_end(stage, source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
         run.tracker.say(f"finished: the test was done before; --stage {TEST} makes it again")
         return
     run.runtime.on_main(lambda: check_classes(trained_classes(weights), index))
-    folder = run.directory / TEST
+    started, folder = time.monotonic(), run.directory / TEST
     extra: dict[str, Any] = {}
     main_sums: ClassificationSums | None = None
     if swept:
@@ -91,6 +92,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
         control = _line(_score(run, stage, parts, index, grid, "shuffled", None), grid)
         run.tracker.record("eval", stage=TEST, step=0, frame_order="shuffled", **control)
         result["acc1_shuffled_frames"] = control["acc1"]
+    extra["test_seconds"] = time.monotonic() - started
     summary = {**result, "frames": stage.frames, **extra, **run.runtime.on_main(lambda: _costs(run))}
     run.runtime.on_main(lambda: _write_result(run.directory, summary, inputs))
     _print_summary(run, summary)

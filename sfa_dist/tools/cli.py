@@ -27,6 +27,7 @@ from sfa_dist.tools import (
     predict,
     recipes,
     report,
+    reproduce,
     show,
     submit,
 )
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.set_defaults(run=train.run)
     modules = (
         *(pack, init, index, show, plan, check_learning, motion_prior, cache, evaluate, predict, report, recipes),
-        *(submit, chaos),
+        *(submit, reproduce, chaos),
     )
     for module in modules:
         module.add_parser(commands)

@@ -85,7 +85,7 @@ def probe_stage(stage: StageBlock, runtime: Runtime) -> StepProbe:
 def run_steps(stage: StageBlock, runtime: Runtime, steps: int, before: Callable[[int], None]) -> None:
     """Runs optimizer steps of a stage on one rank, as the trainer does; calls `before(step)` before each."""
     device = runtime.device
-    if isinstance(stage, Stage2):
+    if isinstance(stage, Stage2) and stage.freeze_trunk:
         parts = assemble_stage2(stage, None, "", "random" if stage.reads_features else None)
     else:
         parts = assemble_end_to_end(stage, None)

@@ -62,8 +62,9 @@ class OptimizerBlock(RecipeBlock):
 class ScheduleBlock(RecipeBlock):
     """Linear warm-up, then a half cosine down to zero."""
 
-    epochs: Fixed[Positive]
-    """Epochs of the stage."""
+    epochs: Fixed[Annotated[int, Field(ge=0, lt=2**31)]]
+    """Epochs of the stage. 0 is for stage 1 alone: it trains nothing, and stage 2 starts from the image checkpoint and
+    a random temporal encoder."""
 
     warmup_epochs: Fixed[Finite] = 2.5
     """Epochs of the warm-up; may be a fraction."""

@@ -42,6 +42,7 @@ COMMANDS = {
         "--recipe --set --run-dir --name --nodes --gpus-per-node --cpus-per-task --time --account --partition "
         "--qos --sbatch --stage --chain --stage-nodes --seeds --vary --at-once --submit"
     ),
+    "sfa reproduce": "name --scale --seeds --ranks --out --slurm --json --debug",
     "sfa chaos": (
         "--recipe --set --tiny-model --steps --ranks --rounds --only --thorough --seed --out --keep --list --json"
     ),

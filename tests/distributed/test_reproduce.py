@@ -1,0 +1,164 @@
+"""`sfa reproduce` on clips so small that a run takes a second: the rows of Table 1 that it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT, Train, program, run_command, until
+from tiny_runs import RECIPE, read_json, write_clips
+
+from sfa_dist.boundary.file_names import LOG
+from sfa_dist.errors import PreemptedError
+from sfa_dist.tools import cli
+from sfa_dist.tools.experiments import execution
+from sfa_dist.tools.experiments.clips import STAMP
+from sfa_dist.tools.experiments.rows import EXPERIMENTS
+from sfa_dist.tools.experiments.scales import SCALES, ClipCounts, SmallScale
+
+COUNTS = ClipCounts(24, 9, 24, 10)
+TRAINED = ["-", "I", "III", "V", "VI"]
+
+
+class Forked:
+    """A forked rank in the place of a fresh process."""
+
+    started: list[tuple[str, ...]] = []
+
+    def __init__(self, words: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.started.append(tuple(words))
+        ranks = {key: environ[key] for key in ("RANK", "WORLD_SIZE") if key in environ}
+        assert not ranks
+        self._run = Train(Path.cwd(), *words)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._run.send(number)
+
+    def wait(self) -> int:
+        finished = self._run.wait()
+        sys.stderr.write(finished.err)
+        return finished.code
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make_clips` would have made, of other clips."""
+    folder = tmp_path_factory.mktemp("clips") / "data" / "reproduce_tiny"
+    for seed, name in enumerate(("train", "test", "image_train", "image_test")):
+        write_clips(folder / name, 24 if "train" in name else 9, seed)
+    (folder / STAMP).write_text("24 9 24 10\n")
+    return folder.parent
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "data").symlink_to(clips)
+    (tmp_path / "t.yaml").write_text(RECIPE.replace("schedule: {epochs: 2, ", "schedule: {epochs: 1, "))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SCALES, "tiny", SmallScale("tiny", COUNTS, epochs=1, recipe="t.yaml"))
+    monkeypatch.setattr(execution, "start_rank", Forked)
+    monkeypatch.setattr(Forked, "started", [])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield tmp_path
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def reproduce(*words: str) -> int:
+    return cli.main(["reproduce", "table1", "--scale", "tiny", "--seeds", "1", "--ranks", "1", *words])
+
+
+def test_table1(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce("--out", "out") == 0, capsys.readouterr().err
+    record = read_json(workplace / "out" / "table1.json")
+    rows: dict[str, Any] = {row["row"]: row for row in record["rows"]}
+    assert record["complete"]
+    assert [name for name, row in rows.items() if row["seeds"]] == TRAINED
+    assert rows["II"]["left_out"]
+    # Two rows share the stage 1 that trains nothing, two the one that does, all five the image checkpoint.
+    assert len(Forked.started) == 5 + 2 + 1
+    assert rows["-"]["cost_ratio"] == rows["-"]["cost_ratio_everything"] == 1
+    for row in (rows[name] for name in TRAINED):
+        assert 0 <= row["acc1_interval"][0] <= row["acc1_mean"] <= row["acc1_interval"][1] <= 1
+        assert row["seconds_everything"] > row["seconds"] > 0
+        assert (row["interval_over"], row["seeds"], row["acc1_sd"]) == ("clips", [0], None)
+    out = capsys.readouterr().out
+    assert "63.85" in out
+    assert "not trained, VideoMAE is not part of this package" in out
+    assert {path.suffix for path in (workplace / "out").iterdir()} == {".json", ".md", ".png"}
+    _row_six_trains_all_and_tests_what_it_trained(Path(rows["VI"]["runs"][0]), Path(rows["V"]["runs"][0]))
+    # Again: nothing is run, and the tables are the same.
+    Forked.started.clear()
+    assert reproduce("--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert Forked.started == []
+    assert [row.get("acc1") for row in again["rows"]] == [row.get("acc1") for row in record["rows"]]
+    # Only the run that is lost is made again.
+    shutil.rmtree(rows["V"]["runs"][0])
+    assert reproduce() == 0
+    assert [words[-1] for words in Forked.started] == [rows["V"]["runs"][0]]
+
+
+def _row_six_trains_all_and_tests_what_it_trained(six: Path, five: Path) -> None:
+    whole, tail = (read_json(run / "stage2" / "done.json")["result"] for run in (six, five))
+    assert whole["frozen_parameters"] == 0
+    assert whole["trainable_parameters"] == tail["trainable_parameters"] + tail["frozen_parameters"]
+    assert "freeze_trunk" in read_json(six / "stage2" / "done.json")["inputs"]
+    assert "freeze_trunk" not in read_json(five / "stage2" / "done.json")["inputs"]
+
+
+def test_a_stop_request_reaches_the_run_and_the_same_command_goes_on(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, real = EXPERIMENTS["table1"], Forked.wait
+    baseline_and_sfa = tuple(row for row in whole.rows if row.name in ("-", "V"))
+    monkeypatch.setitem(EXPERIMENTS, "table1", replace(whole, rows=baseline_and_sfa))
+
+    def stop_at_the_second_run(rank: Forked) -> int:
+        if len(Forked.started) == 2:
+            until(lambda: (Path(Forked.started[-1][-1]) / LOG).is_file())
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(rank)
+
+    monkeypatch.setattr(Forked, "wait", stop_at_the_second_run)
+    assert reproduce() == PreemptedError.exit_code
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert len(Forked.started) == 2
+    monkeypatch.setattr(Forked, "wait", real)
+    assert reproduce() == 0, capsys.readouterr().err
+    assert len(Forked.started) == 2 + 3  # The first was done; the second goes on, then stage 1 and SFA.
+
+
+def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace / "data").unlink()  # A link: the clips stay.
+    (workplace / "data" / "reproduce_tiny").mkdir(parents=True)
+    (workplace / "data" / "reproduce_tiny" / STAMP).write_text("24 9 24 10\n")
+    assert reproduce() == 65
+    error = capsys.readouterr().err
+    assert "table1 - seed 0: the run in runs/reproduce/shared_tiny/image-" in error
+    assert "failed with exit code 65, and says why above" in error
+
+
+@pytest.mark.reproduce
+@pytest.mark.timeout(3600)
+def test_table1_at_the_scale_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to the table, by real processes on two ranks: ten minutes on two cores with nothing beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    done = run_command([program("sfa"), "reproduce", "table1", "--scale", "quick", "--seeds", "1"], tmp_path, 3600)
+    assert done.code == 0, done.err
+    record = read_json(tmp_path / "results" / "quick" / "table1.json")
+    rows = {row["row"]: row for row in record["rows"] if row["seeds"]}
+    assert list(rows) == TRAINED
+    assert record["complete"]
+    # Frozen rows skip the trunk's backward pass. Accuracies are not held: 600 steps are few.
+    assert rows["I"]["cost_ratio"] < 1 < rows["VI"]["cost_ratio"]
