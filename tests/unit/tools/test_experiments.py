@@ -114,7 +114,6 @@ def test_the_headers_of_recipes_give_the_same_numbers() -> None:
             if line.startswith("#") and "Table" in line:
                 found |= set(re.findall(r"\b\d\d\.\d\d/\d\d\.\d\d\b", line))
     assert len(found & printed) >= 10
-    assert {pair for pair in found - printed if not pair.startswith("43.5")} <= found - printed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*_baseline.yaml")), ids=lambda path: path.stem)
