@@ -26,7 +26,7 @@ _FRAMES = (8, 16)  # Frames of the two stages, at most: those of BASE.
 _TUBELET = 2  # That of BASE; the frames of a clip are a multiple of it.
 _COVERED = 0.75  # The share of a clip that a stage spans, if whole strides allow it.
 _BATCH = 16  # That of BASE.
-_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 120, 4, 60  # Of a stage: 120 steps of 16 clips were enough for a few hundred.
+_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 200, 4, 60  # 200 steps of 16 clips were enough for a few hundred.
 
 
 class Span(NamedTuple):
@@ -151,7 +151,7 @@ def _fitting_span(length: int, most: int) -> Span:
 
 
 def fitting_epochs(clips: int) -> int:
-    """The epochs of each stage: enough steps for a few clips, and not much more than they need for many."""
+    """The epochs of stage 2: enough steps for a few clips, and not much more than they need for many."""
     steps = -(-clips // _BATCH)
     return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, -(-_STEPS // steps)))
 
@@ -189,7 +189,6 @@ def recipe_text(
     held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
     batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
     epochs = fitting_epochs(count)
-    warmup = epochs / 10
     name = shlex.quote(str(arguments.recipe))
     before = f"# Before:   sfa check-learning --recipe {name}    checks whether it can learn them\n" if test else ""
     return f"""\
@@ -217,13 +216,10 @@ augment:
   flip: 0.0 # left and right may be the label
 {batch}
 schedule:
-  epochs: {epochs} # {epochs * -(-count // _BATCH)} steps a stage
-  warmup_epochs: {warmup:g}
+  epochs: {epochs} # {epochs * -(-count // _BATCH)} steps
 
 stage1:
   frames: {spans[0].frames}
-  schedule:
-    warmup_epochs: {2 * warmup:g}
 
 stage2:
   frames: {spans[1].frames}
