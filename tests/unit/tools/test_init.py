@@ -150,7 +150,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
 
 
 def commands() -> list[str]:
-    """Every `sfa ...` line of the documentation, continued lines joined, without what the shell does with its output."""
+    """Every `sfa ...` line of the documentation, continued lines joined, without comments and redirections."""
     found = []
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text().replace("\\\n", " ")
