@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.run import out_of_memory
 from sfa_dist.run.chance import heads_of, shows_top5
 from sfa_dist.run.context import Run
-from sfa_dist.run.cost import RATIO, cost_of
+from sfa_dist.run.cost import cost_of, unknown_cost
 from sfa_dist.run.record import code_sha256, collect_results
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.stages.assemble import Parts, metadata_value, trained_classes
@@ -79,16 +80,20 @@ def _scores(run: Run, finished: FinishedStage, any_frames: bool, out: Path | Non
     trained = metadata_value(finished.weights, "frames")
     if any_frames and type(trained) is int and trained != stage.frames:
         run.tracker.say(f"trained on {trained} frames, tested on {stage.frames}: positions in time are interpolated")
+    started = time.monotonic()
     parts = load_parts(run, stage, finished.weights, finished.trunk_weights, any_frames)
     result = score_all_views(run, stage, parts, index, out.with_suffix("") if out else None)
-    return {**result, "frames": stage.frames, **_record(run.recipe, finished, parts)}
+    seconds = time.monotonic() - started
+    return {**result, "frames": stage.frames, "test_seconds": seconds, **_record(run.recipe, finished, parts)}
 
 
 def _record(recipe: Recipe, finished: FinishedStage, parts: Parts) -> dict[str, Any]:
     trainable, frozen = parts.parameters()
-    trained: dict[str, Any] = {"stages": {}, **dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank", RATIO))}
     if finished.run_dir:
         trained = {**collect_results(finished.run_dir), **cost_of(finished.run_dir, recipe)}
+    else:
+        unknown = unknown_cost("the weights were given without their run")
+        trained = {"stages": {}, **dict.fromkeys(("total_seconds", "optimizer_bytes_per_rank")), **unknown}
     return {**trained, "trainable_parameters": trainable, "frozen_parameters": frozen}
 
 

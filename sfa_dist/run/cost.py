@@ -54,7 +54,12 @@ def cost_of(run_dir: Path, recipe: Recipe) -> dict[str, Any]:
                 known = {RATIO: terms["seconds"] / terms["baseline_seconds"], SOURCE: source, TERMS: terms}
                 return {**known, **({REASON: reasons[0]} if reasons else {})}
     why = "; ".join(reasons) or "neither log.baseline nor log.calibrate_steps is set"
-    return {RATIO: None, SOURCE: None, REASON: why}
+    return unknown_cost(why)
+
+
+def unknown_cost(reason: str) -> dict[str, Any]:
+    """The keys of a result whose ratio is not known."""
+    return {RATIO: None, SOURCE: None, REASON: reason}
 
 
 def cost_words(result: Mapping[str, Any]) -> str:
