@@ -63,9 +63,10 @@ def why_above_one(recipe: Recipe, clips: int | None = None) -> str | None:
     assert recipe.stage1 is not None
     assert recipe.stage2 is not None
     second = recipe.stage2
+    cure = "a larger model" if second.freeze_trunk else "stage2.freeze_trunk: true"
     parts = [
         (shares.stage1, f"stage 1 {shares.stage1:.2f} ({_stage1_words(recipe)})", "fewer epochs or frames in stage 1"),
-        (shares.stage2, f"stage 2 {shares.stage2:.2f} ({_stage2_words(recipe, second)})", "a larger model"),
+        (shares.stage2, f"stage 2 {shares.stage2:.2f} ({_stage2_words(recipe, second)})", cure),
     ]
     if second.cache is not None:
         words = f"{counted(second.cache.views, 'view')} of whole videos for {_epochs(second)}"
@@ -84,6 +85,8 @@ def _stage1_words(recipe: Recipe) -> str:
 
 
 def _stage2_words(recipe: Recipe, stage: Stage2) -> str:
+    if not stage.freeze_trunk:
+        return "its trunk is trained too"
     macs = forward_macs(stage.model, stage.frames, stage.adapter_block)
     tail = f"{macs.tail / (macs.trunk + macs.tail):.0%} of the model's operations are trained"
     members = len(sweep_members(recipe))

@@ -119,10 +119,23 @@ class Recipe(RecipeBlock):
         return self
 
     @model_validator(mode="after")
+    def _freezes_trained_weights(self) -> Recipe:
+        first, second = self.stage1, self.stage2
+        if first is None or second is None or not second.freeze_trunk or first.schedule.epochs:
+            return self
+        if not first.image_checkpoint and not first.given_weights:
+            raise field_error(
+                "stage1",
+                "schedule.epochs is 0 and image_checkpoint is null, so stage 2 would freeze a random trunk: name a "
+                "checkpoint, or train stage 1",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sweeps_members_on_a_cache(self) -> Recipe:
         if not self.sweep:
             return self
-        if self.stage2 is None or self.stage2.runs_frozen_trunk:
+        if self.stage2 is None or not self.stage2.reads_features or self.stage2.runs_frozen_trunk:
             raise field_error("sweep", "needs a stage2.cache without live clips: all members share its features")
         for key, values in self.sweep.items():
             if key not in SWEPT_KEYS:

@@ -22,11 +22,12 @@ _TRAIN = ("train", "training", "shard")
 _TEST = ("test", "testing", "val", "valid", "validation")
 _VAL = ("val", "valid", "validation", "test", "testing")
 _PATTERN_CHARACTERS = "*?[]{}$"
-_FRAMES = (8, 16)  # Frames of the two stages, at most: those of BASE.
+_FRAMES = 16  # Of a clip, at most: those of BASE.
 _TUBELET = 2  # That of BASE; the frames of a clip are a multiple of it.
-_COVERED = 0.75  # The share of a clip that a stage spans, if whole strides allow it.
+_COVERED = 0.75  # The share of a video that a clip spans, if whole strides allow it.
 _BATCH = 16  # That of BASE.
-_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 200, 4, 60  # 200 steps of 16 clips were enough for a few hundred.
+_STEPS, _LEAST_EPOCHS = 200, 4  # 200 steps of 16 clips were enough for a few hundred.
+_APART = 0.5  # Seconds between the two frames of a tubelet from which on a line says that they are far apart.
 
 
 class Span(NamedTuple):
@@ -71,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     facts = manifest["packs"][train].get("clips")
     if not facts or not facts.get("frames"):
         raise DataError(f"{arguments.shards}: the lengths of its clips are unknown: pack them again with --overwrite")
-    spans = fitting_spans(facts["frames"]["quartile"])
-    text = recipe_text(arguments, manifest, (train, val, test), spans)
+    span = fitting_span(facts["frames"]["quartile"])
+    text = recipe_text(arguments, manifest, (train, val, test), span)
     try:
         arguments.recipe.parent.mkdir(parents=True, exist_ok=True)
         arguments.recipe.write_text(text, encoding="utf-8")
@@ -82,8 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.recipe}: {len(manifest['classes'])} classes, {manifest['packs'][train]['samples']} training clips"
     )
-    for line in span_lines(spans, facts["lengths"]):
-        print(f"  {line}")
+    print(f"  {_clip_line(span, facts['lengths'])}")
+    if facts["fps"] and (apart := span.stride / facts["fps"]) > _APART:
+        print(f"  the two frames of a tubelet are {apart:.1f} s apart, too far for most motion: cut the videos shorter")
     if test is None:
         print("  there is no pack to test on: without clips that training has not seen there is no score")
     else:
@@ -111,6 +113,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder}: its clips have several labels each: start from recipes/epic_kitchens100/l_128f.yaml"
         )
+    if len(classes) < 2:
+        raise DataError(f"{folder}: all its clips are of one class: there is nothing to tell apart")
     return {**manifest, "packs": packs}
 
 
@@ -133,15 +137,9 @@ def choose_packs(names: list[str], train: str | None, test: str | None) -> tuple
     return chosen, val, found
 
 
-def fitting_spans(length: int) -> tuple[Span, Span]:
-    """The spans of the two stages that fit a clip of `length` frames: about as long, but at least one tubelet."""
-    few, many = _FRAMES
-    return _fitting_span(length, few), _fitting_span(length, many)
-
-
-def _fitting_span(length: int, most: int) -> Span:
-    """The most frames, up to `most`, that cover enough of the clip without looping; else those that cover most."""
-    most = min(most, max(_TUBELET, length // _TUBELET * _TUBELET))
+def fitting_span(length: int) -> Span:
+    """The most frames that cover enough of a video of `length` frames without looping; else those that cover most."""
+    most = min(_FRAMES, max(_TUBELET, length // _TUBELET * _TUBELET))
     choices = [
         Span(frames, max(1, (length - 1) // (frames - 1)))
         for frames in range(most, max(_TUBELET, most // 2) - 1, -_TUBELET)
@@ -152,17 +150,12 @@ def _fitting_span(length: int, most: int) -> Span:
 
 def fitting_epochs(clips: int) -> int:
     """The epochs of stage 2: enough steps for a few clips, and not much more than they need for many."""
-    steps = -(-clips // _BATCH)
-    return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, -(-_STEPS // steps)))
+    return max(_LEAST_EPOCHS, -(-_STEPS // -(-clips // _BATCH)))
 
 
-def span_lines(spans: tuple[Span, Span], lengths: Mapping[str, int]) -> list[str]:
-    """A line for each stage: its span, and how many clips are shorter and loop. `lengths` counts clips by frames."""
-    lines = []
-    for stage, span in zip(("stage1", "stage2"), spans, strict=True):
-        short = sum(count for length, count in lengths.items() if int(length) < span.length)
-        lines.append(_span_line(stage, span, short, sum(lengths.values())))
-    return lines
+def _clip_line(span: Span, lengths: Mapping[str, int]) -> str:
+    short = sum(count for length, count in lengths.items() if int(length) < span.length)
+    return f"{span.frames} frames span {span.length}; {short} of {sum(lengths.values())} clips are shorter and loop"
 
 
 def _span_line(stage: str, span: Span, short: int, clips: int) -> str:
@@ -173,7 +166,7 @@ def recipe_text(
     arguments: argparse.Namespace,
     manifest: Mapping[str, Any],
     packs: tuple[str, str | None, str | None],
-    spans: tuple[Span, Span],
+    span: Span,
 ) -> str:
     """The text of the recipe, in YAML."""
     from sfa_dist.data.packing.annotations.rows import some, visible
@@ -185,7 +178,6 @@ def recipe_text(
         name: _pattern(arguments.shards, pack, list(manifest["packs"]))
         for name, pack in (("train", train), ("val", val), ("test", test))
     }
-    one, two = span_lines(spans, facts["lengths"])
     held_out = "" if test else " # none yet: pack clips that training does not see, or nothing is tested"
     batch = f"\nbatch:\n  size: {count}\n  micro: {count} # all of the few clips\n" if count < _BATCH else ""
     epochs = fitting_epochs(count)
@@ -199,7 +191,7 @@ def recipe_text(
 # After:    sfa predict clip.mp4 --run runs/{arguments.recipe.stem}
 # Change:   augment.flip to 0.5 if a mirrored clip has the same meaning. All other keys are in the recipe of _base_.
 #           For thousands of videos, or for scenes as people film them: take recipes/b_32f.yaml as _base_, which starts
-#           from an image checkpoint, and keep only model.classes and the block data of this file.
+#           from an image checkpoint, and remove the blocks batch and schedule of this file.
 
 _base_: {BASE}
 
@@ -207,25 +199,24 @@ model:
   classes: {len(classes)} # {visible(some(classes, 8))}
 
 data:
-  train: {json.dumps(patterns["train"])}
-  val: {json.dumps(patterns["val"])}{held_out}
-  test: {json.dumps(patterns["test"])}
-  stride: {spans[0].stride} # {one}
+  train: {json.dumps(patterns["train"], ensure_ascii=False)}
+  val: {json.dumps(patterns["val"], ensure_ascii=False)}{held_out}
+  test: {json.dumps(patterns["test"], ensure_ascii=False)}
+  stride: {span.stride} # {_clip_line(span, facts["lengths"])}
 
 augment:
   flip: 0.0 # left and right may be the label
 {batch}
 schedule:
   epochs: {epochs} # {epochs * -(-count // _BATCH)} steps
+  warmup_epochs: {max(0.05, round(epochs / 20, 2)):g}
 
 stage1:
-  frames: {spans[0].frames}
+  frames: {span.frames}
 
 stage2:
-  frames: {spans[1].frames}
-  chunk_frames: {spans[1].frames}
-  data:
-    stride: {spans[1].stride} # {two}
+  frames: {span.frames}
+  chunk_frames: {span.frames}
 """
 
 

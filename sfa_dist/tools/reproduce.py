@@ -163,17 +163,22 @@ def _train(
     out, command, stop, environ = place
     ranks = arguments.ranks or usual_ranks()
     runner = Runner(ranks, stop, environ)
-    found: dict[str, list[Found]] = {}
-    record: dict[str, Any] = {}
-    written: list[Path] = []
+    # What is done already comes first, so that a rerun that is stopped leaves no smaller results than it found.
+    found: dict[str, list[Found]] = {
+        name: [read_found(steps, seed) for seed, steps in own.items() if all(step.is_done(environ) for step in steps)]
+        for name, own in plan.items()
+    }
     for seed in next(iter(plan.values())):
         for name, own in plan.items():
+            if seed in [each.seed for each in found[name]]:
+                continue
             for step in own[seed]:
                 title = f"{experiment.name} {name} seed {seed}"
                 runner.run(step, title, lambda text: print(text, file=sys.stderr, flush=True))
-            found.setdefault(name, []).append(read_found(own[seed], seed))
-            record = record_of(experiment, scale.name, command, ranks, found, left_out)
-            written = write_results(record, experiment, out)
+            found[name].append(read_found(own[seed], seed))
+            write_results(record_of(experiment, scale.name, command, ranks, found, left_out), experiment, out)
+    record = record_of(experiment, scale.name, command, ranks, found, left_out)
+    written = write_results(record, experiment, out)
     print(json.dumps(record)) if arguments.json else print_results(record)
     print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
 

@@ -31,14 +31,32 @@ def results_page(record: Mapping[str, Any]) -> Page:
     notes = [COSTS, *left_out]
     if trained:
         notes.insert(0, f"guessing scores {trained[0]['chance_acc1']:.2%}")
-        single = all(row["interval_over"] == "clips" for row in trained)
-        notes.insert(1, "the interval is " + ("over the clips of one seed" if single else "of the mean over seeds"))
+        notes.insert(1, f"the interval is {_interval_words({row['interval_over'] for row in trained})}")
+    if len(ranks := {rank for row in trained for rank in row["ranks"]}) > 1:
+        notes.append(f"no cost where rows were trained on different numbers of ranks ({sorted(ranks)})")
+    notes += [
+        f"{row['row']}: {row['acc1_shuffled_mean']:.2%} with the frames of each clip in random order"
+        for row in trained
+        if row["acc1_shuffled_mean"] is not None
+    ]
+    notes += [
+        f"{row['row']}: best score after {row['best_step']:,.0f} steps (the paper: {row['paper']['steps']:,})"
+        for row in trained
+        if row["paper"]["steps"] and row["best_step"] is not None
+    ]
     if missing:
         notes.append(f"not yet there: {', '.join(missing)}")
     notes.append(f"{record['date']}, {record['machine']}, sfa_dist {record['sfa_dist']}: {record['command']}")
     heads = [*HEADS, *PAPER_HEADS]
     table = Table(f"{record['title']}, at the scale {record['scale']}", heads, [_cells(row) for row in record["rows"]])
     return Page(record["title"], f"The paper has {record['paper']}.", [Section("Results", [table, Items(notes)])])
+
+
+def _interval_words(over: set[str]) -> str:
+    words = {"clips": "over the clips where there is one seed", "seeds": "of the mean where there are more"}
+    if len(over) > 1:
+        return f"{words['clips']}, and {words['seeds']}"
+    return "over the clips of one seed" if over == {"clips"} else "of the mean over seeds"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

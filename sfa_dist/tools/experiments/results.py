@@ -41,6 +41,8 @@ class Found:
     test_seconds: float
     best_step: int | None
     run_dir: Path
+    shuffled: float | None = None  # Top-1 with the frames of each clip in random order.
+    ranks: frozenset[int] = frozenset()  # The numbers of ranks on which its stages were trained.
 
     @property
     def as_paper(self) -> float:
@@ -57,11 +59,13 @@ def read_found(steps: Sequence[Step], seed: int) -> Found:
     """What a row's finished runs have found. Raises CheckpointError, OSError, ValueError for a lost or odd file."""
     *before, last = steps
     result = read_object(last.directory / RESULT, acc1=float, acc5=float, stages=dict)
-    seconds = {name: float(stage["seconds"]) for name, stage in result["stages"].items()}
+    stages = dict(result["stages"])
     for step in before:
         done = read_done(step.directory / (step.stage or ""))
         assert done is not None, step
-        seconds[step.stage or ""] = float(done["result"]["seconds"])
+        stages[step.stage or ""] = done["result"]
+    seconds = {name: float(stage["seconds"]) for name, stage in stages.items()}
+    ranks = {round(stage["gpu_seconds"] / stage["seconds"]) for stage in stages.values() if stage["seconds"]}
     line = result["by_views"][-1]
     chance = max(line["chance_acc1"], line["majority_acc1"]) if "chance_acc1" in line else float("nan")
     return Found(
@@ -74,6 +78,8 @@ def read_found(steps: Sequence[Step], seed: int) -> Found:
         float(result.get("test_seconds", 0.0)),
         _best_step(last.directory),
         last.directory,
+        result.get("acc1_shuffled_frames"),
+        frozenset(ranks),
     )
 
 
@@ -92,9 +98,11 @@ def row_record(row: Row, found: Sequence[Found], baseline: Sequence[Found], left
     record: dict[str, Any] = {"row": row.name, "words": row.words, "paper": asdict(row.paper)}
     if not found:
         return {**record, "left_out": left_out or row.left_out or None, "seeds": []}
+    found = sorted(found, key=lambda each: each.seed)
     accuracies = [each.acc1 for each in found]
     mean, deviation, interval = _spread(found)
     steps = [each.best_step for each in found if each.best_step is not None]
+    shuffled = [each.shuffled for each in found if each.shuffled is not None]
     return {
         **record,
         "acc1_mean": mean,
@@ -104,14 +112,20 @@ def row_record(row: Row, found: Sequence[Found], baseline: Sequence[Found], left
         "acc1": accuracies,
         "acc5_mean": statistics.fmean(each.acc5 for each in found),
         "chance_acc1": found[0].chance,
+        "acc1_shuffled_mean": statistics.fmean(shuffled) if shuffled else None,
         "cost_ratio": _ratio(found, baseline, "as_paper"),
         "cost_ratio_everything": _ratio(found, baseline, "everything"),
         "seconds": statistics.fmean(each.as_paper for each in found),
         "seconds_everything": statistics.fmean(each.everything for each in found),
+        "ranks": sorted(_ranks_of(found)),
         "best_step": statistics.fmean(steps) if steps else None,
         "seeds": [each.seed for each in found],
         "runs": [str(each.run_dir) for each in found],
     }
+
+
+def _ranks_of(found: Sequence[Found]) -> frozenset[int]:
+    return frozenset().union(*(each.ranks for each in found))
 
 
 def _spread(found: Sequence[Found]) -> tuple[float, float | None, tuple[float, float]]:
@@ -124,7 +138,12 @@ def _spread(found: Sequence[Found]) -> tuple[float, float | None, tuple[float, f
 
 
 def _ratio(found: Sequence[Found], baseline: Sequence[Found], what: str) -> float | None:
-    """The mean seconds over the baseline's, of the seeds that both have; None where there are none."""
+    """The mean seconds over the baseline's, of the seeds that both have.
+
+    None where there are none, or where the two were not trained on one number of ranks.
+    """
+    if len(_ranks_of((*found, *baseline))) > 1:
+        return None
     ours = {each.seed: float(getattr(each, what)) for each in found}
     theirs = {each.seed: float(getattr(each, what)) for each in baseline}
     both = ours.keys() & theirs.keys()

@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sfa_dist.errors import UsageError
-from sfa_dist.tools.experiments.rows import ELSE, EPIC, K400, K600, MIT, SSV2, TRAINED_TRUNK, Experiment, Training
+from sfa_dist.tools.experiments.rows import (
+    ELSE,
+    EPIC,
+    FROM_IMAGE,
+    K400,
+    K600,
+    MIT,
+    SSV2,
+    TRAINED_TRUNK,
+    Experiment,
+    Training,
+)
 
 DEMO = "recipes/reproduce/demo.yaml"
 ALL, FEW = "stage2.frames", "stage1.frames"
@@ -86,7 +97,8 @@ class Scale:
         recipe, first = SHIPPED[data, training.size], None
         if source := training.stage1_data:
             recipe, first = CROSSED[data, source], Resolved(SHIPPED[source, training.size], ())
-        sets: tuple[str, ...] = (f"{ALL}={training.frames}", f"{FEW}={training.few}")
+        few = training.frames if FROM_IMAGE[0] in training.sets else training.few
+        sets: tuple[str, ...] = (f"{ALL}={training.frames}", f"{FEW}={few}")
         if training.end_to_end:
             sets = (*END_TO_END, f"{FEW}={training.frames}")
         if TRAINED_TRUNK[0] in training.sets:
@@ -113,6 +125,8 @@ class SmallScale(Scale):
         frames, few = training.frames // 8, training.few // 2
         if few % TUBELET:
             raise LeftOutError(f"{training.few} frames are {few} here, which is no multiple of a tubelet's {TUBELET}")
+        if FROM_IMAGE[0] in training.sets:  # Random positions of few steps, interpolated to many, are nearly equal.
+            few = frames
         if few > frames:
             raise LeftOutError(f"stage 1 would see {few} frames here, and stage 2 only {frames}")
         common = (*self.sets, *DEMO_SIZES[training.size])

@@ -113,7 +113,7 @@ def test_the_headers_of_recipes_give_the_same_numbers() -> None:
         for line in path.read_text().splitlines():
             if line.startswith("#") and "Table" in line:
                 found |= set(re.findall(r"\b\d\d\.\d\d/\d\d\.\d\d\b", line))
-    assert len(found & printed) >= 10
+    assert printed <= found
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*_baseline.yaml")), ids=lambda path: path.stem)
@@ -295,8 +295,9 @@ def test_the_second_set_is_dark_on_light_and_moves_diagonally() -> None:
     assert frames.shape == (4, 32, 32, 3)
     assert frames.mean() > 127
     assert re.fullmatch(r"[02468]or[13579]_down-right", label)
-    ink = [np.argwhere(frame.max(axis=2) < 90) for frame in frames]
-    assert all(len(points) for points in ink)
+    first, second = (frame.max(axis=2) < 90 for frame in frames[:2])
+    moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+    assert min(max(moves, key=lambda move: (np.roll(first, move, (0, 1)) & second).sum())) > 0
 
 
 def test_clips_are_made_once(tmp_path: Path) -> None:

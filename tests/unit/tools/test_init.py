@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sfa_dist.errors import UsageError
 from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.cli import build_parser, main
-from sfa_dist.tools.init import choose_packs, fitting_epochs, fitting_spans
+from sfa_dist.tools.init import choose_packs, fitting_epochs, fitting_span
 from sfa_dist.tools.pack import line_now_and_then
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -45,19 +45,34 @@ def test_a_recipe_that_fits_what_was_packed(clips, capsys):
     assert "sfa check-learning --recipe sub/mine.yaml" in printed
     assert "sfa check-learning --recipe sub/mine.yaml" in Path("sub/mine.yaml").read_text()
     assert "2 classes, 8 training clips" in printed
-    assert "stage1: 8 frames span 15; 1 of 8 clips are shorter and loop" in printed
-    assert "stage2: 16 frames span 16; 1 of 8 clips are shorter and loop" in printed
+    assert "  16 frames span 16; 1 of 8 clips are shorter and loop" in printed
+    assert "apart" not in printed
     recipe = load_recipe(Path("sub/mine.yaml"), [], {}).recipe
     assert recipe.stage1 is not None
     assert recipe.stage2 is not None
-    for stage, frames, stride in ((recipe.stage1, 8, 2), (recipe.stage2, 16, 1)):
+    for stage, frames, stride in ((recipe.stage1, 16, 1), (recipe.stage2, 16, 1)):
         assert (stage.model.classes, stage.frames, stage.data.stride) == (2, frames, stride)
         assert (stage.data.train, stage.data.val, stage.data.test) == (
             *(["own/train-*.tar"], ["own/val-*.tar"], ["own/val-*.tar"]),
         )
-        assert (stage.schedule.epochs, stage.batch.size) == (60 if stage is recipe.stage2 else 0, 8)
+        assert (stage.schedule.epochs, stage.batch.size) == (200 if stage is recipe.stage2 else 0, 8)
     assert main(["init", "sub/mine.yaml", "--shards", "own"]) == 64
     assert "exists already" in capsys.readouterr().err
+
+
+def test_what_no_recipe_fits_is_refused_or_said(clips, capsys):
+    for split in ("train", "val"):
+        assert main(["pack", "list.csv", "own", "--split", split]) == 0
+    manifest = json.loads((clips / "own" / "manifest.json").read_text())
+    facts = manifest["packs"]["train"]["clips"]
+    facts["frames"]["quartile"], facts["fps"] = 18_000, 30.0
+    (clips / "own" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["init", "long.yaml", "--shards", "own"]) == 0
+    assert "the two frames of a tubelet are 40.0 s apart" in capsys.readouterr().out
+    (clips / "own" / "manifest.json").write_text(json.dumps({**manifest, "classes": ["a"]}))
+    assert main(["init", "one.yaml", "--shards", "own"]) == 65
+    assert "all its clips are of one class" in capsys.readouterr().err
+    assert not Path("one.yaml").exists()
 
 
 def test_a_recipe_is_compared_with_what_is_packed(clips, capsys):
@@ -104,18 +119,19 @@ def test_every_command_says_its_failure_as_json(tmp_path, monkeypatch, capsys, w
 
 @given(st.integers(1, 2000))
 def test_spans_do_not_loop(length):
-    for span in fitting_spans(length):
-        assert span.frames % 2 == 0
-        assert span.length <= max(length, 2)
-        assert span.length > length / 2 or length == 1
+    span = fitting_span(length)
+    assert span.frames % 2 == 0
+    assert span.frames <= 16
+    assert span.length <= max(length, 2)
+    assert span.length > length / 2 or length == 1
 
 
 @given(st.integers(1, 100_000))
 def test_few_clips_get_enough_steps_and_many_not_many_epochs(clips):
     epochs = fitting_epochs(clips)
     steps = epochs * -(-clips // 16)
-    assert 4 <= epochs <= 60
-    assert steps >= 200 or epochs == 60
+    assert 4 <= epochs <= 200
+    assert steps >= 200
     assert steps < 2 * 200 or epochs == 4
 
 
