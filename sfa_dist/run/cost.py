@@ -73,10 +73,21 @@ def cost_words(result: Mapping[str, Any]) -> str:
 
 
 def with_present_cost(result: dict[str, Any], run_dir: Path, recipe: Recipe) -> dict[str, Any]:
-    """A result with the ratio that the recipe asks for now; as it is where it asks for none."""
+    """A result with the ratio that the recipe asks for now; as it is where it asks for none.
+
+    A known ratio to what is asked for stays: a start on other ranks or devices cannot find it again.
+    """
     if not recipe.log.baseline and not recipe.log.calibrate_steps:
         return result
-    return {**{key: value for key, value in result.items() if key not in KEYS}, **cost_of(run_dir, recipe)}
+    present = cost_of(run_dir, recipe)
+    terms = result.get(TERMS) or {}
+    same = (terms.get("baseline"), terms.get("timed_steps")) in (
+        (recipe.log.baseline, None),
+        (None, recipe.log.calibrate_steps),
+    )
+    if present[RATIO] is None and result.get(RATIO) is not None and same:
+        return result
+    return {**{key: value for key, value in result.items() if key not in KEYS}, **present}
 
 
 def _measured(run_dir: Path, recipe: Recipe) -> tuple[str, dict[str, Any]]:
@@ -111,8 +122,8 @@ def _calibrated(run_dir: Path, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     seconds = timed.get("step_seconds")
     if not isinstance(seconds, float):
         raise _UnknownError(f"end-to-end steps could not be timed: {timed.get('reason')}")
-    if timed["ranks"] != _ranks(stages["stage2"]):
-        ranks = f"{timed['ranks']} ranks, stage 2 was trained on {_ranks(stages['stage2'])}"
+    if timed["ranks"] != ranks_of(stages["stage2"]):
+        ranks = f"{timed['ranks']} ranks, stage 2 was trained on {ranks_of(stages['stage2'])}"
         raise _UnknownError(f"end-to-end steps were timed on {ranks}: remove {file} to time them again")
     whole = {"seconds": _seconds(stages), "baseline_seconds": seconds * stages["stage2"]["result"]["steps"]}
     return CALIBRATED, {**_positive(whole), "timed_steps": timed["steps"]}
@@ -164,13 +175,14 @@ def _machine(run_dir: Path) -> str:
     return ", ".join(f"{devices.count(device)} x {device}" for device in dict.fromkeys(devices))
 
 
-def _ranks(done: Done) -> int:
+def ranks_of(done: Done) -> int:
+    """The number of ranks on which a stage was trained; 1 for one without a step."""
     result = done["result"]
     return round(result["gpu_seconds"] / result["seconds"]) if result["seconds"] else 1
 
 
 def _require_same_ranks(parts: Mapping[str, Done]) -> None:
-    ranks = {name: _ranks(done) for name, done in parts.items() if done["result"]["seconds"]}
+    ranks = {name: ranks_of(done) for name, done in parts.items() if done["result"]["seconds"]}
     if len(set(ranks.values())) > 1:
         shown = ", ".join(f"{name} on {count}" for name, count in ranks.items())
         raise _UnknownError(f"seconds on different numbers of ranks cannot be compared ({shown})")

@@ -24,7 +24,9 @@ from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.plan.memory import predict
 from sfa_dist.recipe.schema import Stage1, Stage2, StageBlock
 from sfa_dist.run.context import Run, leave_if_asked
+from sfa_dist.run.cost import ranks_of
 from sfa_dist.run.out_of_memory import is_out_of_memory
+from sfa_dist.run.record import read_done
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.stages.assemble import assemble_end_to_end
 from sfa_dist.stages.open_data import make_streams, open_split
@@ -49,6 +51,8 @@ def calibrate(run: Run, stage: Stage2) -> None:
     file = run.directory / "stage2" / CALIBRATION
     if not asked["steps"] or run.dry_run or run.runtime.on_main(lambda: _recorded(run)) == asked:
         return
+    if run.runtime.on_main(lambda: _trained_on_other_ranks(run)):
+        return  # Their steps say nothing of the training's.
     run.watch.phase(f"{NAME} load")
     end_to_end = end_to_end_stage(stage)
     reason, seconds = _too_large(run, end_to_end), None
@@ -76,6 +80,11 @@ def calibrate(run: Run, stage: Stage2) -> None:
 def end_to_end_stage(stage: Stage2) -> Stage1:
     """The training of stage 2's frames end to end, with stage 2's settings."""
     return Stage1(**{name: getattr(stage, name) for name in StageBlock.model_fields})
+
+
+def _trained_on_other_ranks(run: Run) -> bool:
+    done = read_done(run.directory / "stage2")
+    return done is not None and ranks_of(done) != run.runtime.world_size
 
 
 def _asked(run: Run, stage: Stage2) -> dict[str, Any]:

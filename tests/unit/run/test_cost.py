@@ -118,6 +118,20 @@ def test_a_baseline_of_another_training_is_not_compared(place: Path, inputs: dic
     assert reason(MEASURED) == f"log.baseline baseline cannot be compared: {words}"
 
 
+def test_a_known_ratio_stays_where_a_start_on_other_devices_cannot_find_it(place: Path) -> None:
+    known = cost_of(Path("run"), recipe(MEASURED))
+    machine(place / "run", "A100")
+    assert cost_of(Path("run"), recipe(MEASURED))["cost_ratio"] is None
+    assert with_present_cost(known, Path("run"), recipe(MEASURED)) is known
+    other = recipe("log.baseline=elsewhere")
+    assert with_present_cost(known, Path("run"), other)["cost_ratio"] is None
+
+
+def test_a_stage_without_a_step_was_on_no_ranks(place: Path) -> None:
+    done(place / "run" / "stage1", 0, inputs={"frames": 8}, steps=0)
+    assert cost_of(Path("run"), recipe(MEASURED))["cost_ratio"] == pytest.approx(0.42)
+
+
 def test_regularisation_costs_nothing_and_is_not_compared(place: Path) -> None:
     done(place / "baseline" / "stage1", 1000, inputs={"model.drop_path": 0.3, "augment.flip": 0.0, "optimizer.lr": 1.0})
     assert cost_of(Path("run"), recipe(MEASURED))["cost_ratio"] == 0.62
