@@ -35,6 +35,7 @@ DEMO_STAGES = ("image", "stage1", "stage2")
 DEMO_DATA = ("--train-clips", "128", "--test-clips", "16", "--image-clips", "128")
 DEMO_SETS = (
     *("batch.size=16", "batch.micro=8", "test.shuffled_frames=false", "log.every=1", "log.wandb=off"),
+    *(f"data.{key}=[0.5, 0.5, 0.5]" for key in ("mean", "std")),  # As the recipe was when it was recorded.
     *(f"{stage}.schedule.max_steps={DEMO_STEPS}" for stage in DEMO_STAGES),
 )
 TOYS = {
