@@ -158,3 +158,25 @@ def test_the_demo_curve_has_the_points_of_both_stages(tmp_path: Path) -> None:
     picture = (tmp_path / "demo.svg").read_text()
     assert "seconds of training" in picture
     assert "2 ranks on a CPU" in picture
+
+
+def test_the_two_classes_of_reversed_motion_have_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    made = importlib.import_module("reversed_motion")
+    made.make(tmp_path / "set", paths={"train": 2, "test": 1})
+    lines = (tmp_path / "set" / "list.csv").read_text().split()
+    assert [line.split(",")[1:] for line in lines[1:]] == [
+        *[["clockwise", "train"], ["counter_clockwise", "train"]] * 2,
+        *[["clockwise", "test"], ["counter_clockwise", "test"]],
+    ]
+    assert all((tmp_path / "set" / line.split(",")[0]).stat().st_size for line in lines[1:])
+    rng = made.np.random.default_rng(0)
+    centres, scene = made.path(rng), made.ground(rng)
+    x, y = (centres - centres.mean(axis=0)).T
+    assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0  # Clockwise, as y grows downwards.
+    digit, colour = made.digit_images()[0][0], scene[0, 0]
+    forward, backward = (made.draw(way, digit, scene, colour) for way in (centres, centres[::-1]))
+    assert (forward[::-1] == backward).all()
+    assert (forward[0] != forward[8]).any()
