@@ -15,6 +15,7 @@ MARKED_POINTS = 24  # Up to so many each has a mark.
 COLOURS = 6  # Of the style; further curves repeat them with other dashes.
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 TICKS = 4
+_TINY = 1e-300  # A range that, divided, is no number any more.
 
 
 def draw(plot: Plot) -> str:
@@ -64,8 +65,8 @@ def thin(points: Sequence[Point]) -> Sequence[Point]:
 
 def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
     """Round numbers at least `least` apart that span [low, high], about TICKS + 1 of them, at least two."""
-    if not high > low:
-        margin = least or abs(low) * 0.1 or 1.0
+    if not high - low > _TINY:
+        margin = least or (abs(low) * 0.1 if abs(low) > 10 * _TINY else 1.0)
         low, high = low - margin, high + margin
     rough = max((high - low) / TICKS, least)
     power = 10.0 ** math.floor(math.log10(rough))

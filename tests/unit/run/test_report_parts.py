@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data_samples import encode, write_shard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -46,6 +46,8 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+@example(0.0, 5e-324)
+@example(1e-320, 0.0)
 def test_ticks_span_what_is_drawn_and_can_be_told_apart(low: float, width: float) -> None:
     ticks = svg.ticks(low, low + width)
     assert 2 <= len(ticks) <= 8
