@@ -82,7 +82,7 @@ def with_present_cost(result: dict[str, Any], run_dir: Path, recipe: Recipe) -> 
     present = cost_of(run_dir, recipe)
     terms = result.get(TERMS) or {}
     same = (terms.get("baseline"), terms.get("timed_steps")) in (
-        (recipe.log.baseline, None),
+        (str(Path(recipe.log.baseline or "")), None),  # As `_measured` writes it.
         (None, recipe.log.calibrate_steps),
     )
     if present[RATIO] is None and result.get(RATIO) is not None and same:

@@ -123,6 +123,7 @@ def test_a_known_ratio_stays_where_a_start_on_other_devices_cannot_find_it(place
     machine(place / "run", "A100")
     assert cost_of(Path("run"), recipe(MEASURED))["cost_ratio"] is None
     assert with_present_cost(known, Path("run"), recipe(MEASURED)) is known
+    assert with_present_cost(known, Path("run"), recipe("log.baseline=baseline/")) is known
     other = recipe("log.baseline=elsewhere")
     assert with_present_cost(known, Path("run"), other)["cost_ratio"] is None
 
