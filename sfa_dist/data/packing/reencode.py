@@ -116,7 +116,7 @@ def target_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 def _encode_stream(file: BinaryIO, encoding: Encoding, cut: tuple[float, float] | None) -> bytes:
     part = _span_of(file, cut) if cut else None
-    order = None if cut else look(file, None)[0]
+    order = None if cut else look(file, None).order
     with opened(file) as (container, stream):
         rate = stream.average_rate or Fraction(25)
         pictures = _pictures(container, stream, part) if order is None else _all_pictures(container, stream, order)

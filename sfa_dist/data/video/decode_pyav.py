@@ -9,12 +9,12 @@ from __future__ import annotations
 import bisect
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version as package_version
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideDataType
 
-from sfa_dist.data.video.bad_sample import BadSample
+from sfa_dist.data.video.bad_sample import BadSample, OverLimit
 from sfa_dist.data.video.container import promised_size
 from sfa_dist.data.video.decode_limits import check_frame_size, check_time
 from sfa_dist.data.video.frame_order import FrameOrder, counted_order, order_of, shown_frames, stamper
@@ -68,20 +68,29 @@ def played(data: bytes, limits: LimitsBlock) -> Iterator[Pixels]:
         yield from map(to_rgb, shown_frames(container.demux(stream)))
 
 
-def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> tuple[FrameOrder, tuple[int, int]]:
-    """(the order of a file's frames, their stored height and width in pixels).
+class Look(NamedTuple):
+    """What a file's packets tell: the order of its frames, and their stored height and width in pixels.
 
-    Raises BadSample, and OverLimit if `limits` are given.
+    `orientation` is how they are rotated and mirrored for display; None if the first packets do not tell.
     """
+
+    order: FrameOrder
+    size: tuple[int, int]
+    orientation: Orientation | None
+
+
+def look(source: bytes | BinaryIO, limits: LimitsBlock | None) -> Look:
+    """Reads a file's packets. Raises BadSample, and OverLimit if `limits` are given."""
     with opened(source) as (container, stream):
         size = (stream.codec_context.height, stream.codec_context.width)
         if limits is not None:
             check_frame_size(*size, limits)
-        order = order_of(container, stream, limits)
-    if order is not None:
-        return order, size
+        head: list[av.Packet] = []
+        order = order_of(container, stream, limits, head)
+        if order is not None:
+            return Look(order, size, _orientation_in(head))
     with opened(source) as (container, stream):
-        return counted_order(container, stream, limits), size
+        return Look(counted_order(container, stream, limits), size, None)
 
 
 class PyAVVideo:
@@ -92,7 +101,7 @@ class PyAVVideo:
 
     def __init__(self, data: bytes, limits: LimitsBlock) -> None:
         self._data, self._limits = data, limits
-        order, self._size = look(data, limits)
+        order, self._size, self._early_orientation = look(data, limits)
         self._order, self.closed = order, order.closed
         self.num_frames, self.fps = len(order.times), order.fps
 
@@ -122,7 +131,7 @@ class PyAVVideo:
     @cached_property
     def orientation(self) -> Orientation:
         """How frames are rotated and mirrored for display."""
-        return first_orientation(self._data, self._limits)
+        return self._early_orientation or first_orientation(self._data, self._limits)
 
     def _spans(self, wanted: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Groups wanted frames by the key frame from which they are decoded; 0 means from the start of the file.
@@ -209,12 +218,27 @@ def first_orientation(data: bytes, limits: LimitsBlock) -> Orientation:
     """
     with opened(data) as (container, stream):
         check_frame_size(stream.codec_context.height, stream.codec_context.width, limits)
-        for packet in container.demux(stream):
-            check_time()
-            with suppress(av.error.InvalidDataError):  # reported when frames are decoded
-                for frame in packet.decode():
-                    return _matrix_orientation(frame) or exif_orientation(bytes(packet)) or _rotation(frame)
-    return UPRIGHT
+        return _orientation_of_first(container.demux(stream)) or UPRIGHT
+
+
+def _orientation_in(head: list[av.Packet]) -> Orientation | None:
+    """As `first_orientation`, from the first packets; None if they hold no frame, or one at a wrong angle."""
+    try:
+        return _orientation_of_first(head)
+    except OverLimit:
+        raise
+    except (BadSample, *_DECODE_ERRORS):  # reported when the orientation is asked for
+        return None
+
+
+def _orientation_of_first(packets: Iterable[av.Packet]) -> Orientation | None:
+    """The orientation of the first frame that decodes; None if none does. Raises BadSample as `orientation_of` does."""
+    for packet in packets:
+        check_time()
+        with suppress(av.error.InvalidDataError):  # reported when frames are decoded
+            for frame in packet.decode():
+                return _matrix_orientation(frame) or exif_orientation(bytes(packet)) or _rotation(frame)
+    return None
 
 
 def _matrix_orientation(frame: av.VideoFrame) -> Orientation | None:

@@ -36,6 +36,7 @@ _PICTURES = {
 }
 _GUESSED_RATE = 25.0  # frames a second for a file without a rate, as in FFmpeg
 _FAR = 1 << 62
+_HEAD = 8  # packets: enough for the first frame of a stream with B-frames
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class FrameOrder:
     closed: bool
 
 
-def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOrder | None:
+def order_of(
+    container: Any, stream: Any, limits: LimitsBlock | None, head: list[Any] | None = None
+) -> FrameOrder | None:
     """The order by the packets of a file that was just opened; None if the video must be counted.
 
-    Raises BadSample, and OverLimit for more than `limits.frames`.
+    The first few packets are appended to `head`. Raises BadSample, and OverLimit for more than `limits.frames`.
     """
     if container.format.name.endswith("_pipe"):
         return _pictures(container, stream, limits)
@@ -69,7 +72,7 @@ def order_of(container: Any, stream: Any, limits: LimitsBlock | None) -> FrameOr
     stamps: list[int] = []
     keys: list[tuple[int, int]] = []
     closed, latest, references = True, -_FAR, 0
-    for packet in _packets(container, stream):
+    for packet in _packets(container, stream, head):
         time = shown_at(packet)
         if time is None or (mpeg4 and packet.size <= _NOT_CODED):
             return None
@@ -179,10 +182,13 @@ def _order(
     return FrameOrder(times - times[0], own_rate(times) if len(times) > 1 else _rate(stream), stamps, keys, closed)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
+def _packets(container: Any, stream: Any, head: list[Any] | None = None) -> Iterator[Any]:
+    """The packets that are not empty; the first few are appended to `head`."""
     for packet in container.demux(stream):
         check_time()
         if packet.size:
+            if head is not None and len(head) < _HEAD:
+                head.append(packet)
             yield packet
 
 

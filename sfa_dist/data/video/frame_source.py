@@ -77,7 +77,7 @@ def open_source(source: str, rate: Rate, limits: LimitsBlock) -> Iterator[FrameS
 
 def _order_of(path: Path) -> FrameOrder:
     with path.open("rb") as file:
-        return look(file, None)[0]
+        return look(file, None).order
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from sfa_dist.data.video.decode_limits import MIB, check_clip_bytes
 from sfa_dist.data.video.video import FrameNumbers, Shrink
 from sfa_dist.recipe.blocks import LimitsBlock
 
-SLICE = 8  # frames decoded at a time; the time limit is checked between slices
+SLICE = 8  # frames decoded at a time, more of small ones; the time limit is checked between slices
+SMALL_BYTES = MIB  # so much of small frames at a time, as each slice has a cost of its own
 SLICE_BYTES = 64 * MIB  # limit for a slice of more than one frame
 
 
 def slice_frames(height: int, width: int) -> int:
     """How many frames of this size are decoded at a time."""
-    return max(1, min(SLICE, SLICE_BYTES // (3 * height * width)))
+    frame = 3 * height * width
+    return max(1, min(max(SLICE, SMALL_BYTES // frame), SLICE_BYTES // frame))
 
 
 class GatheredClip:
