@@ -46,7 +46,7 @@ def evaluate_finished(
     With `any_frames` the recipe's number of frames may differ from that of the training. Raises SfaError.
     """
     with stop.nothing_to_save():
-        runtime = parallel_runtime.start(environment())
+        runtime = parallel_runtime.start(environment(), recipe.device)
     try:
         on_stderr = Tracker.console_only(recipe.log, on_stderr=as_json)
         tracker = on_stderr if runtime.is_main else Tracker(None, recipe.log, {}, {})

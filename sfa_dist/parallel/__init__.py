@@ -2,6 +2,7 @@
 
     launch      which rank this is, by launcher          rendezvous, joining  how ranks find each other
     runtime     rank, device and collectives             environment          the only reader of os.environ
+    devices     which device and which cores are a rank's own
     stop_flag   stop requests                            process_exit, process_state
     engines/    what shards and steps the model          watch/               who is alive
 

@@ -6,7 +6,8 @@ No torch: login nodes import this.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 def environment() -> Mapping[str, str]:
@@ -17,6 +18,25 @@ def environment() -> Mapping[str, str]:
 def set_default(name: str, value: str) -> None:
     """Sets a variable that a library reads when it is imported, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def hide_gpus() -> None:
+    """Hides the GPUs from this process and its children. CUDA must not have started yet."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@contextmanager
+def temporarily(name: str, value: str) -> Iterator[None]:
+    """Sets a variable inside the block, for a library that reads it there."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def replace_environment(values: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from sfa_dist.boundary.disk import explain
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError, UsageError
+from sfa_dist.parallel.devices import DeviceChoice, agree, choose_device, own_place
 from sfa_dist.parallel.environment import set_default
 from sfa_dist.parallel.joining import join
 from sfa_dist.parallel.launch import Launch, read_launch
@@ -38,6 +39,7 @@ class Runtime:
     device: torch.device
     host: str
     store: dist.Store | None = None  # The store of the rendezvous.
+    core_sharers: int = 1  # Ranks that may run on this rank's cores, itself included.
     _main_calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # Calls of on_main.
 
     @property
@@ -55,8 +57,8 @@ class Runtime:
 
     @property
     def cores(self) -> int:
-        """This process's share of the node's CPU cores, at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.launch.local_world_size)
+        """This process's share of the CPU cores that it may run on, at least 1."""
+        return max(1, len(os.sched_getaffinity(0)) // self.core_sharers)
 
     def sum(self, *values: float) -> list[float]:
         """Element-wise sums over all ranks, in fp64, the same on each rank. Collective."""
@@ -207,32 +209,45 @@ class Runtime:
             torch.cuda.reset_peak_memory_stats(self.device)
 
 
-def start(environ: Mapping[str, str]) -> Runtime:
+def start(environ: Mapping[str, str], device: DeviceChoice = "auto") -> Runtime:
     """Joins the process group: gloo for CPU tensors, and NCCL for CUDA tensors if there is a GPU.
 
-    Raises UsageError for a wrong launch, LostRankError if the other ranks do not come in time (rendezvous.py) or do
-    not connect (joining.py), PreemptedError if one is asked to stop meanwhile.
+    `device` is the recipe's. Raises UsageError for a wrong launch or a device that cannot be used (devices.py),
+    LostRankError if the other ranks do not come in time (rendezvous.py) or do not connect (joining.py),
+    PreemptedError if one is asked to stop meanwhile.
     """
     launch = read_launch(environ)
-    if torch.cuda.is_available():
-        if launch.local_rank >= torch.cuda.device_count():
-            has = f"{socket.gethostname()} has {torch.cuda.device_count()}"
-            raise UsageError(f"local rank {launch.local_rank} has no GPU of its own: {has}; start fewer ranks per node")
-        device = torch.device("cuda", launch.local_rank)
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
     if launch.world_size == 1:
+        own = choose_device(device, launch, environ)
         store: dist.Store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(_begin(own), store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        sharers = 1
     else:
+        chosen, fault = None, ""
+        try:
+            chosen = choose_device(device, launch, environ)
+        except UsageError as error:
+            fault = str(error)
         config = read_rendezvous(environ, launch)
         store = meet(config)
         store.set_timeout(COLLECTIVE_TIMEOUT)
-        join(backend, config, store, environ, COLLECTIVE_TIMEOUT)
-    set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed reads it, and srun does not set it.
-    return Runtime(launch, device, socket.gethostname(), store)
+        try:
+            sharers = agree(own_place(chosen, fault), launch, store)
+        except dist.DistError as error:
+            raise config.error("a rank went away while the ranks compared their devices") from error
+        assert chosen is not None  # Otherwise `agree` has raised the fault.
+        own = chosen
+        join(_begin(own), config, store, environ, COLLECTIVE_TIMEOUT)
+    set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed asks for it, and srun does not set it.
+    return Runtime(launch, own, socket.gethostname(), store, sharers)
+
+
+def _begin(device: torch.device) -> str:
+    """Makes `device` this process's own, and returns the backends of the process group."""
+    if device.type == "cpu":
+        return "gloo"
+    torch.cuda.set_device(device)
+    return "cpu:gloo,cuda:nccl"
 
 
 def stop() -> None:

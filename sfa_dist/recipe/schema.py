@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
@@ -75,6 +75,10 @@ class Recipe(RecipeBlock):
 
     seed: Fixed[NonNegative] = 0
     """Seed of everything random: initial weights, drop-path, order of clips, augmentation."""
+
+    device: Free[Literal["auto", "cuda", "cpu"]] = "auto"
+    """What computes. `auto`: GPUs where there are any, else the CPU; a machine or job that has GPUs which torch cannot
+    use is refused. `cpu` uses none."""
 
     image: ImageStage | None = None
     """Trains an image checkpoint, where no public one fits; null skips it."""

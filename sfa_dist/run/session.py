@@ -45,7 +45,7 @@ def session(
     CheckpointError if the run directory cannot be read or written.
     """
     with stop.nothing_to_save():
-        runtime = parallel_runtime.start(environment())
+        runtime = parallel_runtime.start(environment(), recipe.device)
     resources = _Session(recipe, run_dir, runtime, stop, dry_run)
     try:
         resume_from = runtime.on_main(find_checkpoint)

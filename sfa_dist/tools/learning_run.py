@@ -20,7 +20,7 @@ from sfa_dist.tools.learning_table import Check
 
 def checks_of(recipe: Recipe, name: str, seconds: float) -> Iterator[Check]:
     """Yields the result of each check of a stage as soon as it is there. Raises SfaError."""
-    runtime = parallel_runtime.start(environment())
+    runtime = parallel_runtime.start(environment(), recipe.device)
     try:
         with tempfile.TemporaryDirectory(prefix="sfa-check-") as folder:
             # As in a dry run, the weights of an image stage that is not trained yet are random.

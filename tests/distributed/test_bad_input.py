@@ -246,6 +246,15 @@ def test_what_all_ranks_find_one_of_them_tells(
     assert ranks[1].err == ""
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_rank_without_the_gpu_that_its_job_has_ends_all_ranks(place: Path) -> None:
+    ranks = train_ranks(2, place, *START, "no gpu", SLURM_GPUS="2")
+    first, second = (rank.wait() for rank in ranks)
+    assert_refused(first, 64, "rank 0: torch can use no GPU", "SLURM_GPUS=2", "device: cpu")
+    assert (second.code, second.err) == (64, "")
+    assert not (place / "no gpu").exists()
+
+
 # ------------------------------------------------------------------------------------------------ the unforeseen
 
 

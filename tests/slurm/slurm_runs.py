@@ -25,6 +25,7 @@ checkpoint: {every_steps: 5}
 stage1: {frames: 4, data: {val: []}}
 stage2: {frames: 8, chunk_frames: 4, schedule: {epochs: 2}}
 log: {every: 1, wandb: "off"}
+device: cpu  # the scripts ask for GPUs, and these nodes' GPUs are none
 """
     return make_workplace(folder, blocks + stages)
 

@@ -36,6 +36,15 @@ def test_a_recipe_runs_to_its_end_on_2_and_4_nodes(runs: Runs, engine: str) -> N
     assert [rank["host"] for rank in hosts] == ["node1", "node2", "node3", "node4"]
 
 
+def test_a_job_with_gpus_that_torch_cannot_use_is_refused(runs: Runs) -> None:
+    """By the first rank that finds out, for all; training on the CPU would only be slow."""
+    job = runs.submit("no-gpu", "--set", "device=auto").job
+    fields = job.end()
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "64:0"), job.said()
+    assert job.said().count("torch can use no GPU on node1") == 1
+    assert "set device: cpu" in job.said()
+
+
 def test_both_engines_agree(runs: Runs) -> None:
     zero, fsdp = runs.left_alone("zero2", 2), runs.left_alone("fsdp", 2)
     for key, (loss, _) in zero.items():

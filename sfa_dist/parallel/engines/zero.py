@@ -11,6 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sfa_dist.errors import RecipeError
 from sfa_dist.parallel.engines.engine import Fragment
 from sfa_dist.parallel.engines.optimizers import make_optimizer, moments_of, reset_state, set_lr
 from sfa_dist.parallel.engines.zero_config import check_known_keys, derive_config, limit_buckets
-from sfa_dist.parallel.environment import set_default
+from sfa_dist.parallel.environment import set_default, temporarily
 from sfa_dist.recipe.schema import StageBlock
 
 CLIP_EPS = 1e-6  # torch adds it to the norm before it divides.
@@ -53,12 +54,14 @@ class ZeroEngine:
             {name: p.detach().to("cpu", copy=True) for name, p in self._named()} if config["bf16"]["enabled"] else {}
         )
         try:
-            self._engine, *_ = deepspeed.initialize(
-                model=self.module,
-                optimizer=make_optimizer(dict(self._named()), stage.optimizer),
-                config=config,
-                dist_init_required=False,
-            )
+            # DeepSpeed takes the GPU with the number LOCAL_RANK, also where this rank is shown only its own.
+            with temporarily("LOCAL_RANK", str(device.index)) if device.type == "cuda" else nullcontext():
+                self._engine, *_ = deepspeed.initialize(
+                    model=self.module,
+                    optimizer=make_optimizer(dict(self._named()), stage.optimizer),
+                    config=config,
+                    dist_init_required=False,
+                )
         except (AssertionError, ValueError) as error:
             raise RecipeError(f"DeepSpeed refuses the recipe's engine settings: {error}") from error
         if self.stage_number == 0 and dist.get_world_size() == 1:
