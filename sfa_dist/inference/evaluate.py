@@ -27,6 +27,7 @@ from sfa_dist.run.record import code_sha256, collect_results
 from sfa_dist.run.tracking import Tracker
 from sfa_dist.stages.assemble import Parts, metadata_value, trained_classes
 from sfa_dist.stages.open_data import check_classes, open_split
+from sfa_dist.stages.prepare import require_precisions
 from sfa_dist.stages.scoring import load_parts, score_all_views
 from sfa_dist.training.prediction_file import require_writer
 
@@ -73,6 +74,7 @@ def _scores(run: Run, finished: FinishedStage, any_frames: bool, out: Path | Non
     stage: StageBlock = getattr(run.recipe, finished.stage)
     run.watch.phase("evaluate")
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
+    run.runtime.everywhere(lambda: require_precisions({finished.stage: stage}, run.runtime.device))
     key = "test" if stage.data.test else "val"
     index = open_split(run, stage.data.test or stage.data.val, f"{finished.stage}.data.{key}", stage.data)
     run.runtime.on_main(lambda: check_labels(index, stage.model))

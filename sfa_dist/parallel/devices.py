@@ -27,6 +27,8 @@ DeviceChoice = Literal["auto", "cuda", "cpu"]
 HIDING = ("", "-1", "NoDevFiles")  # Values of CUDA_VISIBLE_DEVICES that leave no GPU.
 # What Slurm sets in a job that was given GPUs.
 GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS")
+# From which compute capability on a GPU has units for a precision: Ampere for bf16, Ada and Hopper for fp8.
+LEAST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
 CPU = torch.device("cpu")
 DEV = Path("/dev")
 
@@ -68,6 +70,18 @@ def choose_device(wanted: DeviceChoice, launch: Launch, environ: Mapping[str, st
         "Compare the driver (nvidia-smi) with the CUDA version of torch, and give a container its GPUs (docker --gpus "
         "all, apptainer --nv); to train on the CPU, set device: cpu"
     )
+
+
+def refusal_of(device: torch.device, precision: str) -> str:
+    """Why `device` cannot compute in `precision` (bf16, fp8, ...); "" if it can."""
+    least = LEAST_CAPABILITY.get(precision)
+    if device.type != "cuda" or least is None:
+        return ""
+    own = torch.cuda.get_device_capability(device)
+    if own >= least:
+        return ""
+    needs = f"{precision} needs a GPU of compute capability {'.'.join(map(str, least))} or more"
+    return f"{needs}, and {torch.cuda.get_device_name(device)} has {'.'.join(map(str, own))}"
 
 
 def agree(own: Place, launch: Launch, store: dist.Store) -> int:

@@ -42,7 +42,7 @@ from sfa_dist.stages.cache_build import run_cache_stage
 from sfa_dist.stages.calibrate import calibrate
 from sfa_dist.stages.feature_cache import cache_block
 from sfa_dist.stages.open_data import open_split, steps_per_epoch
-from sfa_dist.stages.prepare import Setup, given_checkpoint, prepare
+from sfa_dist.stages.prepare import Setup, given_checkpoint, prepare, require_precisions
 from sfa_dist.stages.scoring import test
 from sfa_dist.stages.sweep import STAGE as SWEPT
 from sfa_dist.stages.sweep import train_sweep
@@ -236,13 +236,17 @@ def _stages_on_ranks(run: Run) -> dict[str, StageBlock]:
 
 
 def _check_before_stages(run: Run, stages: dict[str, StageBlock], only: str | None) -> None:
-    """Raises, on all ranks, RecipeError for a stage that the recipe lacks, UsageError where pyarrow is missing."""
+    """Raises on all ranks what speaks against the run before anything is read.
+
+    RecipeError for a stage that the recipe lacks or a precision that a GPU lacks, UsageError where pyarrow is missing.
+    """
     if only in STAGE_NAMES and only not in stages:
         text = f"--stage {only}: the recipe has no such stage (it has {', '.join(stages)})"
         raise run.runtime.for_all(RecipeError(text))
     if only == CACHE:
         run.runtime.on_main(lambda: cache_block(stages.get("stage2")))
     run.runtime.everywhere(lambda: require_writer(run.recipe.test.predictions))
+    run.runtime.everywhere(lambda: require_precisions(stages, run.runtime.device))
 
 
 def _resume_from(resume: str, run_dir: Path, recipe: Recipe) -> tuple[str, Path] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.weights import load_exactly
+from sfa_dist.parallel.devices import refusal_of
 from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.recipe.schema import Stage2, StageBlock
 from sfa_dist.recipe.shipped import WEIGHTS_PREFIX
@@ -45,6 +47,17 @@ class Setup:
     trainer: Trainer
     classes: str
     directory: Path
+
+
+def require_precisions(stages: Mapping[str, StageBlock], device: torch.device) -> None:
+    """Raises RecipeError where `device` is a GPU without units for a precision that one of the stages computes in."""
+    for name, stage in stages.items():
+        keys: dict[str, str] = {"engine.precision": stage.engine.precision}
+        if isinstance(stage, Stage2) and stage.trunk_precision != "auto":
+            keys["trunk_precision"] = "fp8" if stage.trunk_precision == "fp8" else "bf16"  # int8 has bf16 activations.
+        for key, precision in keys.items():
+            if why := refusal_of(device, precision):
+                raise RecipeError(f"{name}.{key}: {why}: set engine.precision: fp32 and trunk_precision: auto")
 
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:

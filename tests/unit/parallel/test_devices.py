@@ -14,11 +14,15 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfa_dist.errors import UsageError
+from sfa_dist.errors import RecipeError, UsageError
 from sfa_dist.parallel import devices
-from sfa_dist.parallel.devices import CPU, Place, agree, choose_device, core_sharers, fault_of, own_place
+from sfa_dist.parallel.devices import CPU, Place, agree, choose_device, core_sharers, fault_of, own_place, refusal_of
 from sfa_dist.parallel.environment import temporarily
 from sfa_dist.parallel.launch import Launch
+from sfa_dist.recipe.schema import load_recipe
+from sfa_dist.stages.prepare import require_precisions
+
+ROOT = Path(__file__).parents[3]
 
 
 def launch(local_rank: int = 0, ranks: int = 4) -> Launch:
@@ -88,6 +92,28 @@ def test_the_cpu_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     with temporarily("CUDA_VISIBLE_DEVICES", "0,1,2,3"):
         assert choose_device("cpu", launch(), {}) == CPU
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"),
+    [((7, 0), {"bf16", "fp8"}), ((8, 0), {"fp8"}), ((8, 9), set()), ((9, 0), set()), ((10, 0), set())],
+)
+def test_precisions_that_a_gpu_lacks(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: set[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    precisions = ("fp32", "bf16", "int8", "fp8")
+    gpu = torch.device("cuda", 0)
+    assert {name for name in precisions if refusal_of(gpu, name)} == refused
+    assert not any(refusal_of(CPU, name) for name in precisions)
+    recipe = load_recipe(str(ROOT / "recipes/demo.yaml"), ["engine.precision=bf16"], {}).recipe
+    stages = {"stage1": recipe.stage1}
+    if "bf16" in refused:
+        with pytest.raises(RecipeError, match=r"stage1.engine.precision: bf16 needs .* 8.0 or more, and .*V100"):
+            require_precisions(stages, gpu)
+    else:
+        require_precisions(stages, gpu)
 
 
 def test_the_place_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
