@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,18 @@ def platform_of(stage: StageBlock, runtime: Runtime) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "chunk_frames": getattr(stage, "chunk_frames", None),
         **versions,
+        **(_cuda_versions() if on_gpu else {}),
+    }
+
+
+def _cuda_versions() -> dict[str, str]:
+    """What chooses the kernels of a GPU besides torch: an update of it may change the last bits."""
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "driver": driver.read_text().splitlines()[0] if driver.is_file() else "",
     }
 
 

@@ -15,12 +15,21 @@ ADVICE = (
     "lower batch.micro (accumulation makes up for it, and the result stays the same) or stage2.chunk_frames, take more "
     "ranks, a higher engine.zero or engine.cpu_offload; then run the command again to go on from the last checkpoint"
 )
-CPU_TEXT = "can't allocate memory"  # torch's CPU allocator raises a plain RuntimeError.
+# Where memory runs out outside torch's allocator of GPU memory, a plain RuntimeError says so.
+TEXTS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "CUDA error: out of memory",  # page-locked memory, CUDA graphs, a new context
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the error is that of a device or a host without memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_TEXT in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in TEXTS)
 
 
 @contextmanager

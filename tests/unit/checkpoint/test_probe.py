@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, probe_batch
+from sfa_dist.checkpoint import probe
+from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, platform_of, probe_batch
 from sfa_dist.errors import CheckpointError
 from sfa_dist.models.assembly import freeze
 from sfa_dist.models.frozen import FrozenTrunk
@@ -105,3 +107,25 @@ def test_elsewhere_rounding_is_allowed_and_here_it_is_not(precision: str) -> Non
         with pytest.raises(CheckpointError, match=r"c computes something else .* was 2\.0 and is ") as caught:
             check_probe(recorded, loss, place, "c")
         assert repr(loss) in str(caught.value)
+
+
+@pytest.mark.parametrize("updated", ["cudnn", "nccl", "driver", "cuda"])
+def test_an_updated_driver_or_library_is_another_place(
+    stage: Stage2, monkeypatch: pytest.MonkeyPatch, updated: str
+) -> None:
+    """It may choose other kernels on a GPU, so the loss may differ by rounding."""
+    runtime: Any = SimpleNamespace(device=torch.device("cuda", 0), world_size=1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    versions = {"cuda": "13.0", "cudnn": "91200", "nccl": "2.27.5", "driver": "550.54"}
+    monkeypatch.setattr(probe, "_cuda_versions", lambda: versions)
+    before = platform_of(stage, runtime)
+    check_probe({"place": before, "loss": 1.0}, 1.0, platform_of(stage, runtime), "a checkpoint")
+    with pytest.raises(CheckpointError, match="bit for bit"):
+        check_probe({"place": before, "loss": 1.0}, 1.0 + 1e-6, platform_of(stage, runtime), "a checkpoint")
+    monkeypatch.setattr(probe, "_cuda_versions", lambda: {**versions, updated: "another"})
+    check_probe({"place": before, "loss": 1.0}, 1.0 + 1e-6, platform_of(stage, runtime), "a checkpoint")
+
+
+def test_versions_of_cuda_are_read_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    assert probe._cuda_versions()["nccl"] == "2.27.5"
