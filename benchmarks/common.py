@@ -21,7 +21,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402 (the path comes first)
 
 from sfa_dist.errors import LostRankError, SfaError  # noqa: E402
+from sfa_dist.stages import assemble  # noqa: E402
 
 K = TypeVar("K", bound=Hashable)
 Clock = Callable[[], float]
@@ -178,18 +181,41 @@ def show(cell: Cell) -> str:
 
 
 def report(
-    arguments: argparse.Namespace, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], **details: Any
+    arguments: argparse.Namespace,
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    whole: bool = True,
+    **details: Any,
 ) -> None:
-    """Prints the table, and writes it to `--json` where that was given, with `details` (raw seconds and the like)."""
+    """Prints the table, and writes it to `--json` where that was given, with `details` (raw seconds and the like).
+
+    A table that is not `whole` is only written: it is what remains of a benchmark that is stopped before its end.
+    """
     rows = [list(row) for row in rows]
-    print_table(title, columns, rows)
+    if whole:
+        print_table(title, columns, rows)
     if arguments.json:
-        told = {"title": title, "machine": machine(), "columns": list(columns), "rows": rows, **details}
-        write_json(arguments.json, told)
+        told = {"title": title, "machine": machine(), "columns": list(columns), "rows": rows, "whole": whole}
+        write_json(arguments.json, {**told, **details})
+
+
+@contextmanager
+def weights_drawn_on(device: torch.device) -> Iterator[None]:
+    """Inside the block a stage's random weights are drawn on `device`: 20 s for ViT-g on a CPU, nothing on a GPU.
+
+    Training draws them on the CPU, so that they are the same on any machine.
+    """
+    own = assemble.build
+    assemble.build = partial(own, device=device)
+    try:
+        yield
+    finally:
+        assemble.build = own
 
 
 def write_json(path: Path, told: Mapping[str, Any]) -> None:
-    """Whole or not at all: a file that exists is a measurement that was finished."""
+    """Writes the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(told, indent=1) + "\n")

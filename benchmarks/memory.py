@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import Cell, add_options, interleave, median_ratio, report, script
+from common import Cell, add_options, interleave, median_ratio, report, script, weights_drawn_on
 
 from sfa_dist.models.footprint import StoragePeak
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -79,18 +79,20 @@ def main() -> None:
     add_options(parser)
     arguments = parser.parse_args()
     runtime = parallel_runtime.start(environment())
+    title = f"stage 2 of {arguments.recipe.stem}, one clip; time is of the first line"
+    columns = ["frames", "adapter", "chunk", "offload", "device MiB", "predicted MiB", "host MiB", "time"]
     rows: list[list[Cell]] = []
     for frames in arguments.frames:
         cases: dict[int, Case] = {}
         for stage in stages(arguments, frames):
-            case = cases[len(cases)] = Case(stage, runtime)
+            with weights_drawn_on(runtime.device):
+                case = cases[len(cases)] = Case(stage, runtime)
             # Weights are the same in all: one trunk in memory instead of one a case.
             case.frozen.trunk = cases[0].frozen.trunk
         # Two rounds warm up and count bytes.
         seconds = interleave({key: case.step for key, case in cases.items()}, arguments.rounds, warmup=2)
         rows += [line(case, median_ratio(seconds[key], seconds[0])) for key, case in cases.items()]
-    columns = ["frames", "adapter", "chunk", "offload", "device MiB", "predicted MiB", "host MiB", "time"]
-    report(arguments, f"stage 2 of {arguments.recipe.stem}, one clip; time is of the first line", columns, rows)
+        report(arguments, title, columns, rows, whole=frames == arguments.frames[-1])
     parallel_runtime.stop()
 
 

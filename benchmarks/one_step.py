@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from common import add_options, report, script, wall_clock
+from common import add_options, report, script, wall_clock, weights_drawn_on
 
 from sfa_dist.data.packing.pack import pack
 from sfa_dist.parallel import runtime as parallel_runtime
@@ -64,7 +64,8 @@ def main() -> None:
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
         libraries = runtime.peak_memory_gib()
         index = open_split(run, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data)
-        trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
+        with weights_drawn_on(runtime.device):
+            trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
         built = runtime.peak_memory_gib()
         seconds = []
         for step in range(arguments.steps):

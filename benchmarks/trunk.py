@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import add_options, interleave, median_ratio, medians, report, script, spread
+from common import add_options, interleave, median_ratio, medians, report, script, spread, weights_drawn_on
 
 from sfa_dist.errors import RecipeError
 from sfa_dist.models.loss import weighted_loss_sum
@@ -144,18 +144,21 @@ def main() -> None:
         torch.set_num_threads(1)
     rows: list[list[Any]] = []
     raw: dict[str, Any] = {}
-    for size in arguments.sizes or (["B", "L", "H", "g"] if on_card else ["S", "B"]):
-        found, seconds = measure(size, arguments, runtime)
+    title = (
+        f"Frozen trunk, {arguments.batch} x {arguments.frames} frames, and stage 1, {arguments.stage1_batch} x 8 frames"
+        f"; medians of {arguments.rounds} interleaved rounds"
+    )
+    columns = ["size", "what", "ms", "TFLOP/s", f"of a {arguments.matmul} x {arguments.matmul} bf16 matmul", "spread"]
+    sizes = arguments.sizes or (["B", "L", "H", "g"] if on_card else ["S", "B"])
+    for size in sizes:
+        with weights_drawn_on(runtime.device):
+            found, seconds = measure(size, arguments, runtime)
         rows += found
         raw |= seconds
+        report(arguments, title, columns, rows, whole=size == sizes[-1], seconds=raw)
         gc.collect()
         if on_card:
             torch.cuda.empty_cache()
-    title = (
-        f"Frozen trunk, {arguments.batch} x {arguments.frames} frames, and stage 1, {arguments.stage1_batch} x 8 frames"
-    )
-    columns = ["size", "what", "ms", "TFLOP/s", f"of a {arguments.matmul} x {arguments.matmul} bf16 matmul", "spread"]
-    report(arguments, f"{title}; medians of {arguments.rounds} interleaved rounds", columns, rows, seconds=raw)
     parallel_runtime.stop()
 
 

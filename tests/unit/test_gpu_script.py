@@ -53,6 +53,28 @@ def test_what_is_not_finished_is_told_and_is_not_a_result(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "results.json").read_text()) == {}
 
 
+def test_a_part_that_is_stopped_keeps_its_rows_and_is_run_again(tmp_path: Path, gpu_parts: ModuleType) -> None:
+    slow = """
+import argparse, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from common import report
+arguments = argparse.Namespace(json=pathlib.Path(sys.argv[3]))
+report(arguments, "two sizes", ["size", "ms"], [["B", 1.5]], whole=False)
+time.sleep(60)
+"""
+    part = gpu_parts.Part("slow", 10, ["-c", slow, str(BENCHMARKS)])
+    wrong = gpu_parts.run(part, tmp_path, environment(), 10)
+    assert wrong == f"not done in 10 s, 1 rows are kept; see {tmp_path / 'slow.log'}"
+    assert not gpu_parts.is_whole(tmp_path / "slow.json")
+    gpu_parts.merge(tmp_path, ["slow"])
+    assert "two sizes (stopped before its end)" in (tmp_path / "results.md").read_text()
+
+
+def test_the_tests_that_need_a_gpu_are_named(gpu_parts: ModuleType) -> None:
+    files = gpu_parts.gpu_test_files()
+    assert {Path(file).name for file in files} >= {"test_trunk_ahead.py", "test_plan_real.py", "test_decode_card.py"}
+
+
 def test_a_part_that_fails_leaves_its_log_and_no_result(tmp_path: Path, gpu_parts: ModuleType) -> None:
     part = gpu_parts.Part("bad", 30, ["-c", "print('no such card'); raise SystemExit(3)"])
     wrong = gpu_parts.run(part, tmp_path, environment(), 30)
