@@ -155,15 +155,17 @@ class FrozenTrunk(nn.Module):
     def copy_tubelets(self, clips: Tensor, span: slice, out: Tensor) -> None:
         """Copies tubelets `span` of clips (B, C, T, H, W) into `out` (r, C, t, H, W), which may be on another device.
 
-        One channel of a tubelet is contiguous on both sides, so a copy from pinned memory does not block the host.
+        To another device each channel of a tubelet is a copy, contiguous on both sides: so a copy from pinned memory
+        does not block the host.
         """
-        tubelet = self.trunk.tubelet
-        steps = clips.shape[2] // tubelet
+        tubelets = clips.unflatten(2, (-1, self.trunk.tubelet)).transpose(1, 2)  # (B, F, C, t, H, W), a view.
+        if clips.device == out.device:
+            copy_rows(tubelets, span, out)
+            return
+        steps = tubelets.shape[1]
         for slot, index in enumerate(range(span.start, span.stop)):
-            clip, step = divmod(index, steps)
-            for channel in range(clips.shape[1]):
-                frames = clips[clip, channel, step * tubelet : (step + 1) * tubelet]
-                out[slot, channel].copy_(frames, non_blocking=True)
+            for own, channel in zip(out[slot], tubelets[divmod(index, steps)], strict=True):
+                own.copy_(channel, non_blocking=True)
 
     def put_tubelets(self, features: Tensor, span: slice, value: Tensor) -> None:
         """Copies the output of one chunk, (r, ...), to its place in the features (R, ...)."""
@@ -172,6 +174,21 @@ class FrozenTrunk(nn.Module):
     def sha256(self) -> str:
         """Hex sha256 over the names, dtypes, shapes and bytes of all weights; the folded copy is left out."""
         return module_sha256(self.trunk)
+
+
+def copy_rows(rows: Tensor, span: slice, out: Tensor) -> None:
+    """Copies rows `span` of (B, F, ...), counted over both dimensions, into `out` (r, ...), by at most three copies."""
+    steps, start = rows.shape[1], span.start
+    while start < span.stop:
+        first, step = divmod(start, steps)
+        whole = (span.stop - start) // steps if step == 0 else 0
+        count = whole * steps or min(steps - step, span.stop - start)
+        target = out[start - span.start : start - span.start + count]
+        if whole:
+            target.unflatten(0, (whole, steps)).copy_(rows[first : first + whole])
+        else:
+            target.copy_(rows[first, step : step + count])
+        start += count
 
 
 def cast(trunk: Trunk, dtype: torch.dtype) -> Trunk:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 
 from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
-from sfa_dist.models.frozen import FrozenTrunk
+from sfa_dist.models.frozen import FrozenTrunk, copy_rows
 from sfa_dist.models.vivit import Tail, Trunk, normalise
 from sfa_dist.parallel.engines.offload import HostFeatures, HostLink, HostPool
 from sfa_dist.recipe.blocks import AdapterBlock
@@ -28,8 +32,8 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @pytest.mark.parametrize("span", [slice(0, 1), slice(1, 7), slice(0, 8), slice(3, 5)])
 def test_cut_tubelets_are_the_clips(span: slice) -> None:
-    given = clips()
-    assert torch.equal(frozen_of(False).cut_tubelets(given, span), trunk_of().cut_tubelets(given)[span])
+    whole = clips()
+    assert torch.equal(frozen_of(False).cut_tubelets(whole, span), trunk_of().cut_tubelets(whole)[span])
 
 
 # ------------------------------------------------------------------------------------------------ folded = normalised
@@ -319,6 +323,28 @@ def test_storage_peak_counts_what_is_alive() -> None:
         kept.add_(1).view(10, 100)
         del kept
     assert (storages.now, storages.peak) == (0, 12000)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        self.count += function is torch.ops.aten.copy_.default
+        return function(*arguments, **(keywords or {}))
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.data())
+def test_rows_are_copied_by_three_copies_at_most(batch: int, steps: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, batch * steps - 1))
+    stop = data.draw(st.integers(start + 1, batch * steps))
+    rows = torch.arange(batch * steps * 6).view(batch, 2, steps, 3).transpose(1, 2)
+    out = torch.zeros(stop - start, 2, 3, dtype=torch.int64)
+    with Copies() as copies:
+        copy_rows(rows, slice(start, stop), out)
+    assert torch.equal(out, rows.flatten(0, 1)[start:stop])
+    assert copies.count <= 3
 
 
 def test_copy_tubelets_fills_a_given_buffer() -> None:
