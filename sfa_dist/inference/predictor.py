@@ -15,6 +15,7 @@ from sfa_dist.data.video.decode_limits import check_bytes
 from sfa_dist.data.video.file_kinds import HEAD_BYTES, unreadable
 from sfa_dist.inference.class_scores import classes_of
 from sfa_dist.inference.finished_stage import FinishedStage
+from sfa_dist.models.assembly import largest_chunk
 from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, ViViT
 from sfa_dist.recipe.schema import Recipe, Stage2, StageBlock
@@ -53,7 +54,10 @@ class Model:
         self.tail.to(device)
         if isinstance(stage, Stage2) and stage.chunk_frames == "auto":
             self.trunk.chunk_frames = chunk_that_fits(
-                lambda rows: chunk_need(self.trunk, stage, rows), free_bytes(device), stage.model.tubelet
+                lambda rows: chunk_need(self.trunk, stage, rows),
+                free_bytes(device),
+                stage.model.tubelet,
+                largest_chunk(self.trunk.trunk, device.type),
             )
 
     @torch.inference_mode()

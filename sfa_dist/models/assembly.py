@@ -18,8 +18,10 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
-# 64 frames of the smallest model are 6,000 tokens, which keep any card busy: a larger chunk would only take memory.
-LARGEST_CHUNK_FRAMES = 64
+# Elements (tubelets x tokens x width) of the largest chunk that `chunk_frames: auto` takes: a larger one takes memory
+# and no less time. On GPUs these are 128 frames of ViT-B and L at 224 pixels, 64 of H and g. On CPUs caches decide:
+# ViT-S and B were slower with 128 frames than with 32 (docs/memory.md).
+LARGEST_CHUNK = {"cuda": 2**24, "cpu": 2**21}
 
 Frozen = TypeVar("Frozen", bound=FrozenTrunk)
 
@@ -65,6 +67,12 @@ def freeze_as(runtime: type[Frozen], trunk: Trunk, stage: Stage2, pooled: bool) 
     frames = stage.model.tubelet if stage.chunk_frames == "auto" else stage.chunk_frames
     data, eight_bits = stage.data, trunk_eight_bits(stage)
     return runtime(trunk, frames, pooled, data.mean, data.std, trunk_dtype(stage), eight_bits=eight_bits)
+
+
+def largest_chunk(trunk: Trunk, device: str) -> int:
+    """Frames of the largest chunk that `chunk_frames: auto` takes on a kind of device: a power of two of tubelets."""
+    tubelets = max(1, LARGEST_CHUNK[device] // (trunk.tokens * trunk.width))
+    return trunk.tubelet << (tubelets.bit_length() - 1)
 
 
 def set_recompute(module: nn.Module, stage: StageBlock) -> str | None:

@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from sfa_dist.models.assembly import (
-    LARGEST_CHUNK_FRAMES,
     freeze_as,
+    largest_chunk,
     set_recompute,
     tail_of,
     trunk_of,
@@ -94,7 +94,7 @@ def shapes_of(stage: StageBlock) -> Shapes:
     with without_storage():
         frozen = freeze_as(PlannedTrunk, trunk, stage, pooled=not tail.takes_tokens)
     if stage.chunk_frames == "auto":
-        frozen.chunk_frames = LARGEST_CHUNK_FRAMES  # With little free memory it takes fewer.
+        frozen.chunk_frames = largest_chunk(trunk, "cuda")  # With little free memory it takes fewer.
     set_recompute(tail, stage)
     return Shapes(tail, frozen)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sfa_dist.errors import RecipeError
-from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES, set_recompute
+from sfa_dist.models.assembly import largest_chunk, set_recompute
 from sfa_dist.models.compiled import compile_blocks
 from sfa_dist.models.footprint import offloads, peak_bytes, trunk_eight_bits
 from sfa_dist.models.frozen import FrozenTrunk
@@ -64,19 +64,20 @@ def require_units(stage: StageBlock, device: torch.device) -> None:
 def _agree(frozen: FrozenTrunk, stage: Stage2, runtime: Runtime) -> int:
     """The same chunk, in frames, on all ranks: that of the rank with the least free memory. Collective."""
     free = free_bytes(runtime.device)
-    own = chunk_that_fits(lambda tubelets: chunk_need(frozen, stage, tubelets), free, stage.model.tubelet)
+    most = largest_chunk(frozen.trunk, runtime.device.type)
+    own = chunk_that_fits(lambda tubelets: chunk_need(frozen, stage, tubelets), free, stage.model.tubelet, most)
     return min(runtime.gather(own))
 
 
-def chunk_that_fits(need: Callable[[int], int], free: int, tubelet: int) -> int:
+def chunk_that_fits(need: Callable[[int], int], free: int, tubelet: int, most: int) -> int:
     """Frames of the largest chunk that fits into SHARE_OF_FREE_MEMORY of `free` bytes.
 
-    Chunks have 1, 2, 4, ... tubelet steps, up to LARGEST_CHUNK_FRAMES. `need(tubelets)`, in bytes, is measured for one
+    Chunks have 1, 2, 4, ... tubelet steps, up to `most` frames. `need(tubelets)`, in bytes, is measured for one
     and for two, and extrapolated linearly. A chunk of one is always allowed.
     """
     one, two = need(1), need(2)
     tubelets = 1
-    while 2 * tubelets * tubelet <= LARGEST_CHUNK_FRAMES:
+    while 2 * tubelets * tubelet <= most:
         if one + (two - one) * (2 * tubelets - 1) > SHARE_OF_FREE_MEMORY * free:
             break
         tubelets *= 2

@@ -216,7 +216,7 @@ stage1:
 
 stage2:
   frames: {span.frames}
-  chunk_frames: {span.frames}
+  chunk_frames: auto
 """
 
 

@@ -36,6 +36,7 @@ DEMO_DATA = ("--train-clips", "128", "--test-clips", "16", "--image-clips", "128
 DEMO_SETS = (
     *("batch.size=16", "batch.micro=8", "test.shuffled_frames=false", "log.every=1", "log.wandb=off"),
     *(f"data.{key}=[0.5, 0.5, 0.5]" for key in ("mean", "std")),  # As the recipe was when it was recorded.
+    "stage2.chunk_frames=16",
     *(f"{stage}.schedule.max_steps={DEMO_STEPS}" for stage in DEMO_STAGES),
 )
 TOYS = {

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from trunk_samples import CPU, MODEL, clips, frozen_of, tail_of, trunk_of
 
-from sfa_dist.models.assembly import LARGEST_CHUNK_FRAMES
+from sfa_dist.models.assembly import largest_chunk
+from sfa_dist.models.assembly import trunk_of as built_trunk
 from sfa_dist.models.footprint import OFFLOAD_FROM_BYTES, StoragePeak, feature_bytes, offloads
 from sfa_dist.models.frozen import FrozenTrunk, copy_rows
 from sfa_dist.models.vivit import Tail, Trunk, normalise
@@ -194,11 +195,19 @@ def test_the_largest_chunk_within_a_quarter_of_free_memory() -> None:
     def need(tubelets: int) -> int:
         return 10 + 100 * tubelets
 
-    assert chunk_that_fits(need, free=10**9, tubelet=2) == LARGEST_CHUNK_FRAMES
-    assert chunk_that_fits(need, free=4 * 810, tubelet=2) == 16
-    assert chunk_that_fits(need, free=4 * 809, tubelet=2) == 8
-    assert chunk_that_fits(need, free=0, tubelet=2) == 2
-    assert chunk_that_fits(need, free=10**9, tubelet=4) == LARGEST_CHUNK_FRAMES
+    assert chunk_that_fits(need, free=10**9, tubelet=2, most=64) == 64
+    assert chunk_that_fits(need, free=4 * 810, tubelet=2, most=64) == 16
+    assert chunk_that_fits(need, free=4 * 809, tubelet=2, most=64) == 8
+    assert chunk_that_fits(need, free=0, tubelet=2, most=64) == 2
+    assert chunk_that_fits(need, free=10**9, tubelet=4, most=64) == 64
+
+
+@pytest.mark.parametrize(("size", "gpu", "cpu"), [("B", 128, 16), ("L", 128, 16), ("H", 64, 8), ("g", 64, 8)])
+def test_the_largest_chunk_is_one_of_tokens(size: str, gpu: int, cpu: int) -> None:
+    block = stage(model={"size": size, "classes": 5})
+    with torch.device("meta"):
+        trunk = built_trunk(block)
+    assert (largest_chunk(trunk, "cuda"), largest_chunk(trunk, "cpu")) == (gpu, cpu)
 
 
 def test_free_memory_of_this_machine() -> None:
