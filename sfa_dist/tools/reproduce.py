@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan_of(
-    experiment: Experiment, scale: Scale, seeds: range, environ: Mapping[str, str], runs: Path = RUNS
+    experiment: Experiment, scale: Scale, seeds: Iterable[int], environ: Mapping[str, str], runs: Path = RUNS
 ) -> tuple[Plan, dict[str, str]]:
     """The steps of each row and seed, and why the other rows are left out. Raises UsageError where all are."""
     plan: Plan = {}
     left_out = {row.name: row.left_out for row in experiment.rows if row.left_out}
-    directory, shared = runs / f"{experiment.name}_{scale.name}", runs / f"shared_{scale.name}"
+    directory, shared = runs / f"{experiment.name}_{scale.name}", runs / "shared"
     for number, row in enumerate(experiment.rows):
         if row.training is None:
             continue

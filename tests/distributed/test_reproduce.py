@@ -24,6 +24,7 @@ from sfa_dist.tools.experiments.clips import STAMP
 from sfa_dist.tools.experiments.execution import rank_variables
 from sfa_dist.tools.experiments.rows import EXPERIMENTS
 from sfa_dist.tools.experiments.scales import SCALES, ClipCounts, SmallScale
+from sfa_dist.tools.reproduce import plan_of
 
 COUNTS = ClipCounts(24, 9, 24, 10)
 RANK_VARIABLES = rank_variables(2)[0].keys()
@@ -104,10 +105,38 @@ def test_table1(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = json.loads(capsys.readouterr().out)
     assert Forked.started == []
     assert [row.get("acc1") for row in again["rows"]] == [row.get("acc1") for row in record["rows"]]
+    _what_is_done_depends_on_fixed_keys_and_clips(workplace)
     # Only the run that is lost is made again.
     shutil.rmtree(rows["V"]["runs"][0])
     assert reproduce() == 0
     assert [words[-1] for words in Forked.started] == [rows["V"]["runs"][0]]
+
+
+def _what_is_done_depends_on_fixed_keys_and_clips(workplace: Path) -> None:
+    recipe, clips = workplace / "t.yaml", workplace / "data"
+    before = recipe.read_text()
+
+    def done() -> set[bool]:
+        rows, _ = plan_of(EXPERIMENTS["table1"], SCALES["tiny"], [0], {})
+        return {step.is_done({}) for own in rows.values() for step in own[0]}
+
+    # Free keys: what an upgrade adds to recipes, or a user to this one.
+    recipe.write_text(before.replace("every: 1", "every: 2") + "checkpoint: {keep: 1}\nactivation: checkpoint\n")
+    assert done() == {True}
+    # A Fixed key of the test: what is trained stays, the test is made again.
+    recipe.write_text(before.replace("temporal_views: 2", "temporal_views: 1"))
+    assert done() == {True, False}
+    recipe.write_text(before)
+    assert done() == {True}
+    # Other clips at the same place.
+    where = clips.readlink()
+    clips.unlink()
+    shutil.copytree(where, clips)
+    shutil.rmtree(clips / "reproduce_tiny" / "train")
+    write_clips(clips / "reproduce_tiny" / "train", 24, seed=8)
+    assert done() == {True, False}  # The image checkpoint has clips of its own.
+    shutil.rmtree(clips)
+    clips.symlink_to(where)
 
 
 def _row_six_trains_all_and_tests_what_it_trained(six: Path, five: Path) -> None:
@@ -149,7 +178,7 @@ def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: py
     (workplace / "data" / "reproduce_tiny" / STAMP).write_text("24 9 24 10\n")
     assert reproduce() == 65
     error = capsys.readouterr().err
-    assert "table1 - seed 0: the run in runs/reproduce/shared_tiny/image-" in error
+    assert "table1 - seed 0: the run in runs/reproduce/shared/image-" in error
     assert "failed with exit code 65, and says why above" in error
 
 
