@@ -150,10 +150,8 @@ def _row_six_trains_all_and_tests_what_it_trained(six: Path, five: Path) -> None
 def test_a_stop_request_reaches_the_run_and_the_same_command_goes_on(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, real = EXPERIMENTS["table1"], Forked.wait
-    baseline_and_sfa = tuple(row for row in whole.rows if row.name in ("-", "V"))
-    monkeypatch.setitem(EXPERIMENTS, "table1", replace(whole, rows=baseline_and_sfa))
-
+    real = Forked.wait
+    only_rows(monkeypatch, "-", "V")
     asked: list[bool] = []
 
     def stop_at_the_second_run(rank: Forked) -> int:
@@ -170,6 +168,53 @@ def test_a_stop_request_reaches_the_run_and_the_same_command_goes_on(
     monkeypatch.setattr(Forked, "wait", real)
     assert reproduce() == 0, capsys.readouterr().err  # On one rank now.
     assert len(Forked.started) == 2 + 3  # The first was done; the second goes on, then stage 1 and SFA.
+
+
+def only_rows(monkeypatch: pytest.MonkeyPatch, *names: str, of: str = "table1") -> None:
+    whole = EXPERIMENTS[of]
+    some = tuple(row for row in whole.rows if row.name in names)
+    monkeypatch.setitem(EXPERIMENTS, of, replace(whole, rows=some))
+
+
+def test_the_cache_study_counts_the_extraction(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_rows(monkeypatch, "-", "K = 2", of="cache")
+    words = ("--scale", "tiny", "--seeds", "1", "--ranks", "1", "--json")
+    assert cli.main(["reproduce", "cache", *words]) == 0, capsys.readouterr().err
+    record = json.loads(capsys.readouterr().out)
+    baseline, cached = record["rows"]
+    stages = read_json(Path(cached["runs"][0]) / "result.json")["stages"]
+    assert stages["cache"]["views"] == 2
+    (first,) = (workplace / "runs" / "reproduce" / "shared").glob("stage1-*")
+    stages["stage1"] = read_json(first / "stage1" / "done.json")["result"]
+    seconds = sum(stages[name]["seconds"] for name in ("stage1", "cache", "stage2"))
+    assert stages["cache"]["seconds"] > 0
+    assert cached["seconds"] == pytest.approx(seconds)
+    assert cached["cost_ratio"] == pytest.approx(seconds / baseline["seconds"])
+    assert cached["seconds_everything"] > seconds
+    assert record["complete"]
+
+
+def test_a_rerun_with_fewer_seeds_reports_all_that_are_finished(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_rows(monkeypatch, "-")
+    assert reproduce("--seeds", "2", "--json") == 0
+    (before,) = json.loads(capsys.readouterr().out)["rows"]
+    assert before["seeds"] == [0, 1]
+    second = Path(before["runs"][1])
+    shutil.copytree(second, second.with_name("seed-2"))  # A run of another seed is not this seed's.
+    Forked.started.clear()
+    assert reproduce("--json") == 0
+    shown = capsys.readouterr()
+    (after,) = json.loads(shown.out)["rows"]
+    assert Forked.started == []
+    assert after == before
+    assert "table1 -: seed 1 is finished too, and counts" in shown.err
+    assert f"table1 -: seed 2 is not finished, and left out: {second.with_name('seed-2')}" in shown.err
+    assert (workplace / "results" / "tiny" / "table1.json").is_file()
+    assert not (workplace / "results" / "tiny" / "earlier-1").exists()
 
 
 def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from sfa_dist.tools import cli, reproduce
 from sfa_dist.tools.experiments import clips
 from sfa_dist.tools.experiments.execution import rank_variables
 from sfa_dist.tools.experiments.jobs import job_script
-from sfa_dist.tools.experiments.pages import plots_of, results_page, write_results
+from sfa_dist.tools.experiments.pages import keep_earlier, plots_of, results_page, write_results
 from sfa_dist.tools.experiments.results import Found, record_of, row_record
 from sfa_dist.tools.experiments.rows import EXPERIMENTS, K400, SSV2, Paper, Row
 from sfa_dist.tools.experiments.scales import SCALES, SHIPPED, ClipCounts, LeftOutError, Scale
@@ -36,7 +36,7 @@ NOTHING = {
     *(("table2", scale) for scale in ("kinetics600", "moments_in_time", "epic_kitchens100", "something_else")),
     *(("table5", scale) for scale in SCALES if scale.startswith(("something", "epic"))),
     *(("table6", scale) for scale in SCALES if scale.startswith(("kinetics", "moments"))),
-    *((name, "moments_in_time") for name in ("table1", "fig3", "fig4")),
+    *((name, "moments_in_time") for name in ("table1", "fig3", "fig4", "cache")),
 }
 TABLE1 = {row.name: row.training for row in EXPERIMENTS["table1"].rows if row.training}
 each = pytest.mark.parametrize(("experiment", "scale"), TABLES, ids=lambda value: value.name)
@@ -151,6 +151,38 @@ def test_table1_at_the_demo_scale_is_what_the_paper_says_of_each_row() -> None:
             assert getattr(recipe.stage2, block) == getattr(baseline, block), block
     first = {name: own[0][1].load({}).recipe.stage1 for name, own in rows.items() if len(own[0]) == 3}
     assert {name for name, stage in first.items() if stage and stage.schedule.epochs == 0} == {"I", "III"}
+
+
+def test_the_cache_study_differs_in_stored_views_alone() -> None:
+    rows, _ = plan("cache", "demo")
+    recipes = {name: last_recipe(own[0]).stage2 for name, own in rows.items()}
+    assert {name: stage.cache.views for name, stage in recipes.items() if stage and stage.cache} == {
+        f"K = {views}": views for views in (1, 2, 4, 8)
+    }
+    live, baseline = recipes["live"], recipes["-"]
+    assert baseline is None
+    assert live is not None
+    assert all(stage.model_copy(update={"cache": None}) == live for stage in recipes.values() if stage)
+    assert {row.against for row in EXPERIMENTS["cache"].rows} == {"-"}
+    # They start from one stage 1, which is that of Table 1's SFA.
+    firsts = {path for name, paths in shared(rows, "stage1").items() for path in paths if name != "-"}
+    assert firsts == shared(plan("table1", "demo")[0], "stage1")["V"]
+
+
+def test_four_views_are_the_shipped_recipe() -> None:
+    ours = last_recipe(plan("cache", K400)[0]["K = 4"][0])
+    shipped = load_recipe("recipes/l_128f_cached.yaml").recipe
+    assert ours.stage2 == shipped.stage2
+
+
+def test_a_cached_row_of_a_recipe_that_mixes_clips_mixes_features() -> None:
+    rows, _ = plan("cache", SSV2)
+    cached, live = (last_recipe(rows[name][0]).stage2 for name in ("K = 1", "live"))
+    assert cached is not None
+    assert cached.cache is not None
+    assert live is not None
+    assert live.augment.mixup is not None
+    assert (cached.augment.mixup, cached.cache.mixup) == (None, live.augment.mixup.alpha)
 
 
 # ---------------------------------------------------------------------------------------------------- runs
@@ -275,10 +307,10 @@ def test_means_intervals_and_costs() -> None:
     assert record["acc1_sd"] == pytest.approx(math.sqrt(0.0007))
     half = 4.3027 * math.sqrt(0.0007 / 3)  # Student's t with two degrees of freedom.
     assert record["acc1_interval"] == pytest.approx((0.92 - half, 0.92 + half))
-    # Of the seeds that both have, 0 and 1: (50 + 54) / (100 + 100), and (79 + 83) / (121 + 121) with all counted.
-    assert record["cost_ratio"] == pytest.approx(0.52)
+    # Of the seeds that both have, 0 and 1: (55 + 59) / (100 + 100), and (79 + 83) / (121 + 121) with all counted.
+    assert record["cost_ratio"] == pytest.approx(0.57)  # A cache runs stage 2's trunk: it is training.
     assert record["cost_ratio_everything"] == pytest.approx(162 / 242)
-    assert record["seconds"] == pytest.approx(52.0)
+    assert record["seconds"] == pytest.approx(57.0)
     assert (record["seeds"], record["interval_over"]) == ([0, 1, 2], "seeds")
 
 
@@ -304,6 +336,25 @@ def test_every_experiment_is_shown_with_what_is_missing_in_words(name: str, tmp_
         assert [path.name for path in written] == [f"{name}.json", f"{name}.md", f"{name}.png"]
         assert f"![{experiment.title}]({name}.png)" in written[1].read_text()
     assert plots_of({**record, "rows": []}, experiment) == []
+
+
+def test_results_that_are_no_longer_found_are_kept_aside(tmp_path: Path) -> None:
+    """Those of runs that are elsewhere, or of another scale; what only gains seeds is written over."""
+    experiment = EXPERIMENTS["table1"]
+
+    def write(scale: str, **found: list[Found]) -> Path | None:
+        kept = keep_earlier(experiment, scale, found, tmp_path)
+        write_results(record_of(experiment, scale, "sfa it", 1, found, {}), experiment, tmp_path)
+        return kept
+
+    assert write("demo", V=OURS[:1]) is None
+    assert write("demo", V=OURS, VI=OURS[:1]) is None
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert write("demo", V=OURS, VI=[]) == tmp_path / "earlier-1"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "earlier-1").iterdir()} == before
+    assert write("quick", V=OURS) == tmp_path / "earlier-2"
+    (tmp_path / "table1.json").write_text("{")
+    assert write("quick", V=OURS) == tmp_path / "earlier-3"
 
 
 # ---------------------------------------------------------------------------------------------------- clips, command
@@ -334,7 +385,7 @@ def test_clips_are_made_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["table9"], "there is no table9: there are table1, table2, table3, table4, table5, table6, fig1, fig3, fig4"),
+        (["table9"], "no table9: there are table1, table2, table3, table4, table5, table6, fig1, fig3, fig4, cache"),
         (["table1", "--scale", "imagenet"], "--scale 'imagenet': there are demo, quick, kinetics400"),
         (["table1", "--seeds", "0"], "--seeds and --ranks have to be 1 or more"),
         (
