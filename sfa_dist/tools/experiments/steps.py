@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfa_dist.boundary.file_names import DONE, RESULT, WEIGHTS
-from sfa_dist.recipe.schema import LoadedRecipe, StageBlock, load_recipe
+from sfa_dist.recipe.schema import LoadedRecipe, Recipe, StageBlock, load_recipe
 from sfa_dist.tools.experiments.scales import Resolved
 
 IMAGE, STAGE1 = "image", "stage1"
@@ -75,23 +75,26 @@ def _shared_steps(resolved: Resolved, seed: int, shared: Path, environ: Mapping[
     steps: tuple[Step, ...] = ()
     recipe = load_recipe(resolved.recipe, sets, environ).recipe
     if recipe.image is not None and recipe.stage1 is not None and recipe.stage1.image_checkpoint == OWN_IMAGE:
-        steps = (_shared(IMAGE, resolved.recipe, (*resolved.sets, "seed=0"), shared, environ),)
+        step = Step(shared, resolved.recipe, (*resolved.sets, "seed=0"), IMAGE)
+        steps = (_named(step, recipe.model_copy(update={"seed": 0}), recipe.image),)
     if recipe.stage2 is None or recipe.stage1 is None or recipe.stage1.weights:
         return steps
-    return (*steps, _shared(STAGE1, resolved.recipe, (*sets, *_given(steps)), shared, environ))
+    step = Step(shared, resolved.recipe, (*sets, *_given(steps)), STAGE1)
+    recipe = step.load(environ).recipe if steps else recipe
+    assert recipe.stage1 is not None
+    return (*steps, _named(step, recipe, recipe.stage1))
 
 
-def _shared(stage: str, recipe_file: str, sets: tuple[str, ...], shared: Path, environ: Mapping[str, str]) -> Step:
+def _named(step: Step, recipe: Recipe, block: StageBlock) -> Step:
+    """The step with a directory, in the one it has, that is named after what determines its result."""
     # Imported here: it loads torch, which --help does not need.
     from sfa_dist.run.record import stage_inputs
 
-    recipe = load_recipe(recipe_file, sets, environ).recipe
-    block: StageBlock = getattr(recipe, stage)
     # The places of clips and weights stand for their content, which need not be there yet: `is_done` compares that.
     weights = getattr(block, "image_checkpoint", None) or ""
-    determines = [stage, stage_inputs(recipe, block, json.dumps(block.data.train), weights)]
+    determines = [step.stage, stage_inputs(recipe, block, json.dumps(block.data.train), weights)]
     key = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:12]
-    return Step(shared / f"{stage}-{key}", recipe_file, sets, stage)
+    return replace(step, directory=step.directory / f"{step.stage}-{key}")
 
 
 def _given(steps: tuple[Step, ...]) -> tuple[str, ...]:
