@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from sfa_dist.boundary.file_names import RESULT
-from sfa_dist.data.shards.shard_index import SampleIndex, load_index
-from sfa_dist.data.shards.shard_names import expand_shards
+from sfa_dist.data.shards.shard_index import SampleIndex
+from sfa_dist.models.weights_file import checked_sha256, recorded_sha256
 from sfa_dist.recipe.schema import STAGE_NAMES, Recipe, StageBlock
+from sfa_dist.recipe.shipped import weights_path
 from sfa_dist.run.context import identity_of, source_of, weights_of
 from sfa_dist.run.record import different_inputs, read_done, stage_inputs
-from sfa_dist.stages.open_data import steps_per_epoch
+from sfa_dist.stages.open_data import load_split, steps_per_epoch
 from sfa_dist.stages.scoring import inputs_of_test, tested_before
 from sfa_dist.training.schedule import planned_steps
 
@@ -20,9 +20,10 @@ def is_finished(recipe: Recipe, directory: Path, only: str | None = None) -> boo
     """Whether the recipe's stages are trained and tested in a run directory; of a recipe without a sweep.
 
     What a start of the run compares is compared here too: keys that are `Fixed`, clips, seed and starting weights.
-    With `only` that stage alone counts, and no test.
+    Weights are known by the hash that was recorded when they were made: a result stays one when they are removed
+    later. With `only` that stage alone counts, and no test.
 
-    Raises DataError for clips that are not there, CheckpointError for a record or weights that cannot be read.
+    Raises DataError for clips that are not there, CheckpointError for a record that cannot be read.
     """
     if only is not None:
         return _is_trained(recipe, directory, only)
@@ -39,19 +40,25 @@ def _is_trained(recipe: Recipe, directory: Path, name: str) -> bool:
     done = read_done(directory / name)
     if done is None:
         return False
-    index = _index(stage, stage.data.train)
-    source = identity_of(source_of(recipe, directory, stage))
-    if different_inputs(done["inputs"], stage_inputs(recipe, stage, index.sha256, source)):
+    index = _index(directory, stage, f"{name}.data.train", stage.data.train)
+    source = source_of(recipe, directory, stage) or ""
+    identity = (source and recorded_sha256(weights_path(source))) or identity_of(source)
+    if different_inputs(done["inputs"], stage_inputs(recipe, stage, index.sha256, identity)):
         return False
     return bool(done["result"]["steps"] >= planned_steps(stage.schedule, steps_per_epoch(stage, index)))
 
 
 def _is_tested(recipe: Recipe, directory: Path, name: str) -> bool:
     stage: StageBlock = getattr(recipe, name)
-    index = _index(stage, stage.data.test or stage.data.val)
-    inputs = inputs_of_test(recipe, directory, name, index, [weights_of(recipe, directory, name)])
+    index = _index(directory, stage, f"{name}.data.test", stage.data.test or stage.data.val)
+    weights = [weights_of(recipe, directory, name)]
+    inputs = inputs_of_test(recipe, directory, name, index, weights, _sha256_of)
     return tested_before(directory, inputs) is not None
 
 
-def _index(stage: StageBlock, patterns: Sequence[str]) -> SampleIndex:
-    return load_index(expand_shards(patterns, stage.data.remote), stage.data.remote)
+def _sha256_of(weights: Path) -> str:
+    return recorded_sha256(weights) or checked_sha256(weights)
+
+
+def _index(directory: Path, stage: StageBlock, where: str, patterns: list[str]) -> SampleIndex:
+    return load_split(patterns, f"{where} of {directory}", stage.data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     members = trained_members(run) if swept else []
     tested = [member_directory(run, member) / run.weights(name).name for member in members] or [run.weights(name)]
     weights = tested[0]
-    inputs = run.runtime.on_main(lambda: inputs_of_test(run.recipe, run.directory, name, index, tested))
+    inputs = run.runtime.on_main(lambda: inputs_of_test(run.recipe, run.directory, name, index, tested, _sha256_of))
     before = run.runtime.on_main(lambda: None if again else _done_before(run, inputs))
     if before is not None:
         _print_result(run, before)
@@ -113,13 +113,22 @@ def _score_members(run: Run, stage: StageBlock, index: SampleIndex, folder: Path
 
 
 def inputs_of_test(
-    recipe: Recipe, directory: Path, name: str, index: SampleIndex, weights: Sequence[Path]
+    recipe: Recipe,
+    directory: Path,
+    name: str,
+    index: SampleIndex,
+    weights: Sequence[Path],
+    sha256_of: Callable[[Path], str],
 ) -> dict[str, Any]:
-    """What the result depends on: recipe, clips, and the weights of stage `name` as they are on disk now."""
+    """What the result depends on: recipe, clips, and the weights of stage `name`, by their hashes."""
     files = [weights_of(recipe, directory, "stage1"), *weights] if name == SWEPT else weights
-    hashes = " ".join(ckpt.file_sha256(path) if path.is_file() else "none" for path in files)
-    inputs = stage_inputs(recipe, getattr(recipe, name), index.sha256, hashes)
+    inputs = stage_inputs(recipe, getattr(recipe, name), index.sha256, " ".join(map(sha256_of, files)))
     return {**inputs, "test": recipe.test.model_dump(mode="json")}
+
+
+def _sha256_of(weights: Path) -> str:
+    """Of the file as it is on disk now."""
+    return ckpt.file_sha256(weights) if weights.is_file() else "none"
 
 
 def tested_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
