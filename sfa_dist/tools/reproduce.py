@@ -179,9 +179,16 @@ def _train(
     runner = Runner(ranks, stop, environ)
     seeds = list(next(iter(plan.values())))
     found = _found_before(experiment, scale, plan, seeds, environ)
+
+    def write() -> tuple[dict[str, Any], list[Path]]:
+        record = record_of(experiment, scale.name, command, ranks, found, left_out)
+        return record, write_results(record, experiment, out)
+
     if kept := keep_earlier(experiment, scale.name, found, out):
         text = f"{out / experiment.name}.json has results that are not among those in {RUNS} now"
         print(f"{text}: it is kept in {kept}", file=sys.stderr)
+    if any(found.values()):
+        write()  # Before anything is trained, which may fail.
     for seed in seeds:
         for name, own in plan.items():
             if seed in [each.seed for each in found[name]]:
@@ -190,9 +197,8 @@ def _train(
                 title = f"{experiment.name} {name} seed {seed}"
                 runner.run(step, title, lambda text: print(text, file=sys.stderr, flush=True))
             found[name].append(read_found(own[seed], seed))
-            write_results(record_of(experiment, scale.name, command, ranks, found, left_out), experiment, out)
-    record = record_of(experiment, scale.name, command, ranks, found, left_out)
-    written = write_results(record, experiment, out)
+            write()
+    record, written = write()
     print(json.dumps(record)) if arguments.json else print_results(record)
     print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
 

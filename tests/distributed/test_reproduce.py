@@ -217,6 +217,15 @@ def test_a_rerun_with_fewer_seeds_reports_all_that_are_finished(
     assert f"table1 -: seed 2 is not finished, and left out: {second.with_name('seed-2')}" in shown.err
     assert (workplace / "results" / "tiny" / "table1.json").is_file()
     assert not (workplace / "results" / "tiny" / "earlier-1").exists()
+    # A run that is another one now is refused by name; what is finished stays in the tables, and the rest beside them.
+    done = read_json(Path(before["runs"][0]) / "stage1" / "done.json")
+    done["inputs"]["optimizer.lr"] = 0.7
+    (Path(before["runs"][0]) / "stage1" / "done.json").write_text(json.dumps(done))
+    assert reproduce() == 78
+    assert "optimizer.lr: was 0.7, now 0.3" in capsys.readouterr().err
+    (left,) = read_json(workplace / "results" / "tiny" / "table1.json")["rows"]
+    (kept,) = read_json(workplace / "results" / "tiny" / "earlier-1" / "table1.json")["rows"]
+    assert (left["seeds"], kept["seeds"]) == ([1], [0, 1])
 
 
 def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
