@@ -47,6 +47,17 @@ def checked_sha256(path: Path) -> str:
     return sha256
 
 
+def recorded_sha256(path: Path) -> str | None:
+    """The sha256 that `done.json` beside a weights file records of it, which need not be there; None without a record.
+
+    Raises CheckpointError for a record that cannot be read.
+    """
+    try:
+        return _recorded(path)[1]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.with_name(DONE)}: {explain(error, path)}") from error
+
+
 @lru_cache(maxsize=64)
 def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
     del stamp  # Part of the cache's key: a file that has changed has another one.

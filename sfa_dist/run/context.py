@@ -38,8 +38,7 @@ class Run:
 
     def weights(self, stage: str) -> Path:
         """The path of a stage's final weights, or of those that the recipe gives instead of training the stage."""
-        given = self.recipe.stage1.weights if stage == "stage1" and self.recipe.stage1 else None
-        return Path(given) if given else self.directory / stage / WEIGHTS
+        return weights_of(self.recipe, self.directory, stage)
 
     def cache_directory(self, stage: Stage2) -> Path:
         """The folder of stage 2's feature cache."""
@@ -47,21 +46,37 @@ class Run:
         return Path(given) if given else self.directory / "cache"
 
     def source(self, stage: StageBlock) -> str | None:
-        """The weights that a stage starts from: a file, a `timm:` or `sfa:` name, or None for random weights."""
-        if isinstance(stage, Stage2):
-            return str(self.weights("stage1"))
-        if isinstance(stage, Stage1) and stage.image_checkpoint:
-            return str(self.weights("image")) if stage.image_checkpoint == IMAGE_STAGE else stage.image_checkpoint
-        return None
+        """The weights that a stage starts from (`source_of`)."""
+        return source_of(self.recipe, self.directory, stage)
 
     def source_sha256(self, stage: StageBlock) -> str:
-        """Identity of the weights that a stage starts from: the file's sha256, or the name if it is not a file.
+        """Identity of the weights that a stage starts from (`identity_of`). Collective."""
+        return self.runtime.on_main(lambda: identity_of(self.source(stage)))
 
-        Collective.
-        """
-        source = self.source(stage) or ""
-        name, file = shown_source(source), weights_path(source)
-        return self.runtime.on_main(lambda: checked_sha256(file) if file.is_file() else name)
+
+def weights_of(recipe: Recipe, directory: Path, stage: str) -> Path:
+    """The path of a stage's final weights in a run directory, or of those that the recipe gives instead."""
+    given = recipe.stage1.weights if stage == "stage1" and recipe.stage1 else None
+    return Path(given) if given else directory / stage / WEIGHTS
+
+
+def source_of(recipe: Recipe, directory: Path, stage: StageBlock) -> str | None:
+    """The weights that a stage starts from: a file, a `timm:` or `sfa:` name, or None for random weights."""
+    if isinstance(stage, Stage2):
+        return str(weights_of(recipe, directory, "stage1"))
+    if isinstance(stage, Stage1) and stage.image_checkpoint:
+        image = str(weights_of(recipe, directory, "image"))
+        return image if stage.image_checkpoint == IMAGE_STAGE else stage.image_checkpoint
+    return None
+
+
+def identity_of(source: str | None) -> str:
+    """What stands for the weights that a stage starts from: the file's sha256, or the name if it is not a file.
+
+    Raises CheckpointError for a file that differs from its record.
+    """
+    file = weights_path(source or "")
+    return checked_sha256(file) if file.is_file() else shown_source(source or "")
 
 
 def leave_if_asked(run: Run, when: str) -> None:

@@ -89,14 +89,18 @@ def stage_inputs(recipe: Recipe, stage: StageBlock, index_sha256: str, source_sh
     return masked
 
 
-def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises RecipeError, which names the keys, if the run directory's inputs and the recipe's (`wanted`) disagree."""
+def different_inputs(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The (recorded, wanted) values of the inputs in which a stage of a run directory is not the recipe's."""
     # Older run directories may hold secrets: a URL with a new signature is not another recipe.
     recorded = without_secrets_in(recorded)
     keys = sorted((recorded.keys() | wanted.keys()) - FREE_KEYS)  # Older runs recorded some of FREE_KEYS too.
-    different = [key for key in keys if recorded.get(key) != wanted.get(key)]
-    if different:
-        shown = "; ".join(f"{key}: was {recorded.get(key)!r}, now {wanted.get(key)!r}" for key in different[:5])
+    return {key: (recorded.get(key), wanted.get(key)) for key in keys if recorded.get(key) != wanted.get(key)}
+
+
+def refuse_other_inputs(name: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises RecipeError, which names the keys, if the run directory's inputs and the recipe's (`wanted`) disagree."""
+    if different := different_inputs(recorded, wanted):
+        shown = "; ".join(f"{key}: was {was!r}, now {now!r}" for key, (was, now) in list(different.items())[:5])
         raise RecipeError(
             f"the run directory holds {name} of another recipe ({shown}); "
             f"use another --run-dir, or remove its {name} folder"

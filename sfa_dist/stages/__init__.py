@@ -7,6 +7,7 @@
     scoring        the stage `test`                           trunk_fidelity  8-bit features compared with bf16
     sweep          many stage-2 members on one cache          sweep_scores    their test in one pass
     calibrate      end-to-end steps timed, for the cost ratio
+    finished       whether a run directory has all of it
 
 `train.py` imports `pipeline`; `inference` and `tools` import the modules of a single stage.
 Start with `pipeline.run_recipe`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -202,18 +202,11 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
     Raises RecipeError where `patterns` is empty or the ranks see different clips, DataError for shards that cannot be
     read or hold no samples; `where` is the key that the messages name.
     """
-    remote = data.remote
     if not patterns:
         raise run.runtime.for_all(RecipeError(f"{where} names no shards"))
 
     def load() -> SampleIndex:
-        try:
-            index = load_index(expand_shards(patterns, remote), remote)
-        except (DataError, RecipeError) as error:
-            raise type(error)(f"{where}: {error}") from error
-        if len(index) == 0:
-            raise DataError(f"{where}: the shards hold no samples")
-        return index
+        return load_split(patterns, where, data)
 
     def build() -> SampleIndex:
         with run.stop.nothing_to_save():
@@ -228,6 +221,17 @@ def open_split(run: Run, patterns: list[str], where: str, data: DataBlock) -> Sa
     runtime.require_equal(f"the clips of {where} (sha256 of their index)", index.sha256[:16])
     _note_other_decoder(run, index, decoder_of(data).version)
     return without_quarantined(index, runtime.on_main(lambda: read_quarantine(run.directory / QUARANTINE)))
+
+
+def load_split(patterns: Sequence[str], where: str, data: DataBlock) -> SampleIndex:
+    """The index of a split's shards. Raises DataError and RecipeError, which name `where`, as `open_split`."""
+    try:
+        index = load_index(expand_shards(patterns, data.remote), data.remote)
+    except (DataError, RecipeError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    if len(index) == 0:
+        raise DataError(f"{where}: the shards hold no samples")
+    return index
 
 
 def _note_other_decoder(run: Run, index: SampleIndex, decoder: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from sfa_dist.data.batches.feed import feed
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.stream import check_labels, eval_loader
 from sfa_dist.data.shards.shard_index import ClassNames, SampleIndex
-from sfa_dist.recipe.schema import StageBlock
+from sfa_dist.recipe.schema import Recipe, StageBlock
 from sfa_dist.recipe.stage_names import TEST
 from sfa_dist.run.chance import chance_words, heads_of, shows_top5, verdicts
-from sfa_dist.run.context import Run
+from sfa_dist.run.context import Run, weights_of
 from sfa_dist.run.cost import RATIO, REASON, cost_of, cost_words, with_present_cost
 from sfa_dist.run.record import collect_results, read_done, stage_inputs
 from sfa_dist.stages.assemble import Parts, load_for_test, trained_classes
@@ -68,7 +68,7 @@ def test(run: Run, name: str, stage: StageBlock, again: bool) -> None:
     members = trained_members(run) if swept else []
     tested = [member_directory(run, member) / run.weights(name).name for member in members] or [run.weights(name)]
     weights = tested[0]
-    inputs = run.runtime.on_main(lambda: _inputs(run, name, stage, index, tested))
+    inputs = run.runtime.on_main(lambda: inputs_of_test(run.recipe, run.directory, name, index, tested, _sha256_of))
     before = run.runtime.on_main(lambda: None if again else _done_before(run, inputs))
     if before is not None:
         _print_result(run, before)
@@ -112,29 +112,46 @@ def _score_members(run: Run, stage: StageBlock, index: SampleIndex, folder: Path
     return found
 
 
-def _inputs(run: Run, name: str, stage: StageBlock, index: SampleIndex, weights: Sequence[Path]) -> dict[str, Any]:
-    """What the result depends on: recipe, clips, and the weights as they are on disk now."""
-    files = [run.weights("stage1"), *weights] if name == SWEPT else weights
-    hashes = " ".join(ckpt.file_sha256(path) if path.is_file() else "none" for path in files)
-    inputs = stage_inputs(run.recipe, stage, index.sha256, hashes)
-    return {**inputs, "test": run.recipe.test.model_dump(mode="json")}
+def inputs_of_test(
+    recipe: Recipe,
+    directory: Path,
+    name: str,
+    index: SampleIndex,
+    weights: Sequence[Path],
+    sha256_of: Callable[[Path], str],
+) -> dict[str, Any]:
+    """What the result depends on: recipe, clips, and the weights of stage `name`, by their hashes."""
+    files = [weights_of(recipe, directory, "stage1"), *weights] if name == SWEPT else weights
+    inputs = stage_inputs(recipe, getattr(recipe, name), index.sha256, " ".join(map(sha256_of, files)))
+    return {**inputs, "test": recipe.test.model_dump(mode="json")}
 
 
-def _done_before(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The content of result.json, if it is of a test of these inputs and unchanged since; else None.
+def _sha256_of(weights: Path) -> str:
+    """Of the file as it is on disk now."""
+    return ckpt.file_sha256(weights) if weights.is_file() else "none"
 
-    Its cost ratio is that which the recipe asks for now: the baseline may have come later.
-    """
-    directory = run.directory
+
+def tested_before(directory: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of result.json, if it is of a test of these inputs and unchanged since; else None."""
     done, path = read_done(directory / TEST, numbers=()), directory / RESULT
     if done is None or done.get("inputs") != inputs or not path.is_file():
         return None
     if done["result"] != {RESULT: ckpt.file_sha256(path)}:
         return None
-    before = json.loads(path.read_text())
-    present = with_present_cost(before, directory, run.recipe)
+    return dict(json.loads(path.read_text()))
+
+
+def _done_before(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a test that was done before (`tested_before`).
+
+    Its cost ratio is that which the recipe asks for now: the baseline may have come later.
+    """
+    before = tested_before(run.directory, inputs)
+    if before is None:
+        return None
+    present = with_present_cost(before, run.directory, run.recipe)
     if present != before:
-        _write_result(directory, present, inputs)
+        _write_result(run.directory, present, inputs)
     return present
 
 

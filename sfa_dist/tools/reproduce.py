@@ -6,10 +6,10 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfa_dist.errors import UsageError
 from sfa_dist.parallel.environment import environment
@@ -18,8 +18,11 @@ from sfa_dist.tools.experiments.rows import EXPERIMENTS, Experiment
 from sfa_dist.tools.experiments.scales import OTHER, SCALES, LeftOutError, Scale, SmallScale, find_scale
 from sfa_dist.tools.experiments.steps import Step, steps_of
 
+if TYPE_CHECKING:
+    from sfa_dist.tools.experiments.results import Found
+
 TABLE4 = "table4"
-NAMES = sorted([*EXPERIMENTS, TABLE4], key=lambda name: (name[0] != "t", name))
+NAMES = sorted([*EXPERIMENTS, TABLE4], key=lambda name: ("tfc".index(name[0]), name))  # Tables, figures, cache.
 RUNS = Path("runs") / "reproduce"
 _EPILOG = f"""\
 examples:
@@ -89,12 +92,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan_of(
-    experiment: Experiment, scale: Scale, seeds: range, environ: Mapping[str, str], runs: Path = RUNS
+    experiment: Experiment, scale: Scale, seeds: Iterable[int], environ: Mapping[str, str], runs: Path = RUNS
 ) -> tuple[Plan, dict[str, str]]:
     """The steps of each row and seed, and why the other rows are left out. Raises UsageError where all are."""
     plan: Plan = {}
     left_out = {row.name: row.left_out for row in experiment.rows if row.left_out}
-    directory, shared = runs / f"{experiment.name}_{scale.name}", runs / f"shared_{scale.name}"
+    directory, shared = runs_of(experiment, scale, runs), runs / "shared"
     for number, row in enumerate(experiment.rows):
         if row.training is None:
             continue
@@ -109,6 +112,17 @@ def plan_of(
         why = "; ".join(dict.fromkeys(left_out.values()))
         raise UsageError(f"--scale {scale.name}: none of the rows of {experiment.name} are there: {why}")
     return plan, left_out
+
+
+def runs_of(experiment: Experiment, scale: Scale, runs: Path = RUNS) -> Path:
+    """The folder of an experiment's rows."""
+    return runs / f"{experiment.name}_{scale.name}"
+
+
+def further_seeds(experiment: Experiment, scale: Scale, asked: Iterable[int], runs: Path = RUNS) -> list[int]:
+    """The seeds beside those asked for that a row has a folder of."""
+    named = (folder.name.removeprefix("seed-") for folder in runs_of(experiment, scale, runs).glob("*/seed-*"))
+    return sorted({int(name) for name in named if name.isdecimal()} - set(asked))
 
 
 def folder_name(number: int, name: str) -> str:
@@ -157,18 +171,25 @@ def _train(
 ) -> None:
     """Trains what is missing, a seed of all rows before the next one, and writes the results after each row."""
     from sfa_dist.tools.experiments.execution import Runner, usual_ranks
-    from sfa_dist.tools.experiments.pages import print_results, write_results
-    from sfa_dist.tools.experiments.results import Found, read_found, record_of
+    from sfa_dist.tools.experiments.pages import keep_earlier, print_results, write_results
+    from sfa_dist.tools.experiments.results import read_found, record_of
 
     out, command, stop, environ = place
     ranks = arguments.ranks or usual_ranks()
     runner = Runner(ranks, stop, environ)
-    # What is done already comes first, so that a rerun that is stopped leaves no smaller results than it found.
-    found: dict[str, list[Found]] = {
-        name: [read_found(steps, seed) for seed, steps in own.items() if all(step.is_done(environ) for step in steps)]
-        for name, own in plan.items()
-    }
-    for seed in next(iter(plan.values())):
+    seeds = list(next(iter(plan.values())))
+    found = _found_before(experiment, scale, plan, seeds, environ)
+
+    def write() -> tuple[dict[str, Any], list[Path]]:
+        record = record_of(experiment, scale.name, command, ranks, found, left_out)
+        return record, write_results(record, experiment, out)
+
+    if kept := keep_earlier(experiment, scale.name, found, out):
+        text = f"{out / experiment.name}.json has results that are not among those in {RUNS} now"
+        print(f"{text}: it is kept in {kept}", file=sys.stderr)
+    if any(found.values()):
+        write()  # Before anything is trained, which may fail.
+    for seed in seeds:
         for name, own in plan.items():
             if seed in [each.seed for each in found[name]]:
                 continue
@@ -176,11 +197,32 @@ def _train(
                 title = f"{experiment.name} {name} seed {seed}"
                 runner.run(step, title, lambda text: print(text, file=sys.stderr, flush=True))
             found[name].append(read_found(own[seed], seed))
-            write_results(record_of(experiment, scale.name, command, ranks, found, left_out), experiment, out)
-    record = record_of(experiment, scale.name, command, ranks, found, left_out)
-    written = write_results(record, experiment, out)
+            write()
+    record, written = write()
     print(json.dumps(record)) if arguments.json else print_results(record)
     print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+
+
+def _found_before(
+    experiment: Experiment, scale: Scale, plan: Plan, seeds: Sequence[int], environ: Mapping[str, str]
+) -> dict[str, list[Found]]:
+    """What is done already, by row: of the `seeds` asked for, and of all others, as they are results too."""
+    from sfa_dist.tools.experiments.results import read_found
+
+    others = further_seeds(experiment, scale, seeds)
+    more = plan_of(experiment, scale, others, environ)[0] if others else {}
+    found: dict[str, list[Found]] = {}
+    for name, own in plan.items():
+        runs = {**own, **more.get(name, {})}
+        done = [seed for seed, steps in runs.items() if all(step.is_done(environ) for step in steps)]
+        found[name] = [read_found(runs[seed], seed) for seed in done]
+        for seed in others:
+            folder = runs[seed][-1].directory
+            if seed in done:
+                print(f"{experiment.name} {name}: seed {seed} is finished too, and counts", file=sys.stderr)
+            elif folder.is_dir():
+                print(f"{experiment.name} {name}: seed {seed} is not finished, and left out: {folder}", file=sys.stderr)
+    return found
 
 
 def _table4(arguments: argparse.Namespace) -> None:

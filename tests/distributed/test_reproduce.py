@@ -16,7 +16,7 @@ import pytest
 from commands import ROOT, Train, program, run_command, until
 from tiny_runs import RECIPE, read_json, write_clips
 
-from sfa_dist.boundary.file_names import LOG
+from sfa_dist.boundary.file_names import LOG, WEIGHTS
 from sfa_dist.errors import PreemptedError
 from sfa_dist.tools import cli
 from sfa_dist.tools.experiments import execution
@@ -24,6 +24,7 @@ from sfa_dist.tools.experiments.clips import STAMP
 from sfa_dist.tools.experiments.execution import rank_variables
 from sfa_dist.tools.experiments.rows import EXPERIMENTS
 from sfa_dist.tools.experiments.scales import SCALES, ClipCounts, SmallScale
+from sfa_dist.tools.reproduce import plan_of
 
 COUNTS = ClipCounts(24, 9, 24, 10)
 RANK_VARIABLES = rank_variables(2)[0].keys()
@@ -104,10 +105,40 @@ def test_table1(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = json.loads(capsys.readouterr().out)
     assert Forked.started == []
     assert [row.get("acc1") for row in again["rows"]] == [row.get("acc1") for row in record["rows"]]
+    _what_is_done_depends_on_fixed_keys_and_clips(workplace)
+    # Weights may go when the result is there.
+    Path(rows["III"]["runs"][0], "stage2", WEIGHTS).unlink()
     # Only the run that is lost is made again.
     shutil.rmtree(rows["V"]["runs"][0])
     assert reproduce() == 0
     assert [words[-1] for words in Forked.started] == [rows["V"]["runs"][0]]
+
+
+def _what_is_done_depends_on_fixed_keys_and_clips(workplace: Path) -> None:
+    recipe, clips = workplace / "t.yaml", workplace / "data"
+    before = recipe.read_text()
+
+    def done() -> set[bool]:
+        rows, _ = plan_of(EXPERIMENTS["table1"], SCALES["tiny"], [0], {})
+        return {step.is_done({}) for own in rows.values() for step in own[0]}
+
+    # Free keys: what an upgrade adds to recipes, or a user to this one.
+    recipe.write_text(before.replace("every: 1", "every: 2") + "checkpoint: {keep: 1}\nactivation: checkpoint\n")
+    assert done() == {True}
+    # A Fixed key of the test: what is trained stays, the test is made again.
+    recipe.write_text(before.replace("temporal_views: 2", "temporal_views: 1"))
+    assert done() == {True, False}
+    recipe.write_text(before)
+    assert done() == {True}
+    # Other clips at the same place.
+    where = clips.readlink()
+    clips.unlink()
+    shutil.copytree(where, clips)
+    shutil.rmtree(clips / "reproduce_tiny" / "train")
+    write_clips(clips / "reproduce_tiny" / "train", 24, seed=8)
+    assert done() == {True, False}  # The image checkpoint has clips of its own.
+    shutil.rmtree(clips)
+    clips.symlink_to(where)
 
 
 def _row_six_trains_all_and_tests_what_it_trained(six: Path, five: Path) -> None:
@@ -121,10 +152,8 @@ def _row_six_trains_all_and_tests_what_it_trained(six: Path, five: Path) -> None
 def test_a_stop_request_reaches_the_run_and_the_same_command_goes_on(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, real = EXPERIMENTS["table1"], Forked.wait
-    baseline_and_sfa = tuple(row for row in whole.rows if row.name in ("-", "V"))
-    monkeypatch.setitem(EXPERIMENTS, "table1", replace(whole, rows=baseline_and_sfa))
-
+    real = Forked.wait
+    only_rows(monkeypatch, "-", "V")
     asked: list[bool] = []
 
     def stop_at_the_second_run(rank: Forked) -> int:
@@ -143,13 +172,69 @@ def test_a_stop_request_reaches_the_run_and_the_same_command_goes_on(
     assert len(Forked.started) == 2 + 3  # The first was done; the second goes on, then stage 1 and SFA.
 
 
+def only_rows(monkeypatch: pytest.MonkeyPatch, *names: str, of: str = "table1") -> None:
+    whole = EXPERIMENTS[of]
+    some = tuple(row for row in whole.rows if row.name in names)
+    monkeypatch.setitem(EXPERIMENTS, of, replace(whole, rows=some))
+
+
+def test_the_cache_study_counts_the_extraction(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_rows(monkeypatch, "-", "K = 2", of="cache")
+    words = ("--scale", "tiny", "--seeds", "1", "--ranks", "1", "--json")
+    assert cli.main(["reproduce", "cache", *words]) == 0, capsys.readouterr().err
+    record = json.loads(capsys.readouterr().out)
+    baseline, cached = record["rows"]
+    stages = read_json(Path(cached["runs"][0]) / "result.json")["stages"]
+    assert stages["cache"]["views"] == 2
+    (first,) = (workplace / "runs" / "reproduce" / "shared").glob("stage1-*")
+    stages["stage1"] = read_json(first / "stage1" / "done.json")["result"]
+    seconds = sum(stages[name]["seconds"] for name in ("stage1", "cache", "stage2"))
+    assert stages["cache"]["seconds"] > 0
+    assert cached["seconds"] == pytest.approx(seconds)
+    assert cached["cost_ratio"] == pytest.approx(seconds / baseline["seconds"])
+    assert cached["seconds_everything"] > seconds
+    assert record["complete"]
+
+
+def test_a_rerun_with_fewer_seeds_reports_all_that_are_finished(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_rows(monkeypatch, "-")
+    assert reproduce("--seeds", "2", "--json") == 0
+    (before,) = json.loads(capsys.readouterr().out)["rows"]
+    assert before["seeds"] == [0, 1]
+    second = Path(before["runs"][1])
+    shutil.copytree(second, second.with_name("seed-2"))  # A run of another seed is not this seed's.
+    Forked.started.clear()
+    assert reproduce("--json") == 0
+    shown = capsys.readouterr()
+    (after,) = json.loads(shown.out)["rows"]
+    assert Forked.started == []
+    assert after == before
+    assert "table1 -: seed 1 is finished too, and counts" in shown.err
+    assert f"table1 -: seed 2 is not finished, and left out: {second.with_name('seed-2')}" in shown.err
+    assert (workplace / "results" / "tiny" / "table1.json").is_file()
+    assert not (workplace / "results" / "tiny" / "earlier-1").exists()
+    # A run that is another one now is refused by name; what is finished stays in the tables, and the rest beside them.
+    done = read_json(Path(before["runs"][0]) / "stage1" / "done.json")
+    done["inputs"]["optimizer.lr"] = 0.7
+    (Path(before["runs"][0]) / "stage1" / "done.json").write_text(json.dumps(done))
+    assert reproduce() == 78
+    assert "optimizer.lr: was 0.7, now 0.3" in capsys.readouterr().err
+    (left,) = read_json(workplace / "results" / "tiny" / "table1.json")["rows"]
+    (kept,) = read_json(workplace / "results" / "tiny" / "earlier-1" / "table1.json")["rows"]
+    assert (left["seeds"], kept["seeds"]) == ([1], [0, 1])
+
+
 def test_a_run_that_fails_ends_it_with_the_same_code(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workplace / "data").unlink()  # A link: the clips stay.
     (workplace / "data" / "reproduce_tiny").mkdir(parents=True)
     (workplace / "data" / "reproduce_tiny" / STAMP).write_text("24 9 24 10\n")
     assert reproduce() == 65
     error = capsys.readouterr().err
-    assert "table1 - seed 0: the run in runs/reproduce/shared_tiny/image-" in error
+    assert "table1 - seed 0: the run in runs/reproduce/shared/image-" in error
     assert "failed with exit code 65, and says why above" in error
 
 

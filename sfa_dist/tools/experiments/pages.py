@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfa_dist.boundary.disk import write_json, write_whole
+from sfa_dist.boundary.disk import read_object, write_json, write_whole
 from sfa_dist.run.report.curves import SECONDS, STEP, stage_logs
 from sfa_dist.run.report.document import Items, Page, Plot, Section, Series, Table
 from sfa_dist.run.report.png import draw_png
 from sfa_dist.run.report.run_files import read_run
 from sfa_dist.run.report.to_markdown import markdown_page
+from sfa_dist.tools.experiments.results import Found
 from sfa_dist.tools.experiments.rows import FEW, Experiment
 
 HEADS = ("row", "top-1", "95 %", "top-5", "cost", "all counted", "seconds", "seeds")
 PAPER_HEADS = ("paper: top-1", "top-5", "cost")
 NONE = "-"
 COSTS = (
-    "cost: seconds of training over the baseline's, as the paper counts; all counted: with the image stage, the cache "
-    "and the test in both"
+    "cost: seconds of training over the baseline's, as the paper counts, and of the feature cache where there is one; "
+    "all counted: with the image stage and the test in both"
 )
 
 
@@ -102,6 +104,31 @@ def print_results(record: Mapping[str, Any]) -> None:
         elif isinstance(block, Items):
             for line in block.lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def keep_earlier(experiment: Experiment, scale: str, found: Mapping[str, Sequence[Found]], out: Path) -> Path | None:
+    """Moves earlier results in `out` aside that have more than is `found` now, or are of another scale.
+
+    So nothing that was found once is written over. Returns the folder they are in now, None where none has to be moved.
+    Raises OSError.
+    """
+    file = out / f"{experiment.name}.json"
+    try:
+        earlier = read_object(file, scale=str, rows=list)
+        had = {(row["row"], seed) for row in earlier["rows"] for seed in row["seeds"]}
+        if earlier["scale"] == scale and had <= {(row, each.seed) for row, own in found.items() for each in own}:
+            return None
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        pass  # It is something else: that is kept too.
+    folders = (out / f"earlier-{number}" for number in itertools.count(1))
+    folder = next(folder for folder in folders if not (folder / file.name).exists())
+    folder.mkdir(exist_ok=True)
+    for path in (file.with_suffix(suffix) for suffix in (".md", ".png", ".json")):
+        if path.exists():
+            path.rename(folder / path.name)
+    return folder
 
 
 def write_results(record: Mapping[str, Any], experiment: Experiment, out: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Each table and figure of the paper as rows: what is trained, and the numbers that the paper prints.
 
 Frames are the paper's; a scale has its own (scales.py). Source of the numbers: the SFA-ViViT paper's tables; accuracies
-in percent, costs as multiples of the baseline's training time. Figures print no numbers.
+in percent, costs as multiples of the baseline's training time. Figures print no numbers. `cache` is a study of our own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 FROM_IMAGE = ("stage1.schedule.epochs=0",)
 WITHOUT_ADAPTER = ("stage2.adapter=null",)
 TRAINED_TRUNK = ("stage2.freeze_trunk=false",)
+VIEWS = "stage2.cache.views="  # Rows of the cache study.
 
 K400, K600, MIT = "kinetics400", "kinetics600", "moments_in_time"
 SSV2, ELSE, EPIC = "something_something_v2", "something_else", "epic_kitchens100"
@@ -183,6 +184,22 @@ def _fig4() -> Experiment:
     return Experiment("fig4", "Figure 4: the head start", "ViViT on Kinetics-400", rows)
 
 
+def _cache() -> Experiment:
+    """Not the paper's: what stage 2 gains from stored views, and what it loses."""
+    live = Training(128)
+    rows = (
+        Row("-", "end to end", Paper(), replace(live, end_to_end=True), "-"),
+        Row("live", "SFA, the trunk runs in every epoch", Paper(), live, "-"),
+        *(
+            Row(f"K = {views}", "SFA from the feature cache", Paper(), replace(live, sets=(f"{VIEWS}{views}",)), "-")
+            for views in (1, 2, 4, 8)
+        ),
+    )
+    title = "The feature cache: K stored views of each video, and live training"
+    return Experiment("cache", title, "no feature cache; its SFA is the row live", rows)
+
+
 EXPERIMENTS = {
-    each.name: each for each in (_table1(), _table2(), _table3(), _table5(), _table6(), _fig1(), _fig3(), _fig4())
+    each.name: each
+    for each in (_table1(), _table2(), _table3(), _table5(), _table6(), _fig1(), _fig3(), _fig4(), _cache())
 }

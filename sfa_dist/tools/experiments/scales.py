@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sfa_dist.errors import UsageError
+from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.tools.experiments.rows import (
     ELSE,
     EPIC,
@@ -19,6 +20,7 @@ from sfa_dist.tools.experiments.rows import (
     MIT,
     SSV2,
     TRAINED_TRUNK,
+    VIEWS,
     Experiment,
     Training,
 )
@@ -103,7 +105,17 @@ class Scale:
             sets = (*END_TO_END, f"{FEW}={training.frames}")
         if TRAINED_TRUNK[0] in training.sets:
             sets = (*sets, *ALL_TRAINED)
+        if any(text.startswith(VIEWS) for text in training.sets):
+            sets = (*sets, *_mixup_of_features(recipe))
         return Resolved(recipe, (*sets, *training.sets), first)
+
+
+def _mixup_of_features(recipe: str) -> tuple[str, ...]:
+    """The overrides by which a recipe that mixes clips mixes their cached features instead; none where it does not."""
+    stage = load_recipe(recipe).recipe.stage2
+    if stage is None or stage.augment.mixup is None:
+        return ()
+    return ("stage2.augment.mixup=null", f"stage2.cache.mixup={stage.augment.mixup.alpha}")
 
 
 @dataclass(frozen=True)

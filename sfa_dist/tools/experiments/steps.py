@@ -1,8 +1,8 @@
 """Cuts a row into runs: the image checkpoint, stage 1, and what is left of its recipe.
 
 The first two go into run directories of their own, which are named after a hash of all that determines their result:
-the stage's whole block, the seed, and where its weights come from. So rows with an equal stage share it. The image
-checkpoint always has seed 0, as a public one is the same for all.
+the stage's Fixed keys, the seed, and where its clips and weights come from. So all rows with an equal stage share it,
+of any table and scale. The image checkpoint always has seed 0, as a public one is the same for all.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfa_dist.boundary.file_names import DONE, RECIPE, RESULT, WEIGHTS
-from sfa_dist.recipe.schema import LoadedRecipe, StageBlock, load_recipe, record_recipe
+from sfa_dist.boundary.file_names import DONE, RESULT, WEIGHTS
+from sfa_dist.recipe.schema import LoadedRecipe, Recipe, StageBlock, load_recipe
 from sfa_dist.tools.experiments.scales import Resolved
 
 IMAGE, STAGE1 = "image", "stage1"
@@ -48,13 +48,16 @@ class Step:
         return load_recipe(self.recipe, self.sets, environ)
 
     def is_done(self, environ: Mapping[str, str]) -> bool:
-        """Whether the run has ended, with the recipe as it is now. Raises RecipeError."""
-        if self.stage:  # Its directory is that of its recipe.
-            return (self.directory / self.stage / DONE).is_file()
-        kept = self.directory / RECIPE
-        if not (self.directory / RESULT).is_file() or not kept.is_file():
+        """Whether the run has ended, with all that determines its result as it is now.
+
+        Raises RecipeError, DataError where its clips are not there, CheckpointError for a record that is damaged.
+        """
+        if not (self.directory / (self.stage or "") / (DONE if self.stage else RESULT)).is_file():
             return False
-        return kept.read_text() == record_recipe(self.load(environ).recipe)
+        # Imported here: it loads torch, which a plan of runs that are not there yet does not need.
+        from sfa_dist.stages.finished import is_finished
+
+        return is_finished(self.load(environ).recipe, self.directory, self.stage)
 
 
 def steps_of(
@@ -72,19 +75,26 @@ def _shared_steps(resolved: Resolved, seed: int, shared: Path, environ: Mapping[
     steps: tuple[Step, ...] = ()
     recipe = load_recipe(resolved.recipe, sets, environ).recipe
     if recipe.image is not None and recipe.stage1 is not None and recipe.stage1.image_checkpoint == OWN_IMAGE:
-        steps = (_shared(IMAGE, recipe.image, 0, resolved, (*resolved.sets, "seed=0"), shared),)
+        step = Step(shared, resolved.recipe, (*resolved.sets, "seed=0"), IMAGE)
+        steps = (_named(step, recipe.model_copy(update={"seed": 0}), recipe.image),)
     if recipe.stage2 is None or recipe.stage1 is None or recipe.stage1.weights:
         return steps
-    sets = (*sets, *_given(steps))
-    block = load_recipe(resolved.recipe, sets, environ).recipe.stage1
-    assert block is not None
-    return (*steps, _shared(STAGE1, block, seed, resolved, sets, shared))
+    step = Step(shared, resolved.recipe, (*sets, *_given(steps)), STAGE1)
+    recipe = step.load(environ).recipe if steps else recipe
+    assert recipe.stage1 is not None
+    return (*steps, _named(step, recipe, recipe.stage1))
 
 
-def _shared(stage: str, block: StageBlock, seed: int, resolved: Resolved, sets: tuple[str, ...], shared: Path) -> Step:
-    determines = json.dumps([stage, seed, block.model_dump(mode="json")], sort_keys=True)
-    key = hashlib.sha256(determines.encode()).hexdigest()[:12]
-    return Step(shared / f"{stage}-{key}", resolved.recipe, sets, stage)
+def _named(step: Step, recipe: Recipe, block: StageBlock) -> Step:
+    """The step with a directory, in the one it has, that is named after what determines its result."""
+    # Imported here: it loads torch, which --help does not need.
+    from sfa_dist.run.record import stage_inputs
+
+    # The places of clips and weights stand for their content, which need not be there yet: `is_done` compares that.
+    weights = getattr(block, "image_checkpoint", None) or ""
+    determines = [step.stage, stage_inputs(recipe, block, json.dumps(block.data.train), weights)]
+    key = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:12]
+    return replace(step, directory=step.directory / f"{step.stage}-{key}")
 
 
 def _given(steps: tuple[Step, ...]) -> tuple[str, ...]:
