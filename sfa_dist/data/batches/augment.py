@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sfa_dist.data.batches.rand_augment import GRAY_WEIGHTS, rand_augment
-from sfa_dist.data.batches.resizing import PixelWindow, resized
+from sfa_dist.data.batches.resizing import PixelWindow, official, resized
 from sfa_dist.data.sampling.randomness import below, uniform
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.recipe.blocks import AugmentBlock, Resize
@@ -73,8 +73,9 @@ class TrainView:
         if draw.frame != tuple(frames.shape[1:3]):
             raise BadSample("the size of the frames changes inside the video")
         if self._augment.resize == "official":
-            frames = resized(frames, *draw.short, "official")
-        frames = resized(frames, *draw.scaled, self._augment.resize, draw.window)
+            frames = official(frames, (draw.short, draw.scaled), draw.window)
+        else:
+            frames = resized(frames, *draw.scaled, self._augment.resize, draw.window)
         return frames.flip(2) if draw.flip else frames
 
     def finish(self, clip: torch.Tensor) -> torch.Tensor:
