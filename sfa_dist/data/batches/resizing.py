@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from sfa_dist.recipe.blocks import Resize
 
 VALUES_AT_ONCE = 1 << 16  # Of a clip, on a CPU: they and what is made of them fit into its cache.
+FRAMES_ON_A_CARD = 8
 
 
 class PixelWindow(NamedTuple):
@@ -112,8 +113,25 @@ def _bilinear(frames: torch.Tensor, rows: _Side, columns: _Side) -> torch.Tensor
 
 
 def frames_at_once(count: int, values: int, device: torch.device) -> int:
-    """How many of `count` frames of so many values to work on at a time: all on a card, few on a CPU."""
-    return count if device.type != "cpu" else min(count, max(1, VALUES_AT_ONCE // values))
+    """How many of `count` frames of so many values each to work on at a time."""
+    return min(count, FRAMES_ON_A_CARD if device.type != "cpu" else max(1, VALUES_AT_ONCE // values))
+
+
+def packed(pixels: torch.Tensor) -> torch.Tensor:
+    """The same in contiguous memory, as by `contiguous()`."""
+    if pixels.is_contiguous() or pixels.device.type != "cpu":
+        return pixels.contiguous()
+    out = torch.empty(pixels.shape, dtype=pixels.dtype)
+    copy_pixels(out, pixels)
+    return out
+
+
+def copy_pixels(into: torch.Tensor, pixels: torch.Tensor) -> None:
+    """`into.copy_(pixels)`, which torch does slowly on a CPU where it takes channels apart."""
+    if pixels.device.type == "cpu":
+        np.copyto(into.numpy(), pixels.numpy())
+    else:
+        into.copy_(pixels)
 
 
 class _Side(NamedTuple):
