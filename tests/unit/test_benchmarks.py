@@ -88,6 +88,10 @@ def test_each_prints_its_rows(tmp_path: Path) -> None:
     small = ["--set", "model={size: tiny, image_size: 32, temporal_depth: 1}", "--set", "engine.precision=fp32"]
     told = run_tiny(tmp_path, "against_timm", "--sizes", "tiny", "--rounds", "1")
     assert [row[2] for row in told["rows"]] == ["forward", "step"] * (len(told["rows"]) // 2)
+    told = run_tiny(tmp_path, "augment", "--frames", "2", "--rounds", "1")
+    assert [row[0] for row in told["rows"]] == [
+        size for size in ("340 x 256", "320 x 240", "32 x 32") for _ in range(6)
+    ]
     told = run_tiny(tmp_path, "loader", "--clips", "40", "--rounds", "1", "--batch", "4", *small)
     assert [row[0] for row in told["rows"]] == [
         "bytes",

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sfa_dist.data.batches.resizing import packed
 from sfa_dist.data.sampling.randomness import below
 
 REVISION = 3  # Raise it when the same settings give other pixels: features stored before are then refused.
@@ -39,7 +40,7 @@ Operation = Callable[[torch.Tensor, int, np.random.Generator], torch.Tensor]
 
 def rand_augment(frames: torch.Tensor, layers: int, magnitude: int, rng: np.random.Generator) -> torch.Tensor:
     """uint8 (T, 3, H, W) -> the same shape: applies `layers` operations in turn, each drawn from OPERATIONS."""
-    clip = frames.transpose(0, 1).contiguous()
+    clip = packed(frames.transpose(0, 1))
     names = list(OPERATIONS)
     for _ in range(layers):
         clip = OPERATIONS[names[below(rng, len(names))]](clip, magnitude, rng)

@@ -24,6 +24,7 @@ from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.loader import Loader
 from sfa_dist.data.batches.mixup import draw_share, mirrored, mix
 from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings, PlannedBatches, RankShare, planned_loader
+from sfa_dist.data.batches.resizing import copy_pixels
 from sfa_dist.data.sampling.clip_sampling import frame_indices, random_offset, view_offsets
 from sfa_dist.data.sampling.randomness import permutation, sample_rng
 from sfa_dist.data.sampling.sample_plan import Ids
@@ -81,13 +82,13 @@ class EvalViews:
         numbers = [frame_indices(video.num_frames, frames, stride, offset) for offset in offsets]
         ordered = [_ordered(each, settings, epoch, sample) for each in numbers]
         crops = SpatialViews(settings.data.resize, settings.crop, self.resize, self.spatial)
-        # Temporal views overlap: a single call decodes each frame once.
+        # A single call decodes and resizes each frame once, where temporal views overlap too.
         clips = video.frames_at(np.concatenate(ordered), crops.shrink).split(frames)
         views = torch.empty(
             (self.views, 3, frames, settings.crop, settings.crop), dtype=torch.uint8, device=clips[0].device
         )
         for number, view in enumerate(views):
-            view.copy_(crops.cut(clips[number // self.spatial], number % self.spatial))
+            copy_pixels(view, crops.cut(clips[number // self.spatial], number % self.spatial))
         return views
 
 

@@ -13,6 +13,8 @@ from data_samples import write_shards
 from own_process import apart
 from plan_stages import GIB, MIB, ROOT, recipe, stage2
 
+from sfa_dist.data.batches import augment as augmentation
+from sfa_dist.data.batches import resizing
 from sfa_dist.data.batches.augment import TrainView
 from sfa_dist.data.sampling.randomness import sample_rng
 from sfa_dist.data.video.gather import SLICE
@@ -76,8 +78,10 @@ def test_the_size_of_frames_is_that_of_the_first_clip_where_it_is_here(tmp_path:
 
 
 @pytest.mark.parametrize("augment", [{"color": 1.0, "gray": 1.0, "flip": 1.0}, {"color": 0.0, "gray": 0.0}])
-def test_what_is_traced_is_what_augmentation_takes(augment: dict[str, float]) -> None:
-    """Real storages."""
+def test_what_is_traced_is_what_augmentation_takes(augment: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real storages, of as many frames at a time as on a card."""
+    for module in (resizing, augmentation):
+        monkeypatch.setattr(module, "frames_at_once", lambda count, *_: min(count, resizing.FRAMES_ON_A_CARD))
     sets = [f"augment.{key}={value}" for key, value in augment.items()]
     stage = stage2("b_32f", *ON_CARD, *sets, "augment.scale_jitter=[1.2, 1.2]")
     plan = plan_decode(stage)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from data_samples import eval_transform
 
+from sfa_dist.data.batches import resizing
 from sfa_dist.data.batches.augment import Color, SpatialViews, TrainView, adjust_color, train_transform
 from sfa_dist.data.batches.resizing import resized
 from sfa_dist.data.sampling.randomness import below, permutation, sample_rng
@@ -182,6 +183,56 @@ def test_colour_is_cut_at_the_end_alone(draw, expected):
     values = [[200, 100, 40], [250, 240, 10], [5, 30, 9], [128, 128, 128]]
     pixels = torch.tensor(values, dtype=torch.uint8).T.reshape(1, 3, 2, 2)
     assert adjust_color(pixels, Color(*draw), False)[0].flatten(1).T.tolist() == expected
+
+
+def plainly_adjusted(frames: torch.Tensor, color: Color) -> torch.Tensor:
+    """`adjust_color` as formulas for a whole clip, uint8 (T, 3, H, W)."""
+    pixels = frames.float().contiguous() / 255 + color.brightness
+    value = pixels.amax(dim=1, keepdim=True)
+    most = value / (value - pixels.amin(dim=1, keepdim=True)).clamp_min(1e-12)
+    pixels = value - (value - pixels) * most.clamp(0, color.saturation)
+    mean = pixels.mean(dim=(-2, -1), keepdim=True)
+    pixels = (pixels - mean) * color.contrast + mean
+    red, green, blue = pixels.unbind(dim=1)
+    high, low = pixels.amax(dim=1), pixels.amin(dim=1)
+    spread = high - low
+    sixths = torch.where(high == green, 2 + (blue - red) / spread, 4 + (red - green) / spread)
+    sixths = torch.where(high == red, (green - blue) / spread, sixths)
+    sixths = (sixths.nan_to_num(0.0) + 6 * color.hue).remainder(6)
+    parts = ((sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs())
+    turned = torch.stack([part.clamp(0, 1) * spread + low for part in parts], dim=1)
+    return (turned.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def corners(*shape: int) -> torch.Tensor:
+    """Black, white, greys and saturated colours: channels of 0, 85, 170 and 255."""
+    return noise(*shape) // 64 * 85
+
+
+@pytest.mark.parametrize("values", [1, 9000, 1 << 40])
+@pytest.mark.parametrize("make", [noise, corners])
+def test_colour_in_place_has_the_bits_of_its_formulas(make, values, monkeypatch):
+    """However many frames are changed at a time, and wherever the channels lie in memory."""
+    monkeypatch.setattr(resizing, "VALUES_AT_ONCE", values)
+    rng = np.random.default_rng(0)
+    for size in ((24, 32), (7, 5), (1, 1), (64, 48)):
+        frames = make(5, *size, 3).permute(0, 3, 1, 2)
+        draws = rng.uniform((-32 / 255, 0.6, 0.6, -0.2), (32 / 255, 1.4, 1.4, 0.2), (8, 4)).tolist()
+        for draw in (*draws, [0.0, 1.0, 1.0, 0.0]):
+            expected = plainly_adjusted(frames, Color(*draw))
+            assert torch.equal(adjust_color(frames, Color(*draw), False), expected)
+            assert torch.equal(adjust_color(frames.contiguous(), Color(*draw), False), expected)
+
+
+@pytest.mark.parametrize("make", [noise, corners])
+@pytest.mark.parametrize("hue", [-0.2, -1 / 6, -0.05, 0.0, 0.01, 1 / 6, 0.2])
+def test_hue_is_that_of_colorsys(make, hue):
+    frames = make(1, 12, 12, 3).permute(0, 3, 1, 2)
+    turned = adjust_color(frames, Color(0.0, 1.0, 1.0, hue), False)[0].flatten(1).T.tolist()
+    for pixel, out in zip(frames[0].flatten(1).T.tolist(), turned, strict=True):
+        own, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))
+        expected = [255 * channel for channel in colorsys.hsv_to_rgb((own + hue) % 1, saturation, value)]
+        np.testing.assert_allclose(out, expected, atol=0.501)
 
 
 def test_parameters_are_the_same_for_all_frames():

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfa_dist.data.batches.resizing import PixelWindow, antialiased_in_float, resized
+from sfa_dist.data.batches import resizing
+from sfa_dist.data.batches.resizing import PixelWindow, antialiased_in_float, official, resized
 
 NUMBERS = np.arange(48)
 SMALL = (
@@ -53,6 +54,41 @@ def test_official_keeps_flat_frames():
     flat = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(256, 12, 13, 3)
     for size in ((7, 9), (17, 19), (12, 30)):
         assert torch.equal(resized(flat, *size, "official"), flat[:, :1, :1].expand(256, *size, 3))
+
+
+def plainly(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The official resize of whole frames in a few lines, without a cache."""
+    pixels = frames.float()
+    for axis, new in ((2, width), (1, height)):
+        old = frames.shape[axis]
+        centres = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
+        lower = np.floor(centres)
+        shape = [-1 if each == axis else 1 for each in range(4)]
+        share = torch.from_numpy(centres - lower).view(shape)
+        first = pixels.index_select(axis, torch.from_numpy(lower.clip(0).astype(np.int64)))
+        second = pixels.index_select(axis, torch.from_numpy(np.ceil(centres).clip(max=old - 1).astype(np.int64)))
+        pixels = first + (second - first) * share
+    return pixels.to(torch.uint8)
+
+
+@pytest.mark.parametrize("values", [1, 9000, 1 << 40])
+def test_official_in_turn_has_the_bits_of_whole_resizes(values, monkeypatch):
+    """Whatever part is computed, however many frames at a time, and wherever the pixels lie in memory."""
+    monkeypatch.setattr(resizing, "VALUES_AT_ONCE", values)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        count, *sides = rng.integers(1, 48, 7).tolist()
+        frames = noise(count % 6 + 1, sides[0], sides[1], 3)
+        stored = frames.transpose(1, 2).contiguous().transpose(1, 2) if number % 2 else frames
+        first = (sides[0], sides[1]) if number % 5 == 0 else (sides[2], sides[3])
+        second = first if number % 7 == 0 else (sides[4], sides[5])
+        top, left = int(rng.integers(second[0])), int(rng.integers(second[1]))
+        height, width = int(rng.integers(1, second[0] - top + 1)), int(rng.integers(1, second[1] - left + 1))
+        window = PixelWindow(top, left, height, width)
+        expected = plainly(plainly(frames, *first), *second)
+        for _ in range(2):  # The second time by the cache.
+            assert torch.equal(official(stored, (first, second), window), window.of(expected))
+        assert torch.equal(resized(stored, *second, "official"), plainly(frames, *second))
 
 
 @pytest.mark.parametrize("how", ["official", "antialias"])

@@ -14,11 +14,14 @@ import torch
 from data_samples import frame_level, video_bytes, write_shard, write_shards
 from faulty_decoder import faulty_decoder
 
+from sfa_dist.data.batches import augment
 from sfa_dist.data.batches.batch import Batch
-from sfa_dist.data.batches.planned import LoaderSettings
-from sfa_dist.data.batches.stream import eval_loader, train_loader
+from sfa_dist.data.batches.planned import ClipSettings, LoaderSettings
+from sfa_dist.data.batches.stream import EvalViews, eval_loader, train_loader
+from sfa_dist.data.sampling.clip_sampling import frame_indices, view_offsets
 from sfa_dist.data.shards import retry
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
+from sfa_dist.data.video.decode import decoder_of
 from sfa_dist.recipe.blocks import AugmentBlock, BatchBlock, DataBlock
 
 DATA = DataBlock(resize=28, stride=1, workers=0, decoder="pyav", shuffle_shards=2)
@@ -237,3 +240,23 @@ def test_workers_ignore_the_signals_that_stop_a_run(index, name):
 def test_the_loader_can_be_sent_to_a_fresh_process(index):
     loader = train_loader(index, LoaderSettings(DATA, BatchBlock(), AugmentBlock(), frames=4, crop=24), epoch=0)
     assert len(pickle.loads(pickle.dumps(loader.dataset))) == len(loader)
+
+
+def test_each_decoded_frame_is_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all spatial views, and where temporal views overlap or loop."""
+    resized, seen = augment.resized, []
+
+    def counted(frames: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        seen.append(len(frames))
+        return resized(frames, *arguments)
+
+    monkeypatch.setattr(augment, "resized", counted)
+    for length, stride in ((20, 1), (20, 3), (3, 1)):
+        data = DATA.model_copy(update={"stride": stride})
+        settings, video = ClipSettings(data, 8, 24), decoder_of(data).open(video_bytes(length))
+        wanted: set[int] = set()
+        for offset in view_offsets(video.num_frames, 8, stride, 4):
+            wanted |= set(frame_indices(video.num_frames, 8, stride, offset).tolist())
+        seen.clear()
+        assert EvalViews(settings, 4, 3)(video, 0, 0).shape == (12, 3, 8, 24, 24)
+        assert sum(seen) == len(wanted)
