@@ -16,6 +16,7 @@ from sfa_dist.run.record import flatten
 from sfa_dist.run.report.curves import SECONDS, STEP, StageLog, stage_logs
 from sfa_dist.run.report.document import Block, Items, Page, Plot, Plots, Section, Series, Table, Text
 from sfa_dist.run.report.paired import Paired, pair_runs
+from sfa_dist.run.report.paper_row import paper_blocks
 from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.seeds import seed_blocks
 from sfa_dist.run.report.to_html import html_page
@@ -64,6 +65,7 @@ def comparison_page(runs: Named) -> Page:
     sections = [
         Section("Verdict", [Items([*verdict, *(pair.words for pair in pairs if pair.names[0] == first)])]),
         Section("Scores and costs", [_scores(runs)]),
+        Section("As the paper's tables", paper_blocks(runs)),
         Section("The same clips", [_paired_table(pairs)]),
         Section("Seeds", seed_blocks({name: (run, _settings(run)) for name, run in runs.items()})),
         *_curves(runs),

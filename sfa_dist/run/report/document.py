@@ -96,10 +96,11 @@ class Clips:
 
 @dataclass(frozen=True)
 class Code:
-    """A file as it is, folded."""
+    """A text as it is. `folded`: shown on demand; else in whole, and chosen by a click."""
 
     title: str
     text: str
+    folded: bool = True
 
 
 Block = Text | Items | Table | Plots | Picture | Matrix | Clips | Code

@@ -46,6 +46,7 @@ white-space: nowrap; vertical-align: bottom; border: 0; } .matrix thead td { bor
 .key { color: var(--muted); font-size: .85rem; }
 summary { cursor: pointer; padding: .3rem 0; color: var(--link); }
 pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .82rem; overflow-wrap: normal; }
+.copied { user-select: all; margin: .3rem 0 0; }
 @media print { :root { color-scheme: light; --ground: #fff; --text: #000; --muted: #444; --line: #bbb; --box: #fff;
 --link: #000; --s0: #0550ae; --s1: #b35900; --s2: #116329; --s3: #a0246b; --s4: #6639ba; --s5: #57606a; }
 body { font-size: 10pt; max-width: none; padding: 0; } nav, .skip { display: none; } .scroll { overflow: visible; }

@@ -148,5 +148,7 @@ def _clip(clip: Clip) -> str:
 
 @_block.register
 def _(block: Code) -> str:
-    title = for_html(block.title)
-    return f'<details><summary>{title}</summary><pre tabindex="0">{for_html(block.text)}</pre></details>'
+    title, text = for_html(block.title), for_html(block.text)
+    if block.folded:
+        return f'<details><summary>{title}</summary><pre tabindex="0">{text}</pre></details>'
+    return f'<figure><figcaption>{title}</figcaption><pre class="copied" tabindex="0">{text}</pre></figure>'
