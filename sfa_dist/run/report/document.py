@@ -61,7 +61,8 @@ class Plots:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in the run directory, for what shows no SVG: Markdown links it, the web page has its own drawing."""
+    """A PNG for what shows no SVG: Markdown links it, the web page has its own drawing. The path is as seen from the
+    page's folder."""
 
     path: Path
 

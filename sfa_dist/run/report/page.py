@@ -63,4 +63,5 @@ def _pictures(run: RunFiles) -> list[Picture]:
     folder = run.directory / FIGURES
     folder.mkdir(exist_ok=True)
     drawn = [draw_png(plots, folder / f"{name}.png") for name, plots in pictures_of(run).items()]
-    return [Picture(path) for path in (*drawn, *draw_confusions(run.classes, folder))]
+    figures = (*drawn, *draw_confusions(run.classes, folder))
+    return [Picture(path.relative_to(run.directory)) for path in figures]

@@ -26,7 +26,7 @@ max-width: 32rem; }
 :is(td, th):last-child { padding-right: 0; }
 thead th { border-bottom: 1px solid var(--line); color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 500; } tbody tr + tr > * { border-top: 1px solid var(--line); }
-td, tbody th { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+td, tbody th, .whole { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .plots, .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
 margin: .6rem 0; } figure { margin: 0; min-width: 0; } figcaption { font-size: .9rem; font-weight: 600; }
 .plots svg { display: block; width: 100%; max-width: 30rem; height: auto; } .plots text { font: 12.5px system-ui,

@@ -1,4 +1,4 @@
-"""A page as Markdown, with links to the pictures in `figures/`."""
+"""A page as Markdown, with links to its pictures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
 
 @_block.register
 def _(block: Picture) -> list[str]:
-    return [f"![{for_markdown(block.path.stem)}](figures/{quote(block.path.name)})", ""]
+    return [f"![{for_markdown(block.path.stem)}]({quote(block.path.as_posix())})", ""]
 
 
 @_block.register
