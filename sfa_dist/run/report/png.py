@@ -33,8 +33,9 @@ def draw_png(plots: Sequence[Plot], path: Path, columns: int = 4) -> Path:
             xs, ys = [x for x, _ in each.points], [float("nan") if y is None else y for _, y in each.points]
             mark = "o" if len(xs) < MARKED_POINTS else None
             axis.plot(xs, ys, marker=mark, markersize=3, linewidth=1.4, label=for_figure(each.name))
-            if len(xs) == 1:
-                axis.set_xlim(xs[0] - 1, xs[0] + 1)
+        places = {x for each in plot.series for x, _ in each.points}
+        if len(places) == 1:  # Of a single step there is no range.
+            axis.set_xlim(min(places) - 1, min(places) + 1)
         axis.set(title=for_figure(plot.title), xlabel=plot.across)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axis.grid(alpha=0.3)

@@ -14,6 +14,7 @@ import torch
 from data_samples import encode, write_shard
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sfa_dist.run.report import clips, svg
@@ -22,6 +23,7 @@ from sfa_dist.run.report.curves import SECONDS, StageLog
 from sfa_dist.run.report.document import Clips, Code, Matrix, Page, Plot, Plots, Section, Series, Table, Text
 from sfa_dist.run.report.facts import run_sections
 from sfa_dist.run.report.outcomes import NoOutcomesError, Outcomes, read_outcomes
+from sfa_dist.run.report.png import draw_png
 from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.to_html import html_page
 from sfa_dist.run.report.to_markdown import markdown_page
@@ -59,6 +61,22 @@ def test_ticks_span_what_is_drawn_and_can_be_told_apart(low: float, width: float
 
 def test_a_plot_without_a_number_is_drawn() -> None:
     assert "no numbers" in svg.draw(Plot("loss", "step", [Series("a", [(1, None)])]))
+
+
+def test_a_picture_shows_all_curves_where_one_has_a_single_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *given, **more: (drawn.append(self), save(self, *given, **more))
+    )
+    many, single = Series("many", [(0, 1.0), (90, 0.5)]), Series("single", [(3, 0.7)])
+    draw_png([Plot("loss", "step", [many, single]), Plot("loss", "step", [single])], tmp_path / "x.png")
+    wide, narrow = (axis.get_xlim() for axis in drawn[0].axes)
+    assert wide[0] <= 0
+    assert wide[1] >= 90
+    assert narrow == (2, 4)
 
 
 def test_steps_are_whole_and_the_clock_counts_the_steps_alone() -> None:
