@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.to_html import html_page
 from sfa_dist.run.report.to_markdown import markdown_page
 from sfa_dist.run.report.verdict import verdict_lines
+from sfa_dist.training import prediction_file
 
 # ------------------------------------------------------------------------------------------------------------ plots
 
@@ -202,6 +206,50 @@ def test_of_many_classes_the_best_is_known_and_no_probability(tmp_path: Path) ->
     top = {"top_classes": np.array([[7, 3]]), "top_logits": np.zeros((1, 2), dtype=np.float32)}
     found = read_outcomes(save(tmp_path, **about(1), **top, labels=np.array([7])))
     assert (found.right.tolist(), found.probability, found.words(found.labels[0])) == ([True], None, "7")
+
+
+@pytest.mark.parametrize("heads", [{}, {"noun": 2, "verb": 3}])
+@pytest.mark.parametrize("many", [False, True])
+def test_parquet_tells_the_same_as_npz(tmp_path: Path, heads: dict[str, int], many: bool) -> None:
+    labels = np.array([[0, 2], [0, 1], [1, 1]]) if heads else np.array([0, 4, 2])
+    shard = np.array([0, 1, 1])
+    index: Any = SimpleNamespace(keys=["k0", "k1", "k2"], shards=["d/a.tar", "b.tar"], shard=shard, label=labels)
+    scores = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    ranked = {f"{head}_top_classes" if heads else "top_classes": np.array([[1, 0]] * 3) for head in heads or [""]}
+    columns: dict[str, Any] = ranked if many else {"logits": scores}
+    facts = {"heads": np.array(list(heads), dtype=np.str_), "head_sizes": np.array(list(heads.values()), np.int64)}
+    names = {f"{head}_classes": ["<a>", "b", "c"][:size] for head, size in heads.items()} or {"classes": list("abcde")}
+    facts |= {key: np.array(value, dtype=np.str_) for key, value in names.items()}
+    facts |= {"views": np.array([1, 3]), "average": np.array("logits")}
+    found = []
+    for kind, write in (("npz", prediction_file._write_npz), ("parquet", prediction_file._write_parquet)):
+        folder = tmp_path / kind / "test"
+        folder.mkdir(parents=True)
+        write(folder / f"predictions.{kind}", index, np.arange(3), columns, facts)
+        found.append(read_outcomes(tmp_path / kind))
+    one, other = found
+    assert (one.shards, one.keys, one.names) == (other.shards, other.keys, other.names)
+    assert one.shards == ["a.tar", "b.tar", "b.tar"]
+    assert (one.labels == other.labels).all()
+    assert (one.predicted == other.predicted).all()
+    assert (one.probability is None) == (other.probability is None) == many
+    assert many or (one.probability == other.probability).all()  # type: ignore[union-attr]
+
+
+def test_the_later_of_two_files_counts_and_a_lacking_reader_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, **about(1), labels=np.array([0]), logits=np.zeros((1, 2), dtype=np.float32))
+    parquet = tmp_path / "test" / "predictions.parquet"
+    parquet.write_bytes(b"PAR1 cut")
+    os.utime(parquet, ns=(0, 0))
+    assert read_outcomes(tmp_path).keys == ["k0"]
+    (tmp_path / "test" / "predictions.npz").unlink()
+    with pytest.raises(NoOutcomesError, match=r"test/predictions.parquet cannot be read \(ArrowInvalid"):
+        read_outcomes(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NoOutcomesError, match="needs pyarrow, which is not installed: pip install pyarrow"):
+        read_outcomes(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
