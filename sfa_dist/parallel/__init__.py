@@ -4,7 +4,8 @@
     runtime     rank, device and collectives             environment          the only reader of os.environ
     stop_flag   stop requests                            process_exit, process_state
     engines/    what shards and steps the model          watch/               who is alive
+    energy      what the ranks' GPUs take
 
-Others import `runtime`, `launch`, `stop_flag`, `process_exit`, `environment` and the sub-packages.
+Others import `runtime`, `launch`, `energy`, `stop_flag`, `process_exit`, `environment` and the sub-packages.
 Start with `runtime`.
 """

@@ -24,6 +24,7 @@ from sfa_dist.run.report import clips, svg
 from sfa_dist.run.report.clips import MOST_BYTES, choose, clip_section, strip
 from sfa_dist.run.report.curves import SECONDS, StageLog
 from sfa_dist.run.report.document import Clips, Code, Matrix, Page, Plot, Plots, Section, Series, Table, Text
+from sfa_dist.run.report.energy import energy_blocks
 from sfa_dist.run.report.facts import run_sections
 from sfa_dist.run.report.outcomes import NoOutcomesError, Outcomes, read_outcomes
 from sfa_dist.run.report.png import draw_png
@@ -175,6 +176,18 @@ def test_events_are_counted_and_starts_told(tmp_path: Path) -> None:
     assert "| command | train.py --recipe r |" in text
     assert "\nstage1: 3 of 9 are shorter and looped\n" in text
     assert "No bad clips were reported." in text
+
+
+def test_energy_is_told_by_stage_or_why_not() -> None:
+    measured = {"energy_joules": 7_200_000.0, "samples_seen": 3600}
+    resumed = {"energy_joules": None, "energy_reason": "the stage took several starts"}
+    stages = {"image": {}, "stage1": measured, "cache": {}, "stage2": resumed}
+    text = markdown_page(Page("x", "y", [Section("Stages", energy_blocks(run_of({"stages": stages})))]))
+    assert "| stage | kJ | kWh | J per training clip |" in text
+    assert "| stage1 | 7,200.0 | 2.0000 | 2,000.00 |" in text
+    assert "Energy of stage2: the stage took several starts." in text
+    assert "Energy of image: not recorded by the version that trained it." in text
+    assert energy_blocks(run_of({})) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
