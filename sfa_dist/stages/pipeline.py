@@ -223,10 +223,11 @@ def _report(run: Run, asked: bool) -> None:
     """
     try:
         run.tracker.say(f"report: {write_report(run.directory)}")
-    except (OSError, SfaError) as error:
+    except Exception as error:  # Whatever it is: the run has its result.
         if asked:
             raise
-        why = explain(error, run.directory)
+        is_known = isinstance(error, OSError | SfaError)
+        why = explain(error, run.directory) if is_known else f"{type(error).__name__}: {error}"
         print_line(f"warning: the report is not written: {why}; when that is mended: sfa report {run.directory}")
 
 

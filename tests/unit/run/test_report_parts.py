@@ -7,6 +7,9 @@ import io
 import json
 import os
 import re
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_samples import encode, write_shard
+from data_samples import encode, video_bytes, write_shard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.recipe.blocks import DataBlock
 from sfa_dist.run.report import clips, svg
 from sfa_dist.run.report.clips import MOST_BYTES, choose, clip_section, strip
 from sfa_dist.run.report.curves import SECONDS, StageLog
@@ -331,15 +336,86 @@ def test_clips_are_shown_where_their_shards_can_be_read(tmp_path: Path) -> None:
     assert "<left>" not in page
 
 
-@pytest.mark.parametrize("pattern", ["gone/*.tar", "http://127.0.0.1:9/s.tar", "pipe:touch ran"])
+def run_of_clips(folder: Path, *files: bytes) -> RunFiles:
+    """A run that was tested on the files, each of them right."""
+    count, shards = len(files), folder / "shards"
+    shards.mkdir()
+    write_shard(shards / "s.tar", [(f"k{number}", data, 0) for number, data in enumerate(files)])
+    save(folder, **about(count), labels=np.zeros(count, np.int64), logits=np.array([[2.0, 0.0]] * count, np.float32))
+    (folder / "recipe.yaml").write_text(RECIPE.replace("VAL", str(shards / "*.tar")))
+    (folder / "result.json").write_text(json.dumps({"acc1": 1.0, "samples": count}))
+    return read_run(folder)
+
+
+def shown_and_told(section: Section) -> tuple[list[str], list[str]]:
+    """(keys of the clips that are shown, what is said behind them)."""
+    [shown] = [block for block in section.blocks if isinstance(block, Clips)]
+    told = [block.words for block in section.blocks if isinstance(block, Text)]
+    return [each.key for each in shown.clips], told[1:]
+
+
+def test_a_broken_file_costs_its_picture(tmp_path: Path) -> None:
+    run = run_of_clips(tmp_path, video_bytes(), video_bytes()[:900], b"text", video_bytes())
+    assert shown_and_told(clip_section(run)) == (
+        ["s.tar/k0", "s.tar/k3"],
+        ["2 of 4 clips cannot be shown: unreadable, or changed."],
+    )
+
+
+FILES = [video_bytes(frames) for frames in (3, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "seconds", "shown", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, 120, ["s.tar/k0", "s.tar/k2"], "ended by SIGSEGV"),
+        (lambda: os._exit(9), 2, 120, ["s.tar/k0", "s.tar/k1"], "ended with code 9"),
+        (lambda: time.sleep(600), 0, 1, [], "took more than 1 s"),
+    ],
+)
+def test_a_decoder_that_crashes_or_never_returns_costs_pictures_and_no_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[], None],
+    at: int,
+    seconds: float,
+    shown: list[str],
+    how: str,
+) -> None:
+    def opener(data: DataBlock) -> Any:
+        def open_video(content: bytes) -> Any:
+            if content == FILES[at]:
+                fault()
+            return decoder_of(data).open(content)
+
+        return SimpleNamespace(open=open_video)
+
+    monkeypatch.setattr(clips, "decoder_of", opener)
+    monkeypatch.setattr(clips, "SECONDS", seconds)
+    section = clip_section(run_of_clips(tmp_path, *FILES))
+    lost = f"{3 - len(shown)} of 3 clips cannot be shown: unreadable, or changed."
+    assert shown_and_told(section) == (shown, [lost, f"The decoder {how} at s.tar/k{at}."])
+
+
+def test_an_error_in_the_program_is_told_and_raised_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(frames: torch.Tensor) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(clips, "strip", broken)
+    [told] = clip_section(run_of_clips(tmp_path, FILES[0])).blocks
+    assert told == Text("No clips are shown: their shards cannot be read here (RuntimeError: a bug).")
+
+
+@pytest.mark.parametrize("pattern", ["gone/*.tar", "http://127.0.0.1:9/s.tar", "s3://b/s.tar", "pipe:touch ran"])
 def test_shards_that_are_not_here_are_words_and_nothing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, **about(1), labels=np.array([0]), logits=np.zeros((1, 2), dtype=np.float32))
-    allowed = "remote: {allow: [http, pipe]}"
+    allowed = "remote: {allow: [http, pipe], cache_dir: kept}"
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("VAL", pattern).replace("workers: 0", allowed))
     [told] = clip_section(read_run(tmp_path)).blocks
     assert isinstance(told, Text)
-    assert told.words.startswith("No clips are shown: their shards cannot be read here (")
+    why = "no shard matches" if pattern == "gone/*.tar" else "only shards on a disk are read"
+    assert told.words.startswith(f"No clips are shown: their shards cannot be read here ({why}")
     assert not (tmp_path / "ran").exists()
