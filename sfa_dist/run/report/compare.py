@@ -82,7 +82,10 @@ def _verdict(first: str, other: str, runs: Named) -> list[str]:
         lacking = " and ".join(name for name in (first, other) if not runs[name].result)
         return [f"{other} cannot be compared with {first}: no test result of {lacking} yet."]
     points = (mine["acc1"] - base["acc1"]) * 100
-    text = f"{other}: top-1 {mine['acc1']:.2%}, {abs(points):.2f} points {'above' if points >= 0 else 'below'} {first}"
+    beside = (
+        f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {first}" if points else f"that of {first} too"
+    )
+    text = f"{other}: top-1 {mine['acc1']:.2%}, {beside}"
     if base["total_seconds"]:
         text += f", in {mine['total_seconds'] / base['total_seconds']:.2f} times its seconds of training"
     return [f"{text}."]

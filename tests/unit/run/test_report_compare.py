@@ -84,6 +84,11 @@ def test_a_stage_of_any_name_writes_its_picture_beside_the_page(tmp_path: Path) 
     assert {file.name for file in tmp_path.rglob("*.png")} == {"both_______up.png", "both_stage1.png"}
 
 
+def test_the_same_score_is_neither_above_nor_below(tmp_path: Path) -> None:
+    runs = make_run(tmp_path / "a", range(0, 20)), make_run(tmp_path / "b", range(0, 20))
+    assert "b: top-1 50.00%, that of a too, in 1.00 times" in compare(tmp_path / "both.html", *runs)
+
+
 def test_few_clips_show_no_difference(tmp_path: Path) -> None:
     runs = make_run(tmp_path / "a", range(0, 20)), make_run(tmp_path / "b", range(2, 24))
     text = compare(tmp_path / "both.html", *runs)
@@ -94,6 +99,7 @@ def test_runs_that_differ_in_the_seed_alone_have_an_interval(tmp_path: Path) -> 
     runs = [make_run(tmp_path / f"s{seed}", range(0, 20 + 4 * seed), seed=seed) for seed in range(3)]
     text = compare(tmp_path / "seeds.html", *runs)
     assert "| s0, s1, s2 | 0, 1, 2 | 60.00% | 10.00 points | 35.16% to 84.84% |" in text
+    assert "s1: top-1 60.00%, 10.00 points above s0, in" in text
     assert "Apart from names and seeds their recipes do not differ." in text
 
 
