@@ -5,7 +5,8 @@
     devices     which device and which cores are a rank's own
     stop_flag   stop requests                            process_exit, process_state
     engines/    what shards and steps the model          watch/               who is alive
+    energy      what the ranks' GPUs take
 
-Others import `runtime`, `launch`, `stop_flag`, `process_exit`, `environment` and the sub-packages.
+Others import `runtime`, `launch`, `energy`, `stop_flag`, `process_exit`, `environment` and the sub-packages.
 Start with `runtime`.
 """

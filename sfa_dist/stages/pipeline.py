@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sfa_dist.boundary.file_names import DONE, ENVIRONMENT, RECIPE, WEIGHTS
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.video.decode import decoder_of, why_not_torchcodec
 from sfa_dist.errors import CheckpointError, RecipeError, SfaError
+from sfa_dist.parallel.energy import EnergyMeter, energy_result, unknown_energy
 from sfa_dist.parallel.stop_flag import StopFlag
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.recipe.schema import STAGE_NAMES, LoadedRecipe, Recipe, Stage2, StageBlock, record_recipe
@@ -127,8 +129,10 @@ def _train_one(run: Run, name: str, setup: Setup, inputs: dict[str, Any], was_do
         text = f"{name} ended early (schedule.max_steps) and has no checkpoint left to go on from"
         raise run.runtime.for_all(CheckpointError(f"{text}; remove {run.directory / name} to train it again"))
     run.tracker.event("resume" if step else "start", stage=name, step=step)
+    meter = EnergyMeter.start(run.runtime.device)
     trainer.fit()
-    _finish(run, name, setup, inputs)
+    energy = unknown_energy("the stage took several starts") if step else energy_result(meter, run.runtime)
+    _finish(run, name, setup, inputs, energy)
 
 
 def _is_finished(
@@ -146,12 +150,15 @@ def _is_finished(
     return True
 
 
-def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any]) -> None:
-    """Writes the final weights, then `done.json`: in this order, so that a stage marked as done has its weights."""
+def _finish(run: Run, name: str, setup: Setup, inputs: dict[str, Any], energy: Mapping[str, Any] | None = None) -> None:
+    """Writes the final weights, then `done.json`: in this order, so that a stage marked as done has its weights.
+
+    `energy` are the keys of parallel/energy.py; a member of a sweep has none.
+    """
     trainer, stage = setup.trainer, setup.trainer.stage
     run.watch.phase(f"{name} save", trainer.progress.step)
     parameters = trainer.engine.full_parameters()
-    result = _result(run, setup, sum(p.numel() for p in parameters.values()))
+    result = {**_result(run, setup, sum(p.numel() for p in parameters.values())), **(energy or {})}
     metadata = {
         "stage": name,
         "frames": stage.frames,
@@ -216,10 +223,11 @@ def _report(run: Run, asked: bool) -> None:
     """
     try:
         run.tracker.say(f"report: {write_report(run.directory)}")
-    except (OSError, SfaError) as error:
+    except Exception as error:  # Whatever it is: the run has its result.
         if asked:
             raise
-        why = explain(error, run.directory)
+        is_known = isinstance(error, OSError | SfaError)
+        why = explain(error, run.directory) if is_known else f"{type(error).__name__}: {error}"
         print_line(f"warning: the report is not written: {why}; when that is mended: sfa report {run.directory}")
 
 

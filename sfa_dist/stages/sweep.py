@@ -22,6 +22,7 @@ from sfa_dist.data.batches.batch import Batch
 from sfa_dist.data.batches.feed import BatchFeed
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, PreemptedError
+from sfa_dist.parallel.energy import unknown_energy
 from sfa_dist.plan.recipe_plan import memory_line
 from sfa_dist.recipe.schema import Member, Stage2, sweep_members
 from sfa_dist.run.context import Run
@@ -234,6 +235,7 @@ def _write_done(run: Run, members: list[Member], inputs: dict[str, Any]) -> None
         "members": len(members),
         **{key: results[0][key] for key in ("frozen_parameters", "samples_seen", "bad_samples", "data_share")},
         "peak_memory_gib": max(result["peak_memory_gib"] for result in results),
+        **unknown_energy("the members of a sweep are trained together"),
     }
     for key in ("seconds", "gpu_seconds", "trainable_parameters", "optimizer_bytes_per_rank"):
         total[key] = sum(result[key] for result in results)

@@ -12,18 +12,22 @@ from typing import Any
 import faulty_decoder
 
 from sfa_dist.chaos import injectors
+from sfa_dist.run.report import clips
 
 VARIABLE = "TEST_FAULTS"  # Separated by semicolons.
 DISK_BYTES = 4 << 20
 
 
 def install(fault: str) -> None:
-    """`decoder ACTION@CRC32` (faulty_decoder.py); `nan_loss N`: the first N losses are not finite; `full_disk FOLDER`
-    or `full_disk FOLDER after MODULE.FUNCTION`: the folder is a small disk of this process's own, with what lies in
-    FOLDER.state, and full at once or once the function has returned; `bug MODULE.FUNCTION`: the function has one."""
+    """`decoder ACTION@CRC32` (faulty_decoder.py); `report ACTION`: the same for each of the report's pictures;
+    `nan_loss N`: the first N losses are not finite; `full_disk FOLDER` or `full_disk FOLDER after MODULE.FUNCTION`: the
+    folder is a small disk of this process's own, with what lies in FOLDER.state, and full at once or once the function
+    has returned; `bug MODULE.FUNCTION`: the function has one."""
     kind, _, rest = fault.partition(" ")
     if kind == "decoder":
         faulty_decoder.install(rest)
+    elif kind == "report":
+        _break_pictures(rest)
     elif kind == "full_disk":
         _fill_disk(*rest.split(" after "))
     elif kind == "bug":
@@ -31,6 +35,11 @@ def install(fault: str) -> None:
     else:
         assert kind == "nan_loss", fault
         _spoil_losses(int(rest))
+
+
+def _break_pictures(action: str) -> None:
+    assert hasattr(clips, "decoder_of"), "a name that moved would leave the real decoder, without a word"
+    clips.decoder_of = lambda data: faulty_decoder.faulty_decoder(action)
 
 
 def _fill_disk(folder: str, function: str = "") -> None:

@@ -302,3 +302,5 @@ def test_a_kill_between_the_last_checkpoint_and_done_loses_nothing(place: Path, 
     done, expected = (json.loads((folder / "stage1" / "done.json").read_text()) for folder in (run, whole))
     assert done["inputs"] == expected["inputs"]
     assert done["result"]["val"] == expected["result"]["val"] != {}
+    reasons = [one["result"]["energy_reason"] for one in (done, expected)]
+    assert reasons == ["the stage took several starts", "it ran on CPUs, whose energy is not read"]

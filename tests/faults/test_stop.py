@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -171,6 +172,23 @@ def test_a_clip_that_crashes_the_decoder_does_so_once(place: Path) -> None:
     bad = {(event["key"], event["reason"]) for event in events(run, "bad_sample")}
     assert bad == {("part-000001.tar/clip014", "quarantined: its decoder was ended by SIGSEGV")}
     assert "faulty_decoder.py" in (run / "logs" / "rank-00000.loader").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("report SIGSEGV", "The decoder ended by SIGSEGV at part-000000.tar/clip"),
+        ("bug stages.pipeline.write_report", "warning: the report is not written: AttributeError: a bug"),
+    ],
+)
+def test_a_report_that_fails_leaves_a_finished_run_its_result(place: Path, whole: Path, fault: str, said: str) -> None:
+    run = place / fault.split()[0]
+    shutil.copytree(whole, run)
+    finished = train(place, "--recipe", "t.yaml", "--run-dir", run.name, TEST_FAULTS=fault)
+    assert finished.code == 0, finished.err
+    assert (run / "result.json").is_file()
+    page = run / "report.md"
+    assert said in finished.err + (page.read_text() if page.is_file() else "")
 
 
 @pytest.mark.fault(5, 14)

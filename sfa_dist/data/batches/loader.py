@@ -95,12 +95,10 @@ def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
-def start_worker(worker: int) -> None:
-    """Prepares a worker process: signals ignored, stacks written on a crash, one thread.
+def leave_signals_to_the_rank() -> None:
+    """Prepares a process that a rank has forked: signals ignored, no handlers of crashes, one thread.
 
-    Signals reach the whole process group, but only the trainer decides to stop: a worker killed by one would take the
-    rank down before its state is saved. A crash writes its stacks and nothing else; torch's own handlers would add a
-    line to the rank's stderr. One thread is enough, because the workers are the parallelism.
+    Signals reach the whole process group, but only the trainer decides to stop.
     """
     signal.set_wakeup_fd(-1)  # The fork inherits the rank's.
     for number in _SIGNALS:
@@ -108,10 +106,20 @@ def start_worker(worker: int) -> None:
     faulthandler.disable()  # The rank's, if it has one: it still refers to the handlers that it found there.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def start_worker(worker: int) -> None:
+    """Prepares a worker process: signals ignored, stacks written on a crash, one thread.
+
+    A worker killed by a signal would take the rank down before its state is saved. A crash writes its stacks and
+    nothing else; torch's own handlers would add a line to the rank's stderr. One thread is enough, because the workers
+    are the parallelism.
+    """
+    leave_signals_to_the_rank()
     info = get_worker_info()
     assert info is not None
     batches = info.dataset
     if isinstance(batches, Batches):
         batches.positions[worker, 0] = os.getpid()
         faulthandler.enable(open(batches.stacks, "ab", buffering=0))  # noqa: SIM115 (stays open until the worker ends)
-    torch.set_num_threads(1)

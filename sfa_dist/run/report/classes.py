@@ -3,7 +3,6 @@ matrix as a picture where it is small enough to be looked at."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from sfa_dist.boundary.plain import for_figure
 from sfa_dist.run.intervals import wilson
 from sfa_dist.run.report.document import Block, Matrix, Table
+from sfa_dist.run.report.png import file_word
 
 MATRIX_CLASSES = 50  # In a picture; with more there is a table of what is confused most.
 WHOLE_MATRIX = 20  # As a table, with every number.
@@ -84,7 +84,7 @@ def draw_confusions(heads: dict[str, Any], folder: Path) -> list[Path]:
     for head, table in heads.items():
         numbers, counts = confusion_counts(table)
         if 2 <= len(numbers) <= MATRIX_CLASSES:
-            path = folder / ("confusion.png" if len(heads) == 1 else f"confusion_{_word(head)}.png")
+            path = folder / ("confusion.png" if len(heads) == 1 else f"confusion_{file_word(head)}.png")
             _draw(table, numbers, counts, "" if len(heads) == 1 else head, path)
             figures.append(path)
     return figures
@@ -115,11 +115,6 @@ def _draw(table: dict[str, Any], numbers: list[int], counts: npt.NDArray[np.int6
             axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=axis, label="share of its clips", shrink=0.7)
     figure.savefig(path, dpi=110)
-
-
-def _word(head: str) -> str:
-    """For a file's name: heads are a noun and a verb, whatever a file says."""
-    return re.sub(r"\W", "_", head)[:NAME_LENGTH]
 
 
 def shortened(names: list[str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards.shard_names import expand_shards, shard_name
 from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import decoder_of
-from sfa_dist.errors import SfaError
-from sfa_dist.recipe.blocks import DataBlock
+from sfa_dist.errors import DataError
+from sfa_dist.recipe.blocks import DataBlock, shard_kind
+from sfa_dist.run.report.apart import NoPicturesError, made_apart
 from sfa_dist.run.report.document import Block, Clip, Clips, Section, Text
 from sfa_dist.run.report.outcomes import NoOutcomesError, Outcomes, read_outcomes
 from sfa_dist.run.report.run_files import RunFiles
@@ -26,6 +28,7 @@ FRAMES = 4  # Of a clip.
 HEIGHT, WIDEST = 80, 160  # Pixels of a frame.
 QUALITIES = (72, 50, 30, 10)  # Of the JPEG, the first that needs no more than MOST_BYTES.
 MOST_BYTES = 20_000
+SECONDS = 120.0  # For all pictures.
 HOW = (
     "Right ones first, then wrong ones, of each kind those of which the model is surest and different classes first. "
     f"Each shows {FRAMES} frames from the first to the last of its video."
@@ -38,16 +41,19 @@ def clip_section(run: RunFiles) -> Section:
         outcomes = read_outcomes(run.directory)
     except NoOutcomesError as error:
         return Section("Clips", [Text(f"No clips are shown: {error}.")])
-    chosen = [row for is_right in (True, False) for row in choose(outcomes, is_right)]
-    blocks: list[Block] = []
+    if not run.stages:
+        return Section("Clips", [Text("No clips are shown: the run has no recipe that this version reads.")])
+    rows = [row for is_right in (True, False) for row in choose(outcomes, is_right)]
     try:
-        shown = _clips(run, outcomes, chosen)
-    except (OSError, SfaError, ImportError, NoOutcomesError) as error:
-        blocks.append(Text(f"No clips are shown: their shards cannot be read here ({error})."))
-    else:
-        lost = len(chosen) - len(shown)
-        blocks += [Text(HOW), *_doubt(run, outcomes), Clips(shown)]
-        blocks += [Text(f"{lost} of {len(chosen)} clips cannot be shown: unreadable, or changed.")] if lost else []
+        made = made_apart(len(rows), partial(_pictures, list(run.stages.values())[-1].data, outcomes, rows), SECONDS)
+    except NoPicturesError as error:
+        return Section("Clips", [Text(f"No clips are shown: their shards cannot be read here ({error}).")])
+    pairs = zip(rows, made.pictures, strict=True)
+    shown = [_clip(outcomes, row, jpeg) for row, jpeg in pairs if jpeg is not None]
+    lost = len(rows) - len(shown)
+    blocks: list[Block] = [Text(HOW), *_doubt(run, outcomes), Clips(shown)]
+    blocks += [Text(f"{lost} of {len(rows)} clips cannot be shown: unreadable, or changed.")] if lost else []
+    blocks += [Text(f"The decoder {how} at {_name(outcomes, rows[at])}.") for at, how in made.ended.items()]
     return Section("Clips", blocks)
 
 
@@ -73,30 +79,32 @@ def choose(outcomes: Outcomes, is_right: bool) -> list[int]:
     return [row for _, row in sorted(rounds, key=lambda pair: pair[0])][:MOST_CLIPS]
 
 
-def _clips(run: RunFiles, outcomes: Outcomes, rows: Sequence[int]) -> list[Clip]:
-    """Those of the rows that can be decoded. Raises SfaError, OSError, NoOutcomesError where none can."""
-    if not run.stages:
-        raise NoOutcomesError("the run has no recipe that this version reads")
-    data = list(run.stages.values())[-1].data
+def _pictures(data: DataBlock, outcomes: Outcomes, rows: Sequence[int], first: int) -> Iterator[bytes | None]:
+    """Of the rows from position `first` on, None where a clip cannot be decoded. Raises SfaError, OSError."""
     wanted = {outcomes.shards[row] for row in rows}
-    # Local shards alone: a report waits for no network, and no pipe of a recipe is run for it.
-    shards = [shard for shard in expand_shards(data.test or data.val) if shard_name(shard) in wanted]
-    if not shards:
-        return []
-    index = load_index(shards)
-    samples = {(shard_name(index.shards[index.shard[n]]), index.keys[n]): n for n in range(len(index))}
-    shown = []
-    for row in rows:
+    # A report waits for no network, and no pipe of a recipe is run for it.
+    local = [pattern for pattern in data.test or data.val if not shard_kind(pattern)]
+    if not local:
+        raise DataError("only shards on a disk are read")
+    shards = [shard for shard in expand_shards(local) if shard_name(shard) in wanted]
+    index = load_index(shards) if shards else None
+    samples = {} if index is None else {_name_of(index, number): number for number in range(len(index))}
+    for row in rows[first:]:
         sample = samples.get((outcomes.shards[row], outcomes.keys[row]))
-        jpeg = None if sample is None else _picture(index, sample, data)
-        if jpeg is not None:
-            shown.append(_clip(outcomes, row, jpeg))
-    return shown
+        yield None if index is None or sample is None else _picture(index, sample, data)
+
+
+def _name_of(index: SampleIndex, number: int) -> tuple[str, str]:
+    return shard_name(index.shards[index.shard[number]]), index.keys[number]
+
+
+def _name(outcomes: Outcomes, row: int) -> str:
+    return f"{outcomes.shards[row]}/{outcomes.keys[row]}"
 
 
 def _clip(outcomes: Outcomes, row: int, jpeg: bytes) -> Clip:
     return Clip(
-        f"{outcomes.shards[row]}/{outcomes.keys[row]}",
+        _name(outcomes, row),
         outcomes.words(outcomes.labels[row]),
         outcomes.words(outcomes.predicted[row]),
         None if outcomes.probability is None else float(outcomes.probability[row]),

@@ -14,8 +14,10 @@ from sfa_dist.errors import CheckpointError
 from sfa_dist.run.cost import cost_words
 from sfa_dist.run.record import flatten
 from sfa_dist.run.report.curves import SECONDS, STEP, StageLog, stage_logs
-from sfa_dist.run.report.document import Block, Items, Page, Plot, Plots, Section, Series, Table, Text
+from sfa_dist.run.report.document import Block, Items, Page, Picture, Plot, Plots, Section, Series, Table, Text
 from sfa_dist.run.report.paired import Paired, pair_runs
+from sfa_dist.run.report.paper_row import paper_blocks
+from sfa_dist.run.report.png import draw_png, file_word
 from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.seeds import seed_blocks
 from sfa_dist.run.report.to_html import html_page
@@ -25,16 +27,17 @@ from sfa_dist.run.report.verdict import interval_of, interval_words
 MOST_PAIRED = 5  # Runs of which each pair is tested; of more, each against the first.
 NAMELESS = ("name", "seed", "log")  # Keys of a recipe that are no setting of what is compared.
 AXES = {STEP: "steps", SECONDS: "seconds"}
+PICTURE_COLUMNS = 2
 KINDS = {"Training loss": ("loss", None), "Validation top-1": ("acc1", 1.0)}
 
 Named = dict[str, RunFiles]
 
 
 def write_comparison(run_dirs: Sequence[Path], page_file: Path) -> Path:
-    """Writes the page and, beside it, its Markdown; returns the page. Raises CheckpointError where a file of a run is
-    not what this program writes, OSError."""
+    """Writes the page and, beside it, its Markdown with a picture of each stage's curves; returns the page. Raises
+    CheckpointError where a file of a run is not what this program writes, OSError."""
     try:
-        page = comparison_page(_named(run_dirs))
+        page = comparison_page(_named(run_dirs), page_file)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError(
@@ -55,8 +58,8 @@ def _named(run_dirs: Sequence[Path]) -> Named:
     }
 
 
-def comparison_page(runs: Named) -> Page:
-    """The page of at least two runs."""
+def comparison_page(runs: Named, page_file: Path) -> Page:
+    """The page of at least two runs. Writes its pictures. Raises OSError."""
     first, *others = runs
     shown = combinations(runs, 2) if len(runs) <= MOST_PAIRED else ((first, other) for other in others)
     pairs = [pair_runs(one, runs[one], other, runs[other]) for one, other in shown]
@@ -64,9 +67,10 @@ def comparison_page(runs: Named) -> Page:
     sections = [
         Section("Verdict", [Items([*verdict, *(pair.words for pair in pairs if pair.names[0] == first)])]),
         Section("Scores and costs", [_scores(runs)]),
+        Section("As the paper's tables", paper_blocks(runs)),
         Section("The same clips", [_paired_table(pairs)]),
         Section("Seeds", seed_blocks({name: (run, _settings(run)) for name, run in runs.items()})),
-        *_curves(runs),
+        *_curves(runs, page_file),
         Section("Settings that differ", _differences(runs)),
     ]
     return Page(f"{first} and {', '.join(others)}", f"Compared with {first}, the first of {len(runs)} runs.", sections)
@@ -78,7 +82,10 @@ def _verdict(first: str, other: str, runs: Named) -> list[str]:
         lacking = " and ".join(name for name in (first, other) if not runs[name].result)
         return [f"{other} cannot be compared with {first}: no test result of {lacking} yet."]
     points = (mine["acc1"] - base["acc1"]) * 100
-    text = f"{other}: top-1 {mine['acc1']:.2%}, {abs(points):.2f} points {'above' if points >= 0 else 'below'} {first}"
+    beside = (
+        f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {first}" if points else f"that of {first} too"
+    )
+    text = f"{other}: top-1 {mine['acc1']:.2%}, {beside}"
     if base["total_seconds"]:
         text += f", in {mine['total_seconds'] / base['total_seconds']:.2f} times its seconds of training"
     return [f"{text}."]
@@ -120,22 +127,17 @@ def _paired_table(pairs: Sequence[Paired]) -> Block:
     return Table("Paired test on the same clips", heads, rows) if rows else Text("No two runs can be tested in pairs.")
 
 
-def _curves(runs: Named) -> list[Section]:
+def _curves(runs: Named, page_file: Path) -> list[Section]:
+    """A section for each stage, with `<page>_<stage>.png` beside the page for the Markdown."""
     logs = {name: stage_logs(run) for name, run in runs.items()}
-    stages = dict.fromkeys(stage for found in logs.values() for stage in found)
-    plots = {
-        stage: [
-            _plot(kind, over, {name: found.get(stage) for name, found in logs.items()})
-            for over in AXES
-            for kind in KINDS
-        ]
-        for stage in stages
-    }
-    return [
-        Section(f"Curves of {stage}", [Plots(shown)])
-        for stage, each in plots.items()
-        if (shown := [*filter(None, each)])
-    ]
+    sections = []
+    for stage in dict.fromkeys(stage for found in logs.values() for stage in found):
+        of_stage = {name: found.get(stage) for name, found in logs.items()}
+        plots = [plot for over in AXES for kind in KINDS if (plot := _plot(kind, over, of_stage)) is not None]
+        if plots:
+            picture = draw_png(plots, page_file.with_name(f"{page_file.stem}_{file_word(stage)}.png"), PICTURE_COLUMNS)
+            sections.append(Section(f"Curves of {stage}", [Plots(plots), Picture(Path(picture.name))]))
+    return sections
 
 
 def _plot(kind: str, over: str, logs: dict[str, StageLog | None]) -> Plot | None:

@@ -61,7 +61,8 @@ class Plots:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in the run directory, for what shows no SVG: Markdown links it, the web page has its own drawing."""
+    """A PNG for what shows no SVG: Markdown links it, the web page has its own drawing. The path is as seen from the
+    page's folder."""
 
     path: Path
 
@@ -96,10 +97,11 @@ class Clips:
 
 @dataclass(frozen=True)
 class Code:
-    """A file as it is, folded."""
+    """A text as it is. `folded`: shown on demand; else in whole, and chosen by a click."""
 
     title: str
     text: str
+    folded: bool = True
 
 
 Block = Text | Items | Table | Plots | Picture | Matrix | Clips | Code

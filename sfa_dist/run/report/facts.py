@@ -10,6 +10,7 @@ from sfa_dist.errors import SfaError
 from sfa_dist.plan.memory import predict
 from sfa_dist.recipe.schema import StageBlock
 from sfa_dist.run.report.document import Block, Code, Section, Table, Text
+from sfa_dist.run.report.energy import energy_blocks
 from sfa_dist.run.report.run_files import RunFiles
 
 GIB = 2**30
@@ -37,7 +38,7 @@ def run_sections(run: RunFiles) -> list[Section]:
             "What was run",
             [*_setup(run), Table("Where and with what", ["fact", "value"], machine_rows(run)), *_recipe(run)],
         ),
-        Section("Stages", [*stage_tables(run), *_memory(run)]),
+        Section("Stages", [*stage_tables(run), *_memory(run), *energy_blocks(run)]),
         Section("What happened", happened),
     ]
 

@@ -1,8 +1,12 @@
-"""Each clip of a test: its class, what it is taken for, with what probability. From test/predictions.npz."""
+"""Each clip of a test: its class, what it is taken for, with what probability. From test/predictions.npz or .parquet
+(training/prediction_file.py writes them)."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ import torch
 from sfa_dist.recipe.stage_names import TEST
 
 Array = npt.NDArray[Any]
-FILE = "predictions.npz"
+SINGLE = "label"  # The column of the only head's labels in parquet.
+FILES = ("predictions.npz", "predictions.parquet")
 
 
 class NoOutcomesError(Exception):
@@ -46,18 +51,47 @@ class Outcomes:
 
 
 def read_outcomes(run_dir: Path) -> Outcomes:
-    """Reads them. Raises NoOutcomesError."""
-    path = run_dir / TEST / FILE
-    if not path.is_file():
-        raise NoOutcomesError(f"the run has no {TEST}/{FILE} (test.predictions: npz writes it)")
+    """Reads them, from the later test where there are files of two. Raises NoOutcomesError."""
+    found = [path for name in FILES if (path := run_dir / TEST / name).is_file()]
+    if not found:
+        raise NoOutcomesError(f"the run has no {TEST}/{' or '.join(FILES)} (test.predictions: npz writes the former)")
+    path = max(found, key=lambda file: file.stat().st_mtime_ns)
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise NoOutcomesError(f"{TEST}/{path.name} needs pyarrow, which is not installed: pip install pyarrow")
     try:
-        with np.load(path, allow_pickle=False) as columns:
-            return _outcomes(columns)
-    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, TypeError) as error:
-        raise NoOutcomesError(f"{TEST}/{FILE} cannot be read ({type(error).__name__}: {error})") from error
+        return _outcomes(_parquet_columns(path) if path.suffix == ".parquet" else _npz_columns(path))
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, TypeError, NotImplementedError) as error:
+        raise NoOutcomesError(f"{TEST}/{path.name} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _outcomes(columns: Any) -> Outcomes:
+def _npz_columns(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as columns:
+        return dict(columns)
+
+
+def _parquet_columns(path: Path) -> dict[str, Array]:
+    """The same columns as of npz: labels (n,) or (n, 2), and lists of scores as rows."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path).combine_chunks()
+    about = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+    heads = json.loads(about["heads"])
+    facts = {key: np.array(json.loads(about[key])) for key in ("head_sizes", *_name_keys(heads)) if key in about}
+    columns = {"heads": np.array(heads, dtype=np.str_), **facts}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        is_list = hasattr(column.type, "list_size")
+        flat = column.flatten() if is_list else column
+        columns[name] = (
+            flat.to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
+            if is_list
+            else np.array(flat)
+        )
+    columns["labels"] = np.stack([columns[head] for head in heads or [SINGLE]], axis=1)
+    return columns
+
+
+def _outcomes(columns: Mapping[str, Array]) -> Outcomes:
     keys, shards, labels = columns["keys"].tolist(), columns["shards"].tolist(), columns["labels"]
     labels = labels.reshape(len(keys), -1)
     heads = columns["heads"].tolist()

@@ -13,6 +13,7 @@ from sfa_dist.run.report.clips import clip_section
 from sfa_dist.run.report.curves import curve_sections, pictures_of
 from sfa_dist.run.report.document import Items, Page, Picture, Section
 from sfa_dist.run.report.facts import run_sections
+from sfa_dist.run.report.paper_row import paper_blocks
 from sfa_dist.run.report.png import draw_png
 from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.scores import sweep_tables, views_tables
@@ -45,6 +46,7 @@ def run_page(run: RunFiles) -> Page:
     sections = [
         Section("Verdict", [Items(verdict_lines(run))]),
         Section("Scores", scores),
+        Section("As the paper's tables", paper_blocks({run.name: run})),
         Section("Classes", class_blocks(run.classes)),
         *([clip_section(run)] if run.result else []),
         *curve_sections(run),
@@ -61,4 +63,5 @@ def _pictures(run: RunFiles) -> list[Picture]:
     folder = run.directory / FIGURES
     folder.mkdir(exist_ok=True)
     drawn = [draw_png(plots, folder / f"{name}.png") for name, plots in pictures_of(run).items()]
-    return [Picture(path) for path in (*drawn, *draw_confusions(run.classes, folder))]
+    figures = (*drawn, *draw_confusions(run.classes, folder))
+    return [Picture(path.relative_to(run.directory)) for path in figures]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,21 +11,31 @@ from sfa_dist.boundary.plain import for_figure
 from sfa_dist.run.report.document import Plot
 
 MARKED_POINTS = 40  # Up to so many each has a mark.
+LONGEST_WORD = 40  # Characters.
 
 
-def draw_png(plots: Sequence[Plot], path: Path) -> Path:
-    """Writes the plots beside each other. Raises OSError."""
+def file_word(name: str) -> str:
+    """Part of a file's name, for what a file calls a stage or a head, which may be anything."""
+    return re.sub(r"\W", "_", name)[:LONGEST_WORD]
+
+
+def draw_png(plots: Sequence[Plot], path: Path, columns: int = 4) -> Path:
+    """Writes the plots in rows of at most `columns`. Raises OSError."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.2 * len(plots), 3), layout="tight")
-    for axis, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+    across = min(columns, len(plots))
+    down = math.ceil(len(plots) / across)
+    figure = Figure(figsize=(4.2 * across, 3 * down), layout="tight")
+    axes = figure.subplots(down, across, squeeze=False).flat
+    for axis, plot in zip(axes, plots, strict=False):
         for each in plot.series:
             xs, ys = [x for x, _ in each.points], [float("nan") if y is None else y for _, y in each.points]
             mark = "o" if len(xs) < MARKED_POINTS else None
             axis.plot(xs, ys, marker=mark, markersize=3, linewidth=1.4, label=for_figure(each.name))
-            if len(xs) == 1:
-                axis.set_xlim(xs[0] - 1, xs[0] + 1)
+        places = {x for each in plot.series for x, _ in each.points}
+        if len(places) == 1:  # Of a single step there is no range.
+            axis.set_xlim(min(places) - 1, min(places) + 1)
         axis.set(title=for_figure(plot.title), xlabel=plot.across)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axis.grid(alpha=0.3)
@@ -31,5 +43,7 @@ def draw_png(plots: Sequence[Plot], path: Path) -> Path:
             axis.legend(fontsize=8)
         if plot.top is not None:
             axis.set_ylim(0, plot.top)
+    for axis in axes:
+        axis.remove()  # Of the last row, without a plot.
     figure.savefig(path, dpi=110)
     return path

@@ -26,7 +26,7 @@ max-width: 32rem; }
 :is(td, th):last-child { padding-right: 0; }
 thead th { border-bottom: 1px solid var(--line); color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 500; } tbody tr + tr > * { border-top: 1px solid var(--line); }
-td, tbody th { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+td, tbody th, .whole { white-space: nowrap; } .wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .plots, .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem;
 margin: .6rem 0; } figure { margin: 0; min-width: 0; } figcaption { font-size: .9rem; font-weight: 600; }
 .plots svg { display: block; width: 100%; max-width: 30rem; height: auto; } .plots text { font: 12.5px system-ui,
@@ -46,6 +46,7 @@ white-space: nowrap; vertical-align: bottom; border: 0; } .matrix thead td { bor
 .key { color: var(--muted); font-size: .85rem; }
 summary { cursor: pointer; padding: .3rem 0; color: var(--link); }
 pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .82rem; overflow-wrap: normal; }
+.copied { user-select: all; margin: .3rem 0 0; }
 @media print { :root { color-scheme: light; --ground: #fff; --text: #000; --muted: #444; --line: #bbb; --box: #fff;
 --link: #000; --s0: #0550ae; --s1: #b35900; --s2: #116329; --s3: #a0246b; --s4: #6639ba; --s5: #57606a; }
 body { font-size: 10pt; max-width: none; padding: 0; } nav, .skip { display: none; } .scroll { overflow: visible; }

@@ -77,10 +77,15 @@ def _(block: Table) -> str:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{for_html(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col"{_kept_whole(name)}>{for_html(name)}</th>' for name in heads)
     body = "".join(f"<tr>{_cell(row[0], 'th')}{''.join(map(_cell, row[1:]))}</tr>" for row in rows)
     table = f"<table><caption>{for_html(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return _scrolling(title, table)
+
+
+def _kept_whole(head: str) -> str:
+    """A single word is not broken at its hyphen."""
+    return "" if " " in head else ' class="whole"'
 
 
 def _cell(text: str, tag: str = "td") -> str:
@@ -148,5 +153,7 @@ def _clip(clip: Clip) -> str:
 
 @_block.register
 def _(block: Code) -> str:
-    title = for_html(block.title)
-    return f'<details><summary>{title}</summary><pre tabindex="0">{for_html(block.text)}</pre></details>'
+    title, text = for_html(block.title), for_html(block.text)
+    if block.folded:
+        return f'<details><summary>{title}</summary><pre tabindex="0">{text}</pre></details>'
+    return f'<figure><figcaption>{title}</figcaption><pre class="copied" tabindex="0">{text}</pre></figure>'

@@ -1,4 +1,4 @@
-"""A page as Markdown, with links to the pictures in `figures/`."""
+"""A page as Markdown, with links to its pictures."""
 
 from __future__ import annotations
 
@@ -45,17 +45,18 @@ def _(block: Table) -> list[str]:
     shown = block.rows[:SHOWN_OF_LONG] if block.long else block.rows
     rest = len(block.rows) - len(shown)
     more = [f"and {rest:,} more: the web page has all", ""] if rest else []
-    return [f"**{for_markdown(block.title)}**", "", *_table(block.heads, shown), "", *more]
+    return [f"**{for_markdown(block.title)}**", "", *table_lines(block.heads, shown), "", *more]
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     lines = ["| " + " | ".join(map(for_markdown, cells)) + " |" for cells in (heads, *rows)]
     return [lines[0], "|" + "---|" * len(heads), *lines[1:]]
 
 
 @_block.register
 def _(block: Picture) -> list[str]:
-    return [f"![{for_markdown(block.path.stem)}](figures/{quote(block.path.name)})", ""]
+    return [f"![{for_markdown(block.path.stem)}]({quote(block.path.as_posix())})", ""]
 
 
 @_block.register
@@ -70,11 +71,11 @@ def _(block: Clips) -> list[str]:
         ]
         for clip in block.clips
     ]
-    return [*_table(["clip", "class", "taken for", "probability", ""], rows), ""] if rows else []
+    return [*table_lines(["clip", "class", "taken for", "probability", ""], rows), ""] if rows else []
 
 
 @_block.register(Plots)
 @_block.register(Matrix)
 @_block.register(Code)
 def _(block: Plots | Matrix | Code) -> list[str]:
-    return []  # Of the web page alone: pictures and tables show the same, the recipe lies beside it.
+    return []  # Of the web page alone: pictures, tables and the recipe beside the page show the same.

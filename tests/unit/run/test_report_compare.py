@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sfa_dist.tools.cli import main
 
@@ -67,6 +68,25 @@ def test_runs_are_compared_with_the_first(tmp_path: Path) -> None:
     page = (tmp_path / "both.html").read_text()
     assert "<figcaption>Training loss over seconds</figcaption><svg" in page
     assert page.count('<ul class="legend">') == 4
+    assert "both_stage1" not in page, "the page needs no other file"
+    assert "## Curves of stage1\n\n![both\\_stage1](both_stage1.png)" in text
+    with Image.open(tmp_path / "both_stage1.png") as picture:
+        assert picture.size == (924, 660), "two rows of two plots"
+
+
+def test_a_stage_of_any_name_writes_its_picture_beside_the_page(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "runs" / name, range(0, 2)) for name in ("a", "b")]
+    log = Path(runs[0]) / "log.jsonl"
+    log.write_text(log.read_text().replace('"stage1"', '"../../up"'))
+    (tmp_path / "pages").mkdir()
+    text = compare(tmp_path / "pages" / "both.html", *runs)
+    assert "(both_______up.png)" in text
+    assert {file.name for file in tmp_path.rglob("*.png")} == {"both_______up.png", "both_stage1.png"}
+
+
+def test_the_same_score_is_neither_above_nor_below(tmp_path: Path) -> None:
+    runs = make_run(tmp_path / "a", range(0, 20)), make_run(tmp_path / "b", range(0, 20))
+    assert "b: top-1 50.00%, that of a too, in 1.00 times" in compare(tmp_path / "both.html", *runs)
 
 
 def test_few_clips_show_no_difference(tmp_path: Path) -> None:
@@ -79,6 +99,7 @@ def test_runs_that_differ_in_the_seed_alone_have_an_interval(tmp_path: Path) -> 
     runs = [make_run(tmp_path / f"s{seed}", range(0, 20 + 4 * seed), seed=seed) for seed in range(3)]
     text = compare(tmp_path / "seeds.html", *runs)
     assert "| s0, s1, s2 | 0, 1, 2 | 60.00% | 10.00 points | 35.16% to 84.84% |" in text
+    assert "s1: top-1 60.00%, 10.00 points above s0, in" in text
     assert "Apart from names and seeds their recipes do not differ." in text
 
 

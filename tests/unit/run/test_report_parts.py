@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import os
 import re
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from data_samples import encode, write_shard
+from data_samples import encode, video_bytes, write_shard
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
+from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.recipe.blocks import DataBlock
 from sfa_dist.run.report import clips, svg
 from sfa_dist.run.report.clips import MOST_BYTES, choose, clip_section, strip
 from sfa_dist.run.report.curves import SECONDS, StageLog
 from sfa_dist.run.report.document import Clips, Code, Matrix, Page, Plot, Plots, Section, Series, Table, Text
+from sfa_dist.run.report.energy import energy_blocks
 from sfa_dist.run.report.facts import run_sections
 from sfa_dist.run.report.outcomes import NoOutcomesError, Outcomes, read_outcomes
+from sfa_dist.run.report.png import draw_png
 from sfa_dist.run.report.run_files import RunFiles, read_run
 from sfa_dist.run.report.to_html import html_page
 from sfa_dist.run.report.to_markdown import markdown_page
 from sfa_dist.run.report.verdict import verdict_lines
+from sfa_dist.training import prediction_file
 
 # ------------------------------------------------------------------------------------------------------------ plots
 
@@ -59,6 +71,22 @@ def test_ticks_span_what_is_drawn_and_can_be_told_apart(low: float, width: float
 
 def test_a_plot_without_a_number_is_drawn() -> None:
     assert "no numbers" in svg.draw(Plot("loss", "step", [Series("a", [(1, None)])]))
+
+
+def test_a_picture_shows_all_curves_where_one_has_a_single_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *given, **more: (drawn.append(self), save(self, *given, **more))
+    )
+    many, single = Series("many", [(0, 1.0), (90, 0.5)]), Series("single", [(3, 0.7)])
+    draw_png([Plot("loss", "step", [many, single]), Plot("loss", "step", [single])], tmp_path / "x.png")
+    wide, narrow = (axis.get_xlim() for axis in drawn[0].axes)
+    assert wide[0] <= 0
+    assert wide[1] >= 90
+    assert narrow == (2, 4)
 
 
 def test_steps_are_whole_and_the_clock_counts_the_steps_alone() -> None:
@@ -155,6 +183,18 @@ def test_events_are_counted_and_starts_told(tmp_path: Path) -> None:
     assert "No bad clips were reported." in text
 
 
+def test_energy_is_told_by_stage_or_why_not() -> None:
+    measured = {"energy_joules": 7_200_000.0, "samples_seen": 3600}
+    resumed = {"energy_joules": None, "energy_reason": "the stage took several starts"}
+    stages = {"image": {}, "stage1": measured, "cache": {}, "stage2": resumed}
+    text = markdown_page(Page("x", "y", [Section("Stages", energy_blocks(run_of({"stages": stages})))]))
+    assert "| stage | kJ | kWh | J per training clip |" in text
+    assert "| stage1 | 7,200.0 | 2.0000 | 2,000.00 |" in text
+    assert "Energy of stage2: the stage took several starts." in text
+    assert "Energy of image: not recorded by the version that trained it." in text
+    assert energy_blocks(run_of({})) == []
+
+
 # ---------------------------------------------------------------------------------------------------------- outcomes
 
 
@@ -184,6 +224,50 @@ def test_of_many_classes_the_best_is_known_and_no_probability(tmp_path: Path) ->
     top = {"top_classes": np.array([[7, 3]]), "top_logits": np.zeros((1, 2), dtype=np.float32)}
     found = read_outcomes(save(tmp_path, **about(1), **top, labels=np.array([7])))
     assert (found.right.tolist(), found.probability, found.words(found.labels[0])) == ([True], None, "7")
+
+
+@pytest.mark.parametrize("heads", [{}, {"noun": 2, "verb": 3}])
+@pytest.mark.parametrize("many", [False, True])
+def test_parquet_tells_the_same_as_npz(tmp_path: Path, heads: dict[str, int], many: bool) -> None:
+    labels = np.array([[0, 2], [0, 1], [1, 1]]) if heads else np.array([0, 4, 2])
+    shard = np.array([0, 1, 1])
+    index: Any = SimpleNamespace(keys=["k0", "k1", "k2"], shards=["d/a.tar", "b.tar"], shard=shard, label=labels)
+    scores = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    ranked = {f"{head}_top_classes" if heads else "top_classes": np.array([[1, 0]] * 3) for head in heads or [""]}
+    columns: dict[str, Any] = ranked if many else {"logits": scores}
+    facts = {"heads": np.array(list(heads), dtype=np.str_), "head_sizes": np.array(list(heads.values()), np.int64)}
+    names = {f"{head}_classes": ["<a>", "b", "c"][:size] for head, size in heads.items()} or {"classes": list("abcde")}
+    facts |= {key: np.array(value, dtype=np.str_) for key, value in names.items()}
+    facts |= {"views": np.array([1, 3]), "average": np.array("logits")}
+    found = []
+    for kind, write in (("npz", prediction_file._write_npz), ("parquet", prediction_file._write_parquet)):
+        folder = tmp_path / kind / "test"
+        folder.mkdir(parents=True)
+        write(folder / f"predictions.{kind}", index, np.arange(3), columns, facts)
+        found.append(read_outcomes(tmp_path / kind))
+    one, other = found
+    assert (one.shards, one.keys, one.names) == (other.shards, other.keys, other.names)
+    assert one.shards == ["a.tar", "b.tar", "b.tar"]
+    assert (one.labels == other.labels).all()
+    assert (one.predicted == other.predicted).all()
+    assert (one.probability is None) == (other.probability is None) == many
+    assert many or (one.probability == other.probability).all()  # type: ignore[union-attr]
+
+
+def test_the_later_of_two_files_counts_and_a_lacking_reader_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, **about(1), labels=np.array([0]), logits=np.zeros((1, 2), dtype=np.float32))
+    parquet = tmp_path / "test" / "predictions.parquet"
+    parquet.write_bytes(b"PAR1 cut")
+    os.utime(parquet, ns=(0, 0))
+    assert read_outcomes(tmp_path).keys == ["k0"]
+    (tmp_path / "test" / "predictions.npz").unlink()
+    with pytest.raises(NoOutcomesError, match=r"test/predictions.parquet cannot be read \(ArrowInvalid"):
+        read_outcomes(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NoOutcomesError, match="needs pyarrow, which is not installed: pip install pyarrow"):
+        read_outcomes(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
@@ -252,15 +336,86 @@ def test_clips_are_shown_where_their_shards_can_be_read(tmp_path: Path) -> None:
     assert "<left>" not in page
 
 
-@pytest.mark.parametrize("pattern", ["gone/*.tar", "http://127.0.0.1:9/s.tar", "pipe:touch ran"])
+def run_of_clips(folder: Path, *files: bytes) -> RunFiles:
+    """A run that was tested on the files, each of them right."""
+    count, shards = len(files), folder / "shards"
+    shards.mkdir()
+    write_shard(shards / "s.tar", [(f"k{number}", data, 0) for number, data in enumerate(files)])
+    save(folder, **about(count), labels=np.zeros(count, np.int64), logits=np.array([[2.0, 0.0]] * count, np.float32))
+    (folder / "recipe.yaml").write_text(RECIPE.replace("VAL", str(shards / "*.tar")))
+    (folder / "result.json").write_text(json.dumps({"acc1": 1.0, "samples": count}))
+    return read_run(folder)
+
+
+def shown_and_told(section: Section) -> tuple[list[str], list[str]]:
+    """(keys of the clips that are shown, what is said behind them)."""
+    [shown] = [block for block in section.blocks if isinstance(block, Clips)]
+    told = [block.words for block in section.blocks if isinstance(block, Text)]
+    return [each.key for each in shown.clips], told[1:]
+
+
+def test_a_broken_file_costs_its_picture(tmp_path: Path) -> None:
+    run = run_of_clips(tmp_path, video_bytes(), video_bytes()[:900], b"text", video_bytes())
+    assert shown_and_told(clip_section(run)) == (
+        ["s.tar/k0", "s.tar/k3"],
+        ["2 of 4 clips cannot be shown: unreadable, or changed."],
+    )
+
+
+FILES = [video_bytes(frames) for frames in (3, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "seconds", "shown", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, 120, ["s.tar/k0", "s.tar/k2"], "ended by SIGSEGV"),
+        (lambda: os._exit(9), 2, 120, ["s.tar/k0", "s.tar/k1"], "ended with code 9"),
+        (lambda: time.sleep(600), 0, 1, [], "took more than 1 s"),
+    ],
+)
+def test_a_decoder_that_crashes_or_never_returns_costs_pictures_and_no_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[], None],
+    at: int,
+    seconds: float,
+    shown: list[str],
+    how: str,
+) -> None:
+    def opener(data: DataBlock) -> Any:
+        def open_video(content: bytes) -> Any:
+            if content == FILES[at]:
+                fault()
+            return decoder_of(data).open(content)
+
+        return SimpleNamespace(open=open_video)
+
+    monkeypatch.setattr(clips, "decoder_of", opener)
+    monkeypatch.setattr(clips, "SECONDS", seconds)
+    section = clip_section(run_of_clips(tmp_path, *FILES))
+    lost = f"{3 - len(shown)} of 3 clips cannot be shown: unreadable, or changed."
+    assert shown_and_told(section) == (shown, [lost, f"The decoder {how} at s.tar/k{at}."])
+
+
+def test_an_error_in_the_program_is_told_and_raised_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(frames: torch.Tensor) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(clips, "strip", broken)
+    [told] = clip_section(run_of_clips(tmp_path, FILES[0])).blocks
+    assert told == Text("No clips are shown: their shards cannot be read here (RuntimeError: a bug).")
+
+
+@pytest.mark.parametrize("pattern", ["gone/*.tar", "http://127.0.0.1:9/s.tar", "s3://b/s.tar", "pipe:touch ran"])
 def test_shards_that_are_not_here_are_words_and_nothing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, **about(1), labels=np.array([0]), logits=np.zeros((1, 2), dtype=np.float32))
-    allowed = "remote: {allow: [http, pipe]}"
+    allowed = "remote: {allow: [http, pipe], cache_dir: kept}"
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("VAL", pattern).replace("workers: 0", allowed))
     [told] = clip_section(read_run(tmp_path)).blocks
     assert isinstance(told, Text)
-    assert told.words.startswith("No clips are shown: their shards cannot be read here (")
+    why = "no shard matches" if pattern == "gone/*.tar" else "only shards on a disk are read"
+    assert told.words.startswith(f"No clips are shown: their shards cannot be read here ({why}")
     assert not (tmp_path / "ran").exists()
