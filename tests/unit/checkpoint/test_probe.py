@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, probe_batch
+from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, place_changes, probe_batch
 from sfa_dist.errors import CheckpointError
 from sfa_dist.models.assembly import freeze
 from sfa_dist.models.frozen import FrozenTrunk
@@ -105,3 +105,14 @@ def test_elsewhere_rounding_is_allowed_and_here_it_is_not(precision: str) -> Non
         with pytest.raises(CheckpointError, match=r"c computes something else .* was 2\.0 and is ") as caught:
             check_probe(recorded, loss, place, "c")
         assert repr(loss) in str(caught.value)
+
+
+def test_what_a_run_goes_on_with_is_told_by_key() -> None:
+    recorded = {"engine": {"zero": 2, "precision": "fp32"}, "ranks": 2, "torch": "2.14"}
+    now = {"engine": {"zero": 0, "precision": "fp32", "shard_ranks": None}, "ranks": 1, "torch": "2.14"}
+    assert place_changes(recorded, recorded) == []
+    assert place_changes(recorded, now) == [
+        "ranks was 2 and is 1",
+        "engine.zero was 2 and is 0",
+        "engine.shard_ranks was not recorded and is None",
+    ]
