@@ -133,9 +133,10 @@ def main() -> None:
     runtime = parallel_runtime.start(environment())
     recipe = load_recipe(arguments.recipe, arguments.set, environment()).recipe
     assert recipe.stage2 is not None, "the recipe has no stage2"
+    stage = recipe.stage2.on_ranks(runtime.world_size)
     root = Path(runtime.broadcast(tempfile.mkdtemp(dir=arguments.folder) if runtime.is_main else ""))
     try:
-        trainer, batch = make_trainer(recipe.stage2, recipe.log, runtime, root, arguments.clips)
+        trainer, batch = make_trainer(stage, recipe.log, runtime, root, arguments.clips)
         windows: dict[str, list[Window]] = {kind: [] for kind in KINDS}
         for number in range(arguments.rounds + 1):
             for kind in KINDS:
@@ -147,7 +148,7 @@ def main() -> None:
             device = torch.cuda.get_device_name() if on_card else torch.backends.cpu.get_cpu_capability()
             title = (
                 f"{recipe.name}: {size / 2**20:.0f} MiB every {arguments.every} steps of {arguments.clips} clips, "
-                f"{recipe.stage2.engine.title} on {runtime.world_size} rank(s); {device}, {os.cpu_count()} "
+                f"{stage.engine.title} on {runtime.world_size} rank(s); {device}, {os.cpu_count()} "
                 f"cores, load {os.getloadavg()[0]:.1f}, {file_system(root)}; medians of {arguments.rounds} rounds"
             )
             Console().print(show(windows, arguments.every, title))

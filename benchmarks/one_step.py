@@ -61,11 +61,12 @@ def main() -> None:
         small += [f"stage2.batch={{size: {world}, micro: 1}}", "stage2.cache=null", "sweep={}"]  # The trunk is live.
         recipe = load_recipe(arguments.recipe, [*small, *arguments.set], environment()).recipe
         assert recipe.stage2 is not None, "the recipe has no stage2"
+        stage = recipe.stage2.on_ranks(world)
         run = Run(recipe, Path(folder), runtime, Tracker.console_only(recipe.log), StopFlag(), dry_run=True)
         libraries = runtime.peak_memory_gib()
-        index = open_split(run, recipe.stage2.data.train, "stage2.data.train", recipe.stage2.data)
+        index = open_split(run, stage.data.train, "stage2.data.train", stage.data)
         with weights_drawn_on(runtime.device):
-            trainer = prepare(run, "stage2", recipe.stage2, index, {}).trainer
+            trainer = prepare(run, "stage2", stage, index, {}).trainer
         built = runtime.peak_memory_gib()
         seconds = []
         for step in range(arguments.steps):
@@ -74,11 +75,11 @@ def main() -> None:
             result = trainer.train_step(batches, epoch=step)
             runtime.synchronize()
             seconds.append(wall_clock() - started)
-    plan = predict(recipe.stage2, world)
+    plan = predict(stage, world)
     on_host = 0 if runtime.device.type == "cuda" else plan.host_bytes
     told = {
         "recipe": recipe.name,
-        "frames": recipe.stage2.frames,
+        "frames": stage.frames,
         "ranks": world,
         "peak GiB": round(max(runtime.gather(runtime.peak_memory_gib())), 2),
         "planned": round((plan.peak_bytes + on_host) / 2**30, 2),

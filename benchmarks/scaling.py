@@ -94,7 +94,7 @@ def run_ranks(arguments: argparse.Namespace) -> None:
         keys = [f"stage2.frames={frames}", f"stage2.batch={{size: {world * clips}, micro: {clips}}}"]
         stage = load_recipe(arguments.recipe, [*arguments.set, *keys], environment()).recipe.stage2
         assert stage is not None, "the recipe has no stage2"
-        cases[frames, clips] = Case(stage, runtime)
+        cases[frames, clips] = Case(stage.on_ranks(world), runtime)
     seconds = medians(interleave({key: case.step for key, case in cases.items()}, arguments.rounds))
     for case in cases.values():
         case.measure_memory()

@@ -91,7 +91,7 @@ def trunk_way(way: str, size: str, arguments: argparse.Namespace, runtime: Runti
 def stage1_way(way: str, size: str, arguments: argparse.Namespace, runtime: Runtime) -> dict[str, tuple[Work, float]]:
     """A step of stage 1 on 8 frames, eager or compiled."""
     values = stage_values(size, 8, arguments.stage1_batch, engine={"precision": "bf16", "zero": 2})
-    stage = Stage1.model_validate({**values, "compile": way == "compiled"})
+    stage = Stage1.model_validate({**values, "compile": way == "compiled"}).on_ranks(runtime.world_size)
     model = assemble_end_to_end(stage, None).trainable
     prepare_trainable(model, stage)
     batch, side, device = arguments.stage1_batch, stage.model.image_size, runtime.device

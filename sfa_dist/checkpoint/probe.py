@@ -93,6 +93,14 @@ def _cuda_versions() -> dict[str, str]:
     }
 
 
+def place_changes(recorded: dict[str, Any], platform: dict[str, Any]) -> list[str]:
+    """What of a checkpoint's `place` is not so any more, in words: `engine.zero was 2 and is 0`."""
+    flat = {**recorded, **{f"engine.{key}": value for key, value in recorded["engine"].items()}}
+    now = {**platform, **{f"engine.{key}": value for key, value in platform["engine"].items()}}
+    keys = [key for key in now if key != "engine" and (key not in flat or flat[key] != now[key])]
+    return [f"{key} was {flat.get(key, 'not recorded')} and is {now[key]}" for key in keys]
+
+
 def check_probe(recorded: dict[str, Any], loss: float, platform: dict[str, Any], checkpoint: str) -> None:
     """Raises CheckpointError if a loaded checkpoint gives another loss than when it was saved.
 

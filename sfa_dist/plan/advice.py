@@ -58,34 +58,40 @@ class _Change:
 
 
 def cheapest_fit(name: str, stage: StageBlock, card: Card, world_size: int, plan: MemoryPlan) -> Advice | None:
-    """What to set so that stage `name`, planned as `plan`, fits; None where nothing that is tried does."""
+    """What to set so that stage `name` fits; None where nothing that is tried does.
+
+    `stage` is the recipe's, and `plan` is of what runs of it on `world_size` ranks.
+    """
     limit = largest_peak(card)
-    before = _seconds(stage, card, world_size, plan)
-    candidates: list[tuple[float, tuple[_Change, ...], int]] = []
-    changes = list(_changes(stage, world_size))
+    as_it_is = stage.on_ranks(world_size)
+    before = _seconds(as_it_is, card, world_size, plan)
+    candidates: list[tuple[float, tuple[_Change, ...], int, StageBlock]] = []
+
+    def consider(chosen: tuple[_Change, ...], ranks: int) -> None:
+        running = _running(_apply(stage, chosen), ranks)
+        if running is not None and _persistent_bytes(running, ranks, plan) <= limit:
+            candidates.append((_seconds(running, card, ranks, plan), chosen, ranks, running))
+
+    changes = list(_changes(stage, as_it_is.batch.micro, world_size))
     for count in (1, 2, 3):
         for chosen in combinations(changes, count):
             if len({(change.block, change.key) for change in chosen}) == count:
-                changed = _apply(stage, chosen)
-                if _is_allowed(changed, world_size) and _persistent_bytes(changed, world_size, plan) <= limit:
-                    candidates.append((_seconds(changed, card, world_size, plan), chosen, world_size))
+                consider(chosen, world_size)
     candidates.sort(key=lambda candidate: (candidate[0], len(candidate[1])))
     for ranks in (world_size * 2, world_size * 4, world_size * 8):
-        if _is_allowed(stage, ranks) and _persistent_bytes(stage, ranks, plan) <= limit:
-            candidates.append((_seconds(stage, card, ranks, plan), (), ranks))
-    for _, chosen, ranks in candidates[: MOST_TRACES - 2] + candidates[-2:]:
-        changed = _apply(stage, chosen)
-        found = predict(changed, ranks)
+        consider((), ranks)
+    for _, chosen, ranks, running in candidates[: MOST_TRACES - 2] + candidates[-2:]:
+        found = predict(running, ranks)
         if found.peak_bytes <= limit:
-            slower = _seconds(changed, card, ranks, found) / before
+            slower = _seconds(running, card, ranks, found) / before
             needed = (found.peak_bytes + reserve_bytes(found.peak_bytes)) / GIB
             return Advice(tuple(change.as_set(name) for change in chosen), ranks, slower, needed)
     return None
 
 
-def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
+def _changes(stage: StageBlock, running_micro: int, world_size: int) -> Iterator[_Change]:
     engine = stage.engine
-    for micro in sorted({stage.batch.micro // 2, stage.batch.micro // 4, 1} - {0, stage.batch.micro}, reverse=True):
+    for micro in sorted({running_micro // 2, running_micro // 4, 1} - {0, running_micro}, reverse=True):
         yield _Change("batch", "micro", micro)
     live = stage.runs_frozen_trunk
     if isinstance(stage, Stage2) and live and stage.chunk_frames != stage.model.tubelet:
@@ -105,14 +111,14 @@ def _changes(stage: StageBlock, world_size: int) -> Iterator[_Change]:
         yield _Change("engine", "cpu_offload", True)
 
 
-def _is_allowed(stage: StageBlock, world_size: int) -> bool:
-    """Whether the recipe's rules accept the changed stage, and its engine this number of ranks."""
+def _running(stage: StageBlock, world_size: int) -> StageBlock | None:
+    """What runs of the changed stage on so many ranks; None where the recipe's rules, or its engine, refuse it."""
     try:
-        type(stage).model_validate(stage.model_dump()).on_ranks(world_size)
-        overlaps(stage, on_card=True)
+        running = type(stage).model_validate(stage.model_dump()).on_ranks(world_size)
+        overlaps(running, on_card=True)
     except (ValidationError, RecipeError):
-        return False
-    return True
+        return None
+    return running
 
 
 def _apply(stage: StageBlock, changes: tuple[_Change, ...]) -> StageBlock:

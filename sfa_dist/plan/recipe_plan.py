@@ -199,7 +199,7 @@ def plan_recipe(
                 duration=members_duration(members, known, card, world_size, (micro_seconds or {}).get(name)),
                 checkpoint_bytes=checkpoint_bytes(stage, memory),
                 wire_bytes=sum(wire_bytes(member, world_size) for member in members),
-                advice=cheapest_fit(name, stage, card, world_size, memory)
+                advice=cheapest_fit(name, whole, card, world_size, memory)
                 if search and not fits and len(members) == 1
                 else None,
             )

@@ -122,7 +122,7 @@ class StageBlock(RecipeBlock):
         return run_seed
 
     def on_ranks(self, world_size: int) -> Self:
-        """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them.
+        """The stage as it runs on so many ranks: the same global batch in micro-batches that fit them, and the engine.
 
         Raises RecipeError for a number of ranks that the engine refuses, and where they leave mixup over a device
         without pairs, a silent no-op otherwise.
@@ -135,7 +135,16 @@ class StageBlock(RecipeBlock):
                 f"augment.mixup.over: device mixes within a micro-batch, and {counted(world_size, 'rank')} with "
                 f"batch.size {batch.size} and batch.micro {self.batch.micro} hold one clip at a time: use over: global"
             )
-        return self.model_copy(update={"batch": batch})
+        return self.model_copy(update={"batch": batch, "engine": self._engine_on(world_size)})
+
+    def _engine_on(self, world_size: int) -> EngineBlock:
+        """The recipe's own engine where a block of DeepSpeed's keys or an activation backend was chosen for it."""
+        engine = self.engine.on_ranks(world_size)
+        return self.engine if self.deepspeed or self._recomputes_without_autocast(engine) else engine
+
+    def _recomputes_without_autocast(self, engine: EngineBlock) -> bool:
+        """Whether bf16 is lost: ZeRO 0 and tree compute in it by autocast, which reentrant checkpoints do not keep."""
+        return engine.precision == "bf16" and engine.replicates and self.activation_backend != "torch"
 
     @field_validator("deepspeed")
     @classmethod
@@ -179,8 +188,7 @@ class StageBlock(RecipeBlock):
             raise field_error("deepspeed", f"has no effect: engine.{key}; remove the block")
         if self.activation == "offload" and self.activation_backend != "torch":
             raise field_error("activation", f"{self.activation_backend} cannot offload without checkpoints: use torch")
-        if engine.precision == "bf16" and engine.replicates and self.activation_backend != "torch":
-            # ZeRO 0 and tree compute in bf16 by autocast; reentrant checkpoints recompute without it.
+        if self._recomputes_without_autocast(engine):
             other = "or engine.zero: 1, 2 or 3" if not engine.is_exact else "or engine.precision: fp32"
             raise field_error(
                 "activation_backend",

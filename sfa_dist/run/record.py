@@ -24,6 +24,7 @@ from sfa_dist.boundary.secret import without_secrets, without_secrets_in
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.parallel.runtime import Runtime
+from sfa_dist.recipe.blocks import EngineBlock
 from sfa_dist.recipe.blocks.model import POSITION_STD
 from sfa_dist.recipe.schema import Recipe, StageBlock, record_recipe
 from sfa_dist.recipe.stage_names import REPORT, RUN_STEPS, TEST
@@ -236,6 +237,7 @@ def _git_commit() -> str | None:
 def setup_table(
     name: str,
     stage: StageBlock,
+    written: EngineBlock,
     parameters: tuple[int, int],
     clips: tuple[int, int],
     steps: tuple[int, int],
@@ -244,7 +246,8 @@ def setup_table(
 ) -> Table:
     """The table printed at the start of a stage.
 
-    `parameters` are (trainable, frozen), `clips` (train, val) and `steps` (per epoch, micro-batches per step).
+    `written` is the recipe's engine, which that of `stage` stands for. `parameters` are (trainable, frozen), `clips`
+    (train, val) and `steps` (per epoch, micro-batches per step).
     """
     trainable, frozen = parameters
     table = Table(title=f"stage {name}", show_header=False)
@@ -256,7 +259,7 @@ def setup_table(
         ("parameters", f"{trainable + frozen:,} = {trainable:,} trainable + {frozen:,} frozen"),
         (
             "optimizer state",
-            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, {stage.engine.title})",
+            f"{optimizer_bytes / 2**20:,.1f} MiB per rank ({stage.optimizer.name}, {written.title_of(stage.engine)})",
         ),
         ("precision", stage.engine.precision),
         ("clips", f"{clips[0]:,} train, {clips[1]:,} val; {stage.frames} frames, stride {stage.data.stride}"),

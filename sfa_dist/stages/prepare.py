@@ -13,7 +13,7 @@ from sfa_dist import checkpoint as ckpt
 from sfa_dist.boundary.file_names import CHECKPOINTS, DONE, LOG
 from sfa_dist.checkpoint.failpoints import Failpoints
 from sfa_dist.checkpoint.missing import logged_steps, missing
-from sfa_dist.checkpoint.probe import check_probe, platform_of
+from sfa_dist.checkpoint.probe import check_probe, place_changes, platform_of
 from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
@@ -113,7 +113,8 @@ def set_up(
         run.tracker.say(f"{name}: {place_trunk(parts.frozen, stage, run.runtime, state.get('chunk_frames'))}")
         chunk_frames = parts.frozen.chunk_frames
     steps, world = (streams.steps_per_epoch, streams.accumulation), run.runtime.world_size
-    run.tracker.say(setup_table(name, stage, counts, data.clips, steps, world, engine.optimizer_bytes()))
+    written = getattr(run.recipe, name).engine
+    run.tracker.say(setup_table(name, stage, written, counts, data.clips, steps, world, engine.optimizer_bytes()))
     trainer = Trainer(
         name=name,
         stage=stage,
@@ -139,7 +140,7 @@ def set_up(
     if run.runtime.each(lambda: trainer.ahead) is not None:
         run.tracker.say(f"{name}: the trunk runs one micro-batch ahead of the tail")
     if checkpoint is not None:
-        _compare_probe(trainer, state["probe"], checkpoint)
+        _compare_probe(run, trainer, state["probe"], checkpoint)
         run.tracker.say(f"{name}: resumed from {checkpoint}")
     return Setup(parts, trainer, data.classes, directory)
 
@@ -191,9 +192,14 @@ def _load_parameters(parts: Parts, checkpoint: Path, failpoints: Failpoints) -> 
     load_exactly(parts.trainable, ckpt.read_parameters(checkpoint, failpoints), str(checkpoint))
 
 
-def _compare_probe(trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
-    """Compares the probe's loss with the recorded one: all ranks compute it, rank 0 compares. Collective."""
+def _compare_probe(run: Run, trainer: Trainer, recorded: dict[str, Any], checkpoint: Path) -> None:
+    """Compares the probe's loss with the recorded one: all ranks compute it, rank 0 compares. Collective.
+
+    Says where the run cannot go on bit for bit, and why.
+    """
     loss, platform = trainer.probe.loss(trainer.engine), platform_of(trainer.stage, trainer.runtime)
+    if changed := place_changes(recorded["place"], platform):
+        run.tracker.say(f"{trainer.name}: goes on within rounding and not bit for bit: {', '.join(changed)}")
     trainer.runtime.on_main(lambda: check_probe(recorded, loss, platform, str(checkpoint)))
 
 

@@ -136,7 +136,8 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
     Raises PreemptedError on a stop request, after all members have saved; DivergedError where none is left.
     """
     world = run.runtime.world_size
-    members = [replace(member, stage=member.stage.on_ranks(world)) for member in sweep_members(run.recipe)]
+    members = sweep_members(run.recipe)
+    running = {member.name: member.stage.on_ranks(world) for member in members}
     data = open_data(run, STAGE, stage, index)
     shared = SharedEpochs(data.streams.train, data.streams.steps_per_epoch)
     source = run.source_sha256(stage)
@@ -149,12 +150,12 @@ def train_sweep(run: Run, stage: Stage2, index: SampleIndex, inputs: dict[str, A
             continue
         checkpoint = None if run.dry_run else find_checkpoint(own_run, STAGE, directory, member.name)
         streams = replace(data.streams, train=partial(shared, member.name))
-        setup = set_up(own_run, STAGE, member.stage, replace(data, streams=streams), own, directory, checkpoint)
+        setup = set_up(own_run, STAGE, running[member.name], replace(data, streams=streams), own, directory, checkpoint)
         trained[member.name] = own_run, setup, own
     run.tracker.say(f"sweep: {len(members)} members, {len(members) - len(trained)} done before")
     if run.dry_run:
-        stages, device = [member.stage for member in members], run.runtime.device
-        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line(stages, world, device))}")
+        device = run.runtime.device
+        run.tracker.say(f"{STAGE}: {run.runtime.on_main(lambda: memory_line([*running.values()], world, device))}")
         return
     shared.trainers = {name: setup.trainer for name, (_, setup, _) in trained.items()}
     for own_run, setup, _ in trained.values():

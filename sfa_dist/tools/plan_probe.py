@@ -53,7 +53,7 @@ def probe_recipe(recipe: Recipe, only: str | None) -> dict[str, StepProbe]:
     runtime = parallel_runtime.start(environment())
     try:
         return {
-            name: probe_stage(stage, runtime)
+            name: probe_stage(stage.on_ranks(1), runtime)
             for name, stage in stages_of(recipe).items()
             if only in (None, name) and not stage.given_weights
         }

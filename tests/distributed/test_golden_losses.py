@@ -7,7 +7,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from golden_runs import CACHED, DEMO, STOPPED, TOYS, V0_3, assert_golden, golden_run, refused_here
+from golden_runs import (
+    CACHED,
+    DEMO,
+    STOPPED,
+    TOYS,
+    V0_3,
+    assert_golden,
+    golden_run,
+    refused_here,
+    stopped_run_goes_on,
+)
 from tiny_runs import events
 
 
@@ -33,6 +43,16 @@ def test_a_run_that_0_3_stopped_goes_on(tmp_path: Path) -> None:
     assert [(event["stage"], event["step"]) for event in events(run, "resume")] == [("stage2", 3)]
     assert [event["stage"] for event in events(run, "start")] == ["stage1", "stage2"]  # As 0.3 wrote them.
     assert_golden(values)
+
+
+def test_it_goes_on_as_zero_0_and_says_so(tmp_path: Path) -> None:
+    """0.3 sharded over one rank. Without that, norm and clipping round otherwise: in fp32 within 1e-5."""
+    assert_golden(stopped_run_goes_on(tmp_path), to_the_bit=False)
+    run = tmp_path / "v0_3" / STOPPED
+    assert [(event["stage"], event["step"]) for event in events(run, "resume")] == [("stage2", 3)]
+    said = " ".join((run / "console.log").read_text().split())
+    assert "stage2: goes on within rounding and not bit for bit: engine.zero was 2 and is 0" in said
+    assert "ZeRO-2, on one rank as ZeRO-0" in said
 
 
 def test_a_cache_that_0_3_built_is_read(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sfa_dist.parallel.runtime import Runtime
 
 SAVED = 2
 WRITERS = [("zero2", 2), ("fsdp", 2), ("zero2", 4), ("fsdp", 4), ("hybrid", 4)]
-READERS = [("zero3", 1), ("fsdp", 1), ("zero1", 3), ("fsdp", 3), ("hybrid", 4), ("fsdp", 2), ("zero2", 2)]
+READERS = [("zero0", 1), ("zero3", 1), ("fsdp", 1), ("zero1", 3), ("fsdp", 3), ("hybrid", 4), ("fsdp", 2), ("zero2", 2)]
 Place = tuple[str, int]  # (engine, ranks)
 State = dict[tuple[str, str], torch.Tensor]
 

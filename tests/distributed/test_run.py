@@ -32,7 +32,8 @@ VARIANTS = {
     "micro 8": ("batch.micro=8", "batch.eval_micro=2"),
     "zero 0": ("engine.zero=0",),
     "fsdp": ("engine.name=fsdp",),
-    "bf16": ("engine.precision=bf16",),
+    "small steps": ("optimizer.lr=0.05",),
+    "bf16": ("optimizer.lr=0.05", "engine.precision=bf16"),
     "chunks": ("stage2.chunk_frames=2",),
     "checkpoints": ("checkpoint.every_steps=1", "checkpoint.keep=1"),
     "trunk ahead": ("stage2.overlap=on",),
@@ -96,13 +97,13 @@ def test_these_change_no_number(variant: Callable[[str], Path], name: str) -> No
 
 
 def test_bf16_stays_near_fp32(variant: Callable[[str], Path]) -> None:
-    """The default precision, through every stage and the test. Steps this large let the two part after a while."""
-    plain, other = losses(variant("plain")), losses(variant("bf16"))
+    """The default precision, through every stage and the test; with smaller steps, as those of 0.3 amplify rounding."""
+    plain, other = losses(variant("small steps")), losses(variant("bf16"))
     assert plain.keys() == other.keys()
     for key, (loss, _) in plain.items():
-        assert other[key][0] == pytest.approx(loss, rel=0.03 if key[1] <= 3 and key[0] != "stage2" else 0.5), key
+        assert other[key][0] == pytest.approx(loss, rel=0.1 if key[0] == "stage2" else 0.01), key
     assert other != plain
-    assert len(scores(variant("bf16"))) == len(scores(variant("plain")))
+    assert len(scores(variant("bf16"))) == len(scores(variant("small steps")))
 
 
 def test_stage_2_starts_at_the_function_of_stage_1(variant: Callable[[str], Path], place: Path) -> None:

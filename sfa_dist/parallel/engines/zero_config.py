@@ -43,7 +43,8 @@ def derive_config(stage: StageBlock, world_size: int, accumulation: int) -> dict
         if known and value != native:
             key = ".".join(("deepspeed", *path))
             raise RecipeError(f"{key} is {native!r}, but the recipe's own keys set it to {value!r}; remove {key}")
-    defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1}
+    # No progress lines, and no throughput timer, which waits for the GPU in each step: the trainer times its steps.
+    defaults: dict[str, Any] = {"steps_per_print": 2**31 - 1, "timers": {"throughput": {"enabled": False}}}
     if bf16 and sharded and accumulation > 1:
         # Summed in bf16, the small gradients of many micro-batches would be lost.
         defaults["data_types"] = {"grad_accum_dtype": "fp32"}

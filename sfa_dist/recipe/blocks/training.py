@@ -80,7 +80,8 @@ class EngineBlock(RecipeBlock):
     """`deepspeed` (ZeRO), or `fsdp` (torch's FSDP2), which shards parameters, gradients and optimizer state."""
 
     zero: Free[Annotated[int, Field(ge=0, le=3)]] = 2
-    """ZeRO stage of `deepspeed`; `fsdp` ignores it."""
+    """ZeRO stage of `deepspeed`; `fsdp` ignores it. One rank has nothing to shard and runs 1, 2 and 3 as 0 (the same
+    checkpoints in less time), unless `cpu_offload`, a `deepspeed` block or an `activation_backend` needs the stage."""
 
     precision: Free[Literal["bf16", "fp32"]] = "bf16"
     """Precision of the computation; master weights are always fp32."""
@@ -167,6 +168,18 @@ class EngineBlock(RecipeBlock):
         elif world_size % self.shards(world_size):
             return f"engine.shard_ranks is {self.shard_ranks}, which does not divide the {world_size} ranks of this run"
         return None
+
+    def on_ranks(self, world_size: int) -> EngineBlock:
+        """The engine that runs on so many ranks: on one, ZeRO 1 to 3 have nothing to shard and run as ZeRO 0.
+
+        Offloading needs its ZeRO stage on one rank too. What else does, the stage knows (`StageBlock.on_ranks`).
+        """
+        pointless = world_size == 1 and self.zero_stage is not None and not self.cpu_offload
+        return self.model_copy(update={"zero": 0}) if pointless else self
+
+    def title_of(self, running: EngineBlock) -> str:
+        """The title of this engine of a recipe where `running` stands for it."""
+        return self.title if running == self else f"{self.title}, on one rank as {running.title}"
 
     def shards(self, world_size: int) -> int:
         """How many of `world_size` ranks share one copy of the state."""

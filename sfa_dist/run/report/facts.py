@@ -134,7 +134,7 @@ def _are_gpus(devices: set[str]) -> bool:
 def _planned(stage: StageBlock, ranks: int) -> float | None:
     """GiB of a rank's tensors at their peak, as `sfa plan` has them."""
     try:
-        return predict(stage, ranks).peak_bytes / GIB
+        return predict(stage.on_ranks(ranks), ranks).peak_bytes / GIB
     except (SfaError, ValueError, RuntimeError):
         return None  # The table says so.
 

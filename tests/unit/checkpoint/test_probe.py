@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfa_dist.checkpoint import probe
-from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, platform_of, probe_batch
+from sfa_dist.checkpoint.probe import TOLERANCE, Probe, check_probe, place_changes, platform_of, probe_batch
 from sfa_dist.errors import CheckpointError
 from sfa_dist.models.assembly import freeze
 from sfa_dist.models.frozen import FrozenTrunk
@@ -129,3 +129,14 @@ def test_an_updated_driver_or_library_is_another_place(
 def test_versions_of_cuda_are_read_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
     assert probe._cuda_versions()["nccl"] == "2.27.5"
+
+
+def test_what_a_run_goes_on_with_is_told_by_key() -> None:
+    recorded = {"engine": {"zero": 2, "precision": "fp32"}, "ranks": 2, "torch": "2.14"}
+    now = {"engine": {"zero": 0, "precision": "fp32", "shard_ranks": None}, "ranks": 1, "torch": "2.14"}
+    assert place_changes(recorded, recorded) == []
+    assert place_changes(recorded, now) == [
+        "ranks was 2 and is 1",
+        "engine.zero was 2 and is 0",
+        "engine.shard_ranks was not recorded and is None",
+    ]

@@ -95,6 +95,13 @@ def test_saying_the_same_twice_is_no_contradiction() -> None:
     assert derive(deepspeed={"gradient_clipping": 0.7, "zero_optimization": {"stage": 2}}) == derive()
 
 
+def test_no_timer_waits_for_the_gpu_unless_asked_for() -> None:
+    check(derive())
+    assert derive()["timers"]["throughput"]["enabled"] is False
+    asked = {"timers": {"throughput": {"enabled": True}}}
+    assert derive(deepspeed=asked)["timers"] == asked["timers"]
+
+
 @pytest.mark.parametrize(
     ("native", "key"),
     [

@@ -285,3 +285,15 @@ def test_a_trunk_in_eight_bits_is_not_held_against_a_change() -> None:
     gib = 1.08 * 1.02 * predict(offloaded).peak_bytes / GIB + 1
     [advice] = plan_recipe(loaded, card_of_size(gib), 1, only="stage2").advice()
     assert "stage2.engine.cpu_offload=true" in advice
+
+
+def test_one_rank_is_planned_as_it_runs() -> None:
+    """With nothing to shard, ZeRO 2 runs as ZeRO 0."""
+    one, keeps = (
+        plan_recipe(recipe("b_32f", *sets), card_of_size(80), 1, only="stage2", search=False)
+        .stages[0]
+        .memory.peak_bytes
+        for sets in ([], ["deepspeed.zero_optimization.stage=2"])
+    )
+    assert one == predict(stage2("b_32f", "engine.zero=0").on_ranks(1)).peak_bytes
+    assert keeps == predict(stage2("b_32f", "engine.zero=2")).peak_bytes != one

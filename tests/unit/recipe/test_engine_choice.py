@@ -82,6 +82,40 @@ def test_titles(engine: dict[str, Any], title: str) -> None:
     assert EngineBlock.model_validate(engine).title == title
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_one_rank_has_nothing_to_shard(zero: int) -> None:
+    written = stage({"zero": zero})
+    assert written.on_ranks(1).engine == EngineBlock(zero=0)
+    assert written.on_ranks(2).engine == written.engine == EngineBlock(zero=zero)
+    assert written.engine.title_of(written.on_ranks(1).engine) == f"ZeRO-{zero}, on one rank as ZeRO-0"
+    assert written.engine.title_of(written.on_ranks(2).engine) == f"ZeRO-{zero}"
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {"engine": {"cpu_offload": True}},
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
+        {"activation": "checkpoint", "activation_backend": "deepspeed"},
+        {"activation": "checkpoint_offload", "activation_backend": "fairscale"},
+        {"engine": {"name": "fsdp"}},
+        {"engine": {"reduction": "tree"}},
+        {"engine": {"zero": 0}},
+    ],
+    ids=str,
+)
+def test_one_rank_keeps_the_engine_that_something_needs(needs: dict[str, Any]) -> None:
+    written = Stage1.model_validate({**stage({}).model_dump(), **needs})
+    assert written.on_ranks(1).engine == written.engine
+
+
+def test_in_fp32_any_activation_backend_goes_with_zero_0() -> None:
+    own = {"engine": {"precision": "fp32"}, "activation": "checkpoint", "activation_backend": "deepspeed"}
+    running = Stage1.model_validate({**stage({}).model_dump(), **own}).on_ranks(1)
+    assert running.engine.zero == 0
+    assert Stage1.model_validate(running.model_dump()) == running
+
+
 def test_deepspeed_is_told_to_offload() -> None:
     config = derive_config(stage({"cpu_offload": True, "zero": 3}), 1, 1)
     assert config["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
