@@ -8,7 +8,6 @@ and nothing of it outlives `Job.kill`. A rank ends with the server, and the serv
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sfa_dist.parallel.environment import environment, replace_environment
-from sfa_dist.parallel.process_state import parent_of, state_of
+from sfa_dist.parallel.process_state import end_with_parent, parent_of, state_of
 
 PRELOADED = (
     "sfa_dist.stages.pipeline",
@@ -43,7 +42,6 @@ CPU_ONLY = {
 }
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "TORCHELASTIC_", "SFA_")
 POLL_S = 0.002
-_PR_SET_PDEATHSIG = 1
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -224,8 +222,7 @@ def _main(
     prepare: Callable[[], Callable[[], object] | None] | None,
 ) -> None:
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     replace_environment(environ)

@@ -5,9 +5,13 @@ Read from Linux's /proc; elsewhere it is only known whether the process exists.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 
 PROC = "/proc"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GONE = ("Z", "X", "x")  # Z, a zombie, has ended too: its parent has not yet collected the exit code.
 
 
@@ -41,6 +45,12 @@ def command_of(pid: int) -> list[str]:
             return file.read().rstrip("\0").split("\0")
     except OSError:
         return []
+
+
+def end_with_parent() -> None:
+    """Lets the kernel kill this process when the thread that started it ends, however it ends (Linux; else nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _fields(pid: int) -> list[str] | None:

@@ -222,7 +222,7 @@ def _report(run: Run, asked: bool) -> None:
     `sfa report` can make the page at any time.
     """
     try:
-        run.tracker.say(f"report: {write_report(run.directory)}")
+        run.tracker.say(f"report: {write_report(run.directory, lambda: bool(run.stop))}")
     except Exception as error:  # Whatever it is: the run has its result.
         if asked:
             raise

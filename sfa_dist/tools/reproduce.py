@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sfa_dist.tools.experiments.results import Found
 
 TABLE4 = "table4"
-NAMES = sorted([*EXPERIMENTS, TABLE4], key=lambda name: ("tfc".index(name[0]), name))  # Tables, figures, cache.
+KINDS = ("table", "fig", "")  # In this order.
+NAMES = sorted([*EXPERIMENTS, TABLE4], key=lambda name: ([name.startswith(kind) for kind in KINDS].index(True), name))
 RUNS = Path("runs") / "reproduce"
 _EPILOG = f"""\
 examples:
@@ -178,7 +179,8 @@ def _train(
     ranks = arguments.ranks or usual_ranks()
     runner = Runner(ranks, stop, environ)
     seeds = list(next(iter(plan.values())))
-    found = _found_before(experiment, scale, plan, seeds, environ)
+    with stop.nothing_to_save():
+        found = _found_before(experiment, scale, plan, seeds, environ)
 
     def write() -> tuple[dict[str, Any], list[Path]]:
         record = record_of(experiment, scale.name, command, ranks, found, left_out)

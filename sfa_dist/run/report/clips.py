@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,6 @@ from sfa_dist.data.sampling.clip_sampling import spread_frames
 from sfa_dist.data.shards.reader import read_clip_bytes
 from sfa_dist.data.shards.shard_index import SampleIndex, load_index
 from sfa_dist.data.shards.shard_names import expand_shards, shard_name
-from sfa_dist.data.video.bad_sample import BadSample
 from sfa_dist.data.video.decode import decoder_of
 from sfa_dist.errors import DataError
 from sfa_dist.recipe.blocks import DataBlock, shard_kind
@@ -35,8 +34,8 @@ HOW = (
 )
 
 
-def clip_section(run: RunFiles) -> Section:
-    """The pictures; in words why there are none, or fewer."""
+def clip_section(run: RunFiles, stopped: Callable[[], bool] = bool) -> Section:
+    """The pictures; in words why there are none, or fewer. Ends soon once `stopped` says so."""
     try:
         outcomes = read_outcomes(run.directory)
     except NoOutcomesError as error:
@@ -45,8 +44,9 @@ def clip_section(run: RunFiles) -> Section:
         return Section("Clips", [Text("No clips are shown: the run has no recipe that this version reads.")])
     rows = [row for is_right in (True, False) for row in choose(outcomes, is_right)]
     try:
-        made = made_apart(len(rows), partial(_pictures, list(run.stages.values())[-1].data, outcomes, rows), SECONDS)
-    except NoPicturesError as error:
+        make = partial(_pictures, list(run.stages.values())[-1].data, outcomes, rows)
+        made = made_apart(len(rows), make, SECONDS, stopped)
+    except (NoPicturesError, OSError) as error:
         return Section("Clips", [Text(f"No clips are shown: their shards cannot be read here ({error}).")])
     pairs = zip(rows, made.pictures, strict=True)
     shown = [_clip(outcomes, row, jpeg) for row, jpeg in pairs if jpeg is not None]
@@ -118,10 +118,9 @@ def _picture(index: SampleIndex, sample: int, data: DataBlock) -> bytes | None:
     cpu = data.model_copy(update={"decode_device": "cpu"})
     try:
         video = decoder_of(cpu).open(read_clip_bytes(index, sample))
-        frames = video.frames_at(np.array(spread_frames(video.num_frames, FRAMES), dtype=np.int64))
-    except BadSample:
-        return None  # Counted by the caller.
-    return strip(frames)
+        return strip(video.frames_at(np.array(spread_frames(video.num_frames, FRAMES), dtype=np.int64)))
+    except Exception:  # noqa: BLE001 (whatever a file does to its readers costs its own picture; the page counts it)
+        return None
 
 
 def strip(frames: torch.Tensor) -> bytes:

@@ -3,6 +3,7 @@ test's shards for some pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sfa_dist.boundary.disk import write_whole
@@ -24,11 +25,14 @@ from sfa_dist.run.report.verdict import headline, verdict_lines
 FIGURES = "figures"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Writes report.html, report.md and figures/*.png from the files of a run; returns the page. Raises CheckpointError
-    where one of them is not what this program writes, OSError."""
+def write_report(run_dir: Path, stopped: Callable[[], bool] = bool) -> Path:
+    """Writes report.html, report.md and figures/*.png from the files of a run; returns the page.
+
+    Once `stopped` says so, clips that have no picture yet go without. Raises CheckpointError where a file is not what
+    this program writes, OSError.
+    """
     try:
-        page = run_page(read_run(run_dir))
+        page = run_page(read_run(run_dir), stopped)
         write_whole(run_dir / REPORT_TEXT, markdown_page(page).encode())
         write_whole(run_dir / REPORT_PAGE, html_page(page).encode())
         return run_dir / REPORT_PAGE
@@ -39,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
         ) from error
 
 
-def run_page(run: RunFiles) -> Page:
+def run_page(run: RunFiles, stopped: Callable[[], bool] = bool) -> Page:
     """The report of a run. Writes its figures. Raises OSError."""
     setup, stages, happened = run_sections(run)
     scores = [*views_tables(run.result), *sweep_tables(run.result)]
@@ -48,7 +52,7 @@ def run_page(run: RunFiles) -> Page:
         Section("Scores", scores),
         Section("As the paper's tables", paper_blocks({run.name: run})),
         Section("Classes", class_blocks(run.classes)),
-        *([clip_section(run)] if run.result else []),
+        *([clip_section(run, stopped)] if run.result else []),
         *curve_sections(run),
         stages,
         setup,

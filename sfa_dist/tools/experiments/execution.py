@@ -44,8 +44,8 @@ class Runner:
 
         Raises PreemptedError on a stop request, RunFailedError where the run ends with an error.
         """
-        if step.is_done(self.variables):
-            return
+        if step.is_done(self.variables) and (step.stage is None or step.weights.is_file()):
+            return  # A shared stage without its weights is started: it says what to do.
         self._leave_if_asked()
         say(f"{title}: sfa train --run-dir {step.directory}" + (f" --stage {step.stage}" if step.stage else ""))
         codes = self._codes(step.words)

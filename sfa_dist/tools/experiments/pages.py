@@ -115,8 +115,13 @@ def keep_earlier(experiment: Experiment, scale: str, found: Mapping[str, Sequenc
     file = out / f"{experiment.name}.json"
     try:
         earlier = read_object(file, scale=str, rows=list)
-        had = {(row["row"], seed) for row in earlier["rows"] for seed in row["seeds"]}
-        if earlier["scale"] == scale and had <= {(row, each.seed) for row, own in found.items() for each in own}:
+        had = {
+            (row["row"], seed, acc1)
+            for row in earlier["rows"]
+            for seed, acc1 in zip(row["seeds"], row["acc1"], strict=True)
+        }
+        now = {(row, each.seed, each.acc1) for row, own in found.items() for each in own}
+        if earlier["scale"] == scale and had <= now:
             return None
     except FileNotFoundError:
         return None

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sfa_dist.data.shards.reader import read_clip_bytes
+from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.data.video.decode import decoder_of
+from sfa_dist.parallel.process_state import state_of
 from sfa_dist.recipe.blocks import DataBlock
 from sfa_dist.run.report import clips, svg
 from sfa_dist.run.report.clips import MOST_BYTES, choose, clip_section, strip
@@ -370,7 +375,7 @@ FILES = [video_bytes(frames) for frames in (3, 4, 5)]
     [
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, 120, ["s.tar/k0", "s.tar/k2"], "ended by SIGSEGV"),
         (lambda: os._exit(9), 2, 120, ["s.tar/k0", "s.tar/k1"], "ended with code 9"),
-        (lambda: time.sleep(600), 0, 1, [], "took more than 1 s"),
+        (lambda: time.sleep(600), 0, 1, [], "had 1 s for all clips"),
     ],
 )
 def test_a_decoder_that_crashes_or_never_returns_costs_pictures_and_no_run(
@@ -398,12 +403,51 @@ def test_a_decoder_that_crashes_or_never_returns_costs_pictures_and_no_run(
 
 
 def test_an_error_in_the_program_is_told_and_raised_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(frames: torch.Tensor) -> bytes:
+    def broken(shards: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(clips, "strip", broken)
+    monkeypatch.setattr(clips, "load_index", broken)
     [told] = clip_section(run_of_clips(tmp_path, FILES[0])).blocks
     assert told == Text("No clips are shown: their shards cannot be read here (RuntimeError: a bug).")
+
+
+def test_whatever_a_clip_does_costs_its_own_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(index: SampleIndex, sample: int) -> bytes:
+        if sample == 1:
+            raise MemoryError
+        return read_clip_bytes(index, sample)
+
+    monkeypatch.setattr(clips, "read_clip_bytes", read)
+    lost = "1 of 3 clips cannot be shown: unreadable, or changed."
+    assert shown_and_told(clip_section(run_of_clips(tmp_path, *FILES))) == (["s.tar/k0", "s.tar/k2"], [lost])
+
+
+def test_a_stop_request_ends_the_wait_for_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "_picture", lambda *_: time.sleep(600))
+    began = time.monotonic()
+    section = clip_section(run_of_clips(tmp_path, *FILES), stopped=lambda: True)
+    assert time.monotonic() - began < 60
+    assert shown_and_told(section)[1][-1] == "The decoder was stopped at s.tar/k0."
+
+
+def test_the_process_of_the_pictures_ends_with_a_parent_that_is_killed() -> None:
+    program = """
+import os, sys, time
+from sfa_dist.run.report.apart import made_apart
+def make(first):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+    yield None
+made_apart(1, make, 600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 60
+    while state_of(child) is not None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("pattern", ["gone/*.tar", "http://127.0.0.1:9/s.tar", "s3://b/s.tar", "pipe:touch ran"])

@@ -356,6 +356,7 @@ def test_results_that_are_no_longer_found_are_kept_aside(tmp_path: Path) -> None
     assert write("quick", V=OURS) == tmp_path / "earlier-2"
     (tmp_path / "table1.json").write_text("{")
     assert write("quick", V=OURS) == tmp_path / "earlier-3"
+    assert write("quick", V=[replace(each, acc1=each.acc1 / 2) for each in OURS]) == tmp_path / "earlier-4"
 
 
 # ---------------------------------------------------------------------------------------------------- clips, command
