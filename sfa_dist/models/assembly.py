@@ -22,6 +22,7 @@ from sfa_dist.recipe.schema import Stage2, StageBlock
 # and no less time. On GPUs these are 128 frames of ViT-B and L at 224 pixels, 64 of H and g. On CPUs caches decide:
 # ViT-S and B were slower with 128 frames than with 32 (docs/memory.md).
 LARGEST_CHUNK = {"cuda": 2**24, "cpu": 2**21}
+LARGEST_CHUNK_FRAMES = 512  # Of a tiny model: the pixels of a chunk are held too, by loaders and in the cache.
 
 Frozen = TypeVar("Frozen", bound=FrozenTrunk)
 
@@ -71,7 +72,8 @@ def freeze_as(runtime: type[Frozen], trunk: Trunk, stage: Stage2, pooled: bool) 
 
 def largest_chunk(trunk: Trunk, device: str) -> int:
     """Frames of the largest chunk that `chunk_frames: auto` takes on a kind of device: a power of two of tubelets."""
-    tubelets = max(1, LARGEST_CHUNK[device] // (trunk.tokens * trunk.width))
+    tubelets = LARGEST_CHUNK[device] // (trunk.tokens * trunk.width)
+    tubelets = max(1, min(tubelets, LARGEST_CHUNK_FRAMES // trunk.tubelet))
     return trunk.tubelet << (tubelets.bit_length() - 1)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,16 +21,17 @@ import torch
 import torch.distributed as dist
 
 from sfa_dist.boundary.disk import parse_json
-from sfa_dist.errors import UsageError
+from sfa_dist.errors import PreemptedError, UsageError
 from sfa_dist.parallel.environment import hide_gpus
 from sfa_dist.parallel.launch import Launch
+from sfa_dist.parallel.rendezvous import POLL_S, RendezvousConfig, mark_stopped, raise_if_stopped
 
 DeviceChoice = Literal["auto", "cuda", "cpu"]
 HIDING = ("", "-1", "NoDevFiles")  # Values of CUDA_VISIBLE_DEVICES that leave no GPU.
 # What Slurm sets in a job that was given GPUs.
 GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS")
-# From which compute capability on a GPU has units for a precision: Ampere for bf16, Ada and Hopper for fp8.
-LEAST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
+BF16_SINCE = (8, 0)  # Compute capability: Ampere.
+READ_S = 5.0  # Seconds that rank 0 waits at most until the others have read of a fault.
 CPU = torch.device("cpu")
 DEV = Path("/dev")
 
@@ -64,48 +67,76 @@ def choose_device(wanted: DeviceChoice, launch: Launch, environ: Mapping[str, st
     trace = "" if hidden else _trace_of_gpus(environ)
     if wanted == "auto" and not trace:
         return CPU
-    why = "CUDA_VISIBLE_DEVICES hides all GPUs" if hidden else _why_no_gpu()
+    host = socket.gethostname()
+    if hidden:
+        text = f"device: cuda, but CUDA_VISIBLE_DEVICES hides all GPUs of {host}"
+        raise UsageError(f"{text}: unset it, or set device: cpu")
     raise UsageError(
-        f"torch can use no GPU on {socket.gethostname()} ({why}), but {trace or 'the recipe says device: cuda'}. "
+        f"torch can use no GPU on {host} ({_why_no_gpu()}), but {trace or 'the recipe says device: cuda'}. "
         "Compare the driver (nvidia-smi) with the CUDA version of torch, and give a container its GPUs (docker --gpus "
         "all, apptainer --nv); to train on the CPU, set device: cpu"
     )
 
 
-def refusal_of(device: torch.device, precision: str) -> str:
-    """Why `device` cannot compute in `precision` (bf16, fp8, ...); "" if it can."""
-    least = LEAST_CAPABILITY.get(precision)
-    if device.type != "cuda" or least is None:
+def refusal_of_bf16(device: torch.device) -> str:
+    """Why `device` cannot compute in bf16; "" if it can."""
+    if device.type != "cuda" or (own := torch.cuda.get_device_capability(device)) >= BF16_SINCE:
         return ""
-    own = torch.cuda.get_device_capability(device)
-    if own >= least:
-        return ""
-    needs = f"{precision} needs a GPU of compute capability {'.'.join(map(str, least))} or more"
-    return f"{needs}, and {torch.cuda.get_device_name(device)} has {'.'.join(map(str, own))}"
+    least, has = (".".join(map(str, capability)) for capability in (BF16_SINCE, own))
+    name = torch.cuda.get_device_name(device)
+    return f"bf16 needs a GPU of compute capability {least} or more, and {name} has {has}"
 
 
-def agree(own: Place, launch: Launch, store: dist.Store) -> int:
+def agree(own: Place, config: RendezvousConfig, store: dist.Store) -> int:
     """Compares the places of all ranks, and returns the number of ranks that share this rank's cores. Collective.
 
-    Raises UsageError on every rank if `fault_of` finds a fault.
+    Raises UsageError on every rank if `fault_of` finds a fault, PreemptedError if a rank is asked to stop meanwhile,
+    LostRankError if one goes away.
     """
-    key = "places/{}".format
-    if launch.rank:
-        store.set(key(launch.rank), json.dumps(asdict(own)))
+    try:
+        fault, sharers = _compared(own, config, store)
+    except PreemptedError:
+        mark_stopped(store)
+        raise
+    except dist.DistError as error:
+        raise config.error("a rank went away while the ranks compared their devices") from error
+    if not fault:
+        return sharers
+    refusal = UsageError(fault)
+    refusal.print_suppressed = not config.prints_errors
+    raise refusal
+
+
+def _compared(own: Place, config: RendezvousConfig, store: dist.Store) -> tuple[str, int]:
+    """The fault that rank 0 finds, and how many ranks share this rank's cores."""
+    key, others = "places/{}".format, range(1, config.world_size)
+    until = time.monotonic() + config.limit
+    if config.rank:
+        store.set(key(config.rank), json.dumps(asdict(own)))
     else:
-        others = [parse_json(store.get(key(rank))) for rank in range(1, launch.world_size)]
-        places = [own, *(Place(**{**other, "cores": tuple(other["cores"])}) for other in others)]
+        told = [parse_json(_await(store, key(rank), config, until)) for rank in others]
+        places = [own, *(Place(**{**place, "cores": tuple(place["cores"])}) for place in told)]
         store.set(key("verdict"), json.dumps([fault_of(places), core_sharers(places)]))
-    fault, sharers = parse_json(store.get(key("verdict")))
-    if launch.rank:
-        store.set(key(f"read/{launch.rank}"), "")
+    fault, sharers = parse_json(_await(store, key("verdict"), config, until))
+    if config.rank:
+        store.set(key(f"read/{config.rank}"), "")
     elif fault:  # The store ends with this process: the others need time to read.
-        store.wait([key(f"read/{rank}") for rank in range(1, launch.world_size)])
-    if fault:
-        error = UsageError(fault)
-        error.print_suppressed = not launch.prints_errors
-        raise error
-    return int(sharers[launch.rank])
+        read = [key(f"read/{rank}") for rank in others]
+        soon = time.monotonic() + READ_S
+        with suppress(dist.DistError):
+            while not store.check(read) and time.monotonic() < soon:
+                time.sleep(POLL_S)
+    return str(fault), int(sharers[config.rank])
+
+
+def _await(store: dist.Store, key: str, config: RendezvousConfig, until: float) -> bytes:
+    """The value of a key that another rank sets. Not by a wait in the store, which would hold up a stop request."""
+    while not store.check([key]):
+        raise_if_stopped(store)
+        if time.monotonic() > until:
+            raise config.error(f"no answer in {config.limit:.0f} s while the ranks compared their devices ({key})")
+        time.sleep(POLL_S / 10)
+    return bytes(store.get(key))
 
 
 def fault_of(places: Sequence[Place]) -> str:

@@ -88,10 +88,11 @@ def counter_of(nvml: Any, uuid: str) -> Counter:
     handle = ctypes.c_void_p()
     _require(nvml, nvml.nvmlInit_v2(), "NVML")
     _require(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)), uuid)
+    read = nvml.nvmlDeviceGetTotalEnergyConsumption  # Here: a library without it is told by AttributeError.
 
     def joules() -> float:
         millijoules = ctypes.c_ulonglong()
-        code = nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+        code = read(handle, ctypes.byref(millijoules))
         _require(nvml, code, f"the energy of {uuid}")
         return millijoules.value / 1000
 

@@ -223,21 +223,17 @@ def start(environ: Mapping[str, str], device: DeviceChoice = "auto") -> Runtime:
         dist.init_process_group(_begin(own), store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         sharers = 1
     else:
-        chosen, fault = None, ""
+        own = torch.device("cpu")
         try:
-            chosen = choose_device(device, launch, environ)
-        except UsageError as error:
-            fault = str(error)
+            own = choose_device(device, launch, environ)
+            backend, place = _begin(own), own_place(own)
+        except (UsageError, RuntimeError) as error:  # CUDA's are RuntimeErrors: a GPU that is busy, full or broken.
+            backend, place = "", own_place(None, " ".join(str(error).split()))
         config = read_rendezvous(environ, launch)
         store = meet(config)
         store.set_timeout(COLLECTIVE_TIMEOUT)
-        try:
-            sharers = agree(own_place(chosen, fault), launch, store)
-        except dist.DistError as error:
-            raise config.error("a rank went away while the ranks compared their devices") from error
-        assert chosen is not None  # Otherwise `agree` has raised the fault.
-        own = chosen
-        join(_begin(own), config, store, environ, COLLECTIVE_TIMEOUT)
+        sharers = agree(place, config, store)  # Raises the fault of a place that has one.
+        join(backend, config, store, environ, COLLECTIVE_TIMEOUT)
     set_default("LOCAL_RANK", str(launch.local_rank))  # DeepSpeed asks for it, and srun does not set it.
     return Runtime(launch, own, socket.gethostname(), store, sharers)
 

@@ -18,7 +18,7 @@ from sfa_dist.data.sampling.sample_plan import PLAN_VERSION
 from sfa_dist.data.shards.shard_index import SampleIndex
 from sfa_dist.errors import CheckpointError, RecipeError
 from sfa_dist.models.weights import load_exactly
-from sfa_dist.parallel.devices import refusal_of
+from sfa_dist.parallel.devices import refusal_of_bf16
 from sfa_dist.parallel.engines.make_engine import make_engine
 from sfa_dist.recipe.schema import Stage2, StageBlock
 from sfa_dist.recipe.shipped import WEIGHTS_PREFIX
@@ -50,14 +50,13 @@ class Setup:
 
 
 def require_precisions(stages: Mapping[str, StageBlock], device: torch.device) -> None:
-    """Raises RecipeError where `device` is a GPU without units for a precision that one of the stages computes in."""
+    """Raises RecipeError where a stage computes in bf16 and `device` is a GPU without it; fp8 is `require_units`'s."""
+    why = refusal_of_bf16(device)
     for name, stage in stages.items():
-        keys: dict[str, str] = {"engine.precision": stage.engine.precision}
-        if isinstance(stage, Stage2) and stage.trunk_precision != "auto":
-            keys["trunk_precision"] = "fp8" if stage.trunk_precision == "fp8" else "bf16"  # int8 has bf16 activations.
-        for key, precision in keys.items():
-            if why := refusal_of(device, precision):
-                raise RecipeError(f"{name}.{key}: {why}: set engine.precision: fp32 and trunk_precision: auto")
+        trunk = isinstance(stage, Stage2) and stage.trunk_precision in ("bf16", "int8")  # int8 has bf16 activations.
+        if why and (trunk or stage.engine.precision == "bf16"):
+            key = "engine.precision" if stage.engine.precision == "bf16" else "trunk_precision"
+            raise RecipeError(f"{name}.{key}: {why}: set engine.precision: fp32 and trunk_precision: auto")
 
 
 def prepare(run: Run, name: str, stage: StageBlock, index: SampleIndex, inputs: dict[str, Any]) -> Setup:

@@ -26,6 +26,8 @@ from sfa_dist.inference.timeline_output import Curve, TimelineFile, clock, draw_
 from sfa_dist.parallel.environment import environment
 from sfa_dist.recipe.schema import Recipe, StageBlock, load_recipe
 
+MOST_FRAMES_AHEAD = 64  # Of a video file that the trunk takes at a time.
+
 
 def predict_videos(arguments: argparse.Namespace) -> int:
     """Predicts and prints; returns the exit code. Raises SfaError, with the exit codes of the contract."""
@@ -165,8 +167,8 @@ def _scored(source: FrameSource, windows: Windows, model: Model, live: bool) -> 
     stage = model.stage
     centre = SpatialViews(stage.data.resize, stage.model.image_size, stage.augment.resize)
     crops = (centre.cut(centre.shrink(torch.from_numpy(frame).unsqueeze(0)))[:, 0] for frame in source.frames)
-    # A tubelet step of a camera is computed as soon as it is complete.
-    chunk = 1 if live else max(1, model.trunk.chunk_frames // windows.tubelet)
+    # A tubelet step of a camera is computed as soon as it is complete. Windows are told after each chunk.
+    chunk = 1 if live else max(1, min(model.trunk.chunk_frames, MOST_FRAMES_AHEAD) // windows.tubelet)
     return slide(crops, windows, model.steps, model.windows, chunk)
 
 

@@ -111,4 +111,4 @@ def test_a_whole_run_with_it(tmp_path: Path) -> None:
         for mine, theirs in zip(scores(tmp_path / name), scores(tmp_path / f"{name} on"), strict=True):
             assert theirs[:4] == mine[:4]
     console = (tmp_path / "pooled on" / "console.log").read_text()
-    assert "trunk: chunks of 64 frames (auto); offload on" in console
+    assert "trunk: chunks of 512 frames (auto); offload on" in console

@@ -118,7 +118,7 @@ def keep_earlier(experiment: Experiment, scale: str, found: Mapping[str, Sequenc
         had = {
             (row["row"], seed, acc1)
             for row in earlier["rows"]
-            for seed, acc1 in zip(row["seeds"], row["acc1"], strict=True)
+            for seed, acc1 in zip(row["seeds"], row.get("acc1", ()), strict=True)
         }
         now = {(row, each.seed, each.acc1) for row, own in found.items() for each in own}
         if earlier["scale"] == scale and had <= now:

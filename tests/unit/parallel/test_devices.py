@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from datetime import timedelta
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,12 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfa_dist.errors import RecipeError, UsageError
+from sfa_dist.errors import LostRankError, PreemptedError, RecipeError, UsageError
 from sfa_dist.parallel import devices
-from sfa_dist.parallel.devices import CPU, Place, agree, choose_device, core_sharers, fault_of, own_place, refusal_of
+from sfa_dist.parallel.devices import CPU, Place, agree, choose_device, core_sharers, fault_of, own_place
 from sfa_dist.parallel.environment import temporarily
 from sfa_dist.parallel.launch import Launch
+from sfa_dist.parallel.rendezvous import LIMIT_VARIABLE, RendezvousConfig, mark_stopped, read_rendezvous
 from sfa_dist.recipe.schema import load_recipe
 from sfa_dist.stages.prepare import require_precisions
 
@@ -83,7 +85,7 @@ def test_a_machine_with_gpus_does_not_train_on_the_cpu_unasked(without_gpus: Pat
 
 def test_a_gpu_that_is_wanted_and_hidden(without_gpus: Path) -> None:
     assert without_gpus.is_dir()
-    with pytest.raises(UsageError, match=r"hides all GPUs\), but the recipe says device: cuda"):
+    with pytest.raises(UsageError, match=r"device: cuda, but CUDA_VISIBLE_DEVICES hides all GPUs of .*: unset it"):
         choose_device("cuda", launch(), {"CUDA_VISIBLE_DEVICES": ""})
 
 
@@ -94,26 +96,25 @@ def test_the_cpu_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize(
-    ("capability", "refused"),
-    [((7, 0), {"bf16", "fp8"}), ((8, 0), {"fp8"}), ((8, 9), set()), ((9, 0), set()), ((10, 0), set())],
-)
-def test_precisions_that_a_gpu_lacks(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: set[str]
-) -> None:
+@pytest.mark.parametrize(("capability", "has"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((10, 0), True)])
+def test_a_gpu_without_bf16(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    precisions = ("fp32", "bf16", "int8", "fp8")
     gpu = torch.device("cuda", 0)
-    assert {name for name in precisions if refusal_of(gpu, name)} == refused
-    assert not any(refusal_of(CPU, name) for name in precisions)
-    recipe = load_recipe(str(ROOT / "recipes/demo.yaml"), ["engine.precision=bf16"], {}).recipe
-    stages = {"stage1": recipe.stage1}
-    if "bf16" in refused:
-        with pytest.raises(RecipeError, match=r"stage1.engine.precision: bf16 needs .* 8.0 or more, and .*V100"):
+    for set_, key in (
+        ("engine.precision=bf16", "stage1.engine.precision"),
+        ("stage2.trunk_precision=int8", "stage2.trunk"),
+    ):
+        recipe = load_recipe(str(ROOT / "recipes/demo.yaml"), [set_], {}).recipe
+        stages = {"stage1": recipe.stage1, "stage2": recipe.stage2}
+        require_precisions(stages, CPU)
+        if has:
             require_precisions(stages, gpu)
-    else:
-        require_precisions(stages, gpu)
+        else:
+            with pytest.raises(RecipeError, match=rf"{key}.*: bf16 needs .* 8.0 or more, and Tesla V100 has 7"):
+                require_precisions(stages, gpu)
+    plain = load_recipe(str(ROOT / "recipes/demo.yaml"), [], {}).recipe
+    require_precisions({"stage1": plain.stage1}, gpu)
 
 
 def test_the_place_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,22 +174,55 @@ def test_shares_of_cores_never_exceed_the_cores(cores: list[set[int]]) -> None:
     assert max(load.values()) <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("error", ["", "torch can use no GPU"])
-def test_all_ranks_learn_of_one_ranks_fault(error: str) -> None:
+def in_threads(*ranks: Callable[[dist.Store], None]) -> None:
+    """Runs the ranks of one store to their ends."""
     store = dist.HashStore()
-    store.set_timeout(timedelta(seconds=30))
-    outcomes: dict[int, int | str] = {}
-
-    def rank(number: int) -> None:
-        own = Place("node0", "", (number // 2,), error if number == 2 else "")
-        try:
-            outcomes[number] = agree(own, launch(number, 3), store)
-        except UsageError as refusal:
-            outcomes[number] = str(refusal)
-
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=rank, args=(store,)) for rank in ranks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def config(rank: int, ranks: int, seconds: str = "30") -> RendezvousConfig:
+    environ = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500", LIMIT_VARIABLE: seconds}
+    return read_rendezvous(environ, launch(rank, ranks))
+
+
+@pytest.mark.parametrize("error", ["", "torch can use no GPU"])
+def test_all_ranks_learn_of_one_ranks_fault(error: str) -> None:
+    outcomes: dict[int, int | str] = {}
+
+    def rank(number: int, store: dist.Store) -> None:
+        own = Place("node0", "", (number // 2,), error if number == 2 else "")
+        try:
+            outcomes[number] = agree(own, config(number, 3), store)
+        except UsageError as refusal:
+            outcomes[number] = str(refusal)
+
+    in_threads(*(partial(rank, number) for number in range(3)))
     assert outcomes == ({0: 2, 1: 2, 2: 1} if not error else dict.fromkeys(range(3), f"rank 2: {error}"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_is_asked_to_stop_is_not_waited_for(number: int) -> None:
+    def rank(store: dist.Store) -> None:
+        mark_stopped(store)
+        with pytest.raises(PreemptedError):
+            agree(Place("node0", "", (0,)), config(number, 2), store)
+        done.append(number)
+
+    done: list[int] = []
+    in_threads(rank)
+    assert done == [number]
+
+
+def test_a_rank_that_never_answers_is_told() -> None:
+    def rank(store: dist.Store) -> None:
+        with pytest.raises(LostRankError, match=r"rank 0 of 2 on .*: no answer in 1 s .*places/1"):
+            agree(Place("node0", "", (0,)), config(0, 2, "1"), store)
+        done.append(0)
+
+    done: list[int] = []
+    in_threads(rank)
+    assert done == [0]

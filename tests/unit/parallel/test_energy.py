@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sfa_dist.parallel import energy
 from sfa_dist.parallel.energy import (
     EnergyMeter,
     NoEnergyError,
@@ -96,3 +97,13 @@ def test_the_driver_counts_millijoules_of_the_ranks_own_card() -> None:
 def test_what_the_driver_refuses_is_said(refused: str) -> None:
     with pytest.raises(NoEnergyError, match=r"the driver refuses .*: Not Supported"):
         counter_of(nvml(refused), "GPU-1")()
+
+
+def test_a_library_without_the_counter_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = nvml()
+    del old.nvmlDeviceGetTotalEnergyConsumption
+    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: old)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1"))
+    card, joules, why = EnergyMeter.start(CARD).taken()
+    assert (card, joules) == ("", None)
+    assert "nvmlDeviceGetTotalEnergyConsumption" in why
