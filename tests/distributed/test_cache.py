@@ -185,7 +185,7 @@ def test_chunks_that_auto_chose_stay_for_what_is_left(place: Path) -> None:
     started.signal_when(exists(view / "part-000000-000.json"), signal.SIGKILL)
     started.wait()
     building = json.loads((view / "building.json").read_text())
-    assert building["chunk_frames"] == 64
+    assert building["chunk_frames"] == 512
     (view / "building.json").write_text(json.dumps(building | {"chunk_frames": 2}))
     finished = train(place, *BUILD, run.name, *own)
     assert finished.code == 0, finished.err
