@@ -18,9 +18,9 @@ from sfa_dist.models.frozen import FrozenTrunk
 from sfa_dist.models.vivit import Tail, Trunk, ViViT
 from sfa_dist.recipe.schema import Stage2, StageBlock
 
-# Elements (tubelets x tokens x width) of the largest chunk that `chunk_frames: auto` takes: a larger one takes memory
-# and no less time. On GPUs these are 128 frames of ViT-B and L at 224 pixels, 64 of H and g. On CPUs caches decide:
-# ViT-S and B were slower with 128 frames than with 32 (docs/memory.md).
+# Elements (tubelets x tokens x width) of the largest chunk that `chunk_frames: auto` takes. On GPUs these are 128
+# frames of ViT-B and L at 224 pixels, 64 of H and g: reckoned, not measured. On CPUs caches decide: a chunk of 128
+# frames is slower than one of 32 (docs/memory.md).
 LARGEST_CHUNK = {"cuda": 2**24, "cpu": 2**21}
 LARGEST_CHUNK_FRAMES = 512  # Of a tiny model: the pixels of a chunk are held too, by loaders and in the cache.
 

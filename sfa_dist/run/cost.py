@@ -26,6 +26,7 @@ from sfa_dist.run.record import read_done
 MEASURED, CALIBRATED = "measured", "calibrated"
 RATIO, SOURCE, TERMS, REASON = "cost_ratio", "cost_ratio_source", "cost_ratio_terms", "cost_ratio_reason"
 KEYS = (RATIO, SOURCE, TERMS, REASON)
+COUNTED = ("stage1", CACHE, "stage2")  # What the paper counts; the cache is made by stage 2's trunk.
 CLIPS, START = "train clips (sha256)", "starting weights (sha256)"  # Inputs of a stage (record.py).
 SAME = ("frames", "batch.size", "schedule.epochs", "data.stride", CLIPS)  # With all of `model`: what a step costs.
 FREE_OF_COST = "model.drop_path"

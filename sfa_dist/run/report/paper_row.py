@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sfa_dist.recipe.stage_names import CACHE
 from sfa_dist.recipe.stages import ModelBlock, Stage1, Stage2
 from sfa_dist.run.chance import heads_of, shows_top5
-from sfa_dist.run.cost import RATIO, REASON, SOURCE, TERMS, cost_words
+from sfa_dist.run.cost import COUNTED, RATIO, REASON, SOURCE, TERMS, cost_words
 from sfa_dist.run.report.document import Block, Code, Items, Table
 from sfa_dist.run.report.run_files import RunFiles
 from sfa_dist.run.report.to_markdown import table_lines
 
 HEADS = ("model", "top-1", "top-5", "steps", "train time", "cost ratio")
-COUNTED = ("stage1", CACHE, "stage2")  # As `run/cost.py` counts.
 SIZES = ("width", "depth", "heads", "mlp", "patch")  # Keys that override what the name of a size says.
 NONE = "-"
 HOUR = 3600  # Seconds.

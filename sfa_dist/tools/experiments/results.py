@@ -19,14 +19,13 @@ from typing import Any
 import sfa_dist
 from sfa_dist.boundary.disk import read_object
 from sfa_dist.boundary.file_names import LOG, RESULT
-from sfa_dist.recipe.stage_names import CACHE, STAGE_NAMES
+from sfa_dist.recipe.stage_names import STAGE_NAMES
+from sfa_dist.run.cost import COUNTED
 from sfa_dist.run.intervals import over_seeds, wilson
 from sfa_dist.run.record import read_done
 from sfa_dist.run.report.run_files import latest_by_step, read_log
 from sfa_dist.tools.experiments.rows import Experiment, Row
 from sfa_dist.tools.experiments.steps import Step
-
-COUNTED_BY_PAPER = ("stage1", CACHE, "stage2")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Found:
     @property
     def as_paper(self) -> float:
         """Seconds of training as the paper counts them."""
-        return sum(self.seconds.get(stage, 0.0) for stage in COUNTED_BY_PAPER)
+        return sum(self.seconds.get(stage, 0.0) for stage in COUNTED)
 
     @property
     def everything(self) -> float:
